@@ -1,0 +1,1 @@
+"""The engine: schedule, run, update. Pure Python; the device is behind `ModelRunner`."""

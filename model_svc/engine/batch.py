@@ -1,0 +1,76 @@
+"""What the scheduler hands to the runner, and what comes back. The seam between pure Python and the device."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from model_svc.engine.sequence import Sequence
+from tokenwire.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """One sequence's share of a step: compute its next `num_new_tokens` uncomputed tokens."""
+
+    sequence: Sequence
+    num_new_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this row reaches the end of the sequence, so that the next token can be drawn from its logits."""
+        return self.num_new_tokens == self.sequence.num_uncomputed_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledBatch:
+    """One step. Blocks for every row's new tokens are already in its `block_table`."""
+
+    rows: tuple[ScheduledRow, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(row.num_new_tokens for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What the runner made of a batch."""
+
+    token_ids: tuple[int | None, ...]
+    """One per row, in the rows' order; None for a row that does not sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What the engine and its clients need to know of a loaded model."""
+
+    model: str
+    """Name the model is served under."""
+    vocab_size: int
+    max_context_tokens: int
+    """Most positions a sequence may have, prompt and output together."""
+    block_size: int
+    """Positions per KV block."""
+    num_blocks: int
+    """KV blocks in the pool."""
+    eos_token_ids: tuple[int, ...]
+    """End-of-sequence ids of the model's generation_config."""
+    sampling_defaults: SamplingParams
+    """generation_config's sampling; no field but `seed` is None."""
+    device: str
+    dtype: str
+    attention: str
+    phases_s: dict[str, float]
+    """Seconds each start-up phase took, in order."""
+
+
+class ModelRunner(Protocol):
+    """The only caller of the device."""
+
+    info: RunnerInfo
+
+    def run(self, batch: ScheduledBatch) -> StepOutput:
+        """Compute one step; reads the sequences, changes none of them. Writes keys and values into their blocks."""
+
+    def close(self) -> None:
+        """Give the device back."""

@@ -1,0 +1,74 @@
+"""One sequence being generated, as the scheduler sees it.
+
+Knows its tokens, its blocks and how far the KV cache has caught up. Does not know the wire, text, or the device.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tokenwire.sampling import SamplingParams, StopParams
+
+
+class SequenceStatus(Enum):
+    """Where a sequence stands. There is no prefill state: `num_computed_tokens` catches up with `len(token_ids)`."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt plus output of one choice. Mutated by the scheduler alone; the runner only reads."""
+
+    sequence_id: int
+    """Unique for the life of the engine; the key under which the caller finds it again."""
+    token_ids: list[int]
+    """Prompt, then output; grows by one per sampled token."""
+    num_prompt_tokens: int
+    """How many of `token_ids` arrived with the request. On a resumed request this includes earlier output."""
+    sampling: SamplingParams
+    """Resolved: no field is None."""
+    stop: StopParams
+    """Resolved: `max_tokens` is set; `stop_token_ids` already holds the model's own unless `ignore_eos`."""
+    choice: int = 0
+    """Which of a request's `n` choices; part of the noise counter."""
+    num_generated_before: int = 0
+    """Output tokens made before this Submit (resume); they count as output positions and towards max_tokens."""
+    priority: int = 0
+    """Higher first."""
+    tenant: str = ""
+    arrival_s: float = 0.0
+    """Monotonic clock."""
+    deadline_s: float | None = None
+    """Monotonic clock; past it the sequence finishes with DEADLINE."""
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_computed_tokens: int = 0
+    """Tokens whose keys and values are in the cache."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found in the cache instead of computed."""
+    block_table: list[int] = field(default_factory=list)
+    """Physical block of each run of `block_size` positions."""
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    num_preemptions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output together."""
+        return len(self.token_ids)
+
+    @property
+    def num_new_outputs(self) -> int:
+        """Output tokens made by this engine."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_outputs(self) -> int:
+        """Output tokens in all, those made before a resume included. Also the output position sampled next."""
+        return self.num_generated_before + self.num_new_outputs
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """How far the cache lags behind."""
+        return len(self.token_ids) - self.num_computed_tokens

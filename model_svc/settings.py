@@ -1,0 +1,43 @@
+"""Settings of the model tier. Parsed once in `__main__`; everything below receives values, never the environment."""
+
+from dataclasses import dataclass
+
+from tokenwire.settings import ServerSettings, bytes_of, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What the engine process is started with. Crosses the process boundary, so plain values only."""
+
+    model: str = setting("smollm2-135m-instruct", "model: a name from `tokenwire models list`, a folder, a .gguf file or a hub id")
+    served_name: str = setting("", "name clients ask for (default: the last part of --model)")
+    engine: str = setting("torch", "what runs the model", choices=("torch", "mock"))
+    device: str = setting("auto", "cpu, cuda, cuda:N or auto (a GPU where there is one)")
+    dtype: str = setting(
+        "auto", "weights and activations; auto: the checkpoint's on a GPU, on a CPU bf16 where it has the instructions, else fp32",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )  # fmt: skip
+    attention: str = setting("auto", "attention backend", choices=("auto", "sdpa"))
+    threads: int = setting(0, "compute threads; 0: one per core this process may use", minimum=0)
+    block_size: int = setting(16, "positions per KV block", minimum=1, maximum=256)
+    kv_memory: int = setting(
+        0, "bytes for the KV cache, with K/M/G suffix; 0: sized from free memory", minimum=0, parse=bytes_of
+    )
+    max_context_tokens: int = setting(0, "longest prompt plus output; 0: what the model allows", minimum=0)
+    max_batch_size: int = setting(64, "most sequences computed in one step", minimum=1, maximum=4096)
+    max_step_tokens: int = setting(512, "token budget of one step, decodes and prefill chunks together", minimum=1)
+    max_queued_requests: int = setting(1024, "requests that may wait; one more is refused", minimum=1)
+    max_queued_tokens: int = setting(1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1)
+    mock_prefill_tokens_per_s: float = setting(50_000.0, "mock engine: prompt tokens computed per second", minimum=1)
+    mock_step_ms: float = setting(20.0, "mock engine: time of one step", minimum=0)
+    mock_vocab_size: int = setting(49_152, "mock engine: vocabulary size", minimum=2)
+    mock_max_context_tokens: int = setting(8_192, "mock engine: longest prompt plus output", minimum=2)
+    mock_kv_blocks: int = setting(65_536, "mock engine: KV blocks", minimum=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTierSettings(ServerSettings, EngineSettings):
+    """Everything `python -m model_svc` accepts."""
+
+    port: int = setting(50053, "gRPC port", minimum=0, maximum=65535)
+    metrics_port: int = setting(9466, "Prometheus port; 0 turns it off", minimum=0, maximum=65535)
