@@ -9,12 +9,14 @@ from tokenwire.settings import ServerSettings, bytes_of, setting
 class EngineSettings:
     """What the engine process is started with. Crosses the process boundary, so plain values only."""
 
-    model: str = setting("smollm2-135m-instruct", "model: a name from `tokenwire models list`, a folder, a .gguf file or a hub id")
+    model: str = setting(
+        "smollm2-135m-instruct", "model: a name from `tokenwire models list`, a folder, a .gguf file or a hub id"
+    )
     served_name: str = setting("", "name clients ask for (default: the last part of --model)")
     engine: str = setting("torch", "what runs the model", choices=("torch", "mock"))
     device: str = setting("auto", "cpu, cuda, cuda:N or auto (a GPU where there is one)")
     dtype: str = setting(
-        "auto", "weights and activations; auto: the checkpoint's on a GPU, on a CPU bf16 where it has the instructions, else fp32",
+        "auto", "auto: the checkpoint's own on a GPU; on a CPU bfloat16 where it has the instructions, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
     attention: str = setting("auto", "attention backend", choices=("auto", "sdpa"))
@@ -27,7 +29,9 @@ class EngineSettings:
     max_batch_size: int = setting(64, "most sequences computed in one step", minimum=1, maximum=4096)
     max_step_tokens: int = setting(512, "token budget of one step, decodes and prefill chunks together", minimum=1)
     max_queued_requests: int = setting(1024, "requests that may wait; one more is refused", minimum=1)
-    max_queued_tokens: int = setting(1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1)
+    max_queued_tokens: int = setting(
+        1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1
+    )
     mock_prefill_tokens_per_s: float = setting(50_000.0, "mock engine: prompt tokens computed per second", minimum=1)
     mock_step_ms: float = setting(20.0, "mock engine: time of one step", minimum=0)
     mock_vocab_size: int = setting(49_152, "mock engine: vocabulary size", minimum=2)

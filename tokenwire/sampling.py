@@ -73,9 +73,7 @@ class StopParams:
         """Everything wrong with these values, one entry per field; empty when all is well."""
         found: list[FieldViolation] = []
         if self.max_tokens is not None and self.max_tokens < 1:
-            found.append(
-                FieldViolation(f"{prefix}.max_tokens", f"{self.max_tokens} is not allowed: an integer ≥ 1")
-            )
+            found.append(FieldViolation(f"{prefix}.max_tokens", f"{self.max_tokens} is not allowed: an integer ≥ 1"))
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             found.append(
                 FieldViolation(

@@ -92,7 +92,7 @@ def argument_parser(cls: type[Any], tier: str, description: str = "") -> argpars
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         else:
             choices = field.metadata["choices"]
-            parser.add_argument(flag, metavar="{%s}" % ",".join(choices) if choices else "VALUE", help=text)
+            parser.add_argument(flag, metavar="|".join(choices) or "VALUE", help=text)
     return parser
 
 

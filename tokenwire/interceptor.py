@@ -1,0 +1,112 @@
+"""Typed errors on every call: what a handler raises becomes a status with details; what cannot be read is refused.
+
+One interceptor per server, so that no handler can forget. Knows nothing of any service.
+"""
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from tokenwire.errors import Internal, InvalidRequest, TokenwireError
+from tokenwire.status import abort
+
+log = logging.getLogger(__name__)
+
+ARITY = {False: "unary", True: "stream"}
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Stands where a message should be that could not be parsed."""
+
+    description: str
+
+
+class TypedErrors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Maps exceptions to statuses. A bug is logged with its traceback and answered INTERNAL without it."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Wrap whatever handler answers this method."""
+        handler = await continuation(details)
+        if handler is None:
+            return handler
+        kind = f"{ARITY[handler.request_streaming]}_{ARITY[handler.response_streaming]}"
+        behaviour = getattr(handler, kind)
+        wrap = _wrap_generator if inspect.isasyncgenfunction(behaviour) else _wrap_coroutine
+        return getattr(grpc, f"{kind}_rpc_method_handler")(
+            wrap(behaviour, handler.request_streaming, details.method),
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if deserialize is None:
+        return None
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except (DecodeError, UnicodeDecodeError) as error:
+            return Malformed(str(error))
+
+    return parse
+
+
+def _wrap_coroutine(behaviour: Any, request_streaming: bool, method: str) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await behaviour(_checked(request, request_streaming), context)
+        except Exception as error:
+            await _answer(error, context, method)
+
+    return call
+
+
+def _wrap_generator(behaviour: Any, request_streaming: bool, method: str) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for response in behaviour(_checked(request, request_streaming), context):
+                yield response
+        except Exception as error:
+            await _answer(error, context, method)
+
+    return call
+
+
+def _checked(request: Any, request_streaming: bool) -> Any:
+    if request_streaming:
+        return _checked_stream(request)
+    if isinstance(request, Malformed):
+        raise _refusal(request)
+    return request
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, Malformed):
+            raise _refusal(request)
+        yield request
+
+
+def _refusal(malformed: Malformed) -> InvalidRequest:
+    message = "the message is not valid protobuf of this type, or a text in it is not valid UTF-8"
+    return InvalidRequest(f"{message} ({malformed.description})", reason="MALFORMED_MESSAGE")
+
+
+async def _answer(error: Exception, context: grpc.aio.ServicerContext, method: str) -> None:
+    if isinstance(error, TokenwireError):
+        await abort(context, error)
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+        raise error
+    log.error("%s failed", method, exc_info=error)
+    await abort(context, Internal(f"{method} failed: {type(error).__name__}; the server's log has the details"))

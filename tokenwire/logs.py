@@ -1,0 +1,84 @@
+"""Structured logs: one event per line, readable or JSON, with whatever fields the caller attaches.
+
+`TOKENWIRE_LOG` holds words separated by commas: a level (debug, info, warning, error) and a form (readable, json).
+Fields are given as `log.info("request finished", extra=fields(request_id=..., reason=...))`.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMS = ("readable", "json")
+FIELDS = "tokenwire_fields"
+
+
+def fields(**values: Any) -> dict[str, dict[str, Any]]:
+    """The `extra` argument of a logging call. None values are left out."""
+    return {FIELDS: {key: value for key, value in values.items() if value is not None}}
+
+
+class ReadableFormatter(logging.Formatter):
+    """`12:00:01.123 info  gateway  request finished  request_id=req-1 reason=length`."""
+
+    def __init__(self, tier: str) -> None:
+        super().__init__()
+        self.tier = tier
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback below it when there is one."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
+        pairs = " ".join(f"{k}={_word(v)}" for k, v in getattr(record, FIELDS, {}).items())
+        line = f"{clock} {record.levelname.lower():<7} {self.tier:<9} {record.getMessage()}"
+        line = f"{line}  {pairs}" if pairs else line
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time, level, tier, logger, message, the fields, and the traceback as `exception`."""
+
+    def __init__(self, tier: str) -> None:
+        super().__init__()
+        self.tier = tier
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
+        event: dict[str, Any] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "tier": self.tier,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
+        }
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return json.dumps(event, default=str)
+
+
+def configure(tier: str, environ: Mapping[str, str] | None = None) -> None:
+    """Send this process's logs to standard error as `TOKENWIRE_LOG` says. Exits with status 2 on an unknown word."""
+    spec = (os.environ if environ is None else environ).get("TOKENWIRE_LOG", "")
+    level, form = "info", "readable"
+    for word in filter(None, (w.strip().lower() for w in spec.split(","))):
+        if word in LEVELS:
+            level = word
+        elif word in FORMS:
+            form = word
+        else:
+            print(f"TOKENWIRE_LOG={spec!r}: {word!r} is not one of {', '.join(LEVELS + FORMS)}", file=sys.stderr)
+            raise SystemExit(2)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(tier) if form == "json" else ReadableFormatter(tier))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for noisy in ("grpc", "asyncio", "urllib3", "httpx"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _word(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return json.dumps(text) if not text or any(c in text for c in ' "=\n') else text

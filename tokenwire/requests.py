@@ -1,0 +1,150 @@
+"""What a request is and how it ends, as plain values: the words schedulers, routers and detokenizers speak.
+
+Does not know the wire; `tokenwire.wire` turns these into messages and back.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tokenwire.errors import FieldViolation, TokenwireError
+from tokenwire.sampling import SamplingParams, StopParams
+
+MAX_REQUEST_ID_CHARS = 128
+MAX_PRIORITY = 100
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_BYTES = 1024
+MAX_CHOICES = 128
+
+
+class FinishReason(Enum):
+    """Why a sequence ended; the names are those of the wire."""
+
+    STOP_TOKEN = "stop_token"
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+class CancelReason(Enum):
+    """Why a request is taken back; the names are those of the wire."""
+
+    CLIENT = "client"
+    STOP_STRING = "stop_string"
+    DEADLINE = "deadline"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one sequence."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTimings:
+    """Seconds in the model tier: waiting, up to the first token, from there to the last."""
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerTimings:
+    """Seconds in the tokenizer tier."""
+
+    queue_s: float = 0.0
+    tokenize_s: float = 0.0
+    first_frame_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The one terminal event of a sequence."""
+
+    reason: FinishReason
+    usage: Usage = Usage()
+    stop_token_id: int | None = None
+    stop_string: str | None = None
+    error: TokenwireError | None = None
+    """Set if and only if reason is ERROR."""
+    model_timings: ModelTimings | None = None
+    tokenizer_timings: TokenizerTimings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """Who asks, and until when they wait."""
+
+    request_id: str
+    priority: int = 0
+    tenant: str = ""
+    deadline_s: float | None = None
+    """Monotonic clock of this machine; None: no limit."""
+    traceparent: str = ""
+    arrival_s: float = field(default_factory=time.monotonic)
+
+    def remaining_s(self) -> float | None:
+        """Seconds left, never below 0; None: no limit."""
+        return None if self.deadline_s is None else max(0.0, self.deadline_s - time.monotonic())
+
+    def violations(self, prefix: str = "context") -> list[FieldViolation]:
+        """Everything wrong with these values, one entry per field."""
+        found: list[FieldViolation] = []
+        if len(self.request_id) > MAX_REQUEST_ID_CHARS or not (
+            self.request_id.isascii() and self.request_id.isprintable()
+        ):
+            allowed = f"at most {MAX_REQUEST_ID_CHARS} printable ASCII characters"
+            found.append(FieldViolation(f"{prefix}.request_id", f"{self.request_id[:200]!r} is not allowed: {allowed}"))
+        if abs(self.priority) > MAX_PRIORITY:
+            allowed = f"an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}"
+            found.append(FieldViolation(f"{prefix}.priority", f"{self.priority} is not allowed: {allowed}"))
+        return found
+
+
+def new_request_id() -> str:
+    """A request id nobody else has: "req-" and 16 hex digits."""
+    return "req-" + secrets.token_hex(8)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """Everything about how to generate."""
+
+    sampling: SamplingParams = SamplingParams()
+    stop: StopParams = StopParams()
+    stop_strings: tuple[str, ...] = ()
+    include_stop_string: bool = False
+    skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    num_choices: int = 1
+
+    def violations(self, prefix: str = "options") -> list[FieldViolation]:
+        """Everything wrong with these values, one entry per field."""
+        found = self.sampling.violations(f"{prefix}.sampling") + self.stop.violations(f"{prefix}.stop")
+        if len(self.stop_strings) > MAX_STOP_STRINGS:
+            description = f"{len(self.stop_strings)} strings are too many: at most {MAX_STOP_STRINGS}"
+            found.append(FieldViolation(f"{prefix}.stop.stop_strings", description))
+        for text in self.stop_strings:
+            if not 1 <= len(text.encode()) <= MAX_STOP_STRING_BYTES:
+                allowed = f"1 to {MAX_STOP_STRING_BYTES} bytes"
+                found.append(FieldViolation(f"{prefix}.stop.stop_strings", f"{text[:80]!r} is not allowed: {allowed}"))
+        if not 1 <= self.num_choices <= MAX_CHOICES:
+            allowed = f"an integer from 1 to {MAX_CHOICES}"
+            found.append(FieldViolation(f"{prefix}.num_choices", f"{self.num_choices} is not allowed: {allowed}"))
+        return found

@@ -1,0 +1,126 @@
+"""What every tier's gRPC server has: health, reflection, channelz, typed errors, bounded messages, drain on SIGTERM.
+
+A tier's `__main__` calls `run(main)`; its `main` builds a `GrpcServer`, adds services and awaits `serve_until_signal`.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc
+import uvloop
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tokenwire.channels import server_options
+from tokenwire.errors import FailedPrecondition, TokenwireError
+from tokenwire.interceptor import TypedErrors
+from tokenwire.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class GrpcServer:
+    """One tier's server. Health starts as NOT_SERVING; the tier says when it can answer."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        refuse_public_without_auth(settings.host, settings.insecure)
+        self.settings = settings
+        self.port = 0
+        self.services: list[str] = []
+        self.server = grpc.aio.server(interceptors=[TypedErrors()], options=server_options(settings.max_message_bytes))
+        self.health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        channelz.add_channelz_servicer(self.server)
+
+    def add(self, add_to_server: Callable[[Any, grpc.aio.Server], None], servicer: Any, descriptor: Any) -> None:
+        """Offer a service: the generated `add_…_to_server`, the servicer, and its service descriptor."""
+        add_to_server(servicer, self.server)
+        self.services.append(descriptor.full_name)
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises FailedPrecondition when the address cannot be used."""
+        names = [*self.services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self.server)
+        address = join_host_port(self.settings.host, self.settings.port)
+        try:
+            self.port = self.server.add_insecure_port(address)
+        except RuntimeError as error:
+            message = f"cannot listen on {address}: the port is in use or the address is not of this machine"
+            raise FailedPrecondition(f"{message}; give another with --port or --host", reason="PORT_IN_USE") from error
+        await self.set_serving(False)
+        await self.server.start()
+        return self.port
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tell health checks whether this tier can answer. A full queue is not ill health."""
+        for name in ("", *self.services):
+            await self.health.set(name, SERVING if serving else NOT_SERVING)
+
+    async def drain(self) -> None:
+        """NOT_SERVING, no new calls, running ones may finish up to the limit, then everything ends."""
+        await self.health.enter_graceful_shutdown()
+        await self.server.stop(self.settings.drain_timeout_s)
+
+
+async def until_signal() -> str:
+    """Wait for SIGTERM or SIGINT; returns its name. A second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    received: asyncio.Future[str] = loop.create_future()
+
+    def on_signal(number: signal.Signals) -> None:
+        if received.done():
+            log.warning("second signal: leaving at once")
+            sys.stderr.flush()
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        else:
+            received.set_result(number.name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return await received
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a tier on uvloop. A typed error at start is one clear line and exit status 1, not a traceback."""
+    try:
+        uvloop.run(main())
+    except TokenwireError as error:
+        log.error("%s", error)
+        raise SystemExit(1) from None
+
+
+def join_host_port(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def refuse_public_without_auth(host: str, insecure: bool) -> None:
+    """Raise FailedPrecondition when others could reach this address and nobody said that this is wanted."""
+    if insecure or is_loopback(host):
+        return
+    message = f"--host {host} can be reached by others, and this tier asks nobody who they are"
+    raise FailedPrecondition(f"{message}: add --insecure if the network around it is trusted", reason="INSECURE_HOST")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of this name is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise FailedPrecondition(f"--host {host}: no such address ({error})", reason="BAD_HOST") from error
+    return all(ipaddress.ip_address(address).is_loopback for address in found)

@@ -1,0 +1,228 @@
+"""The client's side of a Session: one stream to one peer, kept alive, with frames batched upwards.
+
+Serves both Sessions of the contract, text and token, which differ in their messages alone. Knows handles, Hello, Drain
+and loss; does not know what a delta means: frames go to the listener as they come.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpc
+
+from tokenwire.errors import FailedPrecondition, TokenwireError, Unavailable
+from tokenwire.requests import CancelReason
+from tokenwire.status import from_rpc_error
+from tokenwire.tasks import cancel_and_wait
+from tokenwire.v1 import common_pb2
+from tokenwire.version import __version__
+from tokenwire.wire import CANCEL_TO_WIRE
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_VERSION = 1
+HELLO_TIMEOUT_S = 10.0
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 2.0
+MAX_HANDLE = 2**32 - 1
+
+R = TypeVar("R")
+
+
+class SessionListener(Protocol[R]):
+    """What a session's owner is told. All calls come on the event loop and must not block or raise."""
+
+    def on_ready(self, stream: "SessionStream[R]") -> None:
+        """A stream is open and its Hello has been read. Raise FailedPrecondition to refuse the peer."""
+
+    def on_frame(self, stream: "SessionStream[R]", frame: Any) -> None:
+        """A frame came. Pop a finished sequence's receiver from `stream.receivers`."""
+
+    def on_lost(self, stream: "SessionStream[R]", receivers: dict[int, R], error: TokenwireError) -> None:
+        """The stream broke under these sequences. Each must still get its terminal event."""
+
+
+class SessionStream(Generic[R]):
+    """One stream of a session: its handles, who receives for them, and what waits to be written."""
+
+    def __init__(self, call: Any, request_type: Callable[..., Any], hello: common_pb2.Hello) -> None:
+        self.call = call
+        self.hello = hello
+        """The peer's Hello."""
+        self.receivers: dict[int, R] = {}
+        """Open sequences by handle."""
+        self.draining = False
+        self._request_type = request_type
+        self._pending = request_type()
+        self._wake = asyncio.Event()
+        self._next_handle = 1
+
+    def open(self, receivers: list[R]) -> int:
+        """Register one receiver per choice under consecutive handles; returns the first."""
+        first = self._next_handle
+        self._next_handle += len(receivers)
+        for offset, receiver in enumerate(receivers):
+            self.receivers[first + offset] = receiver
+        return first
+
+    @property
+    def exhausted(self) -> bool:
+        """Handles have run out: new requests belong on another stream."""
+        return self._next_handle > MAX_HANDLE - 1024
+
+    def submit(self, submit: Any) -> None:
+        """Send a Submit with the next frame up."""
+        self._pending.submits.append(submit)
+        self._wake.set()
+
+    def cancel(self, handle: int, reason: CancelReason) -> None:
+        """Send a Cancel with the next frame up. The terminal event still comes, unless the receiver was popped."""
+        self._pending.cancels.append(common_pb2.Cancel(handle=handle, reason=CANCEL_TO_WIRE[reason]))
+        self._wake.set()
+
+    def credit(self, handle: int, tokens: int) -> None:
+        """Send a Credit with the next frame up (text sessions alone)."""
+        self._pending.credits.append(common_pb2.Credit(handle=handle, tokens=tokens))
+        self._wake.set()
+
+    def release(self) -> None:
+        """Wake the writer so that a draining stream whose last sequence ended can close."""
+        self._wake.set()
+
+    async def write_frames(self) -> None:
+        """Write what is pending, one frame in flight; half-close once draining and nothing is open."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            pending, self._pending = self._pending, self._request_type()
+            try:
+                if pending.ByteSize():
+                    await self.call.write(pending)
+                if self.draining and not self.receivers:
+                    await self.call.done_writing()
+                    return
+            except (grpc.RpcError, asyncio.InvalidStateError):
+                return  # the stream is gone; its reader says why
+
+
+class SessionClient(Generic[R]):
+    """Keeps one Session to one peer open: connects, says Hello, re-connects with backoff, moves on when drained."""
+
+    def __init__(
+        self, target: str, open_call: Callable[[], Any], request_type: Callable[..., Any], listener: SessionListener[R]
+    ) -> None:
+        self.target = target
+        self.stream: SessionStream[R] | None = None
+        """Where new requests go; None while there is no connection."""
+        self.last_error: TokenwireError = Unavailable(f"{target} has not answered yet")
+        self._open_call = open_call
+        self._request_type = request_type
+        self._listener = listener
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin connecting in the background."""
+        self._spawn(self._keep_connected())
+
+    async def close(self) -> None:
+        """Cut the streams. Their open sequences are reported lost."""
+        self._closed = True
+        await cancel_and_wait(*self._tasks)
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _keep_connected(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while not self._closed:
+            moved_on = asyncio.Event()
+            task = self._spawn(self._run_stream(moved_on))
+            mover = asyncio.ensure_future(moved_on.wait())
+            await asyncio.wait({task, mover}, return_when=asyncio.FIRST_COMPLETED)
+            mover.cancel()
+            if moved_on.is_set():
+                backoff_s = FIRST_BACKOFF_S
+                if not task.done():
+                    continue  # told to drain: the old stream runs out by itself beside the new one
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+
+    async def _run_stream(self, moved_on: asyncio.Event) -> None:
+        """One stream from Hello to its end. `moved_on` is set when it was good and a new one is wanted."""
+        call = self._open_call()
+        stream: SessionStream[R] | None = None
+        writer: asyncio.Task[None] | None = None
+        adopted = False
+        try:
+            hello = await asyncio.wait_for(self._greet(call), HELLO_TIMEOUT_S)
+            stream = SessionStream(call, self._request_type, hello)
+            self._listener.on_ready(stream)
+            self.stream, adopted = stream, True
+            writer = self._spawn(stream.write_frames())
+            while (frame := await call.read()) is not grpc.aio.EOF:
+                if frame.HasField("drain"):
+                    self._drain(stream, moved_on)
+                self._listener.on_frame(stream, frame)
+                if stream.draining and not stream.receivers:
+                    stream.release()
+            error = await self._why_ended(call)
+        except asyncio.CancelledError:
+            self._lose(stream, Unavailable(f"the session to {self.target} was closed", reason="SESSION_CLOSED"))
+            raise
+        except TimeoutError:
+            error = Unavailable(f"{self.target} did not say Hello within {HELLO_TIMEOUT_S:g} s", reason="NO_HELLO")
+        except grpc.RpcError as rpc_error:
+            error = from_rpc_error(rpc_error)
+        except TokenwireError as refusal:
+            error = refusal
+        finally:
+            call.cancel()
+            if writer is not None:
+                writer.cancel()
+        self._lose(stream, error)
+        if adopted:
+            moved_on.set()
+
+    async def _greet(self, call: Any) -> common_pb2.Hello:
+        hello = common_pb2.Hello(protocol_version=PROTOCOL_VERSION, peer=f"tokenwire/{__version__}")
+        await call.write(self._request_type(hello=hello))
+        first = await call.read()
+        if first is grpc.aio.EOF:
+            raise await self._why_ended(call)
+        if first.hello.protocol_version != PROTOCOL_VERSION:
+            version = first.hello.protocol_version
+            raise FailedPrecondition(
+                f"{self.target} speaks session protocol {version}, this side {PROTOCOL_VERSION}: run equal releases",
+                reason="PROTOCOL_VERSION",
+            )
+        theirs: common_pb2.Hello = first.hello
+        return theirs
+
+    def _drain(self, stream: SessionStream[R], moved_on: asyncio.Event) -> None:
+        stream.draining = True
+        if self.stream is stream:
+            self.stream = None
+        stream.release()
+        moved_on.set()
+
+    async def _why_ended(self, call: Any) -> TokenwireError:
+        code = await call.code()
+        if code is grpc.StatusCode.OK:
+            return Unavailable(f"{self.target} ended the session", reason="SESSION_ENDED")
+        trailing, details = await call.trailing_metadata(), await call.details()
+        return from_rpc_error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or (), details))
+
+    def _lose(self, stream: SessionStream[R] | None, error: TokenwireError) -> None:
+        self.last_error = error
+        if stream is None:
+            return
+        if self.stream is stream:
+            self.stream = None
+        receivers, stream.receivers = stream.receivers, {}
+        self._listener.on_lost(stream, receivers, error)

@@ -1,0 +1,76 @@
+"""The server's side of a Session: Hello, then reading and writing side by side until both are done.
+
+Serves both Sessions of the contract. What frames mean is the `ServerSession`'s business.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import grpc
+
+from tokenwire.errors import FailedPrecondition, InvalidRequest
+from tokenwire.session import PROTOCOL_VERSION
+from tokenwire.tasks import cancel_and_wait
+
+
+class ServerSession(Protocol):
+    """One peer's session."""
+
+    def hello(self) -> Any:
+        """The first frame down."""
+
+    def on_frame(self, frame: Any) -> None:
+        """Take a frame up. A TokenwireError ends the whole session with that status: only for protocol violations."""
+
+    def half_close(self) -> None:
+        """The peer submits nothing more; what runs goes on."""
+
+    async def next_frame(self) -> Any | None:
+        """Wait for something to send; None once half-closed and every sequence has ended.
+
+        Called one at a time, so what comes while a frame is on its way merges into the next.
+        """
+
+    def close(self) -> None:
+        """The stream is over: cancel whatever is still open. Called exactly once."""
+
+
+async def run_session(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext, session: ServerSession) -> None:
+    """Serve one session to its end. Raises the session's protocol errors; `session.close` is always called."""
+    reader: asyncio.Task[None] | None = None
+    writer: asyncio.Task[None] | None = None
+    try:
+        first = await anext(frames, None)
+        check_hello(first)
+        await context.write(session.hello())
+        reader = asyncio.ensure_future(_read(frames, session))
+        writer = asyncio.ensure_future(_write(context, session))
+        await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        if reader.done():
+            reader.result()
+            session.half_close()
+        await writer
+    finally:
+        session.close()
+        await cancel_and_wait(*(task for task in (reader, writer) if task is not None and not task.done()))
+
+
+def check_hello(first: Any | None) -> None:
+    """Raise InvalidRequest or FailedPrecondition unless the first frame is a Hello of our protocol."""
+    if first is None or not first.HasField("hello"):
+        raise InvalidRequest("the first frame of a session must carry hello", reason="NO_HELLO")
+    if first.hello.protocol_version != PROTOCOL_VERSION:
+        theirs = first.hello.protocol_version
+        message = f"hello.protocol_version {theirs} is not known here: this server speaks {PROTOCOL_VERSION}"
+        raise FailedPrecondition(message, reason="PROTOCOL_VERSION")
+
+
+async def _read(frames: AsyncIterator[Any], session: ServerSession) -> None:
+    async for frame in frames:
+        session.on_frame(frame)
+
+
+async def _write(context: grpc.aio.ServicerContext, session: ServerSession) -> None:
+    while (frame := await session.next_frame()) is not None:
+        await context.write(frame)

@@ -1,0 +1,89 @@
+"""Errors on the wire: `TokenwireError` ↔ google.rpc.Status, inside a terminal event or as a call's status.
+
+Details: BadRequest for `violations`, RetryInfo and QuotaFailure for `retry_after_s`, ErrorInfo for `reason`.
+"""
+
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status as RpcStatus
+
+from tokenwire.errors import BY_CODE, FieldViolation, MessageTooLarge, Overloaded, TokenwireError
+from tokenwire.v1 import common_pb2
+
+DOMAIN = "tokenwire"
+"""ErrorInfo.domain: whose `reason` strings these are."""
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata in which gRPC carries a google.rpc.Status."""
+
+CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def to_wire(error: TokenwireError) -> common_pb2.Status:
+    """The error as a terminal event carries it."""
+    status = common_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message)
+    for detail in details_of(error):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def details_of(error: TokenwireError) -> list[Any]:
+    """The google.rpc messages that say more than code and message."""
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if error.violations:
+        fields = [
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+            for v in error.violations
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=fields))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after_s * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if isinstance(error, Overloaded):
+        violation = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=error.message)
+        details.append(error_details_pb2.QuotaFailure(violations=[violation]))
+    return details
+
+
+def from_wire(status: common_pb2.Status | RpcStatus) -> TokenwireError:
+    """The error that a terminal event or a call's details carry."""
+    reason, violations, retry_after_s = "", [], None
+    for packed in status.details:
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if packed.Unpack(info):
+            reason = info.reason
+        elif packed.Unpack(bad):
+            violations = [FieldViolation(v.field, v.description) for v in bad.field_violations]
+        elif packed.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+    code = CODES.get(status.code, grpc.StatusCode.UNKNOWN).name
+    cls = BY_CODE.get(code, TokenwireError)
+    if reason == MessageTooLarge.default_reason:
+        cls = MessageTooLarge
+    return cls(status.message, reason=reason, violations=violations, retry_after_s=retry_after_s)
+
+
+def from_rpc_error(error: grpc.RpcError) -> TokenwireError:
+    """The error of a failed call, with its details when the server sent any."""
+    trailing = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
+    for key, value in trailing or ():
+        if key == STATUS_DETAILS_KEY:
+            return from_wire(RpcStatus.FromString(value))
+    code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
+    message = error.details() if hasattr(error, "details") else str(error)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (message or ""):
+        return MessageTooLarge(f"message too large: {message}")
+    return BY_CODE.get(code.name, TokenwireError)(message or code.name)
+
+
+async def abort(context: grpc.aio.ServicerContext, error: TokenwireError) -> NoReturn:
+    """End the call with this error's status and details. Raises, as `context.abort` does."""
+    details = RpcStatus.FromString(to_wire(error).SerializeToString()).SerializeToString()
+    await context.abort(grpc.StatusCode[error.code], error.message, ((STATUS_DETAILS_KEY, details),))
+    raise AssertionError("context.abort returned")

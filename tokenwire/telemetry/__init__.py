@@ -1,0 +1,64 @@
+"""Metrics: one registry per process, one naming scheme, one endpoint.
+
+Every metric is `tokenwire_<tier>_<what>_<unit>`, in base units, with labels from a bounded set. Metrics are made here
+so that the scheme holds; tiers say what they measure. Requires the `server` extra.
+"""
+
+import re
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from tokenwire.errors import FailedPrecondition
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+"""Buckets of every latency histogram."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]*_(total|seconds|bytes|tokens|requests|blocks|ratio|info|streams|sequences)")
+
+
+class TierMetrics:
+    """Makes the metrics of one tier. A name out of the scheme or made twice is a ValueError."""
+
+    def __init__(self, tier: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self.tier = tier
+        self.registry = registry
+
+    def counter(self, what: str, help: str, labels: Sequence[str] = ()) -> Counter:
+        """Something that only grows; `what` ends in `_total`."""
+        return Counter(self._name(what), help, labels, registry=self.registry)
+
+    def gauge(self, what: str, help: str, labels: Sequence[str] = ()) -> Gauge:
+        """Something that goes up and down."""
+        return Gauge(self._name(what), help, labels, registry=self.registry)
+
+    def histogram(
+        self, what: str, help: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS
+    ) -> Histogram:
+        """A distribution."""
+        return Histogram(self._name(what), help, labels, buckets=buckets, registry=self.registry)
+
+    def _name(self, what: str) -> str:
+        if not NAME.fullmatch(what):
+            raise ValueError(f"metric {what!r} must end in its unit: {NAME.pattern}")
+        return f"tokenwire_{self.tier}_{what}"
+
+
+def exposition(registry: CollectorRegistry = REGISTRY) -> bytes:
+    """All metrics in Prometheus' text format."""
+    return generate_latest(registry)
+
+
+def serve_metrics(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
+    """Answer `GET /metrics` on this port from a thread of its own; port 0 serves none. Raises FailedPrecondition."""
+    if port == 0:
+        return
+    try:
+        start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        message = f"metrics port {port} on {host} cannot be used ({error.strerror}): give another with --metrics-port"
+        raise FailedPrecondition(message, reason="PORT_IN_USE") from error

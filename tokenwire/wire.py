@@ -1,0 +1,187 @@
+"""Messages ↔ plain values, for what all tiers share. What is not built is refused here, by name, never ignored."""
+
+import time
+
+from tokenwire.errors import FieldViolation, Unsupported
+from tokenwire.requests import (
+    CancelReason,
+    FinishReason,
+    GenerationOptions,
+    ModelTimings,
+    RequestContext,
+    Terminal,
+    TokenizerTimings,
+    Usage,
+    new_request_id,
+)
+from tokenwire.sampling import SamplingParams, StopParams, refuse
+from tokenwire.status import from_wire, to_wire
+from tokenwire.v1 import common_pb2 as pb
+
+FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason] = {
+    reason: pb.FinishReason.Value(f"FINISH_REASON_{reason.name}") for reason in FinishReason
+}
+FINISH_FROM_WIRE = {number: reason for reason, number in FINISH_TO_WIRE.items()}
+CANCEL_TO_WIRE: dict[CancelReason, pb.CancelReason] = {
+    reason: pb.CancelReason.Value(f"CANCEL_REASON_{reason.name}") for reason in CancelReason
+}
+CANCEL_FROM_WIRE = {number: reason for reason, number in CANCEL_TO_WIRE.items()}
+
+NEUTRAL_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Penalties are not built; the values that change nothing are accepted."""
+
+
+def context_from_wire(message: pb.RequestContext, *, call_remaining_s: float | None = None) -> RequestContext:
+    """Who asks. The time left becomes a deadline on this machine's monotonic clock, the call's own counted in.
+
+    Raises InvalidRequest.
+    """
+    now = time.monotonic()
+    limits = [call_remaining_s] if call_remaining_s is not None else []
+    if message.HasField("timeout_ms"):
+        limits.append(message.timeout_ms / 1000)
+    context = RequestContext(
+        request_id=message.request_id or new_request_id(),
+        priority=message.priority,
+        tenant=message.tenant,
+        deadline_s=now + min(limits) if limits else None,
+        traceparent=message.traceparent,
+        arrival_s=now,
+    )
+    refuse(context.violations())
+    return context
+
+
+def context_to_wire(context: RequestContext) -> pb.RequestContext:
+    """Who asks, with the time left by now."""
+    message = pb.RequestContext(
+        request_id=context.request_id,
+        priority=context.priority,
+        tenant=context.tenant,
+        traceparent=context.traceparent,
+    )
+    remaining_s = context.remaining_s()
+    if remaining_s is not None:
+        message.timeout_ms = round(remaining_s * 1000)
+    return message
+
+
+def options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
+    """How to generate. Raises InvalidRequest for bad values and Unsupported for what is not built."""
+    refuse_unbuilt(message)
+    sampling, stop, output = message.sampling, message.stop, message.output
+    options = GenerationOptions(
+        sampling=SamplingParams(
+            temperature=sampling.temperature if sampling.HasField("temperature") else None,
+            top_k=sampling.top_k if sampling.HasField("top_k") else None,
+            top_p=sampling.top_p if sampling.HasField("top_p") else None,
+            min_p=sampling.min_p if sampling.HasField("min_p") else None,
+            seed=sampling.seed if sampling.HasField("seed") else None,
+        ),
+        stop=StopParams(
+            max_tokens=stop.max_tokens if stop.HasField("max_tokens") else None,
+            stop_token_ids=tuple(stop.stop_token_ids),
+            ignore_eos=stop.ignore_eos,
+        ),
+        stop_strings=tuple(stop.stop_strings),
+        include_stop_string=stop.include_stop_string,
+        skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else True,
+        return_token_ids=output.return_token_ids,
+        num_choices=message.num_choices or 1,
+    )
+    refuse(options.violations())
+    return options
+
+
+def refuse_unbuilt(message: pb.GenerationOptions) -> None:
+    """Raise Unsupported for the first field that asks for something this release does not do."""
+    sampling, stop, output = message.sampling, message.stop, message.output
+    penalties = {n: getattr(sampling, n) for n in NEUTRAL_PENALTIES if sampling.HasField(n)}
+    asked = [f"sampling.{n}" for n, value in penalties.items() if value != NEUTRAL_PENALTIES[n]]
+    asked += [f"sampling.{n}" for n in ("logit_bias", "allowed_token_ids", "banned_sequences") if getattr(sampling, n)]
+    asked += ["stop.min_tokens"] if stop.min_tokens else []
+    asked += ["constraint"] if message.constraint.WhichOneof("form") else []
+    asked += [f"output.{n}" for n in ("logprobs", "prompt_logprobs") if output.HasField(n)]
+    asked += ["output.echo"] if output.echo else []
+    asked += ["adapter"] if message.adapter else []
+    if asked:
+        violations = [FieldViolation(f"options.{name}", "not built in this release; leave it out") for name in asked]
+        raise Unsupported(f"options.{asked[0]} is not built in this release; leave it out", violations=violations)
+
+
+def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
+    """How to generate, as a message."""
+    message = pb.GenerationOptions(num_choices=options.num_choices)
+    for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
+        value = getattr(options.sampling, name)
+        if value is not None:
+            setattr(message.sampling, name, value)
+    if options.stop.max_tokens is not None:
+        message.stop.max_tokens = options.stop.max_tokens
+    message.stop.stop_token_ids.extend(options.stop.stop_token_ids)
+    message.stop.ignore_eos = options.stop.ignore_eos
+    message.stop.stop_strings.extend(options.stop_strings)
+    message.stop.include_stop_string = options.include_stop_string
+    message.output.skip_special_tokens = options.skip_special_tokens
+    message.output.return_token_ids = options.return_token_ids
+    return message
+
+
+def terminal_to_wire(terminal: Terminal, handle: int = 0) -> pb.Finish:
+    """The terminal event as a message."""
+    usage = terminal.usage
+    finish = pb.Finish(
+        handle=handle,
+        reason=FINISH_TO_WIRE[terminal.reason],
+        usage=pb.Usage(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+        ),
+    )
+    if terminal.stop_token_id is not None:
+        finish.stop_token_id = terminal.stop_token_id
+    if terminal.stop_string is not None:
+        finish.stop_string = terminal.stop_string
+    if terminal.error is not None:
+        finish.error.CopyFrom(to_wire(terminal.error))
+    if (m := terminal.model_timings) is not None:
+        finish.timings.model.queue_us = _us(m.queue_s)
+        finish.timings.model.prefill_us = _us(m.prefill_s)
+        finish.timings.model.decode_us = _us(m.decode_s)
+    if (t := terminal.tokenizer_timings) is not None:
+        finish.timings.tokenizer.queue_us = _us(t.queue_s)
+        finish.timings.tokenizer.tokenize_us = _us(t.tokenize_s)
+        finish.timings.tokenizer.first_frame_us = _us(t.first_frame_s)
+        finish.timings.tokenizer.total_us = _us(t.total_s)
+    return finish
+
+
+def terminal_from_wire(finish: pb.Finish) -> Terminal:
+    """The terminal event as plain values. A reason this release does not know reads as ERROR with what was sent."""
+    matched = finish.WhichOneof("matched")
+    timings = finish.timings
+    return Terminal(
+        reason=FINISH_FROM_WIRE.get(finish.reason, FinishReason.ERROR),
+        usage=Usage(finish.usage.prompt_tokens, finish.usage.cached_tokens, finish.usage.completion_tokens),
+        stop_token_id=finish.stop_token_id if matched == "stop_token_id" else None,
+        stop_string=finish.stop_string if matched == "stop_string" else None,
+        error=from_wire(finish.error) if finish.HasField("error") else None,
+        model_timings=ModelTimings(
+            timings.model.queue_us / 1e6, timings.model.prefill_us / 1e6, timings.model.decode_us / 1e6
+        )
+        if timings.HasField("model")
+        else None,
+        tokenizer_timings=TokenizerTimings(
+            timings.tokenizer.queue_us / 1e6,
+            timings.tokenizer.tokenize_us / 1e6,
+            timings.tokenizer.first_frame_us / 1e6,
+            timings.tokenizer.total_us / 1e6,
+        )
+        if timings.HasField("tokenizer")
+        else None,
+    )
+
+
+def _us(seconds: float) -> int:
+    return max(0, round(seconds * 1e6))
