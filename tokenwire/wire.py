@@ -19,11 +19,11 @@ from tokenwire.status import from_wire, to_wire
 from tokenwire.v1 import common_pb2 as pb
 
 FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason] = {
-    reason: pb.FinishReason.Value(f"FINISH_REASON_{reason.name}") for reason in FinishReason
+    reason: getattr(pb, f"FINISH_REASON_{reason.name}") for reason in FinishReason
 }
 FINISH_FROM_WIRE = {number: reason for reason, number in FINISH_TO_WIRE.items()}
 CANCEL_TO_WIRE: dict[CancelReason, pb.CancelReason] = {
-    reason: pb.CancelReason.Value(f"CANCEL_REASON_{reason.name}") for reason in CancelReason
+    reason: getattr(pb, f"CANCEL_REASON_{reason.name}") for reason in CancelReason
 }
 CANCEL_FROM_WIRE = {number: reason for reason, number in CANCEL_TO_WIRE.items()}
 
