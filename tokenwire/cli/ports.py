@@ -1,0 +1,90 @@
+"""Who holds a TCP port of this machine, and whether it is a Tokenwire tier. Asks; changes nothing."""
+
+import http.client
+import importlib
+import socket
+from importlib.util import find_spec
+from typing import Any
+
+import grpc
+
+psutil: Any = importlib.import_module("psutil") if find_spec("psutil") else None
+"""Not among the thin client's dependencies; without it, a port's holder stays nameless."""
+
+TIERS = {
+    "gateway": "tokenwire.v1.GenerationService",
+    "tokenizer_svc": "tokenwire.v1.TokenizerService",
+    "model_svc": "tokenwire.v1.ModelService",
+}
+"""A service by which each tier's health service is told from the others'."""
+HEALTH_STATUS = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING"}
+PROBE_TIMEOUT_S = 1.0
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on `port` now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection in TIME_WAIT does not count
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def holder(port: int) -> str:
+    """The process that listens on `port`, as far as this user may know."""
+    if psutil is None:
+        return "a process (install psutil to see which)"
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return "a process this user may not see"
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            try:
+                return f"{psutil.Process(connection.pid).name()} (PID {connection.pid})"
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                return f"PID {connection.pid}"
+    return "a process this user may not see"
+
+
+def tokenwire_tier(port: int, *, speaks_grpc: bool, host: str = "127.0.0.1") -> str:
+    """What Tokenwire tier answers on `port`, with its health: "model_svc, SERVING"; "" when it is something else."""
+    return grpc_tier(host, port) if speaks_grpc else http_tier(host, port)
+
+
+def grpc_tier(host: str, port: int) -> str:
+    """Ask grpc.health.v1 for each tier's service. The two messages are one field each, so no stubs are needed."""
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", _health_request, _health_status)
+        for tier, service in TIERS.items():
+            try:
+                status = check(service, timeout=PROBE_TIMEOUT_S)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    continue
+                return ""
+            return f"{tier}, {HEALTH_STATUS.get(status, 'UNKNOWN')}"
+    return ""
+
+
+def _health_request(service: str) -> bytes:
+    name = service.encode()
+    return b"\x0a" + bytes((len(name),)) + name  # field 1, length-delimited
+
+
+def _health_status(message: bytes) -> int:
+    return message[1] if message[:1] == b"\x08" else 0  # field 1, varint below 128
+
+
+def http_tier(host: str, port: int) -> str:
+    """Whether `/metrics` holds Tokenwire's."""
+    connection = http.client.HTTPConnection(host, port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/metrics")
+        return "its metrics answer" if b"tokenwire_" in connection.getresponse().read() else ""
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        connection.close()
