@@ -1,6 +1,6 @@
 """What the scheduler hands to the runner, and what comes back. The seam between pure Python and the device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from model_svc.engine.sequence import Sequence
@@ -37,7 +37,10 @@ class StepOutput:
     """What the runner made of a batch."""
 
     token_ids: tuple[int | None, ...]
-    """One per row, in the rows' order; None for a row that does not sample."""
+    """One per row, in the rows' order; None for a row that does not sample, or that is in `errors`."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """What went wrong in a row (its index in the batch), such as logits that are not numbers. That sequence must end
+    with this error; the other rows are as good as ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,233 @@
+"""The paged KV cache as attention sees it, and the plan of one step over it.
+
+A step is one flattened row of T tokens from many sequences, without padding: first the rows with a single token
+(decodes), longest context first, then the rows with several (chunks of prompts). Knows blocks, slots and spans of
+tokens; knows neither requests nor models, nor how attention is computed (see `attention`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+
+SMALLEST_SPLIT_TOKENS = 256
+"""Decodes share one gather, padded to the longest, unless that is longer than this and over twice the row's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKVSpec:
+    """The shape of one layer's keys and values. Key and value heads may differ in size."""
+
+    num_kv_heads: int
+    key_size: int
+    value_size: int
+
+    def num_bytes(self, num_positions: int, dtype: torch.dtype) -> int:
+        """Memory that `num_positions` positions take."""
+        return num_positions * self.num_kv_heads * (self.key_size + self.value_size) * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """One layer's cache: keys [num_blocks, block_size, num_kv_heads, key_size], values likewise."""
+
+    key: Tensor
+    value: Tensor
+    key_slots: Tensor
+    """`key` as [num_blocks * block_size, num_kv_heads, key_size]; the same memory."""
+    value_slots: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PagedKV:
+    """Every layer's cache. Physical block b of a sequence is row b of each layer; no block is set aside."""
+
+    layers: tuple[LayerKV, ...]
+    num_blocks: int
+    block_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero these blocks in every layer."""
+        index = torch.tensor(blocks, dtype=torch.int64, device=self.device)
+        for layer in self.layers:
+            layer.key.index_fill_(0, index, 0)
+            layer.value.index_fill_(0, index, 0)
+
+
+def allocate(
+    specs: Sequence[LayerKVSpec], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> PagedKV:
+    """A zeroed cache. Zero matters: a masked position still enters as weight 0 × value, and 0 × NaN is NaN."""
+    layers: list[LayerKV] = []
+    for spec in specs:
+        key = _zeros((num_blocks, block_size, spec.num_kv_heads, spec.key_size), dtype, device)
+        value = _zeros((num_blocks, block_size, spec.num_kv_heads, spec.value_size), dtype, device)
+        layers.append(LayerKV(key, value, key.flatten(0, 1), value.flatten(0, 1)))
+    return PagedKV(tuple(layers), num_blocks, block_size, dtype, device)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy takes zero pages from the system, which are only made real when first written: start-up stays quick.
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """Rows with one token each that attend together: tokens `start` to `stop` of the flattened row."""
+
+    start: int
+    stop: int
+    blocks: Tensor
+    """[N * M] int64: each row's M blocks; a shorter row repeats its first block, masked."""
+    lengths: Tensor
+    """[N] int64: positions each row attends to, its new token included."""
+    num_positions: int
+    """Longest of `lengths`."""
+    masked: bool
+    """Whether any row is shorter than `num_positions`."""
+    dtype: torch.dtype
+    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """[N, 1, 1, num_positions] to add to the scores, made once per step and window; None: nothing is masked."""
+        if window is not None and window >= self.num_positions:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._make_mask(window) if self.masked or window is not None else None
+        return self._masks[window]
+
+    def _make_mask(self, window: int | None) -> Tensor:
+        position = torch.arange(self.num_positions, device=self.lengths.device)
+        last = self.lengths[:, None] - 1
+        allowed = position <= last
+        if window is not None:
+            allowed &= position > last - window
+        return additive(allowed, self.dtype)[:, None, None, :]
+
+
+@dataclass(slots=True)
+class PrefillChunk:
+    """Several tokens of one sequence: tokens `start` to `stop` of the flattened row, after `num_computed` others."""
+
+    start: int
+    stop: int
+    num_computed: int
+    blocks: Tensor
+    """[M] int64: blocks of all its positions, the chunk's own included."""
+    dtype: torch.dtype
+    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions the chunk's last token attends to."""
+        return self.num_computed + self.stop - self.start
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """[num_tokens, num_positions] to add to the scores; None: plain causal over the chunk's own tokens."""
+        if window is not None and window >= self.num_positions:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._make_mask(window) if self.num_computed or window is not None else None
+        return self._masks[window]
+
+    def causal_mask(self, window: int | None) -> Tensor:
+        """`mask`, spelled out where that is None."""
+        mask = self.mask(window)
+        return self._make_mask(None) if mask is None else mask
+
+    def _make_mask(self, window: int | None) -> Tensor:
+        position = torch.arange(self.num_positions, device=self.blocks.device)
+        query = position[self.num_computed :, None]
+        allowed = position <= query
+        if window is not None:
+            allowed &= position > query - window
+        return additive(allowed, self.dtype)
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `allowed`, minus infinity elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class PagedStep:
+    """Where the step's tokens are written, and what each attends to."""
+
+    kv: PagedKV
+    slots: Tensor
+    """[T] int64: block * block_size + offset of each token."""
+    decodes: tuple[DecodeGroup, ...]
+    chunks: tuple[PrefillChunk, ...]
+
+
+def row_order(num_computed: Ints, num_new: Ints) -> Ints:
+    """The order in which rows enter the flattened row: decodes first, longest context first; then chunks, as given."""
+    decode = num_new == 1
+    return np.lexsort((np.where(decode, -num_computed, 0), ~decode)).astype(np.int64)
+
+
+def positions_and_slots(num_computed: Ints, num_new: Ints, table: Ints, block_size: int) -> tuple[Ints, Ints]:
+    """Each token's position in its sequence and its slot in the cache, both [T], for rows with block table [N, M]."""
+    row = np.repeat(np.arange(len(num_new)), num_new)
+    first_token = np.cumsum(num_new) - num_new
+    position = np.arange(len(row)) + (num_computed - first_token)[row]
+    slot = table[row, position // block_size] * block_size + position % block_size
+    return position, slot
+
+
+def plan_step(
+    kv: PagedKV,
+    num_computed: Ints,
+    num_new: Ints,
+    slots: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+) -> PagedStep:
+    """The plan for rows already in `row_order`.
+
+    `table` [N, M] and `lengths` [N] (`num_computed + num_new`) are int64 on the device; the arrays, on the host.
+    """
+    num_decodes = int(np.count_nonzero(num_new == 1))
+    contexts = (num_computed + num_new).tolist()
+    groups: list[DecodeGroup] = []
+    for start, stop in _groups(contexts[:num_decodes]):
+        longest = contexts[start]
+        num_blocks = -(-longest // kv.block_size)
+        groups.append(
+            DecodeGroup(
+                start, stop, table[start:stop, :num_blocks].reshape(-1), lengths[start:stop], longest,
+                contexts[stop - 1] < longest, kv.dtype,
+            )
+        )  # fmt: skip
+    chunks: list[PrefillChunk] = []
+    token = num_decodes
+    for row in range(num_decodes, len(contexts)):
+        num_tokens = int(num_new[row])
+        blocks = table[row, : -(-contexts[row] // kv.block_size)]
+        chunks.append(PrefillChunk(token, token + num_tokens, contexts[row] - num_tokens, blocks, kv.dtype))
+        token += num_tokens
+    return PagedStep(kv, slots, tuple(groups), tuple(chunks))
+
+
+def _groups(contexts: list[int]) -> list[tuple[int, int]]:
+    """Spans of descending `contexts` such that padding to the first of a span at most doubles its work."""
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for row, context in enumerate(contexts):
+        longest = contexts[start]
+        if longest > SMALLEST_SPLIT_TOKENS and 2 * context < longest:
+            spans.append((start, row))
+            start = row
+    if contexts:
+        spans.append((start, len(contexts)))
+    return spans

@@ -1,0 +1,22 @@
+"""The torch runner. `build_runner` is all the engine needs of it; importing this package imports torch."""
+
+import time
+
+from model_svc.engine.batch import ModelRunner
+from model_svc.model import IMPORT_STARTED_S
+from model_svc.runner.startup import start_runner
+from model_svc.settings import EngineSettings
+
+IMPORT_S = time.perf_counter() - IMPORT_STARTED_S
+
+
+def build_runner(settings: EngineSettings) -> ModelRunner:
+    """A warm runner for `settings.model`, which is a folder with config.json and *.safetensors.
+
+    Takes seconds. Sets torch's number of threads. Raises NotFound for a folder that is not there and
+    FailedPrecondition for a model, device or memory that cannot serve.
+    """
+    return start_runner(settings, {"import": IMPORT_S})
+
+
+__all__ = ["build_runner"]
