@@ -1,0 +1,249 @@
+"""Both clients against a fake gateway: events, outputs, errors, cancellation, deadlines."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.gateway import MODEL, FakeGateway, running_gateway
+from tokenwire.client import AsyncClient, Client, Finished, FinishReason, Message, TextDelta
+from tokenwire.client.messages import DEADLINE_GRACE_S
+from tokenwire.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[FakeGateway]:
+    with running_gateway() as fake:
+        yield fake
+
+
+@pytest.fixture
+def client(gateway: FakeGateway) -> Iterator[Client]:
+    gateway.requests.clear()
+    gateway.metadata_timeouts.clear()
+    gateway.cancelled.clear()
+    with Client(gateway.target) as client:
+        yield client
+
+
+def test_events_come_in_order_and_end_with_the_terminal(client: Client) -> None:
+    events = list(client.generate("to be or not", max_tokens=3))
+    assert [e.text for e in events if isinstance(e, TextDelta)] == ["to", " be", " or"]
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert last.terminal.reason is FinishReason.LENGTH
+    assert last.terminal.usage.completion_tokens == 3
+    assert last.terminal.model_timings is not None
+    assert last.terminal.model_timings.decode_s == pytest.approx(0.1)
+
+
+def test_text_joins_the_deltas(client: Client) -> None:
+    assert client.generate("to be or not").text() == "to be or not"
+
+
+def test_several_prompts_and_choices_come_back_by_index(client: Client) -> None:
+    outputs = client.generate("a b", [7, 8, 9], num_choices=2).outputs()
+    assert [(o.index, o.choice, o.text) for o in outputs] == [
+        (0, 0, "a b"), (0, 1, "a b"), (1, 0, "7 8 9"), (1, 1, "7 8 9"),
+    ]  # fmt: skip
+    assert outputs[2].token_ids == (0, 1, 2)
+
+
+def test_text_of_several_outputs_is_a_mistake_of_the_caller(client: Client) -> None:
+    with pytest.raises(ValueError, match="has 2: use outputs"):
+        client.generate("a", "b").text()
+
+
+def test_chat_sends_the_conversation(client: Client, gateway: FakeGateway) -> None:
+    answer = client.chat([Message("system", "be kind"), Message("user", "hello there")], temperature=0).text()
+    assert answer == "hello there"
+    (request,) = gateway.requests
+    assert [(m.role, m.content) for m in request.conversation.messages] == [
+        ("system", "be kind"), ("user", "hello there"),
+    ]  # fmt: skip
+    assert request.options.sampling.HasField("temperature")
+    assert request.options.sampling.temperature == 0
+    assert not request.options.sampling.HasField("top_p")
+
+
+def test_a_text_is_one_message_of_the_user(client: Client, gateway: FakeGateway) -> None:
+    assert client.chat("hello there").text() == "hello there"
+    assert gateway.requests[0].conversation.messages[0].role == "user"
+
+
+def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> None:
+    client.generate(
+        "a", model=MODEL, max_tokens=5, temperature=0.5, top_k=4, top_p=0.25, min_p=0.125, seed=2**64 - 1, stop="END",
+        stop_token_ids=[3], include_stop_string=True, ignore_eos=True, skip_special_tokens=False,
+        return_token_ids=True, num_choices=1, truncate=True, timeout_s=9, request_id="mine", priority=-5, tenant="t",
+    ).outputs()  # fmt: skip
+    (request,) = gateway.requests
+    options, context = request.options, request.context
+    assert (request.model, request.truncate) == (MODEL, True)
+    assert (options.sampling.temperature, options.sampling.top_k) == (0.5, 4)
+    assert (options.sampling.top_p, options.sampling.min_p, options.sampling.seed) == (0.25, 0.125, 2**64 - 1)
+    assert (options.stop.max_tokens, list(options.stop.stop_strings), list(options.stop.stop_token_ids)) == (
+        5, ["END"], [3],
+    )  # fmt: skip
+    assert options.stop.include_stop_string and options.stop.ignore_eos and options.output.return_token_ids
+    assert options.output.HasField("skip_special_tokens") and not options.output.skip_special_tokens
+    assert (context.request_id, context.priority, context.tenant) == ("mine", -5, "t")
+    assert 0 < context.timeout_ms <= 9000
+    (limit,) = gateway.metadata_timeouts
+    assert limit is not None and 9 < limit < 9 + DEADLINE_GRACE_S + 1  # the transport rounds up
+
+
+def test_without_a_timeout_there_is_none(client: Client, gateway: FakeGateway) -> None:
+    client.generate("a").text()
+    assert not gateway.requests[0].context.HasField("timeout_ms")
+
+
+def test_request_ids_are_drawn_and_shown(client: Client, gateway: FakeGateway) -> None:
+    first, second = client.generate("a"), client.generate("a")
+    assert first.request_id != second.request_id
+    first.text()
+    second.text()
+    assert {r.context.request_id for r in gateway.requests} == {first.request_id, second.request_id}
+
+
+def test_an_option_that_does_not_exist_is_a_type_error(client: Client) -> None:
+    with pytest.raises(TypeError, match="temprature.*allowed are .*temperature"):
+        client.generate("a", temprature=0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"temperature": -1.0}, "options.sampling.temperature"),
+        ({"temperature": float("nan")}, "options.sampling.temperature"),
+        ({"top_p": 0.0}, "options.sampling.top_p"),
+        ({"max_tokens": 0}, "options.stop.max_tokens"),
+        ({"seed": -1}, "options.sampling.seed"),
+        ({"num_choices": 0}, "options.num_choices"),
+        ({"stop": [""]}, "options.stop.stop_strings"),
+        ({"priority": 101}, "context.priority"),
+        ({"request_id": "ü"}, "context.request_id"),
+    ],
+)
+def test_bad_values_are_refused_before_a_call_is_made(
+    client: Client, gateway: FakeGateway, options: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.generate("a", **options)  # type: ignore[arg-type]
+    assert [v.field for v in caught.value.violations] == [field]
+    assert gateway.requests == []
+
+
+@pytest.mark.parametrize("prompt", [[-1], [2**32], "half a pair: \ud800"])
+def test_prompts_that_fit_no_message_are_refused(client: Client, prompt: str | list[int]) -> None:
+    with pytest.raises(InvalidRequest, match=r"prompts\[1\]"):
+        client.generate("a", prompt)
+
+
+def test_no_prompt_and_no_time_are_refused(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="none given"):
+        client.generate()
+    with pytest.raises(InvalidRequest, match="timeout_s: 0"):
+        client.generate("a", timeout_s=0)
+
+
+def test_errors_come_typed_with_their_details(client: Client) -> None:
+    with pytest.raises(Overloaded) as caught:
+        client.generate("overload").text()
+    assert caught.value.retry_after_s == 1.5
+    with pytest.raises(Internal) as internal:
+        client.generate("bug").text()
+    assert "secret" not in str(internal.value)
+    with pytest.raises(InvalidRequest, match="'other' is not served"):
+        client.tokenize("a", model="other")
+
+
+def test_an_output_cut_short_does_not_pass_for_a_text(client: Client) -> None:
+    with pytest.raises(DeadlineExceeded, match="after 1 tokens"):
+        client.generate("deadline").text()
+    with pytest.raises(Unavailable, match="model tier was lost"):
+        client.generate("lost").text()
+
+
+def test_of_several_outputs_the_others_go_on(client: Client) -> None:
+    lost, whole = client.generate("lost", "a b").outputs()
+    assert lost.text == "lost"
+    assert lost.error is not None and lost.error.reason == "MODEL_LOST"
+    assert (whole.text, whole.error) == ("a b", None)
+
+
+def test_a_stream_without_its_terminal_is_an_error(client: Client) -> None:
+    with pytest.raises(Unavailable, match="1 outputs unfinished"):
+        client.generate("cut").text()
+
+
+def test_closing_a_stream_cancels_the_request(client: Client, gateway: FakeGateway) -> None:
+    with client.generate("hang") as stream:
+        assert next(stream) == TextDelta("hang", 1, (0,))
+    assert gateway.cancelled.wait(10)
+    with pytest.raises(Cancelled):
+        next(stream)
+
+
+def test_nobody_listening_is_unavailable() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable):
+        client.generate("a").text()
+
+
+def test_tokens_and_models(client: Client) -> None:
+    assert [e.token_ids for e in client.tokenize("ab", "c")] == [(97, 98), (99,)]
+    assert client.detokenize([97, 98], [99]) == ["ab", "c"]
+    assert [(m.name, m.max_context_tokens, m.vocab_size) for m in client.models()] == [(MODEL, 64, 128)]
+
+
+async def gather_async(target: str) -> list[object]:
+    async with AsyncClient(target) as client:
+        texts = await asyncio.gather(*(client.generate(f"n {i}").text() for i in range(20)))
+        events = [event async for event in client.chat("x y")]
+        encodings = await client.tokenize("ab")
+        return [texts, events, encodings[0].token_ids, await client.detokenize([97]), (await client.models())[0].name]
+
+
+def test_the_asyncio_client_does_the_same(gateway: FakeGateway) -> None:
+    texts, events, ids, detokenized, model = asyncio.run(gather_async(gateway.target))
+    assert texts == [f"n {i}" for i in range(20)]
+    assert isinstance(events, list)
+    assert [type(e) for e in events] == [TextDelta, TextDelta, Finished]
+    assert (ids, detokenized, model) == ((97, 98), ["a"], MODEL)
+
+
+def test_asyncio_errors_and_cancellation(client: Client, gateway: FakeGateway) -> None:
+    async def main() -> None:
+        async with AsyncClient(gateway.target) as client:
+            with pytest.raises(Overloaded):
+                await client.generate("overload").text()
+            with pytest.raises(InvalidRequest, match="'other'"):
+                await client.tokenize("a", model="other")
+            async with client.generate("hang") as stream:
+                assert await anext(stream) == TextDelta("hang", 1, (0,))
+            with pytest.raises(Cancelled):
+                await anext(stream)
+
+    asyncio.run(main())
+    assert gateway.cancelled.wait(10)
+
+
+def test_cancelling_the_task_cancels_the_request(client: Client, gateway: FakeGateway) -> None:
+    async def main() -> None:
+        async with AsyncClient(gateway.target) as client:
+            task = asyncio.create_task(client.generate("hang").text())
+            while not gateway.requests:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    assert gateway.cancelled.wait(10)

@@ -1,0 +1,36 @@
+"""The Python client: `Client` for ordinary code, `AsyncClient` for asyncio; errors are `tokenwire.errors`.
+
+    with Client("127.0.0.1:50051") as client:
+        print(client.chat("What is the capital of France?", temperature=0).text())
+
+        for event in client.generate("Once upon a time", "In the beginning", max_tokens=32):
+            match event:
+                case TextDelta(text=text, index=index): ...
+                case Finished(terminal=terminal): ...
+
+Knows only the gateway's contract: no tokenizer, no model, no retry.
+"""
+
+from tokenwire.client.clients import AsyncClient, Client
+from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Output, TextDelta
+from tokenwire.client.options import CallOptions
+from tokenwire.client.streams import AsyncStream, Stream
+from tokenwire.requests import FinishReason, Terminal, Usage
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "CallOptions",
+    "Client",
+    "Encoding",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "Message",
+    "ModelCard",
+    "Output",
+    "Stream",
+    "Terminal",
+    "TextDelta",
+    "Usage",
+]

@@ -1,0 +1,128 @@
+"""`Client` and `AsyncClient`: the gateway's calls as methods.
+
+Both only start calls on their kind of channel; requests, answers and errors are made by the shared functions of
+`messages.py`. Neither retries.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from tokenwire.channels import client_options
+from tokenwire.client import messages as m
+from tokenwire.client.events import Encoding, Message, ModelCard, Prompt
+from tokenwire.client.options import CallOptions
+from tokenwire.client.streams import AsyncStream, Stream
+from tokenwire.status import from_rpc_error
+from tokenwire.v1 import gateway_pb2_grpc
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+UNARY_TIMEOUT_S = 30.0
+
+
+class Client:
+    """A gateway, for ordinary code; may be shared by threads. Close it, or use it in a `with` block."""
+
+    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+        self.target = target
+        self._channel = grpc.insecure_channel(target, options=client_options())
+        self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> Stream:
+        """Continue one prompt, or several at once whose events carry `index`. Raises InvalidRequest."""
+        sent = m.generate_call(prompts, options)
+        return Stream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s))
+
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[CallOptions]) -> Stream:
+        """Answer a conversation, or one message of a user. Raises InvalidRequest."""
+        sent = m.chat_call(messages, options)
+        return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
+
+    def tokenize(
+        self, *texts: str, model: str = "", add_special_tokens: bool = True, return_offsets: bool = False
+    ) -> list[Encoding]:
+        """The token ids of each text."""
+        request = m.tokenize_request(texts, model, add_special_tokens, return_offsets)
+        return m.encodings(self._unary(self._stub.Tokenize, request))
+
+    def detokenize(self, *sequences: Sequence[int], model: str = "", skip_special_tokens: bool = True) -> list[str]:
+        """The text of each sequence of token ids."""
+        request = m.detokenize_request(sequences, model, skip_special_tokens)
+        return m.detokenized(self._unary(self._stub.Detokenize, request))
+
+    def models(self) -> list[ModelCard]:
+        """What can be asked for."""
+        return m.model_cards(self._unary(self._stub.ListModels, m.list_models_request()))
+
+    def close(self) -> None:
+        """End the connection and every stream on it."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _unary(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=UNARY_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
+
+class AsyncClient:
+    """A gateway, for asyncio. Belongs to the loop it was made in; close it, or use it in an `async with` block."""
+
+    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+        self.target = target
+        self._channel = grpc.aio.insecure_channel(target, options=client_options())
+        self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> AsyncStream:
+        """As `Client.generate`."""
+        sent = m.generate_call(prompts, options)
+        return AsyncStream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s))
+
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[CallOptions]) -> AsyncStream:
+        """As `Client.chat`."""
+        sent = m.chat_call(messages, options)
+        return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
+
+    async def tokenize(
+        self, *texts: str, model: str = "", add_special_tokens: bool = True, return_offsets: bool = False
+    ) -> list[Encoding]:
+        """As `Client.tokenize`."""
+        request = m.tokenize_request(texts, model, add_special_tokens, return_offsets)
+        return m.encodings(await self._unary(self._stub.Tokenize, request))
+
+    async def detokenize(
+        self, *sequences: Sequence[int], model: str = "", skip_special_tokens: bool = True
+    ) -> list[str]:
+        """As `Client.detokenize`."""
+        request = m.detokenize_request(sequences, model, skip_special_tokens)
+        return m.detokenized(await self._unary(self._stub.Detokenize, request))
+
+    async def models(self) -> list[ModelCard]:
+        """As `Client.models`."""
+        return m.model_cards(await self._unary(self._stub.ListModels, m.list_models_request()))
+
+    async def close(self) -> None:
+        """End the connection and every stream on it."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _unary(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request, timeout=UNARY_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None

@@ -1,0 +1,121 @@
+"""What a client sends and receives, as plain values. Knows neither the wire nor how it is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenwire.errors import Cancelled, DeadlineExceeded, Internal, TokenwireError
+from tokenwire.requests import FinishReason, Terminal
+
+Prompt = str | Sequence[int]
+"""A text, or token ids used as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: str
+    """ "system", "user", "assistant", or what the model's template knows."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """New text of one output; nothing is sent twice."""
+
+    text: str
+    """May be empty while a character or a possible stop string is incomplete."""
+    num_tokens: int
+    """Tokens that stand behind it."""
+    token_ids: tuple[int, ...] = ()
+    """Those tokens, if `return_token_ids` was asked for."""
+    index: int = 0
+    """Which prompt."""
+    choice: int = 0
+    """Which of `num_choices`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of one output: why it ended, what it used, where the time went."""
+
+    terminal: Terminal
+    index: int = 0
+    choice: int = 0
+
+
+Event = TextDelta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One whole output."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Empty unless `return_token_ids` was asked for."""
+    terminal: Terminal
+    index: int = 0
+    choice: int = 0
+
+    @property
+    def error(self) -> TokenwireError | None:
+        """Why this output is not whole; None when it ended by itself (a stop or its length)."""
+        match self.terminal.reason:
+            case FinishReason.ERROR:
+                return self.terminal.error or Internal("the output ended with an error that was not named")
+            case FinishReason.DEADLINE:
+                tokens = self.terminal.usage.completion_tokens
+                return DeadlineExceeded(f"the time ran out after {tokens} tokens; what came until then was streamed")
+            case FinishReason.CANCELLED:
+                return Cancelled("the request was cancelled")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One encoded text."""
+
+    token_ids: tuple[int, ...]
+    starts: tuple[int, ...] = ()
+    """Where each token starts in the text, in Unicode characters, if offsets were asked for."""
+    ends: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model that can be asked for."""
+
+    name: str
+    max_context_tokens: int
+    """Most positions of one sequence, prompt and output together."""
+    vocab_size: int
+    vocabulary_fingerprint: str
+    """Equal where token ids mean the same."""
+
+
+class OutputCollector:
+    """Joins events into outputs and knows how many are still open."""
+
+    def __init__(self, num_outputs: int) -> None:
+        self.num_open = num_outputs
+        self._texts: dict[tuple[int, int], list[str]] = {}
+        self._token_ids: dict[tuple[int, int], list[int]] = {}
+        self._terminals: dict[tuple[int, int], Terminal] = {}
+
+    def add(self, event: Event) -> None:
+        """Take the next event."""
+        key = (event.index, event.choice)
+        if isinstance(event, Finished):
+            self._terminals[key] = event.terminal
+            self.num_open -= 1
+        else:
+            self._texts.setdefault(key, []).append(event.text)
+            self._token_ids.setdefault(key, []).extend(event.token_ids)
+
+    def outputs(self) -> list[Output]:
+        """Every finished output, by prompt and choice."""
+        return [
+            Output("".join(self._texts.get(key, ())), tuple(self._token_ids.get(key, ())), terminal, *key)
+            for key, terminal in sorted(self._terminals.items())
+        ]

@@ -1,0 +1,150 @@
+"""Client values ↔ the gateway's messages: pure functions, shared by both clients. Does not know how calls are made."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Prompt, TextDelta
+from tokenwire.client.options import CallOptions, generation_options, request_context
+from tokenwire.errors import InvalidRequest
+from tokenwire.v1 import common_pb2, gateway_pb2, tokenizer_pb2
+from tokenwire.wire import context_to_wire, options_to_wire, terminal_from_wire
+
+DEADLINE_GRACE_S = 2.0
+"""How much longer than its request a call may take, so that the terminal event outruns the transport's own timer."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """One streaming call: what is sent, and how what comes back is read."""
+
+    request: Any
+    request_id: str
+    num_outputs: int
+    """Terminal events to expect."""
+    timeout_s: float | None
+    """The transport's own limit."""
+    events_of: Callable[[Any], list[Event]]
+
+
+def generate_call(prompts: Sequence[Prompt], given: CallOptions) -> GenerationCall:
+    """A call to Generate. Raises InvalidRequest."""
+    if not prompts:
+        raise InvalidRequest("prompts: none given; at least one text or sequence of token ids is needed")
+    context, options = request_context(given), generation_options(given)
+    request = gateway_pb2.GenerateRequest(
+        context=context_to_wire(context),
+        model=given.get("model", ""),
+        prompts=[_prompt(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)],
+        options=options_to_wire(options),
+        truncate=given.get("truncate", False),
+    )
+    return GenerationCall(
+        request, context.request_id, len(prompts) * options.num_choices, _call_timeout_s(given), generate_events
+    )
+
+
+def chat_call(messages: str | Sequence[Message], given: CallOptions) -> GenerationCall:
+    """A call to Chat; a text stands for one message of the user. Raises InvalidRequest."""
+    if isinstance(messages, str):
+        messages = [Message("user", messages)]
+    context, options = request_context(given), generation_options(given)
+    request = gateway_pb2.ChatRequest(
+        context=context_to_wire(context),
+        model=given.get("model", ""),
+        options=options_to_wire(options),
+        truncate=given.get("truncate", False),
+    )
+    for i, message in enumerate(messages):
+        try:
+            request.conversation.messages.add(role=message.role, content=message.content)
+        except ValueError as error:
+            raise InvalidRequest(f"messages[{i}]: {error}") from None
+    return GenerationCall(request, context.request_id, options.num_choices, _call_timeout_s(given), chat_events)
+
+
+def generate_events(response: gateway_pb2.GenerateResponse) -> list[Event]:
+    """The events of one message of Generate: new text, the end, or both."""
+    return _events(response, response.index)
+
+
+def chat_events(response: gateway_pb2.ChatResponse) -> list[Event]:
+    """The events of one message of Chat."""
+    return _events(response, 0)
+
+
+def tokenize_request(
+    texts: Sequence[str], model: str, add_special_tokens: bool, return_offsets: bool
+) -> tokenizer_pb2.TokenizeRequest:
+    """A call to Tokenize. Raises InvalidRequest."""
+    try:
+        return tokenizer_pb2.TokenizeRequest(
+            model=model, texts=texts, add_special_tokens=add_special_tokens, return_offsets=return_offsets
+        )
+    except ValueError as error:
+        raise InvalidRequest(f"texts: {error}") from None
+
+
+def encodings(response: tokenizer_pb2.TokenizeResponse) -> list[Encoding]:
+    """One encoding per text."""
+    return [Encoding(tuple(e.token_ids), tuple(e.starts), tuple(e.ends)) for e in response.encodings]
+
+
+def detokenize_request(
+    sequences: Sequence[Sequence[int]], model: str, skip_special_tokens: bool
+) -> tokenizer_pb2.DetokenizeRequest:
+    """A call to Detokenize. Raises InvalidRequest."""
+    return tokenizer_pb2.DetokenizeRequest(
+        model=model,
+        sequences=[_token_ids(ids, f"sequences[{i}]") for i, ids in enumerate(sequences)],
+        skip_special_tokens=skip_special_tokens,
+    )
+
+
+def detokenized(response: tokenizer_pb2.DetokenizeResponse) -> list[str]:
+    """One text per sequence."""
+    return list(response.texts)
+
+
+def list_models_request() -> tokenizer_pb2.ListModelsRequest:
+    """A call to ListModels."""
+    return tokenizer_pb2.ListModelsRequest()
+
+
+def model_cards(response: tokenizer_pb2.ListModelsResponse) -> list[ModelCard]:
+    """What can be asked for."""
+    return [
+        ModelCard(card.name, card.max_context_tokens, card.vocab_size, card.fingerprint.vocabulary)
+        for card in response.models
+    ]
+
+
+def _events(response: Any, index: int) -> list[Event]:
+    found: list[Event] = []
+    if response.HasField("delta"):
+        delta = response.delta
+        found.append(TextDelta(delta.text, delta.num_tokens, tuple(delta.token_ids), index, response.choice))
+    if response.HasField("finish"):
+        found.append(Finished(terminal_from_wire(response.finish), index, response.choice))
+    return found
+
+
+def _prompt(prompt: Prompt, field: str) -> gateway_pb2.Prompt:
+    if not isinstance(prompt, str):
+        return gateway_pb2.Prompt(token_ids=_token_ids(prompt, field))
+    try:
+        return gateway_pb2.Prompt(text=prompt)
+    except ValueError as error:
+        raise InvalidRequest(f"{field}: {error}") from None
+
+
+def _token_ids(ids: Sequence[int], field: str) -> common_pb2.TokenIds:
+    try:
+        return common_pb2.TokenIds(ids=ids)
+    except ValueError:
+        raise InvalidRequest(f"{field}: token ids are integers from 0 to 2^32 - 1, not {list(ids)[:8]}") from None
+
+
+def _call_timeout_s(given: CallOptions) -> float | None:
+    timeout_s = given.get("timeout_s")
+    return None if timeout_s is None else timeout_s + DEADLINE_GRACE_S

@@ -1,0 +1,88 @@
+"""The keyword arguments that `generate` and `chat` share, and what they become. Does not know the wire."""
+
+import time
+from collections.abc import Sequence
+from typing import TypedDict
+
+from tokenwire.errors import InvalidRequest
+from tokenwire.requests import GenerationOptions, RequestContext, new_request_id
+from tokenwire.sampling import SamplingParams, StopParams, refuse
+
+
+class CallOptions(TypedDict, total=False):
+    """How to generate and for whom. An absent sampling option means the model's own default; zero means zero."""
+
+    model: str
+    """Name of the model; absent: the only one there is."""
+    max_tokens: int
+    """Most tokens to generate; absent: as many as the context holds."""
+    temperature: float
+    """0 is greedy."""
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    """Fixes the noise: equal seed, equal tokens."""
+    stop: str | Sequence[str]
+    """Ends the text before the first of these."""
+    stop_token_ids: Sequence[int]
+    include_stop_string: bool
+    ignore_eos: bool
+    skip_special_tokens: bool
+    return_token_ids: bool
+    num_choices: int
+    """Independent outputs per prompt."""
+    truncate: bool
+    """Cut a prompt longer than the context at its start instead of refusing it."""
+    timeout_s: float
+    """The request ends after this time with what it has: FinishReason.DEADLINE."""
+    request_id: str
+    """Appears in every tier's logs; absent: drawn at random."""
+    priority: int
+    """Higher runs first; from -100 to 100."""
+    tenant: str
+
+
+def generation_options(given: CallOptions) -> GenerationOptions:
+    """How to generate. Raises InvalidRequest for a value that no server would take."""
+    stop = given.get("stop", ())
+    options = GenerationOptions(
+        sampling=SamplingParams(
+            temperature=given.get("temperature"),
+            top_k=given.get("top_k"),
+            top_p=given.get("top_p"),
+            min_p=given.get("min_p"),
+            seed=given.get("seed"),
+        ),
+        stop=StopParams(
+            max_tokens=given.get("max_tokens"),
+            stop_token_ids=tuple(given.get("stop_token_ids", ())),
+            ignore_eos=given.get("ignore_eos", False),
+        ),
+        stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
+        include_stop_string=given.get("include_stop_string", False),
+        skip_special_tokens=given.get("skip_special_tokens", True),
+        return_token_ids=given.get("return_token_ids", False),
+        num_choices=given.get("num_choices", 1),
+    )
+    refuse(options.violations())
+    return options
+
+
+def request_context(given: CallOptions) -> RequestContext:
+    """Who asks. Raises InvalidRequest; an option that does not exist is a TypeError, as for any Python function."""
+    unknown = sorted(given.keys() - CallOptions.__annotations__.keys())
+    if unknown:
+        allowed = ", ".join(CallOptions.__annotations__)
+        raise TypeError(f"no such option: {', '.join(unknown)}; allowed are {allowed}")
+    timeout_s = given.get("timeout_s")
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidRequest(f"timeout_s: {timeout_s!r} is not allowed: a number above 0, or leave it out")
+    context = RequestContext(
+        request_id=given.get("request_id") or new_request_id(),
+        priority=given.get("priority", 0),
+        tenant=given.get("tenant", ""),
+        deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
+    )
+    refuse(context.violations())
+    return context
