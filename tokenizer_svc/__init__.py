@@ -1,0 +1,1 @@
+"""The tokenizer tier: text in, text out, token ids in between."""
