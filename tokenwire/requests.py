@@ -74,6 +74,14 @@ class TokenizerTimings:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayTimings:
+    """Seconds in the gateway."""
+
+    first_text_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Terminal:
     """The one terminal event of a sequence."""
 
@@ -85,6 +93,7 @@ class Terminal:
     """Set if and only if reason is ERROR."""
     model_timings: ModelTimings | None = None
     tokenizer_timings: TokenizerTimings | None = None
+    gateway_timings: GatewayTimings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.requests import (
     CancelReason,
     FinishReason,
+    GatewayTimings,
     GenerationOptions,
     ModelTimings,
     RequestContext,
@@ -154,6 +155,9 @@ def terminal_to_wire(terminal: Terminal, handle: int = 0) -> pb.Finish:
         finish.timings.tokenizer.tokenize_us = _us(t.tokenize_s)
         finish.timings.tokenizer.first_frame_us = _us(t.first_frame_s)
         finish.timings.tokenizer.total_us = _us(t.total_s)
+    if (g := terminal.gateway_timings) is not None:
+        finish.timings.gateway.first_text_us = _us(g.first_text_s)
+        finish.timings.gateway.total_us = _us(g.total_s)
     return finish
 
 
@@ -179,6 +183,9 @@ def terminal_from_wire(finish: pb.Finish) -> Terminal:
             timings.tokenizer.total_us / 1e6,
         )
         if timings.HasField("tokenizer")
+        else None,
+        gateway_timings=GatewayTimings(timings.gateway.first_text_us / 1e6, timings.gateway.total_us / 1e6)
+        if timings.HasField("gateway")
         else None,
     )
 

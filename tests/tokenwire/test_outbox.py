@@ -1,0 +1,142 @@
+import asyncio
+
+from tokenwire.outbox import MAX_FRAME_CHARS, TextOutbox
+from tokenwire.requests import FinishReason, Terminal, Usage
+from tokenwire.v1 import common_pb2 as pb
+
+LENGTH = Terminal(FinishReason.LENGTH, usage=Usage(3, 0, 5))
+
+
+def take(outbox: TextOutbox):
+    """The next frame, which must be there already."""
+    return asyncio.run(asyncio.wait_for(outbox.next_frame(), 1))
+
+
+def rows(frame) -> list[tuple[int, str, int]]:
+    return list(zip(frame.handles, frame.texts, frame.num_tokens, strict=True))
+
+
+def is_silent(outbox: TextOutbox) -> bool:
+    async def wait() -> bool:
+        try:
+            await asyncio.wait_for(outbox.next_frame(), 0.01)
+        except TimeoutError:
+            return True
+        return False
+
+    return asyncio.run(wait())
+
+
+def test_text_that_waits_is_merged_into_one_row_per_sequence_and_the_terminal_follows() -> None:
+    outbox = TextOutbox()
+    outbox.open(1)
+    outbox.open(2)
+    outbox.add_text(1, "a", 1, [7])
+    outbox.add_text(2, "x", 1)
+    outbox.add_text(1, "b", 2, [8, 9])
+    outbox.finish(1, LENGTH)
+    frame = take(outbox)
+    assert rows(frame) == [(1, "ab", 3), (2, "x", 1)]
+    assert [(e.handle, list(e.token_ids)) for e in frame.extras] == [(1, [7, 8, 9])]
+    assert [(f.handle, f.reason) for f in frame.finishes] == [(1, pb.FINISH_REASON_LENGTH)]
+    assert outbox.num_open == 1
+
+
+def test_credit_holds_text_and_terminal_back_and_lets_the_granted_tokens_go() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=2)
+    for letter in "abcd":
+        outbox.add_text(1, letter, 1)
+    outbox.finish(1, LENGTH)
+    assert rows(take(outbox)) == [(1, "ab", 2)]
+    assert is_silent(outbox)
+    outbox.grant(1, 1)
+    assert rows(take(outbox)) == [(1, "c", 1)]
+    assert outbox.num_undelivered == 1
+    outbox.grant(1, 5)
+    frame = take(outbox)
+    assert rows(frame) == [(1, "d", 1)] and len(frame.finishes) == 1
+    assert outbox.num_open == 0 and outbox.num_undelivered == 0
+
+
+def test_text_comes_with_the_last_of_its_tokens() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=1)
+    outbox.add_text(1, "abc", 3)
+    assert rows(take(outbox)) == [(1, "", 1)]
+    outbox.grant(1, 1)
+    assert rows(take(outbox)) == [(1, "", 1)]
+    outbox.grant(1, 1)
+    assert rows(take(outbox)) == [(1, "abc", 1)]
+
+
+def test_text_without_tokens_needs_no_credit() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=0)
+    outbox.add_text(1, "tail", 0)
+    assert rows(take(outbox)) == [(1, "tail", 0)]
+
+
+def test_a_sequence_without_credit_slows_no_other() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=0)
+    outbox.open(2)
+    outbox.add_text(1, "held", 1)
+    outbox.add_text(2, "goes", 1)
+    assert rows(take(outbox)) == [(2, "goes", 1)]
+    assert is_silent(outbox)
+
+
+def test_a_sequence_taken_back_ends_without_its_text() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=0)
+    outbox.add_text(1, "held", 1)
+    outbox.discard_text(1)
+    outbox.add_text(1, "late", 1)
+    outbox.finish(1, Terminal(FinishReason.CANCELLED))
+    frame = take(outbox)
+    assert rows(frame) == [] and frame.finishes[0].reason == pb.FINISH_REASON_CANCELLED
+
+
+def test_a_finished_sequence_whose_held_text_is_dropped_ends_as_cancelled() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=0)
+    outbox.add_text(1, "held", 1)
+    outbox.finish(1, LENGTH)
+    outbox.discard_text(1)
+    finish = take(outbox).finishes[0]
+    assert finish.reason == pb.FINISH_REASON_CANCELLED and finish.usage.completion_tokens == 5
+
+
+def test_what_comes_after_the_terminal_or_for_nobody_is_ignored() -> None:
+    outbox = TextOutbox()
+    outbox.open(1)
+    outbox.finish(1, LENGTH)
+    outbox.finish(1, Terminal(FinishReason.CANCELLED))
+    outbox.add_text(1, "late", 1)
+    outbox.add_text(9, "unknown", 1)
+    outbox.grant(9, 1)
+    outbox.discard_text(9)
+    frame = take(outbox)
+    assert rows(frame) == [] and [f.reason for f in frame.finishes] == [pb.FINISH_REASON_LENGTH]
+
+
+def test_a_drain_is_sent_at_once_and_frames_end_when_everything_has_ended() -> None:
+    outbox = TextOutbox()
+    outbox.open(1)
+    outbox.drain("restart", grace_ms=500)
+    frame = take(outbox)
+    assert (frame.drain.reason, frame.drain.grace_ms) == ("restart", 500)
+    assert is_silent(outbox)
+    outbox.finish(1, LENGTH)
+    assert len(take(outbox).finishes) == 1
+    assert take(outbox) is None
+
+
+def test_much_text_is_spread_over_frames() -> None:
+    outbox = TextOutbox()
+    for handle in (1, 2, 3):
+        outbox.open(handle)
+        outbox.add_text(handle, "x" * (MAX_FRAME_CHARS // 2), 1)
+    assert list(take(outbox).handles) == [1, 2]
+    assert list(take(outbox).handles) == [3]

@@ -1,0 +1,181 @@
+"""What waits to be sent down one text session: one row per sequence, then its terminal event.
+
+Text that arrives while the peer is busy is merged, so a slow reader costs one row and slows nobody. A sequence with
+credit keeps its rows apart until they are granted; text follows the last of the tokens it stands for, and the terminal
+event follows the text. Does not know where text comes from.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tokenwire.requests import FinishReason, Terminal
+from tokenwire.v1 import common_pb2, tokenizer_pb2
+from tokenwire.wire import terminal_to_wire
+
+MAX_FRAME_CHARS = 512 * 1024
+"""A frame is closed when its text reaches this, so that it fits a client's default limit of 4 MiB."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """Text that is not sent yet, and the tokens behind it."""
+
+    text: str
+    num_tokens: int
+    token_ids: list[int]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """One open sequence."""
+
+    credit: int | None
+    """Tokens that may be sent; None: no limit."""
+    rows: deque[_Row] = field(default_factory=deque)
+    terminal: Terminal | None = None
+    discarded: bool = False
+
+    @property
+    def sendable(self) -> bool:
+        if not self.rows:
+            return self.terminal is not None
+        return self.credit is None or self.credit > 0 or self.rows[0].num_tokens == 0
+
+
+class TextOutbox:
+    """Rows and terminal events of one session's open sequences, by handle. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, _Waiting] = {}
+        self._sendable: dict[int, None] = {}
+        """Handles with something to send, in the order in which they became so."""
+        self._drain: common_pb2.Drain | None = None
+        self._ending = False
+        self._wake = asyncio.Event()
+        self.num_undelivered = 0
+        """Terminal events that have not been put into a frame yet."""
+
+    @property
+    def num_open(self) -> int:
+        """Sequences whose terminal event has not been put into a frame."""
+        return len(self._open)
+
+    def open(self, handle: int, credit: int | None = None) -> None:
+        """Begin a sequence. `credit`: tokens that may be sent before the first `grant`; None: no limit."""
+        self._open[handle] = _Waiting(credit)
+
+    def add_text(self, handle: int, text: str, num_tokens: int, token_ids: Sequence[int] = ()) -> None:
+        """New text of a sequence. Ignored once it is finished or unknown."""
+        waiting = self._open.get(handle)
+        if waiting is None or waiting.terminal is not None or waiting.discarded:
+            return
+        if waiting.rows and waiting.credit is None:
+            last = waiting.rows[-1]
+            last.text += text
+            last.num_tokens += num_tokens
+            last.token_ids.extend(token_ids)
+        else:
+            waiting.rows.append(_Row(text, num_tokens, list(token_ids)))
+        self._mark(handle, waiting)
+
+    def finish(self, handle: int, terminal: Terminal) -> None:
+        """The sequence's terminal event; it is sent after its text. Ignored once it is finished or unknown."""
+        waiting = self._open.get(handle)
+        if waiting is None or waiting.terminal is not None:
+            return
+        waiting.terminal = terminal
+        self.num_undelivered += 1
+        self._mark(handle, waiting)
+
+    def grant(self, handle: int, num_tokens: int) -> None:
+        """Allow more tokens. Ignored for an unknown sequence and for one without a limit."""
+        waiting = self._open.get(handle)
+        if waiting is not None and waiting.credit is not None:
+            waiting.credit += num_tokens
+            self._mark(handle, waiting)
+
+    def discard_text(self, handle: int) -> None:
+        """The peer takes the sequence back: text that waits is dropped, the terminal event waits for nothing."""
+        waiting = self._open.get(handle)
+        if waiting is not None:
+            if waiting.rows and waiting.terminal is not None:
+                waiting.terminal = Terminal(FinishReason.CANCELLED, usage=waiting.terminal.usage)
+            waiting.discarded = True
+            waiting.rows.clear()
+            self._mark(handle, waiting)
+
+    def drain(self, reason: str, grace_ms: int = 0) -> None:
+        """Tell the peer to go elsewhere; frames end when nothing is open any more."""
+        self._drain = common_pb2.Drain(reason=reason, grace_ms=grace_ms)
+        self.end()
+
+    def end(self) -> None:
+        """Nothing more will be opened: frames end when nothing is open any more."""
+        self._ending = True
+        self._wake.set()
+
+    async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
+        """Wait for something to send and take all of it; None once ending and every sequence has ended."""
+        while not self._sendable and self._drain is None:
+            if self._ending and not self._open:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        frame = tokenizer_pb2.SessionResponse()
+        if self._drain is not None:
+            frame.drain.CopyFrom(self._drain)
+            self._drain = None
+        num_chars = 0
+        while self._sendable and num_chars < MAX_FRAME_CHARS:
+            handle = next(iter(self._sendable))
+            del self._sendable[handle]
+            num_chars += self._take(frame, handle)
+        return frame
+
+    def _mark(self, handle: int, waiting: _Waiting) -> None:
+        if waiting.sendable:
+            self._sendable[handle] = None
+            self._wake.set()
+        else:
+            self._sendable.pop(handle, None)
+
+    def _take(self, frame: tokenizer_pb2.SessionResponse, handle: int) -> int:
+        """Move what may be sent of one sequence into the frame; returns its characters."""
+        waiting = self._open[handle]
+        row = _take_row(waiting)
+        if row is not None:
+            frame.handles.append(handle)
+            frame.texts.append(row.text)
+            frame.num_tokens.append(row.num_tokens)
+            if row.token_ids:
+                frame.extras.add(handle=handle, token_ids=row.token_ids)
+        if waiting.terminal is not None and not waiting.rows:
+            frame.finishes.append(terminal_to_wire(waiting.terminal, handle))
+            del self._open[handle]
+            self.num_undelivered -= 1
+        return len(row.text) if row is not None else 0
+
+
+def _take_row(waiting: _Waiting) -> _Row | None:
+    """Everything that credit allows, as one row. Text whose last token is not granted yet stays behind."""
+    if not waiting.rows:
+        return None
+    if waiting.credit is None:
+        return waiting.rows.popleft()
+    texts: list[str] = []
+    token_ids: list[int] = []
+    num_tokens = 0
+    while waiting.rows and (waiting.credit > 0 or waiting.rows[0].num_tokens == 0):
+        row = waiting.rows[0]  # one without tokens, such as a held-back end, needs no credit
+        granted = min(row.num_tokens, waiting.credit)
+        waiting.credit -= granted
+        num_tokens += granted
+        if granted < row.num_tokens:
+            row.num_tokens -= granted
+            break
+        texts.append(row.text)
+        token_ids.extend(row.token_ids)
+        waiting.rows.popleft()
+    return _Row("".join(texts), num_tokens, token_ids)
