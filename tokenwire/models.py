@@ -53,6 +53,12 @@ def resolve(model: str, *, convert: bool = True) -> Path:
     return ModelStore().resolve(model, convert=convert)
 
 
+def served_name(model: str) -> str:
+    """The name clients ask for when none is set: the last part of a path or hub id, without `.gguf` and revision."""
+    name = DEFAULT_MODEL if model == "default" else Path(model).name.partition("@")[0]
+    return name.removesuffix(".gguf")
+
+
 @dataclass(frozen=True, slots=True)
 class StoredModel:
     """One line of `tokenwire models list`."""
@@ -107,7 +113,7 @@ class ModelStore:
         path = Path(model).expanduser()
         if name in self.catalog:
             return self._stored(name, model, convert, lambda: self.pull(name))
-        if path.is_dir():
+        if model and path.is_dir():
             check_folder(path)
             return path
         if path.suffix.lower() == ".gguf" and path.is_file():

@@ -1,0 +1,27 @@
+"""`python -m model_svc` serves; `python -m model_svc doctor|convert …` diagnoses this machine or converts a model."""
+
+import functools
+import importlib
+import sys
+
+from model_svc.server import serve
+from model_svc.settings import ModelTierSettings
+from tokenwire import logs
+from tokenwire.server import run
+from tokenwire.settings import parse_settings
+
+COMMANDS = {"doctor": "model_svc.doctor", "convert": "model_svc.model.convert"}
+"""Modules with a `main(argv) -> int`, imported only when asked for: they load torch."""
+
+
+def main() -> None:
+    """Dispatch on the first argument."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        raise SystemExit(importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
+    settings = parse_settings(ModelTierSettings, "model", description=__doc__ or "")
+    logs.configure("model")
+    run(functools.partial(serve, settings))
+
+
+if __name__ == "__main__":
+    main()

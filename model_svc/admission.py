@@ -1,0 +1,111 @@
+"""From a token request to sequences: checked against the model, defaults filled in.
+
+Knows what the loaded model allows. Does not know the wire, nor how full the engine is.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from model_svc.engine.batch import RunnerInfo
+from model_svc.engine.sequence import Sequence
+from tokenwire.errors import FailedPrecondition, FieldViolation, NotFound, Unsupported
+from tokenwire.requests import GenerationOptions, RequestContext
+from tokenwire.sampling import SamplingParams, StopParams, refuse
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One request in token ids, as plain values."""
+
+    context: RequestContext
+    token_ids: list[int]
+    options: GenerationOptions
+    model: str = ""
+    num_generated_tokens: int = 0
+    vocabulary: str = ""
+    """The caller's vocabulary fingerprint; empty: not checked."""
+
+
+class Admission:
+    """Turns requests for one loaded model into sequences."""
+
+    def __init__(self, info: RunnerInfo, vocabulary: str) -> None:
+        self.info = info
+        self.vocabulary = vocabulary
+        """Fingerprint of the served vocabulary; empty when the model has no tokenizer files."""
+
+    def sequences(self, request: TokenRequest, next_id: Callable[[], int]) -> list[Sequence]:
+        """One sequence per choice. Raises NotFound, FailedPrecondition or InvalidRequest naming what is wrong."""
+        self._check_model(request)
+        self._check_tokens(request)
+        sampling = self._sampling(request.options)
+        stop = self._stop(request)
+        return [
+            Sequence(
+                sequence_id=next_id(),
+                token_ids=list(request.token_ids),
+                num_prompt_tokens=len(request.token_ids),
+                sampling=sampling,
+                stop=stop,
+                choice=choice,
+                num_generated_before=request.num_generated_tokens,
+                priority=request.context.priority,
+                tenant=request.context.tenant,
+                arrival_s=request.context.arrival_s,
+                deadline_s=request.context.deadline_s,
+            )
+            for choice in range(request.options.num_choices)
+        ]
+
+    def _check_model(self, request: TokenRequest) -> None:
+        if request.model and request.model != self.info.model:
+            raise NotFound(
+                f"model {request.model!r} is not served here; {self.info.model!r} is", reason="MODEL_NOT_FOUND"
+            )
+        if request.vocabulary and self.vocabulary and request.vocabulary != self.vocabulary:
+            message = f"fingerprint.vocabulary {request.vocabulary!r} is not this model's, {self.vocabulary!r}"
+            raise FailedPrecondition(
+                f"{message}: both tiers must use the same tokenizer", reason="FINGERPRINT_MISMATCH"
+            )
+        if request.options.stop_strings:
+            fields = [FieldViolation("options.stop.stop_strings", "only tiers that see text can obey it")]
+            raise Unsupported("options.stop.stop_strings: the model tier sees token ids only", violations=fields)
+
+    def _check_tokens(self, request: TokenRequest) -> None:
+        info, num_tokens, earlier = self.info, len(request.token_ids), request.num_generated_tokens
+        found: list[FieldViolation] = []
+        if num_tokens == 0:
+            found.append(FieldViolation("token_ids", "it is empty: at least one token id"))
+        elif max(request.token_ids) >= info.vocab_size:
+            wrong = next(t for t in request.token_ids if t >= info.vocab_size)
+            found.append(FieldViolation("token_ids", f"{wrong} is outside the vocabulary: 0 to {info.vocab_size - 1}"))
+        if num_tokens and earlier >= num_tokens:
+            found.append(FieldViolation("num_generated_tokens", f"{earlier} of {num_tokens} ids leave no prompt"))
+        if num_tokens >= info.max_context_tokens:
+            allowed = f"at most {info.max_context_tokens - 1}, which leaves room for one new token"
+            found.append(FieldViolation("token_ids", f"{num_tokens} tokens do not fit the context: {allowed}"))
+        refuse(found)
+
+    def _sampling(self, options: GenerationOptions) -> SamplingParams:
+        """Every field set: the model's defaults, and a seed drawn when neither client nor tokenizer tier gave one."""
+        sampling = options.sampling.with_defaults(self.info.sampling_defaults)
+        return sampling if sampling.seed is not None else replace(sampling, seed=secrets.randbits(64))
+
+    def _stop(self, request: TokenRequest) -> StopParams:
+        info, stop = self.info, request.options.stop
+        room = info.max_context_tokens - (len(request.token_ids) - request.num_generated_tokens)
+        if stop.max_tokens is not None and stop.max_tokens > room:
+            description = (
+                f"{stop.max_tokens} new tokens do not fit: the context of {info.max_context_tokens} leaves {room}"
+            )
+            refuse([FieldViolation("options.stop.max_tokens", description)])
+        if stop.max_tokens is not None and stop.max_tokens <= request.num_generated_tokens:
+            description = f"{stop.max_tokens} are generated already (num_generated_tokens)"
+            refuse([FieldViolation("options.stop.max_tokens", description)])
+        beyond = [t for t in stop.stop_token_ids if t >= info.vocab_size]
+        if beyond:
+            description = f"{beyond[0]} is outside the vocabulary: 0 to {info.vocab_size - 1}"
+            refuse([FieldViolation("options.stop.stop_token_ids", description)])
+        ids = stop.stop_token_ids if stop.ignore_eos else (*stop.stop_token_ids, *info.eos_token_ids)
+        return StopParams(stop.max_tokens or room, ids, stop.ignore_eos)

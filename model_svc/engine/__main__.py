@@ -1,0 +1,63 @@
+"""The engine process: `python -m model_svc.engine FD`. Started by `model_svc.engine_client`, never by hand.
+
+Reads its settings from the socket FD, loads the model, then loops: take what came, step, send what was made. Ends when
+the gRPC process is gone.
+"""
+
+import importlib
+import logging
+import signal
+import socket
+import sys
+
+from model_svc.engine.engine import Engine
+from model_svc.engine.events import Ready, Refused
+from model_svc.engine.link import EngineLink
+from model_svc.engine.scheduler import Limits
+from model_svc.settings import EngineSettings
+from tokenwire import logs
+from tokenwire.errors import TokenwireError
+
+log = logging.getLogger("model_svc.engine")
+
+RUNNERS = {"torch": "model_svc.runner", "mock": "model_svc.engine.mock_runner"}
+"""Modules whose `build_runner(settings)` makes the runner; imported late so that the mock never loads torch."""
+
+
+def main() -> None:
+    """Serve the engine until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the gRPC process decides
+    logs.configure("engine")
+    link = EngineLink(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        (settings,) = link.receive(wait=True)
+        engine = build(link, settings)
+        if engine is not None:
+            loop(link, engine)
+    except EOFError:
+        log.debug("the gRPC process is gone")
+
+
+def build(link: EngineLink, settings: EngineSettings) -> Engine | None:
+    """Load the model and say Ready; say Refused and return None when it cannot be served."""
+    try:
+        runner = importlib.import_module(RUNNERS[settings.engine]).build_runner(settings)
+        engine = Engine(runner, Limits(settings.max_batch_size, settings.max_step_tokens))
+    except TokenwireError as error:
+        link.send(Refused(error))
+        return None
+    link.send(Ready(runner.info))
+    return engine
+
+
+def loop(link: EngineLink, engine: Engine) -> None:
+    """Step while there is work, wait while there is none. Raises EOFError when the other end is gone."""
+    while True:
+        for inbox in link.receive(wait=not engine.has_work):
+            engine.take(inbox)
+        if engine.has_work:
+            link.send(engine.step())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The engine loop: schedule → run → update.
+
+Owns the scheduler and the runner. Knows neither processes nor the wire: sequences come in through `add`, each `step`
+returns what it made.
+"""
+
+import logging
+import time
+
+from model_svc.engine.batch import ModelRunner, ScheduledBatch
+from model_svc.engine.events import Inbox, StepResult
+from model_svc.engine.scheduler import Limits, Scheduler
+from model_svc.engine.sequence import Sequence
+from tokenwire.errors import Internal
+
+log = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 3
+"""Steps that may fail in a row before the engine gives up on its device."""
+
+
+class Engine:
+    """Continuous batching over one runner. Not thread-safe: one loop calls everything."""
+
+    def __init__(self, runner: ModelRunner, limits: Limits) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(runner.info, limits)
+        self.num_received = 0
+        self._num_failed_steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return self.scheduler.has_work
+
+    def take(self, inbox: Inbox) -> None:
+        """Take in new sequences, then what is taken back."""
+        for sequence in inbox.sequences:
+            self.add(sequence)
+        for abort in inbox.aborts:
+            self.scheduler.abort(abort.sequence_id, abort.reason)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a new sequence in."""
+        self.num_received += 1
+        self.scheduler.add(sequence)
+
+    def step(self) -> StepResult:
+        """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised."""
+        started_s = time.perf_counter()
+        batch = self.scheduler.schedule()
+        deltas = self._run(batch) if batch.rows else []
+        return StepResult(
+            sequence_ids=[sequence_id for sequence_id, _ in deltas],
+            token_ids=[token_id for _, token_id in deltas],
+            ended=self.scheduler.take_ended(),
+            load=self.scheduler.load(),
+            num_received=self.num_received,
+            num_batch_tokens=batch.num_tokens,
+            num_batch_sequences=len(batch.rows),
+            step_s=time.perf_counter() - started_s,
+        )
+
+    def _run(self, batch: ScheduledBatch) -> list[tuple[int, int]]:
+        try:
+            output = self.runner.run(batch)
+        except Exception as error:
+            self._num_failed_steps += 1
+            if self._num_failed_steps >= MAX_FAILED_STEPS:
+                raise
+            log.exception("a step of %d sequences failed; they end with an error", len(batch.rows))
+            failure = Internal(f"the engine step failed: {type(error).__name__}", reason="STEP_FAILED")
+            for row in batch.rows:
+                self.scheduler.fail(row.sequence, failure)
+            return []
+        self._num_failed_steps = 0
+        return self.scheduler.update(batch, output)

@@ -1,0 +1,68 @@
+"""A runner without a model: takes the time a model would take and makes tokens that anyone can predict.
+
+For tests of the other tiers and for load tests. The scheduler, the blocks and the wire around it are the real ones.
+"""
+
+import time
+import zlib
+from array import array
+
+from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.sequence import Sequence
+from model_svc.settings import EngineSettings
+from tokenwire.noise import uniform
+from tokenwire.sampling import SamplingParams
+
+DEFAULTS = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+
+
+def build_runner(settings: EngineSettings) -> "MockRunner":
+    """A mock runner as the `mock_*` settings say."""
+    return MockRunner(settings)
+
+
+def mock_token(prompt: list[int], seed: int | None, choice: int, position: int, vocab_size: int) -> int:
+    """The token at an output position: a hash of the prompt, and of seed and choice when sampled (seed is not None)."""
+    digest = zlib.crc32(array("I", prompt).tobytes())
+    noise = uniform(digest if seed is None else digest ^ seed, 0 if seed is None else choice, position)
+    return int(noise * vocab_size)
+
+
+class MockRunner:
+    """Sleeps `mock_step_ms` a step, plus the time of prefilled tokens at `mock_prefill_tokens_per_s`."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        longest = settings.mock_max_context_tokens
+        self.info = RunnerInfo(
+            model=settings.served_name,
+            vocab_size=settings.mock_vocab_size,
+            max_context_tokens=min(longest, settings.max_context_tokens or longest),
+            block_size=settings.block_size,
+            num_blocks=settings.mock_kv_blocks,
+            eos_token_ids=(),
+            sampling_defaults=DEFAULTS,
+            device="mock",
+            dtype="none",
+            attention="none",
+            phases_s={},
+        )
+
+    def run(self, batch: ScheduledBatch) -> StepOutput:
+        """Sleep for the step and make its tokens."""
+        prefill_tokens = sum(row.num_new_tokens for row in batch.rows if row.num_new_tokens > 1)
+        time.sleep(self._settings.mock_step_ms / 1000 + prefill_tokens / self._settings.mock_prefill_tokens_per_s)
+        return StepOutput(tuple(self._token(row) if row.samples else None for row in batch.rows))
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _token(self, row: ScheduledRow) -> int:
+        sequence = row.sequence
+        seed = sequence.sampling.seed if sequence.sampling.temperature else None
+        return mock_token(original_prompt(sequence), seed, sequence.choice, sequence.num_outputs, self.info.vocab_size)
+
+
+def original_prompt(sequence: Sequence) -> list[int]:
+    """The prompt without the output that a resumed request brings along."""
+    return sequence.token_ids[: sequence.num_prompt_tokens - sequence.num_generated_before]

@@ -1,0 +1,276 @@
+"""The engine process seen from the gRPC process: started, watched, restarted, spoken to once per step.
+
+Knows sequences by id and who waits for each. Does not know the wire of gRPC (see `sessions.py`, `service.py`).
+"""
+
+import asyncio
+import itertools
+import logging
+import pickle
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from model_svc.engine.batch import RunnerInfo
+from model_svc.engine.events import Abort, EngineLoad, Inbox, Ready, Refused, StepResult
+from model_svc.engine.link import HEADER, encode
+from model_svc.engine.sequence import Sequence
+from model_svc.metrics import EngineMetrics
+from model_svc.settings import EngineSettings
+from tokenwire.errors import Overloaded, TokenwireError, Unavailable
+from tokenwire.requests import CancelReason, FinishReason, Terminal, Usage
+from tokenwire.tasks import cancel_and_wait
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+CLOSE_TIMEOUT_S = 5.0
+RETRY_AFTER_S = 1.0
+
+
+class SequenceSink(Protocol):
+    """Who waits for sequences. Called on the event loop; `flush` once per step after everything of that step."""
+
+    def on_token(self, handle: int, token_id: int) -> None:
+        """One more token."""
+
+    def on_end(self, handle: int, terminal: Terminal) -> None:
+        """The terminal event; nothing follows."""
+
+    def flush(self) -> None:
+        """A step is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """An open sequence and who waits for it."""
+
+    sink: SequenceSink
+    handle: int
+    sequence: Sequence
+
+
+class EngineClient:
+    """One engine process. `start`, then `submit` and `abort`; `close` at the end."""
+
+    def __init__(self, settings: EngineSettings, on_state: Callable[[bool], None], metrics: EngineMetrics) -> None:
+        self.settings = settings
+        self.load = EngineLoad()
+        self.epoch = 0
+        """Changes with every start of the engine process; 0 while there is none."""
+        self._info: RunnerInfo | None = None
+        self._on_state = on_state
+        self._metrics = metrics
+        self._live: dict[int, Live] = {}
+        self._ids = itertools.count(1)
+        self._outbox = Inbox()
+        self._wake = asyncio.Event()
+        self._num_sent = 0
+        self._num_received = 0
+        self._sent_tokens: dict[int, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> RunnerInfo:
+        """Start the process and wait until the model is loaded. Raises the engine's refusal, or Unavailable."""
+        process = await EngineProcess.start(self.settings)
+        self._adopt(process)
+        self._tasks.append(asyncio.ensure_future(self._supervise(process)))
+        return process.info
+
+    async def close(self) -> None:
+        """End the process; open sequences end with Unavailable."""
+        await cancel_and_wait(*self._tasks)
+        self._lose(Unavailable("the model tier is shutting down", reason="SHUTDOWN"))
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What is served. Raises Unavailable while the engine is down."""
+        if self._info is None:
+            message = "the engine process was lost and is being restarted"
+            raise Unavailable(message, reason="ENGINE_DOWN", retry_after_s=RETRY_AFTER_S)
+        return self._info
+
+    @property
+    def num_queued(self) -> int:
+        """Sequences that wait in the engine or are on their way to it."""
+        return self.load.queued + self._num_sent - self._num_received
+
+    @property
+    def num_open(self) -> int:
+        """Sequences without a terminal event yet."""
+        return len(self._live)
+
+    def admit(self, num_sequences: int, num_tokens: int) -> None:
+        """Raise Unavailable or Overloaded when so many more sequences and prompt tokens may not wait now."""
+        if self._info is None:
+            raise Unavailable("the engine is not running", reason="ENGINE_DOWN", retry_after_s=RETRY_AFTER_S)
+        queued, bound = self.num_queued, self.settings.max_queued_requests
+        if queued + num_sequences > bound:
+            message = f"{queued} sequences wait already and {bound} may (max_queued_requests); {num_sequences} more"
+            raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
+        tokens, bound = self.load.queued_tokens + sum(self._sent_tokens.values()), self.settings.max_queued_tokens
+        if queued and tokens + num_tokens > bound:
+            message = f"{tokens} prompt tokens wait already and {bound} may (max_queued_tokens); {num_tokens} more"
+            raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
+
+    def next_id(self) -> int:
+        """An id for a new Sequence."""
+        return next(self._ids)
+
+    def submit(self, sequence: Sequence, sink: SequenceSink, handle: int) -> None:
+        """Send a sequence to the engine with the next message. `sink` gets its tokens and exactly one end."""
+        self._live[sequence.sequence_id] = Live(sink, handle, sequence)
+        self._num_sent += 1
+        self._sent_tokens[self._num_sent] = sequence.num_tokens
+        self._outbox.sequences.append(sequence)
+        self._wake.set()
+
+    def abort(self, sequence_id: int, reason: CancelReason) -> None:
+        """Take a sequence back; its sink still gets the end. Unknown or finished ones are ignored."""
+        if sequence_id in self._live:
+            self._outbox.aborts.append(Abort(sequence_id, reason))
+            self._wake.set()
+
+    def _adopt(self, process: "EngineProcess") -> None:
+        self._info, self.epoch = process.info, secrets.randbits(63) | 1
+        self.load = EngineLoad(kv_blocks_total=process.info.num_blocks)
+        self._outbox, self._num_sent, self._num_received, self._sent_tokens = Inbox(), 0, 0, {}
+        self._on_state(True)
+
+    async def _supervise(self, process: "EngineProcess") -> None:
+        """Serve the process until it is lost, then start another; for ever."""
+        while True:
+            try:
+                await self._serve(process)
+            finally:
+                status = await process.close()
+            log.error("the engine process was lost (exit status %s); %d sequences end", status, self.num_open)
+            self._info, self.epoch = None, 0
+            self._metrics.restarts.inc()
+            self._lose(Unavailable("the engine process was lost", reason="ENGINE_LOST", retry_after_s=RETRY_AFTER_S))
+            self._on_state(False)
+            process = await self._restart()
+            self._adopt(process)
+            log.info("the engine process runs again")
+
+    async def _restart(self) -> "EngineProcess":
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                return await EngineProcess.start(self.settings)
+            except TokenwireError as error:
+                log.error("the engine does not start: %s; next try in %.1f s", error, backoff_s)
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+
+    async def _serve(self, process: "EngineProcess") -> None:
+        """Write what is submitted and deliver what comes, until the link breaks."""
+        writer = asyncio.ensure_future(self._write(process))
+        try:
+            while True:
+                self._deliver(await process.read())
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            await cancel_and_wait(writer)
+
+    async def _write(self, process: "EngineProcess") -> None:
+        """One message in flight; what comes meanwhile goes with the next."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                outbox, self._outbox = self._outbox, Inbox()
+                await process.write(outbox)
+        except ConnectionError:
+            return  # the reader sees it too and says so
+
+    def _deliver(self, result: StepResult) -> None:
+        self.load = result.load
+        for number in range(self._num_received + 1, result.num_received + 1):
+            del self._sent_tokens[number]
+        self._num_received = result.num_received
+        touched: set[SequenceSink] = set()
+        for sequence_id, token_id in zip(result.sequence_ids, result.token_ids, strict=True):
+            live = self._live[sequence_id]
+            live.sink.on_token(live.handle, token_id)
+            touched.add(live.sink)
+        for ended in result.ended:
+            live = self._live.pop(ended.sequence_id)
+            live.sink.on_end(live.handle, ended.terminal)
+            touched.add(live.sink)
+        for sink in touched:
+            sink.flush()
+        self._metrics.record(result)
+
+    def _lose(self, error: TokenwireError) -> None:
+        """End every open sequence with this error."""
+        lost, self._live = self._live, {}
+        for live in lost.values():
+            usage = Usage(prompt_tokens=live.sequence.num_prompt_tokens - live.sequence.num_generated_before)
+            live.sink.on_end(live.handle, Terminal(FinishReason.ERROR, usage, error=error))
+        for sink in {live.sink for live in lost.values()}:
+            sink.flush()
+
+
+class EngineProcess:
+    """One run of `python -m model_svc.engine` and the socket to it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self.info: RunnerInfo
+        """Set once the engine said Ready."""
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> "EngineProcess":
+        """Start it and wait for Ready. Raises what it refuses with, or Unavailable when it dies before."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = (sys.executable, "-m", "model_svc.engine", str(theirs.fileno()))
+            process = await asyncio.create_subprocess_exec(*command, pass_fds=(theirs.fileno(),))
+        reader, writer = await asyncio.open_connection(sock=ours)
+        engine = cls(process, reader, writer)
+        try:
+            await engine.write(settings)
+            first = await engine.read()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            status = await engine.close()
+            message = f"the engine process ended before it was ready (exit status {status}); its log says why"
+            raise Unavailable(message, reason="ENGINE_DOWN") from None
+        except asyncio.CancelledError:
+            await engine.close()
+            raise
+        if isinstance(first, Refused):
+            await engine.close()
+            raise first.error
+        assert isinstance(first, Ready)
+        engine.info = first.info
+        return engine
+
+    async def read(self) -> Any:
+        """The next message. Raises IncompleteReadError or ConnectionError when the process is gone."""
+        (size,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
+        return pickle.loads(await self._reader.readexactly(size))
+
+    async def write(self, message: Any) -> None:
+        """Send a message; waits while the engine is behind. Raises ConnectionError when the process is gone."""
+        self._writer.write(encode(message))
+        await self._writer.drain()
+
+    async def close(self) -> int | None:
+        """Close the socket, upon which the process ends; kill it if it does not. Returns its exit status."""
+        self._writer.close()
+        try:
+            return await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("the engine process did not end within %g s and is killed", CLOSE_TIMEOUT_S)
+            self._process.kill()
+            return await self._process.wait()

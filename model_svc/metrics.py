@@ -1,0 +1,45 @@
+"""Metrics of the model tier."""
+
+from model_svc.engine.events import StepResult
+from tokenwire.requests import FinishReason
+from tokenwire.telemetry import TierMetrics
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class EngineMetrics:
+    """What the engine did; entered once per step, never per token."""
+
+    def __init__(self, tier: TierMetrics) -> None:
+        self.ended = tier.counter("ended_total", "Sequences that ended, by reason.", ["reason"])
+        self.prompt_tokens = tier.counter("prompt_tokens_total", "Prompt tokens of ended sequences.")
+        self.output_tokens = tier.counter("output_tokens_total", "Tokens generated.")
+        self.computed_tokens = tier.counter("computed_tokens_total", "Tokens computed, prefill and decode together.")
+        self.steps = tier.histogram("step_seconds", "Time of one engine step.")
+        self.batch = tier.histogram("batch_sequences", "Sequences in one step.", buckets=BATCH_SIZES)
+        self.queue = tier.histogram("queue_seconds", "From receipt until first scheduled, of ended sequences.")
+        self.running = tier.gauge("running_sequences", "Sequences being computed.")
+        self.queued = tier.gauge("queued_sequences", "Sequences that wait.")
+        self.kv_used = tier.gauge("kv_used_blocks", "KV blocks in use.")
+        self.kv_total = tier.gauge("kv_total_blocks", "KV blocks there are.")
+        self.preemptions = tier.gauge("preempted_sequences", "Preemptions since the engine started.")
+        self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
+        self._by_reason = {reason: self.ended.labels(reason.value) for reason in FinishReason}
+
+    def record(self, result: StepResult) -> None:
+        """Enter one step."""
+        if result.num_batch_sequences:
+            self.steps.observe(result.step_s)
+            self.batch.observe(result.num_batch_sequences)
+            self.computed_tokens.inc(result.num_batch_tokens)
+            self.output_tokens.inc(len(result.token_ids))
+        for ended in result.ended:
+            self._by_reason[ended.terminal.reason].inc()
+            self.prompt_tokens.inc(ended.terminal.usage.prompt_tokens)
+            if ended.terminal.model_timings is not None:
+                self.queue.observe(ended.terminal.model_timings.queue_s)
+        self.running.set(result.load.running)
+        self.queued.set(result.load.queued)
+        self.kv_used.set(result.load.kv_blocks_used)
+        self.kv_total.set(result.load.kv_blocks_total)
+        self.preemptions.set(result.load.num_preemptions)

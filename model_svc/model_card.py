@@ -1,0 +1,55 @@
+"""What this tier says of itself: the model's card, the load, and admission for the model as it is loaded now."""
+
+from pathlib import Path
+
+from model_svc.admission import Admission
+from model_svc.engine_client import EngineClient
+from tokenwire.fingerprint import template_fingerprint, vocabulary_fingerprint
+from tokenwire.v1 import common_pb2
+
+
+class TierState:
+    """The engine's facts in the words of the wire."""
+
+    def __init__(self, engine: EngineClient, vocabulary: str, chat_template: str) -> None:
+        self._engine = engine
+        self._fingerprint = common_pb2.Fingerprint(vocabulary=vocabulary, chat_template=chat_template)
+        self.draining = False
+
+    def admission(self) -> Admission:
+        """What turns requests into sequences. Raises Unavailable while the engine is down."""
+        return Admission(self._engine.info, self._fingerprint.vocabulary)
+
+    def card(self) -> common_pb2.ModelCard:
+        """The model. Raises Unavailable while the engine is down."""
+        info = self._engine.info
+        return common_pb2.ModelCard(
+            name=info.model,
+            fingerprint=self._fingerprint,
+            max_context_tokens=info.max_context_tokens,
+            vocab_size=info.vocab_size,
+            block_size=info.block_size,
+        )
+
+    def load(self) -> common_pb2.Load:
+        """How busy this tier is."""
+        load = self._engine.load
+        return common_pb2.Load(
+            running=load.running,
+            queued=self._engine.num_queued,
+            queued_tokens=load.queued_tokens,
+            kv_blocks_used=load.kv_blocks_used,
+            kv_blocks_total=load.kv_blocks_total,
+            max_batch_size=self._engine.settings.max_batch_size,
+            step=load.step,
+            draining=self.draining,
+        )
+
+
+def fingerprints_of(folder: Path) -> tuple[str, str]:
+    """Vocabulary and chat-template fingerprints of a model folder; empty where it has no such file."""
+    tokenizer, template = folder / "tokenizer.json", folder / "chat_template.jinja"
+    return (
+        vocabulary_fingerprint(tokenizer) if tokenizer.is_file() else "",
+        template_fingerprint(template.read_text(encoding="utf-8")) if template.is_file() else "",
+    )

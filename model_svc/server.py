@@ -1,0 +1,103 @@
+"""Puts the model tier together: engine process, gRPC services, health, metrics, drain."""
+
+import asyncio
+import dataclasses
+import logging
+from pathlib import Path
+
+from model_svc.engine_client import EngineClient
+from model_svc.metrics import EngineMetrics
+from model_svc.model_card import TierState, fingerprints_of
+from model_svc.service import ModelServicer
+from model_svc.settings import EngineSettings, ModelTierSettings
+from tokenwire import models
+from tokenwire.errors import TokenwireError
+from tokenwire.logs import fields
+from tokenwire.server import GrpcServer, until_signal
+from tokenwire.telemetry import TierMetrics, serve_metrics
+from tokenwire.v1 import model_pb2, model_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class ModelTier:
+    """The running tier. `start`, `drain`."""
+
+    def __init__(self, settings: ModelTierSettings) -> None:
+        engine_settings, folder = resolve(settings)
+        vocabulary, template = fingerprints_of(folder) if folder is not None else ("", "")
+        self.grpc = GrpcServer(settings)
+        self.engine = EngineClient(engine_settings, self._on_engine, EngineMetrics(TierMetrics("model")))
+        self.state = TierState(self.engine, vocabulary, template)
+        self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
+        self._settings = settings
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> int:
+        """Listen (NOT_SERVING), load the model, then serve. Returns the port."""
+        serve_metrics(self._settings.host, self._settings.metrics_port)
+        self.grpc.add(
+            model_pb2_grpc.add_ModelServiceServicer_to_server,
+            self.servicer,
+            model_pb2.DESCRIPTOR.services_by_name["ModelService"],
+        )
+        port = await self.grpc.start()
+        log.info("listening, the engine is starting", extra=fields(port=port))
+        try:
+            info = await self.engine.start()
+        except TokenwireError:
+            await self.grpc.server.stop(None)
+            raise
+        log.info(
+            "serving",
+            extra=fields(
+                model=info.model, device=info.device, dtype=info.dtype, attention=info.attention,
+                max_context_tokens=info.max_context_tokens, kv_blocks=info.num_blocks, block_size=info.block_size,
+                **{f"{phase}_s": seconds for phase, seconds in info.phases_s.items()},
+            ),
+        )  # fmt: skip
+        return port
+
+    async def drain(self) -> None:
+        """Stop taking requests, let running ones finish up to the limit, end the engine."""
+        log.info("draining", extra=fields(open_sequences=self.engine.num_open))
+        self.state.draining = True
+        self.servicer.drain_sessions()
+        await self.grpc.drain()
+        await self.engine.close()
+
+    def _on_engine(self, up: bool) -> None:
+        """The engine came up or was lost: health follows; sessions of an earlier engine are asked to move on."""
+        if up:
+            self.servicer.drain_sessions()
+        task = asyncio.ensure_future(self.grpc.set_serving(up))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def resolve(settings: ModelTierSettings) -> tuple[EngineSettings, Path | None]:
+    """The engine's settings with the model as a folder and the served name filled in; the mock needs no folder.
+
+    Downloads or converts the model when it is absent. Raises NotFound and what else `tokenwire.models` raises.
+    """
+    folder = models.resolve(settings.model) if settings.engine == "torch" else None
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EngineSettings)}
+    values["served_name"] = settings.served_name or models.served_name(settings.model)
+    values["model"] = str(folder or settings.model)
+    return EngineSettings(**values), folder
+
+
+async def serve(settings: ModelTierSettings) -> None:
+    """Run until SIGTERM or SIGINT, then drain."""
+    tier = ModelTier(settings)
+    signalled = asyncio.ensure_future(until_signal())
+    starting = asyncio.ensure_future(tier.start())
+    await asyncio.wait({signalled, starting}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        log.info("signal", extra=fields(name=await signalled))
+        await tier.drain()
+    else:
+        starting.cancel()
+        await asyncio.wait({starting})
+        await tier.engine.close()

@@ -1,0 +1,122 @@
+"""ModelService: per-request streams, sessions, and what the tier says of itself."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+
+from model_svc.engine_client import EngineClient
+from model_svc.model_card import TierState
+from model_svc.sessions import TokenSession, request_from_wire
+from tokenwire.logs import fields
+from tokenwire.requests import CancelReason, Terminal
+from tokenwire.session_server import run_session
+from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
+from tokenwire.version import __version__
+from tokenwire.wire import terminal_to_wire
+
+log = logging.getLogger(__name__)
+
+
+class RequestStream:
+    """The sink of one per-request stream: what each choice has got since the last look."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, list[int]] = {}
+        self.terminals: dict[int, Terminal] = {}
+        self.wake = asyncio.Event()
+
+    def on_token(self, handle: int, token_id: int) -> None:
+        """One more token of choice `handle`."""
+        self.tokens.setdefault(handle, []).append(token_id)
+
+    def on_end(self, handle: int, terminal: Terminal) -> None:
+        """Choice `handle` has ended."""
+        self.terminals[handle] = terminal
+
+    def flush(self) -> None:
+        """Let the reader look."""
+        self.wake.set()
+
+
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Answers ModelService. What is not built is answered UNIMPLEMENTED by the base class."""
+
+    def __init__(self, engine: EngineClient, state: TierState, drain_timeout_s: float) -> None:
+        self._engine = engine
+        self._state = state
+        self._drain_timeout_s = drain_timeout_s
+        self._sessions: set[TokenSession] = set()
+
+    async def Generate(
+        self, message: model_pb2.ModelServiceGenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[model_pb2.ModelServiceGenerateResponse]:
+        """One request. An error of its only prompt is the call's status."""
+        request = request_from_wire(message.request, call_remaining_s=context.time_remaining())
+        sequences = self._state.admission().sequences(request, self._engine.next_id)
+        self._engine.admit(len(sequences), len(request.token_ids) * len(sequences))
+        stream = RequestStream()
+        for choice, sequence in enumerate(sequences):
+            self._engine.submit(sequence, stream, choice)
+        num_open = len(sequences)
+        try:
+            while num_open:
+                await stream.wake.wait()
+                stream.wake.clear()
+                tokens, stream.tokens = stream.tokens, {}
+                terminals, stream.terminals = stream.terminals, {}
+                num_open -= len(terminals)
+                for choice in tokens.keys() | terminals.keys():
+                    response = model_pb2.ModelServiceGenerateResponse(choice=choice, token_ids=tokens.get(choice, ()))
+                    terminal = terminals.get(choice)
+                    if terminal is not None:
+                        if terminal.error is not None:
+                            raise terminal.error
+                        response.finish.CopyFrom(terminal_to_wire(terminal))
+                    yield response
+        finally:
+            for sequence in sequences:
+                self._engine.abort(sequence.sequence_id, CancelReason.CLIENT)
+            log.debug("generate ended", extra=fields(request_id=request.context.request_id, open=num_open))
+
+    async def Session(
+        self,
+        frames: AsyncIterator[model_pb2.ModelServiceSessionRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        """Many requests on one stream."""
+        self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
+        session = TokenSession(self._engine, self._state, self._sessions.discard)
+        self._sessions.add(session)
+        await run_session(frames, context, session)
+
+    async def GetModelInfo(
+        self, message: model_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.GetModelInfoResponse:
+        """What is served."""
+        info = self._engine.info
+        defaults = info.sampling_defaults
+        return model_pb2.GetModelInfoResponse(
+            model=self._state.card(),
+            eos_token_ids=info.eos_token_ids,
+            sampling_defaults=common_pb2.SamplingParams(
+                temperature=defaults.temperature, top_k=defaults.top_k, top_p=defaults.top_p, min_p=defaults.min_p
+            ),
+            device=info.device,
+            dtype=info.dtype,
+            attention=info.attention,
+            version=__version__,
+            epoch=self._engine.epoch,
+        )
+
+    async def GetLoad(
+        self, message: model_pb2.GetLoadRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.GetLoadResponse:
+        """How busy it is."""
+        return model_pb2.GetLoadResponse(load=self._state.load())
+
+    def drain_sessions(self) -> None:
+        """Ask every peer to put new Submits on another stream: this tier stops, or its engine is a new one."""
+        for session in self._sessions:
+            session.drain(self._drain_timeout_s)

@@ -1,0 +1,168 @@
+"""The server's side of a token Session: many requests on one stream, one columnar frame down per engine step."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from itertools import chain
+
+from model_svc.admission import TokenRequest
+from model_svc.engine_client import EngineClient
+from model_svc.model_card import TierState
+from tokenwire.errors import AlreadyExists, InvalidRequest, TokenwireError
+from tokenwire.requests import CancelReason, FinishReason, Terminal, Usage
+from tokenwire.session import PROTOCOL_VERSION
+from tokenwire.v1 import common_pb2, model_pb2
+from tokenwire.version import __version__
+from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire, options_from_wire, terminal_to_wire
+
+log = logging.getLogger(__name__)
+
+IDLE_LOAD_S = 1.0
+"""How often load is sent when there is nothing else."""
+
+
+def request_from_wire(message: model_pb2.TokenRequest, *, call_remaining_s: float | None = None) -> TokenRequest:
+    """A token request as plain values. Raises InvalidRequest, and Unsupported for what is not built."""
+    return TokenRequest(
+        context=context_from_wire(message.context, call_remaining_s=call_remaining_s),
+        token_ids=list(message.token_ids),
+        options=options_from_wire(message.options),
+        model=message.model,
+        num_generated_tokens=message.num_generated_tokens,
+        vocabulary=message.fingerprint.vocabulary,
+    )
+
+
+class TokenSession:
+    """One peer's session. Also the sink of its sequences: columns fill until the writer takes the frame."""
+
+    def __init__(self, engine: EngineClient, state: TierState, on_close: Callable[["TokenSession"], None]) -> None:
+        self._engine = engine
+        self._state = state
+        self._on_close = on_close
+        self._open: dict[int, tuple[int, str]] = {}
+        """Sequence id and request id of each open handle."""
+        self._running_requests: dict[str, int] = {}
+        """Open sequences of each request id."""
+        self._last_handle = 0
+        self._tokens: dict[int, list[int]] = {}
+        self._finishes: list[common_pb2.Finish] = []
+        self._drain: common_pb2.Drain | None = None
+        self._wake = asyncio.Event()
+        self._half_closed = False
+
+    def hello(self) -> model_pb2.ModelServiceSessionResponse:
+        """The first frame down."""
+        hello = common_pb2.Hello(
+            protocol_version=PROTOCOL_VERSION, peer=f"tokenwire-model/{__version__}", epoch=self._engine.epoch
+        )
+        hello.models.append(self._state.card())
+        return model_pb2.ModelServiceSessionResponse(hello=hello, load=self._state.load())
+
+    def on_frame(self, frame: model_pb2.ModelServiceSessionRequest) -> None:
+        """Take submits, then cancels. A handle out of order ends the session; any other fault its request alone."""
+        for submit in frame.submits:
+            self._submit(submit)
+        for cancel in frame.cancels:
+            opened = self._open.get(cancel.handle)
+            if opened is not None:
+                self._engine.abort(opened[0], CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+
+    def half_close(self) -> None:
+        """The peer submits nothing more."""
+        self._half_closed = True
+        self._wake.set()
+
+    def drain(self, grace_s: float) -> None:
+        """Ask the peer to put new Submits on another stream."""
+        self._drain = common_pb2.Drain(reason="the model tier moves on", grace_ms=round(grace_s * 1000))
+        self._wake.set()
+
+    async def next_frame(self) -> model_pb2.ModelServiceSessionResponse | None:
+        """The next frame down: at least load once a second; None when half-closed and everything has ended."""
+        try:
+            async with asyncio.timeout(IDLE_LOAD_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return model_pb2.ModelServiceSessionResponse(load=self._state.load())
+        self._wake.clear()
+        if self._half_closed and not (self._open or self._tokens or self._finishes):
+            return None
+        return self._take_frame()
+
+    def close(self) -> None:
+        """Abort what is still open: nobody is there to read it."""
+        for sequence_id, _ in self._open.values():
+            self._engine.abort(sequence_id, CancelReason.CLIENT)
+        self._open.clear()
+        self._on_close(self)
+
+    def on_token(self, handle: int, token_id: int) -> None:
+        """Add to the frame being filled."""
+        tokens = self._tokens.get(handle)
+        if tokens is None:
+            self._tokens[handle] = [token_id]
+        else:
+            tokens.append(token_id)
+
+    def on_end(self, handle: int, terminal: Terminal) -> None:
+        """Add the terminal event to the frame being filled."""
+        opened = self._open.pop(handle, None)
+        if opened is not None:
+            self._forget(opened[1])
+        self._finishes.append(terminal_to_wire(terminal, handle))
+
+    def flush(self) -> None:
+        """Let the writer take what has been filled in."""
+        self._wake.set()
+
+    def _take_frame(self) -> model_pb2.ModelServiceSessionResponse:
+        tokens, self._tokens = self._tokens, {}
+        finishes, self._finishes = self._finishes, []
+        frame = model_pb2.ModelServiceSessionResponse(
+            handles=tokens.keys(),
+            token_ids=chain.from_iterable(tokens.values()),
+            finishes=finishes,
+            load=self._state.load(),
+        )
+        if any(len(ids) != 1 for ids in tokens.values()):
+            frame.counts.extend(map(len, tokens.values()))
+        if self._drain is not None:
+            frame.drain.CopyFrom(self._drain)
+            self._drain = None
+        if self._half_closed:
+            self._wake.set()  # look again whether this was the last
+        return frame
+
+    def _submit(self, submit: model_pb2.TokenSubmit) -> None:
+        first, num_choices = submit.handle, submit.request.options.num_choices or 1
+        if first <= self._last_handle:
+            message = f"handle {first} is not greater than {self._last_handle}, the last one of this stream"
+            raise InvalidRequest(message, reason="HANDLE_ORDER")
+        self._last_handle = first + num_choices - 1
+        try:
+            self._admit(first, submit.request)
+        except TokenwireError as error:
+            usage = Usage(prompt_tokens=len(submit.request.token_ids))
+            for handle in range(first, self._last_handle + 1):
+                self.on_end(handle, Terminal(FinishReason.ERROR, usage, error=error))
+            self.flush()
+
+    def _admit(self, first: int, message: model_pb2.TokenRequest) -> None:
+        request = request_from_wire(message)
+        request_id = request.context.request_id
+        if request_id in self._running_requests:
+            raise AlreadyExists(
+                f"context.request_id {request_id!r} is running on this session", reason="DUPLICATE_REQUEST"
+            )
+        sequences = self._state.admission().sequences(request, self._engine.next_id)
+        self._engine.admit(len(sequences), len(request.token_ids) * len(sequences))
+        self._running_requests[request_id] = len(sequences)
+        for handle, sequence in enumerate(sequences, first):
+            self._open[handle] = (sequence.sequence_id, request_id)
+            self._engine.submit(sequence, self, handle)
+
+    def _forget(self, request_id: str) -> None:
+        self._running_requests[request_id] -= 1
+        if not self._running_requests[request_id]:
+            del self._running_requests[request_id]
