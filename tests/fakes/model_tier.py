@@ -1,0 +1,149 @@
+"""A model tier without a model, speaking the real wire on a free port: it says what the test tells it to.
+
+By default every request is answered by `reply` (token ids) and `terminal`, one token per frame. With `hold` nothing is
+answered by itself: the test sends with `say` and `end`. What arrived is in `requests` and `cancels`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from tokenwire.channels import server_options
+from tokenwire.requests import FinishReason, Terminal, Usage
+from tokenwire.session import PROTOCOL_VERSION
+from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
+from tokenwire.wire import CANCEL_FROM_WIRE, terminal_to_wire
+
+Frame = model_pb2.ModelServiceSessionResponse
+
+
+@dataclass(eq=False)
+class Received:
+    """One Submit, and the session it came on."""
+
+    handle: int
+    request: model_pb2.TokenRequest
+    session: "FakeSession"
+
+    @property
+    def prompt(self) -> list[int]:
+        return list(self.request.token_ids)
+
+    async def say(self, *token_ids: int, choice: int = 0) -> None:
+        """One frame with these tokens."""
+        await self.session.send(Frame(handles=[self.handle + choice], counts=[len(token_ids)], token_ids=token_ids))
+
+    async def end(self, terminal: Terminal, choice: int = 0) -> None:
+        """The terminal event."""
+        await self.session.send(Frame(finishes=[terminal_to_wire(terminal, self.handle + choice)]))
+
+
+@dataclass(eq=False)
+class FakeSession:
+    context: Any
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def send(self, frame: Frame) -> None:
+        async with self.lock:
+            await self.context.write(frame)
+
+
+class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
+    def __init__(
+        self,
+        *,
+        reply: Callable[[model_pb2.TokenRequest], Sequence[int]] = lambda request: list(request.token_ids),
+        hold: bool = False,
+        vocabulary: str = "",
+        max_context_tokens: int = 512,
+        vocab_size: int = 0,
+        protocol_version: int = PROTOCOL_VERSION,
+    ) -> None:
+        self.reply = reply
+        self.hold = hold
+        self.card = common_pb2.ModelCard(
+            name="fake",
+            fingerprint=common_pb2.Fingerprint(vocabulary=vocabulary),
+            max_context_tokens=max_context_tokens,
+            vocab_size=vocab_size,
+        )
+        self.protocol_version = protocol_version
+        self.port = 0
+        self.requests: list[Received] = []
+        self.cancels: list[tuple[int, str]] = []
+        """Handle and reason, in order of arrival."""
+        self.sessions: list[FakeSession] = []
+        self.epoch = 1
+        self._server: grpc.aio.Server | None = None
+        self._playing: set[asyncio.Task[None]] = set()
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Listen; after `kill` again on the same port."""
+        self._server = grpc.aio.server(options=server_options(2**24))
+        model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def kill(self) -> None:
+        """Gone, without a word to anybody."""
+        assert self._server is not None
+        for task in self._playing:
+            task.cancel()
+        self.sessions.clear()
+        await self._server.stop(None)
+        self.epoch += 1
+
+    async def until(self, condition: Callable[["FakeModelTier"], Any]) -> None:
+        """Wait until something has arrived."""
+        async with asyncio.timeout(10):
+            while not condition(self):
+                await asyncio.sleep(0.002)
+
+    async def request(self, index: int = 0) -> Received:
+        """The nth request that arrived; waits for it."""
+        await self.until(lambda fake: len(fake.requests) > index)
+        return self.requests[index]
+
+    async def Session(self, frames: AsyncIterator[Any], context: Any) -> None:
+        first = await anext(frames)
+        assert first.HasField("hello")
+        session = FakeSession(context)
+        hello = common_pb2.Hello(protocol_version=self.protocol_version, epoch=self.epoch, models=[self.card])
+        await session.send(Frame(hello=hello))
+        self.sessions.append(session)
+        async for frame in frames:
+            for submit in frame.submits:
+                received = Received(submit.handle, submit.request, session)
+                self.requests.append(received)
+                if not self.hold:
+                    task = asyncio.ensure_future(self._play(received))
+                    self._playing.add(task)
+                    task.add_done_callback(self._playing.discard)
+            self.cancels += [(cancel.handle, CANCEL_FROM_WIRE[cancel.reason].value) for cancel in frame.cancels]
+
+    async def _play(self, received: Received) -> None:
+        ids = list(self.reply(received.request))
+        limit = received.request.options.stop.max_tokens or len(ids)
+        for choice in range(received.request.options.num_choices or 1):
+            for token_id in ids[:limit]:
+                await received.say(token_id, choice=choice)
+            usage = Usage(len(received.request.token_ids), 0, len(ids[:limit]))
+            await received.end(Terminal(FinishReason.LENGTH, usage), choice)
+
+
+@asynccontextmanager
+async def fake_model_tier(**options: Any) -> AsyncIterator[FakeModelTier]:
+    fake = FakeModelTier(**options)
+    await fake.start()
+    try:
+        yield fake
+    finally:
+        await fake.kill()

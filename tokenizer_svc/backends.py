@@ -1,0 +1,191 @@
+"""Model tiers over the wire: one token Session per replica, and what it says of itself.
+
+Turns columnar frames into calls of `TokenReceiver` and submissions into `TokenSubmit`. A replica with another
+vocabulary is left out. Does not choose among replicas (see `router`) and does not know text.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from tokenizer_svc.router import TokenReceiver, TokenSubmission
+from tokenwire.channels import aio_channel
+from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
+from tokenwire.logs import fields
+from tokenwire.requests import CancelReason
+from tokenwire.session import SessionClient, SessionStream
+from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
+from tokenwire.wire import context_to_wire, options_to_wire, terminal_from_wire
+
+log = logging.getLogger(__name__)
+
+Stream = SessionStream[TokenReceiver]
+
+
+class StreamPlacement:
+    """A request's handles on one stream."""
+
+    __slots__ = ("_first_handle", "_stream")
+
+    def __init__(self, stream: Stream, first_handle: int) -> None:
+        self._stream = stream
+        self._first_handle = first_handle
+
+    def cancel(self, choice: int, reason: CancelReason) -> None:
+        """Ask for the end of a choice; its terminal event still comes."""
+        self._stream.cancel(self._first_handle + choice, reason)
+
+    def drop(self, choice: int, reason: CancelReason) -> None:
+        """Ask for the end of a choice and hear no more of it."""
+        if self._stream.receivers.pop(self._first_handle + choice, None) is not None:
+            self._stream.cancel(self._first_handle + choice, reason)
+
+
+class ModelReplica:
+    """One model tier, reached again whenever it is lost. Close it."""
+
+    def __init__(self, target: str, vocabulary: str, on_change: Callable[[], None]) -> None:
+        """`vocabulary`: our fingerprint. `on_change` is called when `ready` may have changed."""
+        self.target = target
+        self.max_context_tokens = 0
+        self.vocab_size = 0
+        self._vocabulary = vocabulary
+        self._on_change = on_change
+        self._channel: grpc.aio.Channel | None = None
+        self._client: SessionClient[TokenReceiver] | None = None
+        self._refused_as: tuple[str, int] | None = None
+        """Vocabulary and epoch of the last refusal, so that it is logged once."""
+        self._draining = False
+        self._num_reported = 0
+        self._num_open_at_report = 0
+        self._max_batch_size = 1
+
+    def start(self) -> None:
+        """Begin connecting in the background."""
+        self._channel = aio_channel(self.target)
+        open_session = model_pb2_grpc.ModelServiceStub(self._channel).Session  # type: ignore[no-untyped-call]
+        self._client = SessionClient(self.target, open_session, model_pb2.ModelServiceSessionRequest, self)
+        self._client.start()
+
+    async def close(self) -> None:
+        """Cut the connection; what is open is reported lost."""
+        if self._client is not None:
+            await self._client.close()
+        if self._channel is not None:
+            await self._channel.close()
+
+    @property
+    def _stream(self) -> Stream | None:
+        return self._client.stream if self._client is not None else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes new requests."""
+        stream = self._stream
+        return stream is not None and not self._draining and not stream.exhausted
+
+    @property
+    def load(self) -> float:
+        """Its last report, corrected by what this tier has sent and got back since, per sequence of a step."""
+        stream = self._stream
+        num_own = len(stream.receivers) if stream is not None else 0
+        return max(num_own, self._num_reported + num_own - self._num_open_at_report) / self._max_batch_size
+
+    def problem(self) -> str:
+        """Why it is not ready."""
+        if self._client is None:
+            return "not started"
+        return "draining" if self._stream is not None and self._draining else self._client.last_error.message
+
+    def submit(self, submission: TokenSubmission, receivers: Sequence[TokenReceiver]) -> StreamPlacement:
+        """Send a request down, one receiver per choice."""
+        stream = self._stream
+        assert stream is not None, "submit only to a ready replica"
+        handle = stream.open(list(receivers))
+        stream.submit(
+            model_pb2.TokenSubmit(
+                handle=handle,
+                request=model_pb2.TokenRequest(
+                    context=context_to_wire(submission.context),
+                    token_ids=submission.token_ids,
+                    options=options_to_wire(submission.options),
+                    fingerprint=common_pb2.Fingerprint(vocabulary=submission.vocabulary),
+                    cache_salt=submission.cache_salt,
+                ),
+            )
+        )
+        return StreamPlacement(stream, handle)
+
+    def on_ready(self, stream: Stream) -> None:
+        """Take or refuse the replica by its Hello."""
+        hello = stream.hello
+        card = hello.models[0] if hello.models else common_pb2.ModelCard()
+        theirs = card.fingerprint.vocabulary
+        if theirs and theirs != self._vocabulary:
+            message = (
+                f"it speaks another vocabulary ({theirs}, here {self._vocabulary}): "
+                "start both tiers with the same --model"
+            )
+            if self._refused_as != (theirs, hello.epoch):
+                self._refused_as = (theirs, hello.epoch)
+                log.error("model tier refused: %s", message, extra=fields(target=self.target, model=card.name))
+            raise FailedPrecondition(message, reason="VOCABULARY_MISMATCH")
+        self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
+        self._draining = False
+        self._num_reported = self._num_open_at_report = 0
+        log.info("model tier ready", extra=fields(target=self.target, model=card.name, epoch=hello.epoch))
+        asyncio.get_running_loop().call_soon(self._on_change)
+
+    def on_frame(self, stream: Stream, frame: Any) -> None:
+        """Hand out what one engine step gave. Linear in its tokens."""
+        if frame.handles:
+            self._hand_out(stream.receivers, frame)
+        for finish in frame.finishes:
+            receiver = stream.receivers.pop(finish.handle, None)
+            if receiver is not None:
+                _guard(receiver, receiver.on_finish, terminal_from_wire(finish))
+        if frame.HasField("load"):
+            self._take_load(stream, frame.load)
+
+    def on_lost(self, stream: Stream, receivers: dict[int, TokenReceiver], error: TokenwireError) -> None:
+        """Tell everyone who waits."""
+        log.warning("model tier lost", extra=fields(target=self.target, num_open=len(receivers), error=error.message))
+        for receiver in receivers.values():
+            _guard(receiver, receiver.on_lost, error)
+        self._on_change()
+
+    def _hand_out(self, receivers: dict[int, TokenReceiver], frame: Any) -> None:
+        token_ids = list(frame.token_ids)
+        counts = frame.counts or [1] * len(frame.handles)
+        if len(counts) != len(frame.handles) or sum(counts) != len(token_ids):
+            raise Internal(
+                f"{self.target} sent a frame whose columns do not match: {len(frame.handles)} handles, "
+                f"{len(frame.counts)} counts, {len(token_ids)} token ids",
+                reason="BAD_FRAME",
+            )
+        begin = 0
+        for handle, count in zip(frame.handles, counts, strict=True):
+            receiver = receivers.get(handle)
+            if receiver is not None:
+                _guard(receiver, receiver.on_tokens, token_ids[begin : begin + count])
+            begin += count
+
+    def _take_load(self, stream: Stream, load: common_pb2.Load) -> None:
+        self._num_reported = load.running + load.queued
+        self._num_open_at_report = len(stream.receivers)
+        self._max_batch_size = max(1, load.max_batch_size)
+        if load.draining != self._draining:
+            self._draining = load.draining
+            self._on_change()
+
+
+def _guard(receiver: TokenReceiver, call: Callable[[Any], None], argument: Any) -> None:
+    """A bug with one sequence ends that sequence, not the session of all."""
+    try:
+        call(argument)
+    except Exception as error:
+        log.error("a sequence failed", exc_info=error)
+        receiver.on_lost(Internal(f"text could not be made of the model's tokens: {type(error).__name__}"))

@@ -1,0 +1,132 @@
+"""The server's side of a text Session: many text requests on one stream, columnar frames down.
+
+Submits become `RunningRequest`s, whose text and terminal events go into the session's `TextOutbox`. A fault of one
+request is its terminal event; a broken protocol ends the session, and a broken session cancels its requests below.
+"""
+
+import time
+from collections.abc import Callable
+
+from tokenizer_svc.running_request import RunningRequest
+from tokenizer_svc.tier import Tier
+from tokenizer_svc.wire import request_from_wire
+from tokenwire.errors import AlreadyExists, InvalidRequest, TokenwireError
+from tokenwire.outbox import TextOutbox
+from tokenwire.requests import MAX_CHOICES, CancelReason, FinishReason, Terminal
+from tokenwire.session import MAX_HANDLE, PROTOCOL_VERSION
+from tokenwire.v1 import common_pb2, tokenizer_pb2
+from tokenwire.version import __version__
+from tokenwire.wire import CANCEL_FROM_WIRE
+
+EPOCH = time.time_ns()
+"""Of this process; nothing that a peer remembers of another one holds."""
+
+
+def model_card(tier: Tier) -> common_pb2.ModelCard:
+    """What can be asked for here."""
+    return common_pb2.ModelCard(
+        name=tier.model,
+        fingerprint=fingerprint(tier),
+        max_context_tokens=tier.max_context_tokens,
+        vocab_size=tier.tokenizer.vocab_size,
+    )
+
+
+def fingerprint(tier: Tier) -> common_pb2.Fingerprint:
+    """What token ids and chat prompts mean here."""
+    template = tier.template.fingerprint if tier.template is not None else ""
+    return common_pb2.Fingerprint(vocabulary=tier.tokenizer.fingerprint, chat_template=template)
+
+
+class TextSession:
+    """One peer's session."""
+
+    def __init__(self, tier: Tier, on_close: Callable[["TextSession"], None]) -> None:
+        self._tier = tier
+        self._on_close = on_close
+        self._outbox = TextOutbox()
+        self._requests: dict[int, RunningRequest] = {}
+        """The request of each handle whose request has not ended."""
+        self._request_ids: set[str] = set()
+        self._last_handle = 0
+
+    def hello(self) -> tokenizer_pb2.SessionResponse:
+        """The first frame down."""
+        hello = common_pb2.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            peer=f"tokenwire-tokenizer/{__version__}",
+            epoch=EPOCH,
+            models=[model_card(self._tier)],
+            max_requests=self._tier.max_requests,
+        )
+        return tokenizer_pb2.SessionResponse(hello=hello)
+
+    def on_frame(self, frame: tokenizer_pb2.SessionRequest) -> None:
+        """Take submits, cancels and credits. A handle out of order ends the session; other faults end their request."""
+        for submit in frame.submits:
+            self._submit(submit)
+        for cancel in frame.cancels:
+            request = self._requests.get(cancel.handle)
+            if request is not None:
+                request.cancel(cancel.handle, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+            self._outbox.discard_text(cancel.handle)
+        for credit in frame.credits:
+            self._outbox.grant(credit.handle, credit.tokens)
+        if frame.HasField("drain"):
+            self.half_close()
+
+    def half_close(self) -> None:
+        """The peer submits nothing more; what runs goes on."""
+        self._outbox.end()
+
+    def drain(self, reason: str, grace_s: float) -> None:
+        """Ask the peer to put new Submits on another stream."""
+        self._outbox.drain(reason, round(grace_s * 1000))
+
+    async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
+        """What has come since the last frame; None once half-closed and everything has ended."""
+        return await self._outbox.next_frame()
+
+    def close(self) -> None:
+        """Nobody reads any more: cancel below what is still open."""
+        for request in list(self._requests.values()):
+            request.close()
+        self._on_close(self)
+
+    def _submit(self, submit: tokenizer_pb2.Submit) -> None:
+        first, num_choices = submit.handle, submit.request.options.num_choices or 1
+        num_handles = num_choices if num_choices <= MAX_CHOICES else 1
+        last = first + num_handles - 1
+        if first <= self._last_handle or last > MAX_HANDLE:
+            raise InvalidRequest(
+                f"handle {first} is not allowed: it must be greater than {self._last_handle}, the last one of this "
+                f"stream, and at most {MAX_HANDLE}",
+                reason="HANDLE_ORDER",
+            )
+        self._last_handle = last
+        credit = submit.initial_credit if submit.HasField("initial_credit") else None
+        for handle in range(first, last + 1):
+            self._outbox.open(handle, credit)
+        try:
+            self._start(first, submit.request)
+        except TokenwireError as error:
+            for handle in range(first, last + 1):
+                self._outbox.finish(handle, Terminal(FinishReason.ERROR, error=error))
+
+    def _start(self, first: int, message: tokenizer_pb2.TextRequest) -> None:
+        request = request_from_wire(message)
+        request_id = request.context.request_id
+        if request_id in self._request_ids:
+            raise AlreadyExists(
+                f"context.request_id {request_id!r} is running on this session", reason="DUPLICATE_REQUEST"
+            )
+        running = RunningRequest(self._tier, request, first, self._outbox, self._forget)
+        running.start()
+        self._request_ids.add(request_id)
+        for handle in range(first, first + request.options.num_choices):
+            self._requests[handle] = running
+
+    def _forget(self, running: RunningRequest) -> None:
+        self._request_ids.discard(running.request.context.request_id)
+        for choice in running.choices:
+            self._requests.pop(choice.handle, None)

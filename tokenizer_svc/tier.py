@@ -1,0 +1,55 @@
+"""What every request of this process shares."""
+
+from dataclasses import dataclass, field
+
+from tokenizer_svc.chat_template import ChatTemplate
+from tokenizer_svc.encoder import Encoder
+from tokenizer_svc.metrics import TokenizerMetrics
+from tokenizer_svc.router import Router
+from tokenizer_svc.tokenizer import Tokenizer
+from tokenwire.errors import NotFound, Overloaded
+
+RETRY_AFTER_S = 1.0
+
+
+@dataclass(slots=True)
+class Tier:
+    """One model's tokenizer, its template, and the way to its model tiers."""
+
+    model: str
+    """Name clients ask for."""
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    encoder: Encoder
+    router: Router
+    metrics: TokenizerMetrics
+    max_requests: int
+    """Requests that may run at once."""
+    running: int = field(default=0, init=False)
+    """Requests that have not ended."""
+
+    def check_model(self, name: str) -> None:
+        """Raise NotFound unless `name` is ours or empty."""
+        if name and name != self.model:
+            raise NotFound(f"model: {name!r} is not served here; served is {self.model!r}", reason="MODEL_NOT_FOUND")
+
+    def admit(self) -> None:
+        """Count a request in; raises Overloaded when there are enough. Whoever is admitted leaves once by `leave`."""
+        if self.running >= self.max_requests:
+            raise Overloaded(
+                f"{self.max_requests} requests run here already",
+                reason="TOO_MANY_REQUESTS",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self.running += 1
+        self.metrics.running.inc()
+
+    def leave(self) -> None:
+        """Count a request out."""
+        self.running -= 1
+        self.metrics.running.dec()
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Longest context that every known model tier takes; 0 while none is known."""
+        return min((r.max_context_tokens for r in self.router.replicas if r.max_context_tokens), default=0)

@@ -1,0 +1,103 @@
+"""Messages of TokenizerService to the plain values of this tier. Raises InvalidRequest naming the field."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf import json_format, struct_pb2
+
+from tokenizer_svc.chat_template import ChatMessage, Conversation
+from tokenizer_svc.text_request import TextRequest
+from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.v1 import tokenizer_pb2
+from tokenwire.wire import context_from_wire, options_from_wire
+
+
+def request_from_wire(message: tokenizer_pb2.TextRequest) -> TextRequest:
+    """A text request. Raises Unsupported for what is not built."""
+    return TextRequest(
+        context=context_from_wire(message.context),
+        model=message.model,
+        input=_input(message),
+        options=options_from_wire(message.options),
+        truncate=message.truncate,
+        cache_salt=message.cache_salt,
+        vocabulary=message.fingerprint.vocabulary,
+    )
+
+
+def conversation_from_wire(message: tokenizer_pb2.Conversation) -> Conversation:
+    """A conversation, its tools and calls in the form templates expect."""
+    return Conversation(
+        messages=tuple(_message(m, f"conversation.messages[{i}]") for i, m in enumerate(message.messages)),
+        tools=tuple(_tool(tool) for tool in message.tools),
+        documents=tuple(plain(document) for document in message.documents),
+        template_arguments=plain(message.template_arguments),
+        add_generation_prompt=message.add_generation_prompt if message.HasField("add_generation_prompt") else None,
+        continue_final_message=message.continue_final_message,
+    )
+
+
+def plain(struct: struct_pb2.Struct) -> dict[str, Any]:
+    """A Struct as Python values that render alike everywhere.
+
+    A Struct keeps neither the order of its keys nor the difference between 1 and 1.0: keys are sorted, so that equal
+    requests give equal prompts in every process (cached prefixes depend on it), and whole numbers become integers.
+    """
+    return {key: _canonical(value) for key, value in sorted(json_format.MessageToDict(struct).items())}
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _canonical(inner) for key, inner in sorted(value.items())}
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _input(message: tokenizer_pb2.TextRequest) -> str | tuple[int, ...] | Conversation:
+    kind = message.WhichOneof("input")
+    if kind == "text":
+        return message.text
+    if kind == "token_ids":
+        return tuple(message.token_ids.ids)
+    if kind == "conversation":
+        return conversation_from_wire(message.conversation)
+    raise _invalid("input", "one of text, token_ids and conversation is needed")
+
+
+def _message(message: tokenizer_pb2.ChatMessage, path: str) -> ChatMessage:
+    if not message.role:
+        raise _invalid(f"{path}.role", "is empty: a role such as system, user, assistant or tool is needed")
+    return ChatMessage(
+        role=message.role,
+        content=message.content,
+        name=message.name,
+        tool_calls=tuple(_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)),
+        tool_call_id=message.tool_call_id,
+        reasoning=message.reasoning,
+    )
+
+
+def _call(call: tokenizer_pb2.ToolCall, path: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except ValueError as error:
+        raise _invalid(f"{path}.arguments", f"{call.arguments[:80]!r} is not JSON ({error})") from None
+    found: dict[str, Any] = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return {"id": call.id, **found} if call.id else found
+
+
+def _tool(tool: tokenizer_pb2.ToolDefinition) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    if tool.HasField("parameters"):
+        function["parameters"] = plain(tool.parameters)
+    if tool.strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
+def _invalid(field: str, description: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
