@@ -1,0 +1,71 @@
+# `make help` lists the targets. Everything happens inside $(VENV); nothing is installed system-wide.
+#   PYTHON=python3.12    the interpreter to make the environment from
+#   TORCH_INDEX=URL      where torch comes from when PyPI's build is not wanted, such as
+#                        https://download.pytorch.org/whl/cpu
+#   ARGS="..."           further arguments of `tokenwire up`, `tokenwire demo`, `tokenwire doctor` or pytest
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+PROTOS := $(wildcard protos/tokenwire/v1/*.proto)
+PACKAGES := tokenwire tokenizer_svc model_svc gateway
+SOURCES := $(PACKAGES) tests benchmarks clients scripts
+export PYTHON TORCH_INDEX
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help up demo test test-all check fmt protos model bench-startup doctor clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: $(VENV)/.made-all ## Install, fetch the default model, start the three tiers and serve until Ctrl-C
+	@$(BIN)/tokenwire up $(ARGS)
+
+demo: $(VENV)/.made-all ## The same without staying: stream one answer, print its speed, stop
+	@$(BIN)/tokenwire demo $(ARGS)
+
+test: check model ## Check, then run every test that needs nothing but Python
+	$(BIN)/python -m pytest -m "not extended" $(ARGS)
+
+test-all: $(VENV)/.made-dev ## Run the tests that need more (Docker, other languages); after `make test`
+	$(BIN)/python -m pytest -m extended $(ARGS) || test $$? -eq 5  # 5: there are none
+
+check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and its stubs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && $(abspath $(BIN))/buf lint
+	$(BIN)/python scripts/protos.py --check
+
+fmt: $(VENV)/.made-dev ## Format the code and sort its imports
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+protos: $(VENV)/.made-dev ## Generate tokenwire/v1 from the contract, and the tables in the README
+	$(BIN)/python scripts/protos.py
+	$(BIN)/python scripts/settings_table.py
+
+model: $(VENV)/.made-all ## Fetch and convert the default model, if it is not there
+	@$(BIN)/tokenwire models pull
+
+bench-startup: $(VENV)/.made-all model ## Time from `tokenwire up` to the first token, five times
+	$(BIN)/python -m benchmarks.startup $(ARGS)
+
+doctor: $(VENV)/.made-all ## Can this machine serve? What to do if not
+	@$(BIN)/tokenwire doctor $(ARGS)
+
+clean: ## Remove the environment and caches; the model store stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# One environment, two stamps: `up` installs what serves; `test` adds the tools. A stamp is as old as the installation.
+$(VENV)/.made-all: pyproject.toml constraints.txt scripts/make-venv
+	@scripts/make-venv $(VENV) all
+	@touch $@
+
+$(VENV)/.made-dev: pyproject.toml constraints.txt scripts/make-venv
+	@scripts/make-venv $(VENV) dev
+	@touch $(VENV)/.made-all $@

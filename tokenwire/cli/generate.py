@@ -1,0 +1,70 @@
+"""`tokenwire generate`, `tokenize` and `detokenize`: single requests to a gateway."""
+
+import json
+from typing import Any
+
+import click
+
+from tokenwire.cli.answers import show_json, show_outputs, show_stream
+from tokenwire.cli.options import (
+    connected,
+    generation_options,
+    given_options,
+    json_option,
+    model_option,
+    stats_option,
+    target_option,
+    text_argument,
+)
+
+
+@click.command()
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@target_option
+@generation_options
+@click.option("--num-choices", type=int, help="Independent outputs per prompt.")
+@click.option("--ignore-eos", is_flag=True, default=None, help="Go on past the model's end of text.")
+@stats_option
+@json_option
+def generate(prompts: tuple[str, ...], target: str, stats: bool, as_json: bool, **options: Any) -> None:
+    """Continue each PROMPT; "-" reads one from standard input. A single answer is printed as it comes."""
+    texts = [text_argument(prompt) for prompt in prompts]
+    with connected(target) as client, client.generate(*texts, **given_options(options)) as stream:
+        if as_json:
+            show_json(stream.outputs())
+        elif len(texts) > 1 or (options["num_choices"] or 1) > 1:
+            show_outputs(stream.outputs())
+        else:
+            _, speed = show_stream(stream)
+            if stats:
+                click.echo(str(speed), err=True)
+
+
+@click.command()
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@target_option
+@model_option
+@click.option("--special/--no-special", default=True, help="Add what the tokenizer puts around a text.")
+@json_option
+def tokenize(texts: tuple[str, ...], target: str, model: str, special: bool, as_json: bool) -> None:
+    """Print the token ids of each TEXT on a line of its own; "-" reads one from standard input."""
+    with connected(target) as client:
+        encodings = client.tokenize(*map(text_argument, texts), model=model, add_special_tokens=special)
+    if as_json:
+        click.echo(json.dumps({"token_ids": [list(encoding.token_ids) for encoding in encodings]}))
+        return
+    for encoding in encodings:
+        click.echo(" ".join(map(str, encoding.token_ids)))
+
+
+@click.command()
+@click.argument("token_ids", nargs=-1, required=True, type=click.IntRange(0, 2**32 - 1), metavar="TOKEN_ID...")
+@target_option
+@model_option
+@click.option("--special", is_flag=True, help="Show special tokens.")
+@json_option
+def detokenize(token_ids: tuple[int, ...], target: str, model: str, special: bool, as_json: bool) -> None:
+    """Print the text of the TOKEN_IDs."""
+    with connected(target) as client:
+        (text,) = client.detokenize(token_ids, model=model, skip_special_tokens=not special)
+    click.echo(json.dumps({"text": text}, ensure_ascii=False) if as_json else text)

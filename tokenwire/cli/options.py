@@ -1,0 +1,67 @@
+"""Options that several commands share, and how a command reaches the gateway."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from tokenwire.client import CallOptions, Client
+from tokenwire.client.clients import DEFAULT_TARGET
+from tokenwire.errors import Unavailable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+target_option = click.option(
+    "--target", envvar="TOKENWIRE_TARGET", default=DEFAULT_TARGET, show_default=True, show_envvar=True,
+    metavar="HOST:PORT", help="The gateway's gRPC address.",
+)  # fmt: skip
+model_option = click.option("--model", default="", help="Name of the model, where there are several.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+stats_option = click.option("--stats", is_flag=True, help="Print counts and speed on standard error.")
+
+GENERATION_OPTIONS = (
+    model_option,
+    click.option("--max-tokens", type=int, help="Most tokens to generate."),
+    click.option("--temperature", type=float, help="0 takes the likeliest token each time."),
+    click.option("--top-k", type=int, help="Keep this many likeliest tokens; 0 keeps all."),
+    click.option("--top-p", type=float, help="Keep the likeliest tokens up to this probability."),
+    click.option("--min-p", type=float, help="Drop tokens less likely than this times the likeliest."),
+    click.option("--seed", type=int, help="Equal seeds give equal answers."),
+    click.option("--stop", multiple=True, help="End before this text; may be given several times."),
+    click.option("--timeout", "timeout_s", type=float, help="Seconds after which to take what there is."),
+)
+"""Named as the client's options are; an absent one is left to the model."""
+
+
+def generation_options(command: F) -> F:
+    """Add the options of `generate` and `chat`."""
+    for option in reversed(GENERATION_OPTIONS):
+        command = option(command)
+    return command
+
+
+def given_options(values: dict[str, Any]) -> CallOptions:
+    """What was given on the command line, as the client takes it."""
+    options: Any = {name: value for name, value in values.items() if value not in (None, "", ())}
+    call_options: CallOptions = options
+    return call_options
+
+
+@contextmanager
+def connected(target: str) -> Iterator[Client]:
+    """A client; a gateway that is not there is answered with what to do."""
+    with Client(target) as client:
+        try:
+            yield client
+        except Unavailable as error:
+            if "failed to connect" in error.message.lower():
+                message = f"nothing answers at {target}: start it with `tokenwire up`"
+                raise Unavailable(f"{message}, or name another gateway with --target") from None
+            raise
+
+
+def text_argument(text: str) -> str:
+    """The argument itself, or standard input for "-"."""
+    return sys.stdin.read() if text == "-" else text

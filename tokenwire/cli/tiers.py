@@ -1,0 +1,127 @@
+"""Which processes `tokenwire up` starts: their modules, ports and flags. Starts nothing itself."""
+
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+from tokenwire.cli.ports import holder, is_free
+from tokenwire.errors import FailedPrecondition
+
+LOOPBACK = "127.0.0.1"
+NEEDED_MODULES = ("fastapi", "grpc_health", "grpc_reflection", "jinja2", "prometheus_client", "tokenizers", "uvloop")
+NEEDED_FOR_TORCH = ("safetensors", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpSettings:
+    """What `tokenwire up` was asked for. Empty texts leave a setting to the tier and its environment."""
+
+    model: str
+    dtype: str = ""
+    engine: str = "torch"
+    host: str = LOOPBACK
+    insecure: bool = False
+    port: int = 0
+    http_port: int = 0
+    tokenizer_port: int = 0
+    model_port: int = 0
+    gateway_metrics_port: int = 0
+    tokenizer_metrics_port: int = 0
+    model_metrics_port: int = 0
+    drain_timeout_s: float = 30.0
+
+
+SERVICE_PORTS = ("port", "http_port", "tokenizer_port", "model_port")
+METRICS_PORTS = ("gateway_metrics_port", "tokenizer_metrics_port", "model_metrics_port")
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One process: `python -m module arguments`, ready when health at `target` says so."""
+
+    name: str
+    module: str
+    target: str
+    arguments: tuple[str, ...]
+
+
+def require_installed(engine: str) -> None:
+    """Raise FailedPrecondition naming what the tiers need and this environment lacks."""
+    needed = NEEDED_MODULES + (NEEDED_FOR_TORCH if engine == "torch" else ())
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise FailedPrecondition(
+            f"the tiers need what is not installed here ({', '.join(missing)}): pip install 'tokenwire[all]'",
+            reason="NOT_INSTALLED",
+        )
+
+
+def with_ports(settings: UpSettings) -> UpSettings:
+    """The same with each service port 0 replaced by a free one. Raises FailedPrecondition for a port that is taken."""
+    for name in (*SERVICE_PORTS, *METRICS_PORTS):
+        port = getattr(settings, name)
+        host = settings.host if name in ("port", "http_port") else LOOPBACK
+        if port and not is_free(port, host):
+            flag = "--" + name.replace("_", "-")
+            free = "0 takes any free one" if name in SERVICE_PORTS else "0 turns these metrics off"
+            raise FailedPrecondition(
+                f"{flag} {port} is in use by {holder(port)}: stop that process or give another port ({free})",
+                reason="PORT_IN_USE",
+            )
+    wanted = [name for name in SERVICE_PORTS if getattr(settings, name) == 0]
+    found: dict[str, Any] = dict(zip(wanted, free_ports(len(wanted)), strict=True))
+    return replace(settings, **found)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, all different. Another process may take one before it is used."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens on `host`."""
+    return {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+
+
+def tiers_of(settings: UpSettings) -> list[Tier]:
+    """The three processes, in the order in which they are drained. Only the gateway listens on `host`."""
+    drain = ("--drain-timeout-s", str(settings.drain_timeout_s))
+    model_target = f"{LOOPBACK}:{settings.model_port}"
+    tokenizer_target = f"{LOOPBACK}:{settings.tokenizer_port}"
+    gateway = Tier(
+        "gateway", "gateway", f"{reachable(settings.host)}:{settings.port}",
+        (
+            *given("--host", settings.host), *given("--port", settings.port),
+            *given("--http-port", settings.http_port), "--metrics-port", str(settings.gateway_metrics_port),
+            *given("--tokenizer-targets", tokenizer_target), *(("--insecure",) if settings.insecure else ()), *drain,
+        ),
+    )  # fmt: skip
+    tokenizer = Tier(
+        "tokenizer", "tokenizer_svc", tokenizer_target,
+        (
+            *given("--host", LOOPBACK), *given("--port", settings.tokenizer_port),
+            "--metrics-port", str(settings.tokenizer_metrics_port), *given("--model", settings.model),
+            *given("--model-targets", model_target), *drain,
+        ),
+    )  # fmt: skip
+    model = Tier(
+        "model", "model_svc", model_target,
+        (
+            *given("--host", LOOPBACK), *given("--port", settings.model_port),
+            "--metrics-port", str(settings.model_metrics_port), *given("--model", settings.model),
+            *given("--dtype", settings.dtype), *given("--engine", settings.engine), *drain,
+        ),
+    )  # fmt: skip
+    return [gateway, tokenizer, model]
+
+
+def given(flag: str, value: object) -> Sequence[str]:
+    """The flag with its value, or nothing where the value is empty."""
+    return (flag, str(value)) if value not in ("", 0) else ()

@@ -1,0 +1,232 @@
+"""`tokenwire up` and `tokenwire demo`: the three tiers as processes of this machine, from download to drain.
+
+Prints what to do next; the processes are `processes.py`'s business.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import click
+
+from tokenwire.cli.answers import Speed
+from tokenwire.cli.examples import QUESTION, examples
+from tokenwire.cli.log_stream import show_line
+from tokenwire.cli.models import store_with_bars
+from tokenwire.cli.processes import TierGroup
+from tokenwire.cli.tiers import Tier, UpSettings, reachable, require_installed, tiers_of, with_ports
+from tokenwire.client import AsyncClient, TextDelta
+from tokenwire.errors import Internal
+from tokenwire.model_catalog import DEFAULT_MODEL
+from tokenwire.version import __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STILL_STARTING_S = 10.0
+"""How often a slow start says that it goes on."""
+FIRST_TOKEN_TIMEOUT_S = 120.0
+
+
+def port_option(flag: str, default: int, variable: str, help: str) -> Callable[[F], F]:
+    """An option for a port, which the tier's own environment variable gives as well."""
+    return click.option(
+        flag, type=click.IntRange(0, 65535), default=default, show_default=True, envvar=variable, help=help
+    )
+
+
+MODEL_OPTIONS = (
+    click.option(
+        "--model", envvar="TOKENWIRE_MODEL_MODEL", default=DEFAULT_MODEL, show_default=True,
+        help="A name from `tokenwire models list`, a folder, a .gguf file or a hub id.",
+    ),
+    click.option(
+        "--engine", type=click.Choice(["torch", "mock"]), envvar="TOKENWIRE_MODEL_ENGINE", default="torch",
+        show_default=True, help="What runs the model; mock answers nonsense, without torch.",
+    ),
+    click.option(
+        "--drain-timeout", "drain_timeout_s", type=click.FloatRange(min=0), default=30.0, show_default=True,
+        help="Seconds that running requests get to finish at the end.",
+    ),
+)  # fmt: skip
+DTYPES = click.Choice(["auto", "float32", "bfloat16", "float16"])
+UP_OPTIONS = (
+    click.option("--dtype", type=DTYPES, default="", help="Number format; absent: what the tier chooses."),
+    click.option(
+        "--host", envvar="TOKENWIRE_GATEWAY_HOST", default="127.0.0.1", show_default=True,
+        help="Where the gateway listens; the other tiers stay on the loopback.",
+    ),
+    click.option(
+        "--insecure", is_flag=True, envvar="TOKENWIRE_GATEWAY_INSECURE",
+        help="Let others reach the gateway, which asks nobody who they are.",
+    ),
+    port_option("--port", 50051, "TOKENWIRE_GATEWAY_PORT", "Gateway, gRPC; 0: any free one."),
+    port_option("--http-port", 8080, "TOKENWIRE_GATEWAY_HTTP_PORT", "Gateway, HTTP; 0: any free one."),
+    port_option("--tokenizer-port", 50052, "TOKENWIRE_TOKENIZER_PORT", "Tokenizer tier; 0: any free one."),
+    port_option("--model-port", 50053, "TOKENWIRE_MODEL_PORT", "Model tier; 0: any free one."),
+    port_option("--gateway-metrics-port", 9464, "TOKENWIRE_GATEWAY_METRICS_PORT", "Gateway's metrics; 0: off."),
+    port_option("--tokenizer-metrics-port", 9465, "TOKENWIRE_TOKENIZER_METRICS_PORT", "Tokenizer's metrics; 0: off."),
+    port_option("--model-metrics-port", 9466, "TOKENWIRE_MODEL_METRICS_PORT", "Model tier's metrics; 0: off."),
+)  # fmt: skip
+
+
+def options(*added: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order given."""
+
+    def add(command: F) -> F:
+        for option in reversed(added):
+            command = option(command)
+        return command
+
+    return add
+
+
+@click.command()
+@options(*MODEL_OPTIONS, *UP_OPTIONS)
+def up(**given: Any) -> None:
+    """Start the model, tokenizer and gateway tiers here, and serve until Ctrl-C.
+
+    Every other setting of a tier is taken from its environment, TOKENWIRE_<TIER>_<SETTING>; `python -m gateway --help`
+    and its like list them.
+    """
+    settings = prepared(UpSettings(**given))
+    asyncio.run(Up(settings).run(serve))
+
+
+@click.command()
+@options(*MODEL_OPTIONS)
+@click.option("--dtype", type=DTYPES, default="float32", show_default=True, help="Number format.")
+@click.argument("question", default=QUESTION)
+def demo(question: str, **given: Any) -> None:
+    """Start everything on free ports, stream the answer to QUESTION, print its speed, and stop.
+
+    Greedy and in float32 unless told otherwise: the default model's 4-bit weights bring the default question close to
+    a tie, which a coarser number format can tip.
+    """
+    os.environ.setdefault("TOKENWIRE_LOG", "warning")
+    settings = prepared(UpSettings(**given))
+    asyncio.run(Up(settings).run(lambda running: answer(running, question)))
+
+
+def prepared(settings: UpSettings) -> UpSettings:
+    """Everything that can be wrong before a process is started: what is installed, the ports, the model's files."""
+    require_installed(settings.engine)
+    settings = with_ports(settings)
+    with store_with_bars() as store:
+        store.resolve(settings.model)
+    return settings
+
+
+class Up:
+    """One run of the three tiers."""
+
+    def __init__(self, settings: UpSettings) -> None:
+        self.settings = settings
+        self.began_s = time.monotonic()
+        host = reachable(settings.host)
+        self.grpc_target = f"{host}:{settings.port}"
+        self.http_target = f"{host}:{settings.http_port}"
+        self.stop = asyncio.Event()
+        """Set by the first SIGINT, SIGTERM or SIGHUP."""
+        self._main: asyncio.Task[None] | None = None
+
+    async def run(self, work: "Callable[[Up], Coroutine[Any, Any, None]]") -> None:
+        """Start, wait until ready, do `work` or stop when asked to, drain. Raises Unavailable when a tier ends."""
+        self._main = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        tiers, limit_s = tiers_of(self.settings), self.settings.drain_timeout_s
+        click.echo(f"Tokenwire {__version__}, model {self.settings.model}: starting")
+        async with TierGroup(tiers, show_line, limit_s) as group:
+            await self._until_stopped(group, self._become_ready(group))
+            await self._until_stopped(group, work(self))
+            await group.drain(self._on_stopped)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.stop.is_set() and self._main is not None:
+            click.echo(f"{number.name} again: leaving at once", err=True)
+            self._main.cancel()
+            return
+        click.echo(f"\n{number.name}: draining, gateway first; once more to leave at once", err=True)
+        self.stop.set()
+
+    async def _until_stopped(self, group: TierGroup, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` until it is done, or a signal came. Raises what it raises, or Unavailable when a tier ends."""
+        if self.stop.is_set():
+            work.close()
+            return
+        tasks = [asyncio.create_task(each) for each in (work, group.wait_died(), wait(self.stop))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            group.raise_if_died()
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _become_ready(self, group: TierGroup) -> None:
+        """Wait for the tiers, then for a token that went through all of them."""
+        waiting = asyncio.create_task(self._say_still_starting(group))
+        try:
+            await group.wait_ready(self._on_ready)
+        finally:
+            waiting.cancel()
+        async with AsyncClient(self.grpc_target) as client:
+            (output,) = await client.generate("Hello", max_tokens=1, timeout_s=FIRST_TOKEN_TIMEOUT_S).outputs()
+        if output.error is not None:
+            raise output.error
+        click.echo(f"  first token served after {self.seconds():.1f} s")
+
+    async def _say_still_starting(self, group: TierGroup) -> None:
+        while True:
+            await asyncio.sleep(STILL_STARTING_S)
+            click.echo(f"  still starting ({self.seconds():.0f} s)", err=True)
+
+    def _on_ready(self, tier: Tier, seconds: float) -> None:
+        click.echo(f"  {tier.name:<9} ready after {seconds:4.1f} s  {tier.target}")
+
+    def _on_stopped(self, tier: Tier, in_time: bool) -> None:
+        click.echo(f"  {tier.name:<9} {'drained' if in_time else 'killed: it did not end within its time'}")
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.began_s
+
+
+async def wait(event: asyncio.Event) -> None:
+    """Wait for an event; a coroutine of its own so that it can stand beside others."""
+    await event.wait()
+
+
+async def serve(running: Up) -> None:
+    """Say where to go, then wait for the end."""
+    async with AsyncClient(running.grpc_target) as client:
+        names = [card.name for card in await client.models()]
+    click.echo(f"\nServing {', '.join(names)}:  gRPC {running.grpc_target}  HTTP http://{running.http_target}\n")
+    for title, command in examples(names[0], running.grpc_target, running.http_target):
+        click.echo(f"{title}:\n  {command}\n")
+    click.echo("Ctrl-C drains and stops.")
+    await wait(running.stop)
+
+
+async def answer(running: Up, question: str) -> None:
+    """Stream one greedy answer to the terminal, and say how fast it was."""
+    click.echo(f"\n> {question}")
+    async with AsyncClient(running.grpc_target) as client:
+        speed = Speed()
+        async with client.chat(question, temperature=0, timeout_s=FIRST_TOKEN_TIMEOUT_S) as stream:
+            async for event in stream:
+                if isinstance(event, TextDelta):
+                    speed.add(event.num_tokens)
+                    click.echo(event.text, nl=False)
+            click.echo()
+            (output,) = await stream.outputs()
+    if output.error is not None:
+        raise output.error
+    if not output.text.strip():
+        raise Internal("the answer is empty")
+    click.echo(f"({speed})\n")

@@ -1,0 +1,41 @@
+"""Asks grpc.health.v1 whether a whole server can answer, without that service's stubs.
+
+The request for the whole server is the empty message, and the answer is one enum, so the thin client needs no further
+package. Raises what the transport raises.
+"""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+METHOD = "/grpc.health.v1.Health/Check"
+SERVING = b"\x08\x01"
+"""HealthCheckResponse with status (field 1, varint) SERVING (1)."""
+
+RECONNECT_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 100),
+]
+"""A server that is starting is looked for often."""
+
+
+def is_serving(target: str, timeout_s: float = 5.0) -> bool:
+    """Whether the server at `host:port` says SERVING. Raises grpc.RpcError when it cannot be asked."""
+    with grpc.insecure_channel(target) as channel:
+        answer: bytes = channel.unary_unary(METHOD)(b"", timeout=timeout_s)
+    return answer == SERVING
+
+
+async def wait_serving(target: str, interval_s: float = 0.05) -> None:
+    """Return once the server at `host:port` says SERVING. Waits forever: cancel it."""
+    async with grpc.aio.insecure_channel(target, options=RECONNECT_OPTIONS) as channel:
+        check: Any = channel.unary_unary(METHOD)
+        while True:
+            try:
+                if await check(b"", timeout=5.0) == SERVING:
+                    return
+            except grpc.RpcError:
+                pass  # not listening yet; whoever waits also watches the process
+            await asyncio.sleep(interval_s)
