@@ -58,6 +58,7 @@ class ModelReplica:
         self._client: SessionClient[TokenReceiver] | None = None
         self._refused_as: tuple[str, int] | None = None
         """Vocabulary and epoch of the last refusal, so that it is logged once."""
+        self._closing = False
         self._draining = False
         self._num_reported = 0
         self._num_open_at_report = 0
@@ -72,6 +73,7 @@ class ModelReplica:
 
     async def close(self) -> None:
         """Cut the connection; what is open is reported lost."""
+        self._closing = True
         if self._client is not None:
             await self._client.close()
         if self._channel is not None:
@@ -152,7 +154,9 @@ class ModelReplica:
 
     def on_lost(self, stream: Stream, receivers: dict[int, TokenReceiver], error: TokenwireError) -> None:
         """Tell everyone who waits."""
-        log.warning("model tier lost", extra=fields(target=self.target, num_open=len(receivers), error=error.message))
+        if not self._closing:
+            extra = fields(target=self.target, num_open=len(receivers), error=error.message)
+            log.warning("model tier lost", extra=extra)
         for receiver in receivers.values():
             _guard(receiver, receiver.on_lost, error)
         self._on_change()
@@ -188,4 +192,4 @@ def _guard(receiver: TokenReceiver, call: Callable[[Any], None], argument: Any) 
         call(argument)
     except Exception as error:
         log.error("a sequence failed", exc_info=error)
-        receiver.on_lost(Internal(f"text could not be made of the model's tokens: {type(error).__name__}"))
+        receiver.on_failed(Internal(f"text could not be made of the model's tokens: {type(error).__name__}"))

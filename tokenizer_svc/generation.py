@@ -12,7 +12,7 @@ from tokenwire.errors import TokenwireError
 from tokenwire.requests import FinishReason, Terminal, Usage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TextDelta:
     """New text, and how many of the tokens just pushed stand behind it (all, or those up to a stop string's end)."""
 

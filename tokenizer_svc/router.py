@@ -37,6 +37,9 @@ class TokenReceiver(Protocol):
     def on_lost(self, error: TokenwireError) -> None:
         """The model tier was lost before its terminal event; nothing follows."""
 
+    def on_failed(self, error: TokenwireError) -> None:
+        """One of the calls above raised: end the choice without touching what failed. Must not raise."""
+
 
 class Placement(Protocol):
     """A request's place on a replica."""

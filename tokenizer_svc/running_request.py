@@ -15,13 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.generation import ChoiceText
 from tokenizer_svc.prompt import fit_prompt
 from tokenizer_svc.router import Placement, Replica, TokenSubmission
-from tokenizer_svc.stop_strings import StopStringMatcher
-from tokenizer_svc.text_request import TextRequest, check_request
+from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt
 from tokenizer_svc.tier import Tier
 from tokenwire.errors import Internal, TokenwireError, Unavailable
 from tokenwire.logs import fields
@@ -87,6 +85,11 @@ class Choice:
         """The model tier was lost."""
         if not self.ended and not self.request.try_again():
             self.request.end_open(self, FinishReason.ERROR, error)
+
+    def on_failed(self, error: TokenwireError) -> None:
+        """A bug of ours: the text stands as it was sent."""
+        if not self.ended:
+            self.request.fail_choice(self, error)
 
 
 class RunningRequest:
@@ -162,6 +165,13 @@ class RunningRequest:
         self._submit(replica)
         return True
 
+    def fail_choice(self, choice: Choice, error: TokenwireError) -> None:
+        """End a choice whose text cannot be asked any more."""
+        self._drop_below(choice, CancelReason.CLIENT)
+        num_tokens = choice.text.num_tokens if choice.text is not None else 0
+        usage = Usage(len(self._prompt.token_ids), 0, num_tokens)
+        self.end_choice(choice, "", Terminal(FinishReason.ERROR, usage, error=error))
+
     def end_open(self, choice: Choice, reason: FinishReason, error: TokenwireError | None = None) -> None:
         """End a choice without a terminal event from below."""
         if choice.ended:
@@ -191,14 +201,7 @@ class RunningRequest:
     async def _prepare(self) -> None:
         """Check, encode, submit."""
         try:
-            check_request(self.request, self._tier)
-            source = self.request.input
-            if isinstance(source, tuple):
-                self._prompt = EncodedPrompt("", list(source))
-            else:
-                self._prompt = await self._tier.encoder.encode(source)
-                self._tier.metrics.encode.observe(self._prompt.encode_s)
-                self._tier.metrics.queue.observe(self._prompt.queue_s)
+            self._prompt = await encode_prompt(self.request, self._tier)
             replica = self._tier.router.pick()
             self._make_choices(replica)
             self._tier.metrics.prompt_tokens.inc(len(self._prompt.token_ids))
@@ -220,13 +223,7 @@ class RunningRequest:
         )
         self._prompt = replace(self._prompt, token_ids=token_ids)
         for choice in self.choices:
-            detokenizer = Detokenizer(
-                self._tier.tokenizer, prompt_ids=token_ids, skip_special_tokens=options.skip_special_tokens
-            )
-            matcher = None
-            if options.stop_strings:
-                matcher = StopStringMatcher(options.stop_strings, include_stop_string=options.include_stop_string)
-            choice.text = ChoiceText(detokenizer, matcher, len(token_ids))
+            choice.text = begin_text(options, self._tier.tokenizer, token_ids)
         if options.sampling.seed is None:
             sampling = replace(options.sampling, seed=secrets.randbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))

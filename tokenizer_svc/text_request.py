@@ -1,9 +1,18 @@
-"""What a client wants, and what can be refused before any work. Plain values; does not know the wire."""
+"""What a client wants, and the first steps towards it: checks, the prompt's token ids, the start of a choice's text.
 
+Plain values; knows neither the wire nor what becomes of the request.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizer_svc.chat_template import Conversation
+from tokenizer_svc.detokenizer import Detokenizer
+from tokenizer_svc.encoder import EncodedPrompt
+from tokenizer_svc.generation import ChoiceText
+from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tier import Tier
+from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.requests import GenerationOptions, RequestContext
 
@@ -39,3 +48,23 @@ def check_request(request: TextRequest, tier: Tier) -> None:
     replica = tier.router.pick()
     if isinstance(request.input, tuple):
         tier.tokenizer.check_ids(request.input, "token_ids.ids", replica.vocab_size or None)
+
+
+async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
+    """Check the request and encode its prompt. Raises what `check_request` and `Encoder.encode` raise."""
+    check_request(request, tier)
+    if isinstance(request.input, tuple):
+        return EncodedPrompt("", list(request.input))
+    prompt = await tier.encoder.encode(request.input)
+    tier.metrics.encode.observe(prompt.encode_s)
+    tier.metrics.queue.observe(prompt.queue_s)
+    return prompt
+
+
+def begin_text(options: GenerationOptions, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> ChoiceText:
+    """The text of a choice before its first token."""
+    detokenizer = Detokenizer(tokenizer, prompt_ids=prompt_ids, skip_special_tokens=options.skip_special_tokens)
+    matcher = None
+    if options.stop_strings:
+        matcher = StopStringMatcher(options.stop_strings, include_stop_string=options.include_stop_string)
+    return ChoiceText(detokenizer, matcher, len(prompt_ids))

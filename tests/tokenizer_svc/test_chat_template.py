@@ -127,6 +127,7 @@ def test_renders_what_transformers_renders(template: str, chat: str) -> None:
     assert template_of(source).render(conversation) == by_transformers(source, conversation)
 
 
+@pytest.mark.model
 def test_the_template_of_a_real_model(smollm2_folder: Path) -> None:
     source = (smollm2_folder / "chat_template.jinja").read_text()
     template = load_chat_template(smollm2_folder, TOKENS)

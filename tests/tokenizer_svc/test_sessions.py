@@ -11,9 +11,7 @@ from tests.fakes.live_tokenizer_tier import (
     tokenizer_over_fake,
 )
 from tests.fakes.model_tier import fake_model_tier
-from tokenwire.errors import (
-    Overloaded,
-)
+from tokenwire.errors import Internal, Overloaded
 from tokenwire.requests import CancelReason, FinishReason, ModelTimings, Terminal, Usage
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 
@@ -344,5 +342,24 @@ def test_reasons_pass_through(trained_folder: Path) -> None:
             await down.end(Terminal(FinishReason.ERROR, error=overloaded))
             error = (await peer.end(1)).error
             assert isinstance(error, Overloaded) and error.retry_after_s == 1.5
+
+    asyncio.run(main())
+
+
+def test_a_bug_while_decoding_is_a_typed_error_and_frees_the_model_tier(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder, hold=True) as (fake, live, peer):
+            await peer.submit(1, text_request("hello"))
+            down = await fake.request()
+            good, live.tokenizer.backend = live.tokenizer.backend, None  # type: ignore[assignment]
+            await down.say(1, 2, 3)
+            terminal = await peer.end(1)
+            assert isinstance(terminal.error, Internal)
+            live.tokenizer.backend = good
+            await fake.until(lambda fake: fake.cancels == [(down.handle, "client")])
+            await peer.submit(2, text_request("hello"))
+            await (await fake.request(1)).end(Terminal(FinishReason.LENGTH))
+            await peer.end(2)
+            await live.until_idle()
 
     asyncio.run(main())

@@ -1,0 +1,185 @@
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenizer_svc.chat_template import ChatMessage, Conversation, load_chat_template
+from tokenizer_svc.encoder import INLINE_CHARS, MAX_BATCH_CHARS, Encoder
+from tokenizer_svc.tokenizer import Encoding, Tokenizer
+from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded
+
+LONG = "The capital of France is Paris. " * 20
+
+
+class RecordingTokenizer(Tokenizer):
+    """The real one, which notes how it is called and can be made to wait."""
+
+    def __init__(self, real: Tokenizer) -> None:
+        super().__init__(real.backend, fingerprint=real.fingerprint, special_tokens=real.special_tokens)
+        self.batches: list[int] = []
+        self.threads: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode(self, text: str, *, add_special_tokens: bool, offsets: bool = False) -> Encoding:
+        self._note(1)
+        return super().encode(text, add_special_tokens=add_special_tokens, offsets=offsets)
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
+        self._note(len(texts))
+        return super().encode_batch(texts, add_special_tokens=add_special_tokens, offsets=offsets)
+
+    def _note(self, size: int) -> None:
+        self.batches.append(size)
+        self.threads.add(threading.current_thread().name)
+        assert self.gate.wait(10)
+
+
+@pytest.fixture
+def tokenizer(trained_folder: Path) -> RecordingTokenizer:
+    return RecordingTokenizer(Tokenizer.load(trained_folder))
+
+
+def encoder_of(tokenizer: Tokenizer, folder: Path | None = None, **options: Any) -> Encoder:
+    template = load_chat_template(folder, tokenizer.special_tokens) if folder else None
+    return Encoder(tokenizer, template, "tiny", **options)
+
+
+def test_short_texts_stay_on_the_loop_and_long_ones_do_not(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer)
+        short = await encoder.encode("x" * INLINE_CHARS)
+        assert tokenizer.threads == {threading.current_thread().name}
+        tokenizer.threads.clear()
+        long = await encoder.encode(LONG)
+        assert all(name.startswith("encode") for name in tokenizer.threads)
+        for text, found in (("x" * INLINE_CHARS, short), (LONG, long)):
+            assert found.text == text
+            assert tokenizer.decode(found.token_ids, skip_special_tokens=True) == text
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_prompts_that_arrive_together_share_a_batch(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, max_batch_size=4, num_threads=1)
+        found = await asyncio.gather(*(encoder.encode(f"{n} {LONG}") for n in range(10)))
+        assert [prompt.text for prompt in found] == [f"{n} {LONG}" for n in range(10)]
+        assert tokenizer.batches == [4, 4, 2]
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_a_window_waits_for_others(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, window_s=60, max_batch_size=2)
+        first = asyncio.ensure_future(encoder.encode(LONG))
+        await asyncio.sleep(0.01)
+        assert not tokenizer.batches
+        await asyncio.gather(first, encoder.encode(LONG))
+        assert tokenizer.batches == [2]
+        encoder.close()
+        encoder = encoder_of(tokenizer, window_s=0.001)
+        await encoder.encode(LONG)
+        assert tokenizer.batches == [2, 1], "the window is over, nobody else came"
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_a_book_does_not_hold_up_a_batch(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, num_threads=1)
+        await asyncio.gather(*(encoder.encode(text) for text in (LONG, "b " * MAX_BATCH_CHARS, LONG, LONG)))
+        assert tokenizer.batches == [1, 1, 2]
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_an_item_that_fails_fails_alone(tokenizer: RecordingTokenizer, trained_folder: Path) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, trained_folder)
+        chat = Conversation((ChatMessage("user", LONG),))
+        empty = Conversation((), documents=({}, {}, {}))
+        found = await asyncio.gather(
+            *(encoder.encode(source) for source in (LONG, LONG + "\ud800", chat, empty, LONG)), return_exceptions=True
+        )
+        assert [type(result).__name__ for result in found] == [
+            "EncodedPrompt", "InvalidRequest", "EncodedPrompt", "InvalidRequest", "EncodedPrompt",
+        ]  # fmt: skip
+        with pytest.raises(InvalidRequest):
+            await encoder.encode("\ud800")
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_refuses_at_once(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, max_queued=2, num_threads=1)
+        tokenizer.gate.clear()
+        running = asyncio.ensure_future(encoder.encode(LONG))
+        while not tokenizer.batches:
+            await asyncio.sleep(0.001)
+        waiting = [asyncio.ensure_future(encoder.encode(LONG)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as caught:
+            await encoder.encode(LONG)
+        assert caught.value.retry_after_s
+        tokenizer.gate.set()
+        await asyncio.gather(running, *waiting)
+        assert (await encoder.encode(LONG)).text == LONG
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_callers_that_went_away_are_not_encoded(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, num_threads=1)
+        tokenizer.gate.clear()
+        running = asyncio.ensure_future(encoder.encode(LONG))
+        while not tokenizer.batches:
+            await asyncio.sleep(0.001)
+        gone = asyncio.ensure_future(encoder.encode(LONG))
+        kept = asyncio.ensure_future(encoder.encode(LONG))
+        await asyncio.sleep(0)
+        gone.cancel()
+        tokenizer.gate.set()
+        await asyncio.gather(running, kept)
+        assert tokenizer.batches == [1, 1]
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_conversations_without_a_template(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer)
+        for content in ("short", LONG * 10):
+            with pytest.raises(FailedPrecondition, match="tiny.*chat_template.jinja"):
+                await encoder.encode(Conversation((ChatMessage("user", content),)))
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_other_work_is_bounded_too(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, max_queued=1)
+        gate = threading.Event()
+        running = asyncio.ensure_future(encoder.call(lambda: gate.wait(10)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await encoder.call(lambda: None)
+        gate.set()
+        assert await running is True
+        encoder.close()
+
+    asyncio.run(main())

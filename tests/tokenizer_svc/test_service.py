@@ -1,0 +1,223 @@
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, live_tokenizer_tier
+from tests.fakes.model_tier import fake_model_tier
+from tests.fakes.tokenizers_trained import write_folder
+from tokenwire.errors import FailedPrecondition, InvalidRequest, NotFound, TokenwireError, Unsupported
+from tokenwire.health import is_serving
+from tokenwire.status import from_rpc_error
+from tokenwire.v1 import tokenizer_pb2 as pb
+
+Call = Callable[[LiveTokenizerTier], Awaitable[Any]]
+
+
+def with_tier(folder: Path, call: Call) -> None:
+    """Run against the tier alone; no model tier is needed."""
+
+    async def main() -> None:
+        async with live_tokenizer_tier(folder, wait=False) as live:
+            await call(live)
+
+    asyncio.run(main())
+
+
+async def refusal(awaitable: Awaitable[Any]) -> TokenwireError:
+    with pytest.raises(grpc.RpcError) as caught:
+        await awaitable
+    return from_rpc_error(caught.value)
+
+
+def test_tokenize_and_detokenize_are_inverse(trained_folder: Path) -> None:
+    texts = ["The capital of France", "", "naïve 日本語 😀", "long " * 2000]
+
+    async def call(live: LiveTokenizerTier) -> None:
+        answer = await live.stub.Tokenize(pb.TokenizeRequest(texts=texts))
+        assert [list(e.token_ids) for e in answer.encodings] == [live.ids(text) for text in texts]
+        assert not answer.encodings[0].starts
+        assert answer.fingerprint.vocabulary == live.tokenizer.fingerprint
+        sequences = [{"ids": e.token_ids} for e in answer.encodings]
+        back = await live.stub.Detokenize(pb.DetokenizeRequest(model=trained_folder.name, sequences=sequences))
+        assert list(back.texts) == texts
+
+    with_tier(trained_folder, call)
+
+
+def test_offsets_are_in_characters(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        text = "naïve café is"
+        answer = await live.stub.Tokenize(pb.TokenizeRequest(texts=[text], return_offsets=True))
+        found = answer.encodings[0]
+        assert len(found.starts) == len(found.ends) == len(found.token_ids)
+        assert text[found.starts[-1] : found.ends[-1]].strip() == "is"
+
+    with_tier(trained_folder, call)
+
+
+def test_special_tokens_are_skipped_unless_asked_for(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        ids = live.tokenizer.encode("<s>hello</s>", add_special_tokens=False).token_ids
+        for skip, expected in ((None, "hello"), (True, "hello"), (False, "<s>hello</s>")):
+            request = pb.DetokenizeRequest(sequences=[{"ids": ids}], skip_special_tokens=skip)
+            assert list((await live.stub.Detokenize(request)).texts) == [expected]
+
+    with_tier(trained_folder, call)
+
+
+def test_apply_chat_template(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        conversation = pb.Conversation(messages=[{"role": "user", "content": "Hi"}])
+        expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        answer = await live.stub.ApplyChatTemplate(pb.ApplyChatTemplateRequest(conversation=conversation))
+        assert (answer.text, list(answer.token_ids)) == (expected, [])
+        request = pb.ApplyChatTemplateRequest(conversation=conversation, tokenize=True)
+        answer = await live.stub.ApplyChatTemplate(request)
+        assert (answer.text, list(answer.token_ids)) == (expected, live.ids(expected))
+        assert answer.fingerprint.chat_template.startswith("sha256:")
+
+    with_tier(trained_folder, call)
+
+
+def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        conversation = pb.Conversation(messages=[{"role": "user", "content": "Hi"}])
+        for tokenize in (False, True):
+            request = pb.ApplyChatTemplateRequest(conversation=conversation, tokenize=tokenize)
+            error = await refusal(live.stub.ApplyChatTemplate(request))
+            assert isinstance(error, FailedPrecondition) and "chat_template.jinja" in error.message
+
+    with_tier(write_folder(tmp_path / "bare", chat_template=None), call)
+
+
+def test_get_tokenizer_gives_the_files(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        answer = await live.stub.GetTokenizer(pb.GetTokenizerRequest())
+        files = {file.name: file.content for file in answer.files}
+        assert files.keys() == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+        assert files["tokenizer.json"] == (trained_folder / "tokenizer.json").read_bytes()
+
+    with_tier(trained_folder, call)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "kind", "word"),
+    [
+        ("Tokenize", pb.TokenizeRequest(), InvalidRequest, "texts"),
+        ("Tokenize", pb.TokenizeRequest(model="other", texts=["a"]), NotFound, "other"),
+        ("Detokenize", pb.DetokenizeRequest(), InvalidRequest, "sequences"),
+        ("Detokenize", pb.DetokenizeRequest(sequences=[{"ids": [1]}, {"ids": [9999]}]), InvalidRequest, "[1].ids[0]"),
+        ("ApplyChatTemplate", pb.ApplyChatTemplateRequest(), InvalidRequest, "conversation.messages"),
+        ("GetTokenizer", pb.GetTokenizerRequest(model="other"), NotFound, "other"),
+        ("Embed", pb.EmbedRequest(texts=["a"]), Unsupported, "Embed"),
+    ],
+)  # fmt: skip
+def test_bad_calls_are_refused_by_name(
+    trained_folder: Path, method: str, request_: Any, kind: type[TokenwireError], word: str
+) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        error = await refusal(getattr(live.stub, method)(request_))
+        assert type(error) is kind and word in error.message
+
+    with_tier(trained_folder, call)
+
+
+def test_stream_detokenize_keeps_sequences_apart(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        stream = live.stub.StreamDetokenize()
+        texts = {1: "naïve 日本語", 2: "say STOP not this", 3: "unfinished ST"}
+        queues = {handle: live.ids(text) for handle, text in texts.items()}
+        got = dict.fromkeys(texts, "")
+        stopped, ended = {}, set()
+        reader = asyncio.ensure_future(read_all(stream, got, stopped, ended))
+        for position in range(max(map(len, queues.values()))):
+            for handle, ids in queues.items():
+                if position < len(ids) and not (handle == 2 and position >= len(live.ids("say STOP"))):
+                    end = position == len(ids) - 1
+                    await stream.write(
+                        pb.StreamDetokenizeRequest(
+                            handle=handle, token_ids=[ids[position]], stop_strings=["STOP"], end=end
+                        )
+                    )
+        await stream.done_writing()
+        await reader
+        assert got == {1: texts[1], 2: "say ", 3: texts[3]}
+        assert stopped == {2: "STOP"}
+        assert ended == {1, 2, 3}
+
+    async def read_all(stream: Any, got: dict[int, str], stopped: dict[int, str], ended: set[int]) -> None:
+        while (answer := await stream.read()) is not grpc.aio.EOF:
+            got[answer.handle] += answer.text
+            if answer.stop_string:
+                stopped[answer.handle] = answer.stop_string
+            if answer.end:
+                ended.add(answer.handle)
+
+    with_tier(trained_folder, call)
+
+
+def test_stream_detokenize_refuses_ids_outside_the_vocabulary(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        stream = live.stub.StreamDetokenize()
+        await stream.write(pb.StreamDetokenizeRequest(handle=1, token_ids=[10**6]))
+        assert isinstance(await refusal(stream.read()), InvalidRequest)
+
+    with_tier(trained_folder, call)
+
+
+def test_health_follows_the_model_tiers_and_models_are_listed(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with fake_model_tier(max_context_tokens=77) as fake:
+            async with live_tokenizer_tier(trained_folder, fake, wait=False, served_name="mine") as live:
+                await health(live, True)
+                card = (await live.stub.ListModels(pb.ListModelsRequest())).models[0]
+                assert (card.name, card.max_context_tokens) == ("mine", 77)
+                await fake.kill()
+                await health(live, False)
+                await fake.start()
+                await health(live, True)
+
+    async def health(live: LiveTokenizerTier, expected: bool) -> None:
+        async with asyncio.timeout(10):
+            while await asyncio.to_thread(is_serving, f"127.0.0.1:{live.port}") is not expected:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_tools_render_alike_whatever_order_they_arrive_in(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tools", chat_template="{{ tools | tojson }}{{ messages | tojson }}")
+
+    async def call(live: LiveTokenizerTier) -> None:
+        conversation = pb.Conversation(
+            messages=[
+                {"role": "assistant", "tool_calls": [{"id": "c1", "name": "f", "arguments": '{"b": 1, "a": 2.5}'}]}
+            ]
+        )
+        parameters = {"type": "object", "properties": {"n": {"minimum": 1.0, "maximum": 2.5, "enum": [1, 2.0]}}}
+        conversation.tools.add(name="f", description="d").parameters.update(parameters)
+        answer = await live.stub.ApplyChatTemplate(pb.ApplyChatTemplateRequest(conversation=conversation))
+        properties = {"n": {"enum": [1, 2], "maximum": 2.5, "minimum": 1}}
+        function = {"name": "f", "description": "d", "parameters": {"properties": properties, "type": "object"}}
+        call_ = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"b": 1, "a": 2.5}}}
+        expected = json.dumps([{"type": "function", "function": function}])
+        expected += json.dumps([{"role": "assistant", "content": "", "tool_calls": [call_]}])
+        assert answer.text == expected
+
+    with_tier(folder, call)
+
+
+def test_arguments_that_are_no_json_are_refused(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        conversation = pb.Conversation(
+            messages=[{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]
+        )
+        error = await refusal(live.stub.ApplyChatTemplate(pb.ApplyChatTemplateRequest(conversation=conversation)))
+        assert error.violations[0].field == "conversation.messages[0].tool_calls[0].arguments"
+
+    with_tier(trained_folder, call)
