@@ -58,6 +58,8 @@ class ModelReplica:
         self._client: SessionClient[TokenReceiver] | None = None
         self._refused_as: tuple[str, int] | None = None
         """Vocabulary and epoch of the last refusal, so that it is logged once."""
+        self._accepted: Stream | None = None
+        """The last stream whose Hello suited us."""
         self._closing = False
         self._draining = False
         self._num_reported = 0
@@ -135,6 +137,7 @@ class ModelReplica:
                 self._refused_as = (theirs, hello.epoch)
                 log.error("model tier refused: %s", message, extra=fields(target=self.target, model=card.name))
             raise FailedPrecondition(message, reason="VOCABULARY_MISMATCH")
+        self._accepted = stream
         self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
         self._draining = False
         self._num_reported = self._num_open_at_report = 0
@@ -154,7 +157,7 @@ class ModelReplica:
 
     def on_lost(self, stream: Stream, receivers: dict[int, TokenReceiver], error: TokenwireError) -> None:
         """Tell everyone who waits."""
-        if not self._closing:
+        if receivers or (stream is self._accepted and not stream.draining and not self._closing):
             extra = fields(target=self.target, num_open=len(receivers), error=error.message)
             log.warning("model tier lost", extra=extra)
         for receiver in receivers.values():

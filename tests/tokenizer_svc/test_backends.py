@@ -1,6 +1,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.live_tokenizer_tier import (
     LiveTokenizerTier,
     TextPeer,
@@ -148,7 +150,9 @@ async def live_load(live: LiveTokenizerTier, replica: int, load: float) -> None:
             await asyncio.sleep(0.002)
 
 
-def test_a_model_tier_with_another_vocabulary_is_refused(trained_folder: Path) -> None:
+def test_a_model_tier_with_another_vocabulary_is_refused(
+    trained_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with fake_model_tier(vocabulary="sha256:other") as wrong, fake_model_tier() as right:
             async with live_tokenizer_tier(trained_folder, wrong, right, wait=False) as live:
@@ -159,6 +163,9 @@ def test_a_model_tier_with_another_vocabulary_is_refused(trained_folder: Path) -
                 for handle in range(1, 9):
                     assert (await peer.end(handle)).reason is FinishReason.LENGTH
                 assert len(right.requests) == 8 and not wrong.requests
+                await wrong.until(lambda fake: len(fake.sessions) >= 3)
+                said = [record for record in caplog.records if "refused" in record.message or "lost" in record.message]
+                assert len(said) == 1, "once, however often it is tried"
                 problem = live.server.replicas[0].problem()
                 assert "sha256:other" in problem and live.tokenizer.fingerprint in problem
 

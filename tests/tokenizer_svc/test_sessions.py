@@ -363,3 +363,14 @@ def test_a_bug_while_decoding_is_a_typed_error_and_frees_the_model_tier(trained_
             await live.until_idle()
 
     asyncio.run(main())
+
+
+def test_no_time_left_is_a_deadline_at_once(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder, {"encode_window_ms": 20.0}, hold=True) as (_, live, peer):
+            for handle, text in ((1, "hello"), (2, "long " * 80)):
+                await peer.submit(handle, text_request(text, timeout_ms=0))
+                assert (await peer.end(handle)).reason is FinishReason.DEADLINE
+            await live.until_idle()
+
+    asyncio.run(main())
