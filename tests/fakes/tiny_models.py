@@ -1,0 +1,113 @@
+"""Tiny random models of real architectures, written as ordinary model folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    DeepseekV3Config,
+    FalconConfig,
+    FalconH1Config,
+    Gemma2Config,
+    GptOssConfig,
+    JambaConfig,
+    Llama4TextConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MptConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    RecurrentGemmaConfig,
+)
+
+VOCAB_SIZE = 99
+CONTEXT = 128
+WINDOW = 8
+
+BASE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.2,  # large enough that the likeliest token is rarely a near-tie
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.5, 2.0, 3.0, 4.0],
+    "original_max_position_embeddings": 32,
+}
+BLANK = {"vocab_size": VOCAB_SIZE, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
+CONFIGS: dict[str, Any] = {
+    "llama": lambda: LlamaConfig(**BASE),
+    "llama_tied": lambda: LlamaConfig(**BASE, tie_word_embeddings=True),
+    "llama_dynamic_rope": lambda: LlamaConfig(
+        **BASE, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    ),
+    "qwen2": lambda: Qwen2Config(**BASE),
+    "qwen2_window": lambda: Qwen2Config(
+        **BASE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+    ),
+    "qwen3": lambda: Qwen3Config(**BASE, head_dim=16),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **BASE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
+    "gemma2": lambda: Gemma2Config(
+        **BASE, head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=16, attn_logit_softcapping=1.0
+    ),
+    "mistral": lambda: MistralConfig(**BASE, sliding_window=WINDOW),
+    "phi3": lambda: Phi3Config(**BASE),
+    "phi3_longrope": lambda: Phi3Config(**BASE, original_max_position_embeddings=32, rope_parameters=dict(LONGROPE)),
+    "gpt_oss": lambda: GptOssConfig(
+        **BASE, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **(BASE | {"num_key_value_heads": 4}), n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        moe_intermediate_size=24, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=12, first_k_dense_replace=1,
+    ),
+    "llama4": lambda: Llama4TextConfig(
+        **BASE, head_dim=16, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=16,
+        no_rope_layers=[1, 0],
+    ),
+    "bloom": lambda: BloomConfig(**BLANK, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": lambda: FalconConfig(**BLANK, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+    "mpt": lambda: MptConfig(**BLANK, d_model=32, n_layers=2, n_heads=4, max_seq_len=CONTEXT),
+    "recurrent_gemma": lambda: RecurrentGemmaConfig(
+        **BLANK, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, lru_width=32,
+        attention_window_size=16,
+    ),
+    "mamba": lambda: MambaConfig(**BLANK, hidden_size=32, num_hidden_layers=2, state_size=8),
+    "jamba": lambda: JambaConfig(
+        **BASE, attn_layer_period=2, attn_layer_offset=1, num_experts=2, use_mamba_kernels=False, mamba_d_state=8
+    ),
+    "falcon_h1": lambda: FalconH1Config(
+        **BASE, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1
+    ),
+}  # fmt: skip
+
+
+def write_model(folder: Path, name: str, *, seed: int = 0) -> Path:
+    """Make the model called `name` with random fp32 weights and save it to `folder`."""
+    torch.manual_seed(seed)
+    config = CONFIGS[name]()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    if name == "gpt_oss":
+        for layer in model.model.layers:
+            torch.nn.init.normal_(layer.self_attn.sinks)
+    model.save_pretrained(folder)
+    return folder

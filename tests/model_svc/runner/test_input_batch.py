@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from model_svc.engine.batch import ScheduledBatch, ScheduledRow
+from model_svc.engine.sequence import Sequence
+from model_svc.model.paged import LayerKVSpec, allocate
+from model_svc.runner.input_batch import InputBatch
+from tests.fakes.step_loop import GREEDY
+from tokenwire.errors import Internal
+from tokenwire.sampling import StopParams
+
+
+def row(token_ids: list[int], computed: int, num_new: int, blocks: list[int]) -> ScheduledRow:
+    sequence = Sequence(0, token_ids, len(token_ids), GREEDY, StopParams(max_tokens=5))
+    sequence.num_computed_tokens = computed
+    sequence.block_table = blocks
+    return ScheduledRow(sequence, num_new)
+
+
+@pytest.fixture
+def input_batch() -> InputBatch:
+    kv = allocate([LayerKVSpec(1, 2, 2)], 20, 4, torch.float32, torch.device("cpu"))
+    return InputBatch(kv, max_tokens=16, max_rows=4, max_blocks=5)
+
+
+def test_rows_are_flattened_decodes_first(input_batch: InputBatch) -> None:
+    batch = ScheduledBatch(
+        (
+            row([10, 11, 12, 13, 14, 15, 16], 2, 3, [7, 2]),  # a chunk that does not reach the end
+            row([20, 21, 22], 2, 1, [5]),  # a decode
+            row([30, 31], 0, 2, [9, 11]),  # a whole prompt; a block more than it needs
+            row([40, 41, 42, 43, 44, 45], 5, 1, [1, 3]),  # a longer decode
+        )
+    )
+    step = input_batch.build(batch)
+    assert step.token_ids.tolist() == [45, 22, 12, 13, 14, 30, 31]
+    assert step.positions.tolist() == [5, 2, 2, 3, 4, 0, 1]
+    assert step.step.slots.tolist() == [3 * 4 + 1, 5 * 4 + 2, 30, 31, 2 * 4, 36, 37]
+    assert step.sampled_tokens.tolist() == [0, 1, 6]
+    assert step.sampled_rows == [3, 1, 2]
+    (group,) = step.step.decodes
+    assert (group.start, group.stop, group.num_positions) == (0, 2, 6)
+    assert group.blocks.tolist() == [1, 3, 5, 5], "a shorter row repeats its own first block"
+    assert [(c.start, c.stop, c.num_computed, c.blocks.tolist()) for c in step.step.chunks] == [
+        (2, 5, 2, [7, 2]),
+        (5, 7, 0, [9]),
+    ]
+
+
+def test_a_batch_beyond_the_limits_is_a_bug_and_says_so(input_batch: InputBatch) -> None:
+    long = list(range(40))
+    for rows, text in (
+        ((), "at least one row"),
+        ((row([1], 1, 0, [0]),), "at least one token"),
+        ((row([1], 0, 1, [0]),) * 5, "5 rows"),
+        ((row(long, 0, 17, [0, 1, 2, 3, 4]),), "17 tokens"),
+        ((row(long, 20, 4, [0, 1, 2, 3, 4, 5]),), "6 blocks"),
+        ((row([1], 0, 1, [3]), row([1, 2, 3, 4, 5], 0, 5, [0])), "row 1 has 1 blocks where its tokens need 2"),
+    ):
+        with pytest.raises(Internal, match=text):
+            input_batch.build(ScheduledBatch(rows))

@@ -1,0 +1,175 @@
+"""The runner against transformers' own greedy loop, token for token, and what it promises besides."""
+
+import random
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from model_svc.engine.batch import ModelRunner
+from model_svc.model import paged
+from model_svc.runner.model_runner import NOT_FINITE_ERROR
+from model_svc.runner.startup import start_runner
+from model_svc.settings import EngineSettings
+from tests.fakes.step_loop import StepLoop, outputs
+from tests.fakes.tiny_models import VOCAB_SIZE
+from tokenwire.sampling import SamplingParams
+
+Folders = Callable[[str], str]
+Runners = Callable[[str], ModelRunner]
+
+FAMILIES = ["llama", "qwen2_window", "qwen3", "gemma2", "mistral", "phi3", "gpt_oss", "qwen3_moe", "deepseek_v3"]
+NUM_OUTPUTS = 12
+
+
+def prompts(num: int, longest: int = 40) -> list[list[int]]:
+    rng = random.Random(num)
+    return [[rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, longest))] for _ in range(num)]
+
+
+def greedy_reference(folder: str, prompt: list[int], num_outputs: int = NUM_OUTPUTS) -> list[int]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    ids = torch.tensor([prompt])
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_outputs)
+    return made[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_transformers(tiny_folder: Folders, tiny_runner: Runners, family: str) -> None:
+    """Alone; and in a batch of 16 that fills up while it runs, with prompts cut into chunks of 7."""
+    runner = tiny_runner(family)
+    given = prompts(16)
+    wanted = [greedy_reference(tiny_folder(family), prompt) for prompt in given]
+
+    loop = StepLoop(runner)
+    alone = loop.add(given[0], NUM_OUTPUTS)
+    loop.run()
+    assert outputs(alone) == wanted[0]
+
+    loop = StepLoop(runner, chunk=7)
+    sequences = [loop.add(given[0], NUM_OUTPUTS)]
+    arrivals = iter(given[1:])
+
+    def arrive(step: int) -> None:
+        for _ in range(1 + step % 2):
+            if prompt := next(arrivals, None):
+                sequences.append(loop.add(prompt, NUM_OUTPUTS))
+
+    loop.run(arrive)
+    assert [outputs(sequence) for sequence in sequences] == wanted
+
+
+def test_contexts_of_very_different_length_share_a_step(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So different that decodes are split into groups."""
+    monkeypatch.setattr(paged, "SMALLEST_SPLIT_TOKENS", 8)
+    settings = EngineSettings(
+        model=tiny_folder("llama"), device="cpu", dtype="float32", threads=1, block_size=1, max_batch_size=8,
+        kv_memory=16 * 2**20,
+    )  # fmt: skip
+    runner = start_runner(settings, {})
+    given = [prompt[:length] for prompt, length in zip(prompts(4, 200), (100, 60, 3, 1), strict=True)]
+    loop = StepLoop(runner)
+    sequences = [loop.add(prompt, NUM_OUTPUTS) for prompt in given]
+    loop.run()
+    assert [outputs(s) for s in sequences] == [greedy_reference(settings.model, prompt) for prompt in given]
+
+
+def test_recompute_after_preemption_changes_nothing(tiny_folder: Folders, tiny_runner: Runners) -> None:
+    loop = StepLoop(tiny_runner("llama"), chunk=5)
+    given = prompts(3)
+    sequences = [loop.add(prompt, NUM_OUTPUTS) for prompt in given]
+
+    def preempt_once(step: int) -> None:
+        if step == 12:
+            loop.preempt(sequences[1])
+
+    loop.run(preempt_once)
+    assert [outputs(s) for s in sequences] == [greedy_reference(tiny_folder("llama"), prompt) for prompt in given]
+
+
+def stochastic(seed: int) -> SamplingParams:
+    return SamplingParams(temperature=1.0, top_k=20, top_p=0.95, min_p=0.01, seed=seed)
+
+
+def test_equal_seed_equal_tokens_alone_and_among_32(tiny_runner: Runners) -> None:
+    runner = tiny_runner("qwen3")
+    given = prompts(32)
+    alone = []
+    for index in (0, 9, 31):
+        loop = StepLoop(runner)
+        sequence = loop.add(given[index], NUM_OUTPUTS, stochastic(index))
+        loop.run()
+        alone.append(outputs(sequence))
+    loop = StepLoop(runner, chunk=16)
+    sequences = [loop.add(prompt, NUM_OUTPUTS, stochastic(index)) for index, prompt in enumerate(given)]
+    loop.run()
+    assert [outputs(sequences[index]) for index in (0, 9, 31)] == alone
+
+
+def test_choices_and_seeds_draw_differently(tiny_runner: Runners) -> None:
+    loop = StepLoop(tiny_runner("qwen3"))
+    prompt = prompts(1)[0]
+    plain = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=5)
+    made = [loop.add(prompt, NUM_OUTPUTS, plain, choice=choice) for choice in (0, 1, 0)]
+    made.append(loop.add(prompt, NUM_OUTPUTS, stochastic(6)))
+    loop.run()
+    first, second, again, other = (tuple(outputs(sequence)) for sequence in made)
+    assert first == again
+    assert len({first, second, other}) == 3
+
+
+def test_a_resumed_stream_goes_on_with_the_same_noise(tiny_runner: Runners) -> None:
+    runner = tiny_runner("qwen3")
+    prompt = prompts(1)[0]
+    loop = StepLoop(runner)
+    whole = loop.add(prompt, NUM_OUTPUTS, stochastic(3))
+    loop.run()
+    resumed = loop.add(prompt + outputs(whole)[:5], NUM_OUTPUTS - 5, stochastic(3), before=5)
+    loop.run()
+    assert outputs(resumed) == outputs(whole)[5:]
+
+
+def test_logits_that_are_not_finite_end_one_row_only(tiny_folder: Folders) -> None:
+    """And a block that the broken sequence gave back serves its next owner rightly."""
+    poison = 17
+    settings = EngineSettings(
+        model=tiny_folder("llama"), device="cpu", dtype="float32", threads=1, block_size=4, max_batch_size=8,
+        kv_memory=2**20,
+    )  # fmt: skip
+    runner = start_runner(settings, {})
+    runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")
+    given = [[token for token in prompt if token != poison] for prompt in prompts(6, 60)]
+    given[2:5] = [[3, 4], [5, 6], [7, 8]]
+    wanted = [greedy_reference(settings.model, prompt) for prompt in given]
+    assert not any(poison in tokens for tokens in wanted), "choose another token to poison"
+
+    loop = StepLoop(runner, chunk=6)
+    sequences = [loop.add(prompt, NUM_OUTPUTS) for prompt in given[:2]]
+    broken = loop.add([5, poison, 7, 8, 9, 10, 11, 12, 13], NUM_OUTPUTS)
+    while broken in loop.running:
+        loop.step()
+    assert loop.errors == {broken.sequence_id: NOT_FINITE_ERROR}
+    assert outputs(broken) == []
+    loop.free = [block for block in loop.free if block not in broken.block_table]
+    loop.run()
+    # Short ones fill a reused block bit by bit; a longer one beside them makes their attention reach past their end.
+    loop.chunk = 100
+    loop.free += broken.block_table
+    sequences += [loop.add(prompt, NUM_OUTPUTS) for prompt in given[2:]]
+    loop.step()
+    assert {sequence.block_table[0] for sequence in sequences[2:5]} == set(broken.block_table)
+    loop.run()
+    assert [outputs(sequence) for sequence in sequences] == wanted
+
+
+def test_close_frees_the_cache(tiny_folder: Folders) -> None:
+    settings = EngineSettings(
+        model=tiny_folder("llama"), device="cpu", dtype="float32", threads=1, kv_memory=2**20, max_batch_size=2
+    )
+    runner = start_runner(settings, {})
+    keys = weakref.ref(runner._kv.layers[0].key)
+    assert keys() is not None
+    runner.close()
+    assert keys() is None
