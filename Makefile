@@ -9,9 +9,6 @@ TORCH_INDEX ?=
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
-PROTOS := $(wildcard protos/tokenwire/v1/*.proto)
-PACKAGES := tokenwire tokenizer_svc model_svc gateway
-SOURCES := $(PACKAGES) tests benchmarks clients scripts
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
@@ -39,15 +36,15 @@ check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && $(abspath $(BIN))/buf lint
-	$(BIN)/python scripts/protos.py --check
+	$(BIN)/python -m scripts.protos --check
 
 fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
 protos: $(VENV)/.made-dev ## Generate tokenwire/v1 from the contract, and the tables in the README
-	$(BIN)/python scripts/protos.py
-	$(BIN)/python scripts/settings_table.py
+	$(BIN)/python -m scripts.protos
+	$(BIN)/python -m scripts.settings_table
 
 model: $(VENV)/.made-all ## Fetch and convert the default model, if it is not there
 	@$(BIN)/tokenwire models pull

@@ -44,7 +44,7 @@ class Speed:
 
     def __str__(self) -> str:
         first, pace = self.first_token_ms, self.tokens_per_s
-        words = [f"{self.num_tokens} tokens"]
+        words = ["1 token" if self.num_tokens == 1 else f"{self.num_tokens} tokens"]
         words += [f"first after {first:.0f} ms"] if first is not None else []
         words += [f"{pace:.1f} tokens/s"] if pace is not None else []
         return ", ".join(words)

@@ -35,7 +35,7 @@ PORTS = (
 )
 """Tier, setting, default, and whether gRPC is spoken there."""
 MODULES = {"gateway": "gateway", "tokenizer": "tokenizer_svc", "model": "model_svc"}
-SHARED_VARIABLES = ("TOKENWIRE_HOME", "TOKENWIRE_LOG")
+SHARED_VARIABLES = ("TOKENWIRE_HOME", "TOKENWIRE_LOG", "TOKENWIRE_TARGET")
 LEAST_OPEN_FILES = 4096
 PROCESS_TIMEOUT_S = 120
 

@@ -53,7 +53,7 @@ MODEL_OPTIONS = (
 )  # fmt: skip
 DTYPES = click.Choice(["auto", "float32", "bfloat16", "float16"])
 UP_OPTIONS = (
-    click.option("--dtype", type=DTYPES, default="", help="Number format; absent: what the tier chooses."),
+    click.option("--dtype", type=DTYPES, envvar="TOKENWIRE_MODEL_DTYPE", help="Number format; absent: what the tier chooses."),
     click.option(
         "--host", envvar="TOKENWIRE_GATEWAY_HOST", default="127.0.0.1", show_default=True,
         help="Where the gateway listens; the other tiers stay on the loopback.",
@@ -91,7 +91,7 @@ def up(**given: Any) -> None:
     Every other setting of a tier is taken from its environment, TOKENWIRE_<TIER>_<SETTING>; `python -m gateway --help`
     and its like list them.
     """
-    settings = prepared(UpSettings(**given))
+    settings = prepared(UpSettings(**{**given, "dtype": given["dtype"] or ""}))
     asyncio.run(Up(settings).run(serve))
 
 

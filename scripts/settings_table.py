@@ -1,0 +1,57 @@
+"""Writes the settings table of README.md from the settings' own dataclasses; with --check, says whether it is current.
+
+Run by `make protos`; a test runs the check.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from gateway.settings import GatewaySettings
+from model_svc.settings import ModelTierSettings
+from tokenizer_svc.settings import TokenizerTierSettings
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- settings: made by scripts/settings_table.py -->", "<!-- end of settings -->"
+TIERS: list[tuple[str, str, type[Any]]] = [
+    ("gateway", "gateway", GatewaySettings),
+    ("tokenizer", "tokenizer_svc", TokenizerTierSettings),
+    ("model", "model_svc", ModelTierSettings),
+]
+
+
+def table() -> str:
+    """One table per tier, every setting a row."""
+    parts: list[str] = []
+    for tier, module, settings in TIERS:
+        parts += [
+            f"**{tier}**: `python -m {module} --<setting>` or `TOKENWIRE_{tier.upper()}_<SETTING>`", "",
+            "| Setting | Default | What it is |", "| --- | --- | --- |",
+            *(row(field) for field in dataclasses.fields(settings)), "",
+        ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def row(field: dataclasses.Field[Any]) -> str:
+    """One setting."""
+    default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    shown = f"`{default}`" if default else ""
+    choices = "; one of " + ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
+    text = field.metadata["help"] + (choices if field.metadata["choices"] else "")
+    return f"| `{field.name.replace('_', '-')}` | {shown} | {text.replace('|', '&#124;')} |"
+
+
+def with_table(text: str) -> str:
+    """The README's text with a fresh table between its two marks."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{table()}{END}{after}"
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    current = with_table(text)
+    if "--check" in sys.argv[1:]:
+        raise SystemExit(0 if text == current else "README.md: the settings table is old; run: make protos")
+    README.write_text(current)
