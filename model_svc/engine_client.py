@@ -63,6 +63,7 @@ class EngineClient:
         self.epoch = 0
         """Changes with every start of the engine process; 0 while there is none."""
         self._info: RunnerInfo | None = None
+        self._process: EngineProcess | None = None
         self._on_state = on_state
         self._metrics = metrics
         self._live: dict[int, Live] = {}
@@ -93,6 +94,11 @@ class EngineClient:
             message = "the engine process was lost and is being restarted"
             raise Unavailable(message, reason="ENGINE_DOWN", retry_after_s=RETRY_AFTER_S)
         return self._info
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process; None while there is none."""
+        return self._process.pid if self._process is not None else None
 
     @property
     def num_queued(self) -> int:
@@ -136,7 +142,7 @@ class EngineClient:
             self._wake.set()
 
     def _adopt(self, process: "EngineProcess") -> None:
-        self._info, self.epoch = process.info, secrets.randbits(63) | 1
+        self._process, self._info, self.epoch = process, process.info, secrets.randbits(63) | 1
         self.load = EngineLoad(kv_blocks_total=process.info.num_blocks)
         self._outbox, self._num_sent, self._num_received, self._sent_tokens = Inbox(), 0, 0, {}
         self._on_state(True)
@@ -149,7 +155,7 @@ class EngineClient:
             finally:
                 status = await process.close()
             log.error("the engine process was lost (exit status %s); %d sequences end", status, self.num_open)
-            self._info, self.epoch = None, 0
+            self._process, self._info, self.epoch = None, None, 0
             self._metrics.restarts.inc()
             self._lose(Unavailable("the engine process was lost", reason="ENGINE_LOST", retry_after_s=RETRY_AFTER_S))
             self._on_state(False)
@@ -226,6 +232,7 @@ class EngineProcess:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self.pid = process.pid
         self.info: RunnerInfo
         """Set once the engine said Ready."""
 

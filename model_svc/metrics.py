@@ -1,5 +1,7 @@
 """Metrics of the model tier."""
 
+from prometheus_client import CollectorRegistry
+
 from model_svc.engine.events import StepResult
 from tokenwire.requests import FinishReason
 from tokenwire.telemetry import TierMetrics
@@ -10,7 +12,8 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 class EngineMetrics:
     """What the engine did; entered once per step, never per token."""
 
-    def __init__(self, tier: TierMetrics) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        tier = TierMetrics("model", registry)
         self.ended = tier.counter("ended_total", "Sequences that ended, by reason.", ["reason"])
         self.prompt_tokens = tier.counter("prompt_tokens_total", "Prompt tokens of ended sequences.")
         self.output_tokens = tier.counter("output_tokens_total", "Tokens generated.")

@@ -5,6 +5,8 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from model_svc.engine_client import EngineClient
 from model_svc.metrics import EngineMetrics
 from model_svc.model_card import TierState, fingerprints_of
@@ -14,7 +16,7 @@ from tokenwire import models
 from tokenwire.errors import TokenwireError
 from tokenwire.logs import fields
 from tokenwire.server import GrpcServer, until_signal
-from tokenwire.telemetry import TierMetrics, serve_metrics
+from tokenwire.telemetry import REGISTRY, serve_metrics
 from tokenwire.v1 import model_pb2, model_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -23,19 +25,20 @@ log = logging.getLogger(__name__)
 class ModelTier:
     """The running tier. `start`, `drain`."""
 
-    def __init__(self, settings: ModelTierSettings) -> None:
+    def __init__(self, settings: ModelTierSettings, registry: CollectorRegistry = REGISTRY) -> None:
         engine_settings, folder = resolve(settings)
         vocabulary, template = fingerprints_of(folder) if folder is not None else ("", "")
         self.grpc = GrpcServer(settings)
-        self.engine = EngineClient(engine_settings, self._on_engine, EngineMetrics(TierMetrics("model")))
+        self.engine = EngineClient(engine_settings, self._on_engine, EngineMetrics(registry))
         self.state = TierState(self.engine, vocabulary, template)
         self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
         self._settings = settings
+        self._registry = registry
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
         """Listen (NOT_SERVING), load the model, then serve. Returns the port."""
-        serve_metrics(self._settings.host, self._settings.metrics_port)
+        serve_metrics(self._settings.host, self._settings.metrics_port, self._registry)
         self.grpc.add(
             model_pb2_grpc.add_ModelServiceServicer_to_server,
             self.servicer,

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from tokenwire.errors import Internal, InvalidRequest, TokenwireError
+from tokenwire.errors import Internal, InvalidRequest, TokenwireError, Unsupported
 from tokenwire.status import abort
 
 log = logging.getLogger(__name__)
@@ -108,5 +108,7 @@ async def _answer(error: Exception, context: grpc.aio.ServicerContext, method: s
         await abort(context, error)
     if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
         raise error
+    if isinstance(error, NotImplementedError):  # the generated base class, for what no handler overrides
+        await abort(context, Unsupported(f"{method} is not built in this release"))
     log.error("%s failed", method, exc_info=error)
     await abort(context, Internal(f"{method} failed: {type(error).__name__}; the server's log has the details"))

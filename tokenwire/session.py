@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PROTOCOL_VERSION = 1
 HELLO_TIMEOUT_S = 10.0
 FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 2.0
+MAX_BACKOFF_S = 0.5
 MAX_HANDLE = 2**32 - 1
 
 R = TypeVar("R")

@@ -28,6 +28,8 @@ CANCEL_TO_WIRE: dict[CancelReason, pb.CancelReason] = {
 }
 CANCEL_FROM_WIRE = {number: reason for reason, number in CANCEL_TO_WIRE.items()}
 
+CALL_MARGIN_S = 0.05
+
 NEUTRAL_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Penalties are not built; the values that change nothing are accepted."""
 
@@ -35,10 +37,11 @@ NEUTRAL_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "freque
 def context_from_wire(message: pb.RequestContext, *, call_remaining_s: float | None = None) -> RequestContext:
     """Who asks. The time left becomes a deadline on this machine's monotonic clock, the call's own counted in.
 
+    The call's own time is cut by a margin, so that the terminal event reaches the client before its timer fires.
     Raises InvalidRequest.
     """
     now = time.monotonic()
-    limits = [call_remaining_s] if call_remaining_s is not None else []
+    limits = [call_limit_s(call_remaining_s)] if call_remaining_s is not None else []
     if message.HasField("timeout_ms"):
         limits.append(message.timeout_ms / 1000)
     context = RequestContext(
@@ -51,6 +54,11 @@ def context_from_wire(message: pb.RequestContext, *, call_remaining_s: float | N
     )
     refuse(context.violations())
     return context
+
+
+def call_limit_s(remaining_s: float) -> float:
+    """How long the engine may take for a call with so much time left: its DEADLINE must still reach the client."""
+    return remaining_s - min(CALL_MARGIN_S, remaining_s / 2)
 
 
 def context_to_wire(context: RequestContext) -> pb.RequestContext:

@@ -1,0 +1,75 @@
+"""A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
+
+from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from tokenwire.sampling import SamplingParams
+
+DEFAULTS = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+
+
+def runner_info(
+    *, num_blocks: int = 64, block_size: int = 4, max_context_tokens: int = 64, eos: tuple[int, ...] = ()
+) -> RunnerInfo:
+    return RunnerInfo(
+        model="fake",
+        vocab_size=1000,
+        max_context_tokens=max_context_tokens,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        eos_token_ids=eos,
+        sampling_defaults=DEFAULTS,
+        device="fake",
+        dtype="none",
+        attention="none",
+        phases_s={},
+    )
+
+
+def next_token(token_ids: list[int]) -> int:
+    """What the fake model says after these tokens: it depends on every one of them."""
+    value = 17
+    for token_id in token_ids:
+        value = (value * 31 + token_id) % 997
+    return value
+
+
+class FakeRunner:
+    """Keeps, per physical block and offset, which token was written there, and reads its context back from there.
+
+    A sequence whose blocks were given to another, or whose context was not computed in order, gets wrong tokens.
+    """
+
+    def __init__(self, info: RunnerInfo) -> None:
+        self.info = info
+        self.cache: dict[tuple[int, int], int] = {}
+        self.batches: list[ScheduledBatch] = []
+        self.fail_next = False
+        self.bad_sequences: set[int] = set()
+
+    def run(self, batch: ScheduledBatch) -> StepOutput:
+        self.batches.append(batch)
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("the device said no")
+        for row in batch.rows:
+            self._write(row)
+        bad = {index for index, row in enumerate(batch.rows) if row.sequence.sequence_id in self.bad_sequences}
+        tokens = tuple(
+            next_token(self._context(row)) if row.samples and index not in bad else None
+            for index, row in enumerate(batch.rows)
+        )
+        return StepOutput(tokens, dict.fromkeys(bad, "logits are not numbers"))
+
+    def close(self) -> None:
+        pass
+
+    def _slot(self, row: ScheduledRow, position: int) -> tuple[int, int]:
+        return row.sequence.block_table[position // self.info.block_size], position % self.info.block_size
+
+    def _write(self, row: ScheduledRow) -> None:
+        start = row.sequence.num_computed_tokens
+        for position in range(start, start + row.num_new_tokens):
+            self.cache[self._slot(row, position)] = row.sequence.token_ids[position]
+
+    def _context(self, row: ScheduledRow) -> list[int]:
+        end = row.sequence.num_computed_tokens + row.num_new_tokens
+        return [self.cache[self._slot(row, position)] for position in range(end)]
