@@ -1,0 +1,61 @@
+# One target per tier: docker build --target gateway|tokenizer|model .
+# Only `model` carries torch. TORCH_INDEX chooses its build: https://download.pytorch.org/whl/cpu for the CPU,
+# https://download.pytorch.org/whl/cu130 (or none: PyPI's own) for CUDA.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_CONSTRAINT=/src/constraints.txt
+RUN python -m venv /opt/tokenwire
+ENV PATH=/opt/tokenwire/bin:$PATH
+WORKDIR /src
+COPY constraints.txt ./
+COPY pyproject.toml scripts/requirements.py ./
+
+# The dependencies of each tier come before its code, so that a change of code installs nothing again.
+FROM build AS build-gateway
+RUN python requirements.py server gateway > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+COPY . .
+RUN pip install --no-deps .
+
+FROM build AS build-tokenizer
+RUN python requirements.py server tokenizer > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+COPY . .
+RUN pip install --no-deps .
+
+FROM build AS build-model
+ARG TORCH_VERSION=2.13.0
+ARG TORCH_INDEX=
+RUN sed -i "s/^torch==.*/torch==$TORCH_VERSION/" constraints.txt \
+ && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION"
+RUN python requirements.py server model convert > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+COPY . .
+RUN pip install --no-deps .
+
+FROM ${PYTHON_IMAGE} AS runtime
+RUN groupadd --gid 10001 tokenwire && useradd --uid 10001 --gid tokenwire --create-home tokenwire \
+ && install -d -o tokenwire -g tokenwire /models
+ENV PATH=/opt/tokenwire/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOKENWIRE_HOME=/models
+USER tokenwire
+WORKDIR /home/tokenwire
+
+FROM runtime AS gateway
+COPY --from=build-gateway /opt/tokenwire /opt/tokenwire
+EXPOSE 50051 8080 9464
+HEALTHCHECK --interval=3s --timeout=5s --start-period=60s \
+    CMD ["tokenwire", "health", "--target", "127.0.0.1:50051"]
+ENTRYPOINT ["python", "-m", "gateway"]
+
+FROM runtime AS tokenizer
+COPY --from=build-tokenizer /opt/tokenwire /opt/tokenwire
+EXPOSE 50052 9465
+HEALTHCHECK --interval=3s --timeout=5s --start-period=60s \
+    CMD ["tokenwire", "health", "--target", "127.0.0.1:50052"]
+ENTRYPOINT ["python", "-m", "tokenizer_svc"]
+
+FROM runtime AS model
+COPY --from=build-model /opt/tokenwire /opt/tokenwire
+EXPOSE 50053 9466
+# Loading a large model takes minutes; a check that fails during the start period does not count.
+HEALTHCHECK --interval=3s --timeout=5s --start-period=600s \
+    CMD ["tokenwire", "health", "--target", "127.0.0.1:50053"]
+ENTRYPOINT ["python", "-m", "model_svc"]
