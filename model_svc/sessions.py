@@ -8,9 +8,10 @@ from itertools import chain
 from model_svc.admission import TokenRequest
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
-from tokenwire.errors import AlreadyExists, InvalidRequest, TokenwireError
+from tokenwire.errors import AlreadyExists, TokenwireError
 from tokenwire.requests import CancelReason, FinishReason, Terminal, Usage
 from tokenwire.session import PROTOCOL_VERSION
+from tokenwire.session_server import handles_of
 from tokenwire.v1 import common_pb2, model_pb2
 from tokenwire.version import __version__
 from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire, options_from_wire, terminal_to_wire
@@ -135,16 +136,13 @@ class TokenSession:
         return frame
 
     def _submit(self, submit: model_pb2.TokenSubmit) -> None:
-        first, num_choices = submit.handle, submit.request.options.num_choices or 1
-        if first <= self._last_handle:
-            message = f"handle {first} is not greater than {self._last_handle}, the last one of this stream"
-            raise InvalidRequest(message, reason="HANDLE_ORDER")
-        self._last_handle = first + num_choices - 1
+        handles = handles_of(submit.handle, submit.request.options.num_choices, self._last_handle)
+        self._last_handle = handles[-1]
         try:
-            self._admit(first, submit.request)
+            self._admit(submit.handle, submit.request)
         except TokenwireError as error:
             usage = Usage(prompt_tokens=len(submit.request.token_ids))
-            for handle in range(first, self._last_handle + 1):
+            for handle in handles:
                 self.on_end(handle, Terminal(FinishReason.ERROR, usage, error=error))
             self.flush()
 

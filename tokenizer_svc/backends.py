@@ -89,7 +89,7 @@ class ModelReplica:
     def ready(self) -> bool:
         """Whether it takes new requests."""
         stream = self._stream
-        return stream is not None and not self._draining and not stream.exhausted
+        return stream is not None and not self._draining
 
     @property
     def load(self) -> float:

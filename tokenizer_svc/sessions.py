@@ -10,10 +10,11 @@ from collections.abc import Callable
 from tokenizer_svc.running_request import RunningRequest
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.wire import request_from_wire
-from tokenwire.errors import AlreadyExists, InvalidRequest, TokenwireError
+from tokenwire.errors import AlreadyExists, TokenwireError
 from tokenwire.outbox import TextOutbox
-from tokenwire.requests import MAX_CHOICES, CancelReason, FinishReason, Terminal
-from tokenwire.session import MAX_HANDLE, PROTOCOL_VERSION
+from tokenwire.requests import CancelReason, FinishReason, Terminal
+from tokenwire.session import PROTOCOL_VERSION
+from tokenwire.session_server import handles_of
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 from tokenwire.version import __version__
 from tokenwire.wire import CANCEL_FROM_WIRE
@@ -94,23 +95,15 @@ class TextSession:
         self._on_close(self)
 
     def _submit(self, submit: tokenizer_pb2.Submit) -> None:
-        first, num_choices = submit.handle, submit.request.options.num_choices or 1
-        num_handles = num_choices if num_choices <= MAX_CHOICES else 1
-        last = first + num_handles - 1
-        if first <= self._last_handle or last > MAX_HANDLE:
-            raise InvalidRequest(
-                f"handle {first} is not allowed: it must be greater than {self._last_handle}, the last one of this "
-                f"stream, and at most {MAX_HANDLE}",
-                reason="HANDLE_ORDER",
-            )
-        self._last_handle = last
+        handles = handles_of(submit.handle, submit.request.options.num_choices, self._last_handle)
+        self._last_handle = handles[-1]
         credit = submit.initial_credit if submit.HasField("initial_credit") else None
-        for handle in range(first, last + 1):
+        for handle in handles:
             self._outbox.open(handle, credit)
         try:
-            self._start(first, submit.request)
+            self._start(submit.handle, submit.request)
         except TokenwireError as error:
-            for handle in range(first, last + 1):
+            for handle in handles:
                 self._outbox.finish(handle, Terminal(FinishReason.ERROR, error=error))
 
     def _start(self, first: int, message: tokenizer_pb2.TextRequest) -> None:

@@ -1,10 +1,7 @@
 """Messages of TokenizerService to the plain values of this tier. Raises InvalidRequest naming the field."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
-
-from google.protobuf import json_format, struct_pb2
 
 from tokenizer_svc.chat_template import ChatMessage, Conversation
 from tokenizer_svc.text_request import TextRequest
@@ -30,29 +27,16 @@ def conversation_from_wire(message: tokenizer_pb2.Conversation) -> Conversation:
     """A conversation, its tools and calls in the form templates expect."""
     return Conversation(
         messages=tuple(_message(m, f"conversation.messages[{i}]") for i, m in enumerate(message.messages)),
-        tools=tuple(_tool(tool) for tool in message.tools),
-        documents=tuple(plain(document) for document in message.documents),
-        template_arguments=plain(message.template_arguments),
+        tools=tuple(_tool(tool, f"conversation.tools[{i}]") for i, tool in enumerate(message.tools)),
+        documents=tuple(
+            _json_object(text, f"conversation.documents_json[{i}]") for i, text in enumerate(message.documents_json)
+        ),
+        template_arguments=_json_object(
+            message.template_arguments_json or "{}", "conversation.template_arguments_json"
+        ),
         add_generation_prompt=message.add_generation_prompt if message.HasField("add_generation_prompt") else None,
         continue_final_message=message.continue_final_message,
     )
-
-
-def plain(struct: struct_pb2.Struct) -> dict[str, Any]:
-    """A Struct as Python values that render alike everywhere.
-
-    A Struct keeps neither the order of its keys nor the difference between 1 and 1.0: keys are sorted, so that equal
-    requests give equal prompts in every process (cached prefixes depend on it), and whole numbers become integers.
-    """
-    return {key: _canonical(value) for key, value in sorted(json_format.MessageToDict(struct).items())}
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _canonical(inner) for key, inner in sorted(value.items())}
-    if isinstance(value, list):
-        return [_canonical(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _input(message: tokenizer_pb2.TextRequest) -> str | tuple[int, ...] | Conversation:
@@ -80,23 +64,30 @@ def _message(message: tokenizer_pb2.ChatMessage, path: str) -> ChatMessage:
 
 
 def _call(call: tokenizer_pb2.ToolCall, path: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.arguments or "{}")
-    except ValueError as error:
-        raise _invalid(f"{path}.arguments", f"{call.arguments[:80]!r} is not JSON ({error})") from None
+    arguments = _json_object(call.arguments or "{}", f"{path}.arguments")
     found: dict[str, Any] = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
     return {"id": call.id, **found} if call.id else found
 
 
-def _tool(tool: tokenizer_pb2.ToolDefinition) -> dict[str, Any]:
+def _tool(tool: tokenizer_pb2.ToolDefinition, path: str) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
-    if tool.HasField("parameters"):
-        function["parameters"] = plain(tool.parameters)
+    if tool.parameters_json:
+        function["parameters"] = _json_object(tool.parameters_json, f"{path}.parameters_json")
     if tool.strict:
         function["strict"] = True
     return {"type": "function", "function": function}
+
+
+def _json_object(text: str, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, f"{text[:80]!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise _invalid(path, f"{text[:80]!r} is not a JSON object")
+    return value
 
 
 def _invalid(field: str, description: str) -> InvalidRequest:

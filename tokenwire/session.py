@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
-from tokenwire.errors import FailedPrecondition, TokenwireError, Unavailable
+from tokenwire.errors import FailedPrecondition, Internal, TokenwireError, Unavailable
 from tokenwire.requests import CancelReason
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
@@ -27,6 +27,8 @@ HELLO_TIMEOUT_S = 10.0
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 0.5
 MAX_HANDLE = 2**32 - 1
+LAST_FIRST_HANDLE = MAX_HANDLE - 1024
+"""Past it a request with many choices could run out of handles: a new stream takes over."""
 
 R = TypeVar("R")
 
@@ -47,7 +49,13 @@ class SessionListener(Protocol[R]):
 class SessionStream(Generic[R]):
     """One stream of a session: its handles, who receives for them, and what waits to be written."""
 
-    def __init__(self, call: Any, request_type: Callable[..., Any], hello: common_pb2.Hello) -> None:
+    def __init__(
+        self,
+        call: Any,
+        request_type: Callable[..., Any],
+        hello: common_pb2.Hello,
+        on_exhausted: Callable[["SessionStream[R]"], None],
+    ) -> None:
         self.call = call
         self.hello = hello
         """The peer's Hello."""
@@ -55,6 +63,7 @@ class SessionStream(Generic[R]):
         """Open sequences by handle."""
         self.draining = False
         self._request_type = request_type
+        self._on_exhausted = on_exhausted
         self._pending = request_type()
         self._wake = asyncio.Event()
         self._next_handle = 1
@@ -65,12 +74,9 @@ class SessionStream(Generic[R]):
         self._next_handle += len(receivers)
         for offset, receiver in enumerate(receivers):
             self.receivers[first + offset] = receiver
+        if self._next_handle > LAST_FIRST_HANDLE:
+            self._on_exhausted(self)
         return first
-
-    @property
-    def exhausted(self) -> bool:
-        """Handles have run out: new requests belong on another stream."""
-        return self._next_handle > MAX_HANDLE - 1024
 
     def submit(self, submit: Any) -> None:
         """Send a Submit with the next frame up."""
@@ -161,7 +167,7 @@ class SessionClient(Generic[R]):
         adopted = False
         try:
             hello = await asyncio.wait_for(self._greet(call), HELLO_TIMEOUT_S)
-            stream = SessionStream(call, self._request_type, hello)
+            stream = SessionStream(call, self._request_type, hello, self._on_exhausted(moved_on))
             self._listener.on_ready(stream)
             self.stream, adopted = stream, True
             writer = self._spawn(stream.write_frames())
@@ -171,7 +177,7 @@ class SessionClient(Generic[R]):
                 self._listener.on_frame(stream, frame)
                 if stream.draining and not stream.receivers:
                     stream.release()
-            error = await self._why_ended(call)
+            error: TokenwireError = self._ended()
         except asyncio.CancelledError:
             self._lose(stream, Unavailable(f"the session to {self.target} was closed", reason="SESSION_CLOSED"))
             raise
@@ -181,6 +187,9 @@ class SessionClient(Generic[R]):
             error = from_rpc_error(rpc_error)
         except TokenwireError as refusal:
             error = refusal
+        except Exception as bug:
+            log.exception("the session to %s failed on this side", self.target)
+            error = Internal(f"the session to {self.target} failed: {type(bug).__name__}; the log has the details")
         finally:
             call.cancel()
             if writer is not None:
@@ -194,7 +203,7 @@ class SessionClient(Generic[R]):
         await call.write(self._request_type(hello=hello))
         first = await call.read()
         if first is grpc.aio.EOF:
-            raise await self._why_ended(call)
+            raise self._ended()
         if first.hello.protocol_version != PROTOCOL_VERSION:
             version = first.hello.protocol_version
             raise FailedPrecondition(
@@ -204,6 +213,9 @@ class SessionClient(Generic[R]):
         theirs: common_pb2.Hello = first.hello
         return theirs
 
+    def _on_exhausted(self, moved_on: asyncio.Event) -> Callable[[SessionStream[R]], None]:
+        return lambda stream: self._drain(stream, moved_on)
+
     def _drain(self, stream: SessionStream[R], moved_on: asyncio.Event) -> None:
         stream.draining = True
         if self.stream is stream:
@@ -211,12 +223,8 @@ class SessionClient(Generic[R]):
         stream.release()
         moved_on.set()
 
-    async def _why_ended(self, call: Any) -> TokenwireError:
-        code = await call.code()
-        if code is grpc.StatusCode.OK:
-            return Unavailable(f"{self.target} ended the session", reason="SESSION_ENDED")
-        trailing, details = await call.trailing_metadata(), await call.details()
-        return from_rpc_error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or (), details))
+    def _ended(self) -> TokenwireError:
+        return Unavailable(f"{self.target} ended the session", reason="SESSION_ENDED")
 
     def _lose(self, stream: SessionStream[R] | None, error: TokenwireError) -> None:
         self.last_error = error

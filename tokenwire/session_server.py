@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import grpc
 
 from tokenwire.errors import FailedPrecondition, InvalidRequest
-from tokenwire.session import PROTOCOL_VERSION
+from tokenwire.requests import MAX_CHOICES
+from tokenwire.session import MAX_HANDLE, PROTOCOL_VERSION
 from tokenwire.tasks import cancel_and_wait
 
 
@@ -64,6 +65,18 @@ def check_hello(first: Any | None) -> None:
         theirs = first.hello.protocol_version
         message = f"hello.protocol_version {theirs} is not known here: this server speaks {PROTOCOL_VERSION}"
         raise FailedPrecondition(message, reason="PROTOCOL_VERSION")
+
+
+def handles_of(first: int, num_choices: int, last_handle: int) -> range:
+    """The handles of a Submit, one per choice; one alone when there are too many choices, to carry the refusal.
+
+    Raises InvalidRequest, which ends the session, when `first` is not greater than `last_handle` or they run out.
+    """
+    handles = range(first, first + (num_choices if 1 <= num_choices <= MAX_CHOICES else 1))
+    if not last_handle < first <= handles[-1] <= MAX_HANDLE:
+        message = f"handle {first} is not greater than {last_handle}, the last one of this stream"
+        raise InvalidRequest(f"{message}, or its choices run past {MAX_HANDLE}", reason="HANDLE_ORDER")
+    return handles
 
 
 async def _read(frames: AsyncIterator[Any], session: ServerSession) -> None:

@@ -38,7 +38,9 @@ class Receiver:
 
 
 def stream_of(*receivers: TokenReceiver) -> SessionStream[TokenReceiver]:
-    stream: SessionStream[TokenReceiver] = SessionStream(None, model_pb2.ModelServiceSessionRequest, common_pb2.Hello())
+    stream: SessionStream[TokenReceiver] = SessionStream(
+        None, model_pb2.ModelServiceSessionRequest, common_pb2.Hello(), lambda stream: None
+    )
     stream.open(list(receivers))
     return stream
 

@@ -190,7 +190,7 @@ def test_health_follows_the_model_tiers_and_models_are_listed(trained_folder: Pa
     asyncio.run(main())
 
 
-def test_tools_render_alike_whatever_order_they_arrive_in(tmp_path: Path) -> None:
+def test_tools_render_as_they_were_written(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "tools", chat_template="{{ tools | tojson }}{{ messages | tojson }}")
 
     async def call(live: LiveTokenizerTier) -> None:
@@ -200,10 +200,9 @@ def test_tools_render_alike_whatever_order_they_arrive_in(tmp_path: Path) -> Non
             ]
         )
         parameters = {"type": "object", "properties": {"n": {"minimum": 1.0, "maximum": 2.5, "enum": [1, 2.0]}}}
-        conversation.tools.add(name="f", description="d").parameters.update(parameters)
+        conversation.tools.add(name="f", description="d", parameters_json=json.dumps(parameters))
         answer = await live.stub.ApplyChatTemplate(pb.ApplyChatTemplateRequest(conversation=conversation))
-        properties = {"n": {"enum": [1, 2], "maximum": 2.5, "minimum": 1}}
-        function = {"name": "f", "description": "d", "parameters": {"properties": properties, "type": "object"}}
+        function = {"name": "f", "description": "d", "parameters": parameters}
         call_ = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"b": 1, "a": 2.5}}}
         expected = json.dumps([{"type": "function", "function": function}])
         expected += json.dumps([{"role": "assistant", "content": "", "tool_calls": [call_]}])
