@@ -1,0 +1,34 @@
+"""Who may import whom: the contracts of pyproject.toml, and what a thin client must not need."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_import_contracts_hold() -> None:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("tokenwire", "grpc"),
+        ("tokenwire.errors", "grpc"),
+        ("tokenwire.settings", "grpc"),
+        ("tokenwire.client", "torch uvloop prometheus_client grpc_health tokenizers"),
+        ("tokenwire.cli.main", "torch transformers uvloop prometheus_client grpc_health tokenizers fastapi"),
+        ("tokenwire.cli.tier", "grpc click"),
+        ("model_svc.engine", "torch grpc"),
+    ],
+)
+def test_modules_load_without(module: str, forbidden: str) -> None:
+    """In a process where the forbidden modules cannot be imported at all."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({forbidden.split()!r})); import {module}"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
