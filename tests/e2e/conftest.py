@@ -1,0 +1,70 @@
+"""The real stack as processes: `tokenwire up` with the default model in fp32, on free loopback ports."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tokenwire.cli.tiers import free_ports
+from tokenwire.models import home
+
+START_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Stack:
+    grpc_target: str
+    http_url: str
+    model_target: str
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    folder = home() / "models" / "smollm2-135m-instruct"
+    if not folder.is_dir():
+        pytest.fail("the default model is not in the cache: run `make model`")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(model_folder: Path) -> Iterator[Stack]:
+    gateway, http, tokenizer, model = free_ports(4)
+    command = [
+        sys.executable, "-m", "tokenwire.cli.main", "up", "--dtype", "float32", "--port", str(gateway),
+        "--http-port", str(http), "--tokenizer-port", str(tokenizer), "--model-port", str(model),
+        "--gateway-metrics-port", "0", "--tokenizer-metrics-port", "0", "--model-metrics-port", "0",
+    ]  # fmt: skip
+    with tempfile.NamedTemporaryFile(suffix=".log") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "NO_COLOR": "1"})
+        running = Stack(f"127.0.0.1:{gateway}", f"http://127.0.0.1:{http}", f"127.0.0.1:{model}", Path(log.name))
+        try:
+            wait_until_serving(running, process)
+            yield running
+        finally:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(60)
+        assert status == 0, running.log.read_text()
+
+
+def wait_until_serving(stack: Stack, process: subprocess.Popen[bytes]) -> None:
+    with grpc.insecure_channel(stack.grpc_target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        limit = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < limit and process.poll() is None:
+            try:
+                if health.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1:
+                    return
+            except grpc.RpcError:
+                pass
+            time.sleep(0.1)
+    raise AssertionError(f"the stack did not come up:\n{stack.log.read_text()}")
