@@ -1,0 +1,269 @@
+"""The tokenizer tiers below: a text session to each, which of them takes the next request, and what passes through.
+
+All requests of this gateway share one session per tier. A request whose tier is lost before any of its text came goes
+to another one, once. Does not know who asked.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gateway.metrics import GatewayMetrics
+from gateway.settings import GatewaySettings
+from gateway.submission import Choice, Sink, Submission
+from gateway.text_requests import TextRequest
+from tokenwire.channels import aio_channel
+from tokenwire.errors import Internal, Overloaded, TokenwireError, Unavailable
+from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
+from tokenwire.session import SessionClient, SessionStream
+from tokenwire.status import from_rpc_error
+from tokenwire.tasks import cancel_and_wait
+from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.wire import terminal_from_wire
+
+log = logging.getLogger(__name__)
+
+HEALTH_RETRY_S = 0.25
+RETRY_AFTER_S = 1.0
+MAX_TRIES = 2
+
+
+class Backend:
+    """One tokenizer tier: its channel, its session, and whether it says that it can answer."""
+
+    def __init__(self, target: str, on_lost: Callable[[Submission, TokenwireError], None], changed: Any) -> None:
+        self.target = target
+        self.channel = aio_channel(target)
+        self.stub: Any = tokenizer_pb2_grpc.TokenizerServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.session: SessionClient[Choice] = SessionClient(
+            target, self.stub.Session, tokenizer_pb2.SessionRequest, self
+        )
+        self.serving = False
+        """What the tier's health service says."""
+        self.models: list[common_pb2.ModelCard] = []
+        self.num_open = 0
+        """Prompts on their way through this tier."""
+        self._health: asyncio.Task[None] | None = None
+        self._on_lost = on_lost
+        self._changed = changed
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent there now would be answered, as far as is known."""
+        return self.session.stream is not None and self.serving
+
+    def start(self) -> None:
+        """Begin connecting."""
+        self.session.start()
+        self._health = asyncio.get_running_loop().create_task(self._watch_health())
+
+    async def close(self) -> None:
+        """Cut everything."""
+        if self._health is not None:
+            await cancel_and_wait(self._health)
+        await self.session.close()
+        await self.channel.close()
+
+    def on_ready(self, stream: SessionStream[Choice]) -> None:
+        """The session is open."""
+        self.models = list(stream.hello.models)
+        log.info("tokenizer tier %s is connected", self.target)
+        self._changed()
+
+    def on_frame(self, stream: SessionStream[Choice], frame: tokenizer_pb2.SessionResponse) -> None:
+        """Hand each row to whom it is for, then the terminal events. A frame that makes no sense ends the session."""
+        handles, texts, counts = frame.handles, frame.texts, frame.num_tokens
+        if not len(handles) == len(texts) == len(counts):
+            raise Internal(f"{self.target} sent a frame whose columns differ in length", reason="BAD_FRAME")
+        token_ids = {extras.handle: extras.token_ids for extras in frame.extras}
+        receivers = stream.receivers
+        for handle, text, num_tokens in zip(handles, texts, counts, strict=True):
+            choice = receivers.get(handle)
+            if choice is not None:
+                choice.on_text(text, num_tokens, token_ids.get(handle, ()))
+        for finish in frame.finishes:
+            choice = receivers.pop(finish.handle, None)
+            if choice is not None:
+                choice.on_finish(terminal_from_wire(finish))
+
+    def on_lost(self, stream: SessionStream[Choice], receivers: dict[int, Choice], error: TokenwireError) -> None:
+        """The session broke: each request goes on elsewhere or ends."""
+        if stream is not None:
+            log.warning("tokenizer tier %s is lost: %s", self.target, error)
+        self._changed()
+        for submission in {choice.submission: None for choice in receivers.values()}:
+            self._on_lost(submission, error)
+
+    async def _watch_health(self) -> None:
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        while True:
+            try:
+                async for response in stub.Watch(health_pb2.HealthCheckRequest()):
+                    self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
+            except grpc.RpcError as error:
+                log.debug("health of %s: %s", self.target, from_rpc_error(error))
+            self._set_serving(False)
+            await asyncio.sleep(HEALTH_RETRY_S)
+
+    def _set_serving(self, serving: bool) -> None:
+        if serving != self.serving:
+            self.serving = serving
+            self._changed()
+
+
+class Backends:
+    """All tokenizer tiers, and every prompt on its way through them."""
+
+    def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+        self.changed = asyncio.Event()
+        """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
+        self._max_open = settings.max_concurrent_requests
+        self._metrics = metrics
+        self._backends = [Backend(t, self._lost, self.changed.set) for t in settings.tokenizer_targets.split(",")]
+        self._open: dict[Submission, Backend] = {}
+        self._request_ids: set[str] = set()
+        self._closing: TokenwireError | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a tokenizer tier with a model behind it can be reached."""
+        return self._closing is None and any(backend.ready for backend in self._backends)
+
+    @property
+    def num_open(self) -> int:
+        """Prompts being answered."""
+        return len(self._open)
+
+    @property
+    def default_model(self) -> str:
+        """What a request that names no model gets; empty when that is not clear here."""
+        names = [card.name for card in self.models()]
+        return names[0] if len(names) == 1 else ""
+
+    def models(self) -> list[common_pb2.ModelCard]:
+        """What the tiers said they serve when their sessions opened."""
+        cards = {card.name: card for backend in self._backends if backend.session.stream for card in backend.models}
+        return list(cards.values())
+
+    def missing(self) -> str:
+        """What keeps the gateway from answering, for people; empty when nothing does."""
+        if self._closing is not None:
+            return str(self._closing)
+        if self.ready:
+            return ""
+        said = [
+            f"{b.target}: connected, but no model is ready behind it" if b.session.stream else
+            f"{b.target}: {b.session.last_error}"
+            for b in self._backends
+        ]  # fmt: skip
+        return "no tokenizer tier can answer (" + "; ".join(said) + ")"
+
+    def start(self) -> None:
+        """Begin connecting to all."""
+        for backend in self._backends:
+            backend.start()
+
+    async def close(self) -> None:
+        """Cut everything; what is open ends with an error."""
+        self.end_all(Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN"))
+        await asyncio.gather(*(backend.close() for backend in self._backends))
+
+    def end_all(self, error: TokenwireError) -> None:
+        """End every open prompt with this error and refuse new ones."""
+        self._closing = error
+        for submission in list(self._open):
+            submission.fail(error)
+
+    def submit(
+        self, request: TextRequest, context: RequestContext, sinks: Sequence[Sink], give_up_s: float | None = None
+    ) -> Submission:
+        """Send a prompt down; one sink per choice. Fills in the request's context.
+
+        `give_up_s`: when, on the monotonic clock, the choices end here if no tier below has ended them.
+        Raises Overloaded and Unavailable.
+        """
+        if self._closing is not None:
+            raise self._closing
+        if len(self._open) >= self._max_open:
+            raise Overloaded(
+                f"{len(self._open)} prompts are being answered, the most allowed (max_concurrent_requests)",
+                reason="TOO_MANY_REQUESTS",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        backend = self._choose()
+        context = self._with_unique_id(context)
+        submission = Submission(request, context, sinks, self._closed, give_up_s)
+        self._request_ids.add(context.request_id)
+        self._metrics.open_streams.inc()
+        self._place(submission, backend)
+        return submission
+
+    async def call(self, method: str, request: Any, *, timeout_s: float | None, request_id: str) -> Any:
+        """A unary call to a tier, raw; tried on another one when the first is lost. Raises its error."""
+        tried: list[Backend] = []
+        while True:
+            backend = self._choose(tried)
+            tried.append(backend)
+            try:
+                metadata = (("x-request-id", request_id),)
+                return await getattr(backend.stub, method)(request, timeout=timeout_s, metadata=metadata)
+            except grpc.aio.AioRpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+                if not isinstance(error, Unavailable) or len(tried) >= min(MAX_TRIES, len(self._backends)):
+                    raise error from None
+
+    async def list_models(self, *, timeout_s: float | None, request_id: str) -> list[common_pb2.ModelCard]:
+        """What can be asked for now."""
+        request = tokenizer_pb2.ListModelsRequest()
+        response = await self.call("ListModels", request, timeout_s=timeout_s, request_id=request_id)
+        return list(response.models)
+
+    def _choose(self, avoid: Sequence[Backend] = ()) -> Backend:
+        """The ready tier with the fewest prompts, else one that is connected. Raises Unavailable."""
+        connected = [b for b in self._backends if b.session.stream is not None and b not in avoid]
+        ready = [b for b in connected if b.serving]
+        if not connected:
+            raise Unavailable(self.missing() or "the other tokenizer tiers are down", reason="TOKENIZER_TIER_DOWN")
+        return min(ready or connected, key=lambda b: b.num_open)
+
+    def _place(self, submission: Submission, backend: Backend) -> None:
+        stream = backend.session.stream
+        assert stream is not None, "_choose returns connected tiers, and nothing awaits in between"
+        backend.num_open += 1
+        self._open[submission] = backend
+        submission.place(stream)
+
+    def _lost(self, submission: Submission, error: TokenwireError) -> None:
+        backend = self._open[submission]
+        if not submission.started and submission.num_tries < MAX_TRIES and self._closing is None:
+            try:
+                other = self._choose([backend])
+            except Unavailable:
+                other = None
+            if other is not None:
+                backend.num_open -= 1
+                self._place(submission, other)
+                return
+        lost = f"the tokenizer tier at {backend.target} was lost: {error}"
+        submission.fail(Unavailable(lost, reason="TOKENIZER_TIER_LOST"))
+
+    def _closed(self, submission: Submission) -> None:
+        self._open.pop(submission).num_open -= 1
+        self._request_ids.discard(submission.context.request_id)
+        self._metrics.open_streams.dec()
+        if not self._open:
+            self.changed.set()
+
+    def _with_unique_id(self, context: RequestContext) -> RequestContext:
+        """All callers share the sessions below, where a request id may run once: a second one gets `~2`, and so on."""
+        request_id, number = context.request_id, 1
+        while request_id in self._request_ids:
+            number += 1
+            suffix = f"~{number}"
+            request_id = context.request_id[: MAX_REQUEST_ID_CHARS - len(suffix)] + suffix
+        return replace(context, request_id=request_id)

@@ -1,0 +1,116 @@
+"""Opens text streams: one request of one or many prompts, whoever asks and over whichever protocol.
+
+Knows time limits and which errors are one prompt's own. Does not know protocols.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gateway.backends import Backends
+from gateway.metrics import GatewayMetrics, RequestRecord
+from gateway.settings import GatewaySettings
+from gateway.streams import TextStream
+from gateway.submission import DEADLINE_GRACE_S
+from gateway.text_requests import TextRequest
+from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable
+from tokenwire.requests import MAX_CHOICES, MAX_REQUEST_ID_CHARS, FinishReason, RequestContext, Terminal
+from tokenwire.sampling import refuse
+
+CALL_MARGIN_S = 0.05
+"""A call's own limit minus this is the engine's, so that the terminal event still reaches the client in time."""
+LAST_MOMENT_S = 0.015
+"""This long before a call's own limit the gateway ends it whatever the tiers below do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and when the gateway itself ends what the tiers below did not end in time."""
+
+    context: RequestContext
+    give_up_s: float | None
+    """Monotonic clock; None: never."""
+
+
+def caller_of(context: RequestContext, call_deadline_s: float | None, default_timeout_s: float = 0.0) -> Caller:
+    """Combine the request's own time limit, the call's and the default.
+
+    `call_deadline_s`: when the client's own timer fires, on the monotonic clock.
+    """
+    deadline_s = context.deadline_s
+    if call_deadline_s is not None:
+        left_s = max(0.0, call_deadline_s - context.arrival_s)
+        limit_s = call_deadline_s - min(CALL_MARGIN_S, left_s / 2)
+        deadline_s = limit_s if deadline_s is None else min(deadline_s, limit_s)
+    if deadline_s is None and default_timeout_s > 0:
+        deadline_s = context.arrival_s + default_timeout_s
+    if deadline_s is None:
+        return Caller(context, None)
+    give_up_s = deadline_s + DEADLINE_GRACE_S
+    if call_deadline_s is not None:
+        give_up_s = max(deadline_s, min(give_up_s, call_deadline_s - LAST_MOMENT_S))
+    return Caller(replace(context, deadline_s=deadline_s), give_up_s)
+
+
+class Generation:
+    """What every protocol of the gateway generates through."""
+
+    def __init__(self, settings: GatewaySettings, backends: Backends, metrics: GatewayMetrics) -> None:
+        self.settings = settings
+        self.backends = backends
+        self.metrics = metrics
+        self.draining = False
+
+    def record(self, api: str) -> RequestRecord:
+        """Begin to observe a request."""
+        return RequestRecord(self.metrics, api)
+
+    def refuse_when_draining(self) -> None:
+        """Raise Unavailable once the gateway is on its way out."""
+        if self.draining:
+            raise Unavailable("the gateway is shutting down; send it elsewhere", reason="DRAINING", retry_after_s=1.0)
+
+    def caller(self, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
+        """Who asks, with the time limits that hold here."""
+        return caller_of(context, call_deadline_s, self.settings.default_timeout_s)
+
+    def open(self, record: RequestRecord, caller: Caller, requests: Sequence[TextRequest]) -> TextStream:
+        """Send prompts of equal options down. Close the stream.
+
+        With one prompt an error is raised; with several it ends the outputs of its own prompt, and the others go on.
+        """
+        self.refuse_when_draining()
+        num_choices = requests[0].options.num_choices or 1
+        if num_choices > MAX_CHOICES:
+            allowed = f"{num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"
+            refuse([FieldViolation("options.num_choices", allowed)])
+        stream = TextStream(record, len(requests), num_choices)
+        for index, request in enumerate(requests):
+            context = caller.context if len(requests) == 1 else _numbered(caller.context, index)
+            outputs = stream.outputs[index]
+            try:
+                stream.submissions.append(self.backends.submit(request, context, outputs, caller.give_up_s))
+            except TokenwireError as error:
+                if len(requests) == 1:
+                    raise
+                for output in outputs:
+                    output.on_finish(Terminal(FinishReason.ERROR, error=error))
+        return stream
+
+    def refuse_prompt_count(self, num_prompts: int, field: str) -> None:
+        """Raise InvalidRequest for no prompt at all and for too many."""
+        if not 1 <= num_prompts <= self.settings.max_prompts:
+            allowed = f"{num_prompts} prompts are not allowed: from 1 to {self.settings.max_prompts}"
+            raise InvalidRequest(f"{field}: {allowed}", violations=[FieldViolation(field, allowed)])
+
+
+def now_plus(seconds: float | None) -> float | None:
+    """That many seconds from now on the monotonic clock; None stays None."""
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _numbered(context: RequestContext, index: int) -> RequestContext:
+    """Each prompt of a call runs under an id of its own: the call's, and `.index`."""
+    suffix = f".{index}"
+    request_id = context.request_id[: MAX_REQUEST_ID_CHARS - len(suffix)] + suffix
+    return replace(context, request_id=request_id)

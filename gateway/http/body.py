@@ -1,0 +1,110 @@
+"""Reads a request's body, bounded, and checks it against its model. Does not know what the fields mean."""
+
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect
+
+from gateway.http.errors import UnsupportedMediaType
+from tokenwire.errors import Cancelled, FieldViolation, InvalidRequest, MessageTooLarge
+
+MAX_VIOLATIONS = 16
+MAX_SHOWN_CHARS = 80
+
+NOT_BUILT = "is not built in this release; leave it out"
+
+
+class Body(BaseModel):
+    """Base of all bodies: no type is bent into another, NaN is no number.
+
+    Fields without a name here are in `model_extra`; `refuse_extras` judges them.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+B = TypeVar("B", bound=Body)
+
+
+async def read_body(request: Request, model: type[B], max_bytes: int) -> B:
+    """Read and check a JSON body. Raises InvalidRequest and its HTTP kin: 400, 413, 415."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise UnsupportedMediaType(f"Content-Type {content_type!r} is not allowed: send application/json")
+    data = await _read(request, max_bytes)
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False)) from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > max_bytes:
+        raise _too_large(max_bytes)
+    data = bytearray()
+    try:
+        async for piece in request.stream():
+            data += piece
+            if len(data) > max_bytes:
+                raise _too_large(max_bytes)
+    except ClientDisconnect:
+        raise Cancelled("the client went away before its request was complete") from None
+    return bytes(data)
+
+
+def _too_large(max_bytes: int) -> MessageTooLarge:
+    return MessageTooLarge(f"the body is larger than {max_bytes} bytes, the most allowed (max_body_bytes)")
+
+
+def _refusal(errors: list[ErrorDetails]) -> InvalidRequest:
+    if errors[0]["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {errors[0]['msg']}", reason="MALFORMED_JSON")
+    if not errors[0]["loc"]:
+        return InvalidRequest("the body must be a JSON object", reason="MALFORMED_JSON")
+    violations = []
+    for error in errors[:MAX_VIOLATIONS]:
+        if error["type"] == "missing":
+            description = "is required"
+        else:
+            description = f"{_shown(error['input'])} is not allowed: {error['msg'].removeprefix('Input ')}"
+        violations.append(FieldViolation(_path(error["loc"]), description))
+    return InvalidRequest("; ".join(f"{v.field}: {v.description}" for v in violations), violations=violations)
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """`("messages", 0, "role")` → `messages[0].role`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…"
+
+
+def refuse_extras(
+    body: BaseModel, unbuilt: dict[str, tuple[Any, ...]], harmless: frozenset[str] = frozenset(), prefix: str = ""
+) -> None:
+    """Raise InvalidRequest for a field that is unknown, or known and not built.
+
+    `unbuilt`: names with the values that change nothing, which are accepted. `harmless`: names that ask for nothing of
+    the answer and are ignored.
+    """
+    for name, value in (body.model_extra or {}).items():
+        if name in harmless or (name in unbuilt and any(_same(value, neutral) for neutral in unbuilt[name])):
+            continue
+        field = prefix + name
+        if name in unbuilt:
+            raise invalid(field, NOT_BUILT, reason="UNSUPPORTED_PARAMETER")
+        raise invalid(field, "there is no such field", reason="UNKNOWN_PARAMETER")
+
+
+def invalid(field: str, description: str, *, reason: str = "") -> InvalidRequest:
+    """The refusal of one field."""
+    return InvalidRequest(f"{field}: {description}", reason=reason, violations=[FieldViolation(field, description)])
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)

@@ -1,0 +1,88 @@
+"""One HTTP request that generates: who asks, its text stream, and noticing that the client has gone."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from fastapi import Request
+
+from gateway.generation import Generation
+from gateway.http.fields import GenerationFields
+from gateway.metrics import RequestRecord
+from gateway.streams import Event, TextStream
+from gateway.text_requests import TextRequest
+from tokenwire.errors import Cancelled, TokenwireError
+from tokenwire.requests import RequestContext
+from tokenwire.sampling import refuse
+
+
+class HttpCall:
+    """From receipt to the last byte. Use as a context manager, or `keep` it for the response and close it there."""
+
+    def __init__(self, generation: Generation, request: Request, api: str) -> None:
+        self.request_id: str = request.state.request_id
+        self.record: RequestRecord = generation.record(api)
+        self.record.request_id = self.request_id
+        self.gone = False
+        """The client went away."""
+        self._generation = generation
+        self._request = request
+        self._stream: TextStream | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._kept = False
+
+    def __enter__(self) -> "HttpCall":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None or not self._kept:
+            self.close(error)
+
+    def keep(self) -> None:
+        """The response goes on reading: it closes."""
+        self._kept = True
+
+    def open(self, body: GenerationFields, requests: Sequence[TextRequest], model: str) -> None:
+        """Send the prompts down. Raises as `Generation.open` does."""
+        arrival_s = time.monotonic()
+        context = RequestContext(
+            request_id=self.request_id,
+            priority=body.priority or 0,
+            deadline_s=None if body.timeout is None else arrival_s + body.timeout,
+            traceparent=self._request.headers.get("traceparent", ""),
+            arrival_s=arrival_s,
+        )
+        refuse(context.violations())
+        self.record.model = model
+        self._stream = self._generation.open(self.record, self._generation.caller(context), requests)
+        self._watch = asyncio.get_running_loop().create_task(self._until_gone())
+
+    async def next_events(self) -> list[Event]:
+        """As `TextStream.next_events`. Raises Cancelled when the client has gone."""
+        assert self._stream is not None, "open comes first"
+        events = await self._stream.next_events()
+        if not events and self.gone:
+            raise Cancelled("the client went away")
+        return events
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Take back what still runs below, count and log. Later calls change nothing."""
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._stream is not None:
+            self._stream.close()
+        if error is not None:
+            self.record.failed(error)
+        self.record.close()
+
+    def failed(self, error: TokenwireError) -> None:
+        """The answer ended with this error after its status had been sent."""
+        self.record.failed(error)
+
+    async def _until_gone(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._stream is not None:
+            self._stream.close()

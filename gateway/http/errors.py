@@ -1,0 +1,118 @@
+"""Errors over HTTP, in OpenAI's shape, from the one table in `tokenwire.errors`.
+
+`{"error": {"message", "type", "param", "code"}}`: `code` is the stable reason in lower case, `param` the first field
+that is wrong, under its HTTP name.
+"""
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from tokenwire.errors import Cancelled, DeadlineExceeded, Internal, InvalidRequest, NotFound, TokenwireError
+from tokenwire.requests import FinishReason, Terminal
+
+log = logging.getLogger(__name__)
+
+HTTP_NAMES = {
+    "stop_strings": "stop",
+    "num_choices": "n",
+    "timeout_ms": "timeout",
+    "request_id": "x-request-id",
+}
+"""Fields whose name over HTTP is not the last word of their path on the wire."""
+
+PROMPT_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/generate": "inputs"}
+"""What each path calls the prompt."""
+
+WIRE_PROMPT_FIELDS = {"input", "text", "token_ids", "ids", "conversation", "messages"}
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """A body that does not say that it is JSON."""
+
+    http_status, default_reason = 415, "UNSUPPORTED_MEDIA_TYPE"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """A path that is there, asked with another method."""
+
+    http_status, default_reason = 405, "METHOD_NOT_ALLOWED"
+
+
+def http_name(field: str, prompt_field: str = "prompt") -> str:
+    """The HTTP name of a field of the wire: `options.sampling.top_p` → `top_p`. Names of ours are left alone."""
+    if not field.startswith(("options.", "context.", "conversation.")) and field not in WIRE_PROMPT_FIELDS:
+        return field
+    last = field.rsplit(".", 1)[-1]
+    if last.partition("[")[0] in WIRE_PROMPT_FIELDS:
+        return prompt_field + (field[field.index("[") :] if "[" in field else "")
+    return HTTP_NAMES.get(last, last)
+
+
+def error_object(error: TokenwireError, prompt_field: str = "prompt") -> dict[str, Any]:
+    """The inside of `{"error": …}`."""
+    message, param = error.message, None
+    for violation in reversed(error.violations):
+        param = http_name(violation.field, prompt_field)
+        message = message.replace(f"{violation.field}:", f"{param}:")
+    return {"message": message, "type": error.openai_type, "param": param, "code": error.reason.lower()}
+
+
+def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONResponse:
+    """The whole answer, with `Retry-After` in whole seconds where the error knows when to come back."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    body = {"error": error_object(error, prompt_field)}
+    return JSONResponse(body, status_code=error.http_status, headers=headers)
+
+
+def error_of(terminal: Terminal, *, openai: bool = True) -> TokenwireError | None:
+    """The error that a terminal event is; None for an ordinary end.
+
+    OpenAI's API has no finish_reason for time that ran out or for work that was taken back, so there both are errors.
+    """
+    if terminal.reason is FinishReason.ERROR:
+        return terminal.error or Internal("the request failed below, which did not say why")
+    if openai and terminal.reason is FinishReason.DEADLINE:
+        return DeadlineExceeded(f"the time given ran out after {terminal.usage.completion_tokens} tokens")
+    if openai and terminal.reason is FinishReason.CANCELLED:
+        return Cancelled("the request was cancelled")
+    return None
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error in one shape: ours, the framework's, and bugs."""
+
+    async def on_tokenwire_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, TokenwireError)
+        return error_response(error, PROMPT_FIELDS.get(request.url.path, "prompt"))
+
+    async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        response = error_response(_from_framework(request, error))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        name = f"{request.method} {request.url.path}"
+        return error_response(
+            Internal(f"{name} failed: {type(error).__name__}; the server's log has the details")
+        )  # the server logs the traceback
+
+    app.add_exception_handler(TokenwireError, on_tokenwire_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_bug)
+
+
+def _from_framework(request: Request, error: HTTPException) -> TokenwireError:
+    if error.status_code == 404:
+        return NotFound(f"there is nothing at {request.url.path}", reason="NO_SUCH_PATH")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"{request.method} is not allowed at {request.url.path}: use {allowed}")
+    return InvalidRequest(str(error.detail))

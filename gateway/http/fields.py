@@ -1,0 +1,110 @@
+"""The fields that every generating path takes, and what they mean as plain values."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gateway.http.body import Body, invalid
+from tokenwire.requests import GenerationOptions
+from tokenwire.sampling import SamplingParams, StopParams, refuse
+
+UINT32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+HARMLESS = frozenset(
+    {
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    }
+)  # fmt: skip
+"""Fields of OpenAI's API that say something about the account or the bill and nothing about the answer: ignored."""
+
+UNBUILT: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "logit_bias": (None, {}),
+    "min_tokens": (None, 0),
+}
+"""Known fields that are not built, with the values that change nothing."""
+
+
+class StreamOptions(Body):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool = False
+
+
+class GenerationFields(Body):
+    """How to generate. Absent and null mean the model's own defaults."""
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    n: int | None = None
+    max_tokens: UINT32 | None = None
+    stop: Any = None
+    stop_token_ids: list[UINT32] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    priority: int | None = None
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds the whole request may take."""
+
+    def options(self, *, max_tokens: int | None = None) -> GenerationOptions:
+        """How to generate, checked. Raises InvalidRequest. `max_tokens` stands in for an absent one."""
+        options = GenerationOptions(
+            sampling=SamplingParams(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                seed=self.seed,
+            ),
+            stop=StopParams(
+                max_tokens=self.max_tokens if self.max_tokens is not None else max_tokens,
+                stop_token_ids=tuple(self.stop_token_ids or ()),
+                ignore_eos=bool(self.ignore_eos),
+            ),
+            stop_strings=_stop_strings(self.stop),
+            num_choices=1 if self.n is None else self.n,
+        )
+        refuse(options.violations())
+        return options
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
+        raise invalid("stop", f"{value!r:.80} is not allowed: a text or a list of texts")
+    return tuple(strings)
+
+
+def prompts_of(value: Any, field: str) -> list[str | tuple[int, ...]]:
+    """Prompts as OpenAI's completions take them: a text, token ids, or a list of either."""
+    prompts = value if isinstance(value, list) and not _is_token_ids(value) else [value]
+    found: list[str | tuple[int, ...]] = []
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            found.append(prompt)
+        elif _is_token_ids(prompt) or prompt == []:
+            found.append(_token_ids(prompt, field))
+        else:
+            where = f"{field}[{index}]" if prompts is value else field
+            allowed = "a text, a list of token ids, or a list of either"
+            raise invalid(where, f"{prompt!r:.80} is not allowed: {allowed}")
+    return found
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+def _token_ids(value: list[int], field: str) -> tuple[int, ...]:
+    for token in value:
+        if not 0 <= token < 2**32:
+            raise invalid(field, f"token id {token} is not allowed: an id of the model's vocabulary")
+    return tuple(value)

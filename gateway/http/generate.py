@@ -1,0 +1,114 @@
+"""POST /generate: many inputs, as many outputs, in order; one bad input does not sink the others.
+
+    {"inputs": ["…", …], "max_tokens": 16, "temperature": 0, "stream": false, "truncate": false}
+    → {"outputs": [{"index": 0, "text": "…", "finish_reason": "length", "usage": {…}, "error": null}, …]}
+
+`finish_reason` is one of stop_token, stop_string, length, deadline, cancelled, error; with deadline the text until then
+is there, with error `error` says what, in the shape of every error here. With a single input an error is the answer's
+own status. Streamed, each event is `{"index", "text"}`, an output's last one carries the other fields as well, and
+`[DONE]` ends the stream.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from gateway.generation import Generation
+from gateway.http.body import invalid, read_body, refuse_extras
+from gateway.http.calls import HttpCall
+from gateway.http.errors import error_object, error_of
+from gateway.http.fields import UNBUILT, GenerationFields, prompts_of
+from gateway.http.openai_usage import usage_object
+from gateway.http.sse import DONE, event_stream, json_text
+from gateway.streams import Event
+from gateway.text_requests import text_request
+from tokenwire.errors import TokenwireError
+from tokenwire.requests import Terminal
+
+PROMPT_FIELD = "inputs"
+
+
+class GenerateBody(GenerationFields):
+    """The body."""
+
+    inputs: Any
+    truncate: bool = False
+
+
+def generate_routes(generation: Generation) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.post("/generate")
+    async def generate(request: Request) -> Response:
+        """Continue one or many inputs."""
+        with HttpCall(generation, request, "http.generate") as call:
+            body = await read_body(request, GenerateBody, generation.settings.max_body_bytes)
+            return await _answer(generation, call, body)
+
+    return router
+
+
+async def _answer(generation: Generation, call: HttpCall, body: GenerateBody) -> Response:
+    refuse_extras(body, UNBUILT)
+    if body.n not in (None, 1):
+        raise invalid("n", f"{body.n} is not allowed here: outputs stand beside inputs; give an input several times")
+    prompts = prompts_of(body.inputs, PROMPT_FIELD)
+    generation.refuse_prompt_count(len(prompts), PROMPT_FIELD)
+    model, options = body.model or "", body.options()
+    requests = [text_request(p, model=model, options=options, truncate=body.truncate) for p in prompts]
+    call.open(body, requests, model)
+    chunks = GenerateChunks(single=len(prompts) == 1)
+    if body.stream:
+        return await event_stream(call, chunks, PROMPT_FIELD)
+    texts: list[list[str]] = [[] for _ in prompts]
+    outputs: list[dict[str, Any]] = [{} for _ in prompts]
+    while events := await call.next_events():
+        for event in events:
+            texts[event.prompt].append(event.text)
+            if event.terminal is not None:
+                if chunks.single and (error := error_of(event.terminal, openai=False)) is not None:
+                    raise error
+                outputs[event.prompt] = _end(event.terminal)
+    for index, (output, pieces) in enumerate(zip(outputs, texts, strict=True)):
+        outputs[index] = {"index": index, "text": "".join(pieces), **output}
+    return JSONResponse({"outputs": outputs})
+
+
+class GenerateChunks:
+    """Writes one streamed answer."""
+
+    def __init__(self, *, single: bool) -> None:
+        self.single = single
+        """With one input its error is the answer's."""
+
+    def render(self, events: Sequence[Event]) -> tuple[str, TokenwireError | None]:
+        """One event per output with something new."""
+        pieces: list[str] = []
+        for event in events:
+            head = f'data: {{"index":{event.prompt},"text":{json_text(event.text)}'
+            if event.terminal is None:
+                pieces.append(head + "}\n\n")
+                continue
+            error = error_of(event.terminal, openai=False)
+            if self.single and error is not None:
+                if event.text:
+                    pieces.append(head + "}\n\n")
+                return "".join(pieces), error
+            pieces.append(f"{head},{json_text(_end(event.terminal))[1:]}\n\n")
+        return "".join(pieces), None
+
+    def end(self) -> str:
+        """The end mark."""
+        return DONE
+
+
+def _end(terminal: Terminal) -> dict[str, Any]:
+    error = error_of(terminal, openai=False)
+    return {
+        "finish_reason": terminal.reason.value,
+        "usage": usage_object(terminal.usage),
+        "error": None if error is None else error_object(error, PROMPT_FIELD),
+    }

@@ -1,0 +1,152 @@
+"""POST /v1/chat/completions, as OpenAI's API reference has it.
+
+Source: https://platform.openai.com/docs/api-reference/chat. Stricter in one thing: a field that is unknown or not built
+is refused with its name, never ignored.
+"""
+
+import secrets
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from gateway.generation import Generation
+from gateway.http.body import Body, invalid, read_body, refuse_extras
+from gateway.http.calls import HttpCall
+from gateway.http.fields import HARMLESS, UINT32, UNBUILT, GenerationFields, StreamOptions
+from gateway.http.openai_chunks import ChunkShape, OpenAIChunks, collect
+from gateway.http.sse import event_stream
+from gateway.text_requests import Message, text_request
+
+UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
+    **UNBUILT,
+    "audio": (None,),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "moderation": (None,),
+    "parallel_tool_calls": (None, True, False),
+    "prediction": (None,),
+    "reasoning_effort": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
+UNBUILT_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "refusal": (None,),
+    "tool_calls": (None, []),
+    "tool_call_id": (None,),
+}
+UNBUILT_ROLES = {"tool", "function"}
+SAME_ROLES = {"developer": "system"}
+"""OpenAI's newer word for the same role, which templates do not know."""
+
+SHAPE = ChunkShape(
+    object="chat.completion.chunk",
+    before_text='"delta":{"content":',
+    after_text="}",
+    first='"delta":{"role":"assistant","content":""}',
+    last='"delta":{}',
+)
+
+
+class ChatMessageFields(Body):
+    """One message of the conversation."""
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: Any = None
+    name: str | None = None
+
+
+class ChatBody(GenerationFields):
+    """The body."""
+
+    messages: Annotated[list[ChatMessageFields], Field(min_length=1)]
+    max_completion_tokens: UINT32 | None = None
+    stream_options: StreamOptions | None = None
+
+
+def chat_routes(generation: Generation) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation."""
+        with HttpCall(generation, request, "http.chat") as call:
+            body = await read_body(request, ChatBody, generation.settings.max_body_bytes)
+            return await _answer(generation, call, body)
+
+    return router
+
+
+async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Response:
+    refuse_extras(body, UNBUILT_CHAT, HARMLESS)
+    include_usage = refuse_stream_options(body.stream_options, bool(body.stream))
+    if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+        raise invalid("max_completion_tokens", f"{body.max_completion_tokens} contradicts max_tokens {body.max_tokens}")
+    options = body.options(max_tokens=body.max_completion_tokens)
+    messages = tuple(_message(message, index) for index, message in enumerate(body.messages))
+    call.open(body, [text_request(messages, model=body.model or "", options=options)], body.model or "")
+    model = body.model or generation.backends.default_model
+    answer_id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+    if body.stream:
+        chunks = OpenAIChunks(SHAPE, answer_id, created, model, options.num_choices, include_usage)
+        return await event_stream(call, chunks, "messages")
+    texts, reasons, usage = await collect(call, options.num_choices, options.num_choices)
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": reason,
+        }
+        for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+    ]
+    head = {"id": answer_id, "object": "chat.completion", "created": created, "model": model}
+    return JSONResponse({**head, "choices": choices, "usage": usage})
+
+
+def refuse_stream_options(stream_options: StreamOptions | None, stream: bool) -> bool:
+    """Whether usage is asked for. Raises InvalidRequest for options without a stream, and unknown ones."""
+    if stream_options is None:
+        return False
+    if not stream:
+        raise invalid("stream_options", "is allowed with stream true alone")
+    refuse_extras(stream_options, {"include_obfuscation": (None, False)}, prefix="stream_options.")
+    return stream_options.include_usage
+
+
+def _message(message: ChatMessageFields, index: int) -> Message:
+    where = f"messages[{index}]"
+    refuse_extras(message, UNBUILT_MESSAGE, prefix=f"{where}.")
+    if message.role in UNBUILT_ROLES:
+        raise invalid(f"{where}.role", f"{message.role!r}: tool calls are not built in this release")
+    role = SAME_ROLES.get(message.role, message.role)
+    return Message(role, _content(message.content, f"{where}.content"), message.name or "")
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise invalid(where, f"{content!r:.80} is not allowed: a text, or a list of text parts")
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise invalid(f"{where}[{index}].type", f"{kind!r:.80} is not allowed: this release takes text alone")
+        text, extra = part.get("text"), part.keys() - {"type", "text"}
+        if not isinstance(text, str) or extra:
+            raise invalid(f"{where}[{index}]", 'is not allowed: it must be {"type": "text", "text": "…"}')
+        texts.append(text)
+    return "".join(texts)

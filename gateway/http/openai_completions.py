@@ -1,0 +1,76 @@
+"""POST /v1/completions, as OpenAI's API reference has it: prompts as texts or token ids, one or many.
+
+Source: https://platform.openai.com/docs/api-reference/completions. `max_tokens` absent means 16, as there.
+"""
+
+import secrets
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from gateway.generation import Generation
+from gateway.http.body import read_body, refuse_extras
+from gateway.http.calls import HttpCall
+from gateway.http.fields import HARMLESS, UNBUILT, GenerationFields, StreamOptions, prompts_of
+from gateway.http.openai_chat import refuse_stream_options
+from gateway.http.openai_chunks import ChunkShape, OpenAIChunks, collect
+from gateway.http.sse import event_stream
+from gateway.text_requests import text_request
+
+DEFAULT_MAX_TOKENS = 16
+
+UNBUILT_COMPLETION: dict[str, tuple[Any, ...]] = {
+    **UNBUILT,
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "logprobs": (None,),
+    "response_format": (None, {"type": "text"}),
+    "suffix": (None,),
+}
+
+SHAPE = ChunkShape(object="text_completion", before_text='"text":', after_text="", first=None, last='"text":""')
+
+
+class CompletionBody(GenerationFields):
+    """The body."""
+
+    prompt: Any
+    stream_options: StreamOptions | None = None
+
+
+def completion_routes(generation: Generation) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        """Continue one or many prompts."""
+        with HttpCall(generation, request, "http.completions") as call:
+            body = await read_body(request, CompletionBody, generation.settings.max_body_bytes)
+            return await _answer(generation, call, body)
+
+    return router
+
+
+async def _answer(generation: Generation, call: HttpCall, body: CompletionBody) -> Response:
+    refuse_extras(body, UNBUILT_COMPLETION, HARMLESS)
+    include_usage = refuse_stream_options(body.stream_options, bool(body.stream))
+    options = body.options(max_tokens=DEFAULT_MAX_TOKENS)
+    prompts = prompts_of(body.prompt, "prompt")
+    generation.refuse_prompt_count(len(prompts), "prompt")
+    requests = [text_request(prompt, model=body.model or "", options=options) for prompt in prompts]
+    call.open(body, requests, body.model or "")
+    model = body.model or generation.backends.default_model
+    answer_id, created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
+    if body.stream:
+        chunks = OpenAIChunks(SHAPE, answer_id, created, model, options.num_choices, include_usage)
+        return await event_stream(call, chunks, "prompt")
+    texts, reasons, usage = await collect(call, len(prompts) * options.num_choices, options.num_choices)
+    choices = [
+        {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+        for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+    ]
+    head = {"id": answer_id, "object": "text_completion", "created": created, "model": model}
+    return JSONResponse({**head, "choices": choices, "usage": usage})

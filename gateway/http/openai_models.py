@@ -1,0 +1,54 @@
+"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them; and the refusal of what is not built."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from gateway.generation import Generation
+from tokenwire.errors import NotFound, Unsupported
+
+TIMEOUT_S = 10.0
+
+
+def model_routes(generation: Generation, started: int) -> APIRouter:
+    """The routes. `started`: Unix time that stands as each model's `created`."""
+    router = APIRouter()
+
+    async def cards(request: Request) -> list[dict[str, Any]]:
+        request_id: str = request.state.request_id
+        with generation.record("http.models") as record:
+            record.request_id = request_id
+            models = await generation.backends.list_models(timeout_s=TIMEOUT_S, request_id=request_id)
+        return [
+            {
+                "id": card.name,
+                "object": "model",
+                "created": started,
+                "owned_by": "tokenwire",
+                "max_context_tokens": card.max_context_tokens,
+            }
+            for card in models
+        ]
+
+    @router.get("/v1/models")
+    async def list_models(request: Request) -> Response:
+        """What can be asked for."""
+        return JSONResponse({"object": "list", "data": await cards(request)})
+
+    @router.get("/v1/models/{name:path}")
+    async def one_model(request: Request, name: str) -> Response:
+        """One model."""
+        found = await cards(request)
+        for card in found:
+            if card["id"] == name:
+                return JSONResponse(card)
+        known = ", ".join(card["id"] for card in found) or "none"
+        raise NotFound(f"model {name!r} is not served here; served: {known}", reason="MODEL_NOT_FOUND")
+
+    @router.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        """Say that this is not built."""
+        raise Unsupported("embeddings are not built in this release")
+
+    return router

@@ -1,0 +1,38 @@
+"""OpenAI's `usage` and `finish_reason`."""
+
+from typing import Any
+
+from gateway.streams import Event
+from tokenwire.requests import FinishReason, Usage
+
+FINISH_REASONS = {
+    FinishReason.STOP_TOKEN: "stop",
+    FinishReason.STOP_STRING: "stop",
+    FinishReason.LENGTH: "length",
+}
+"""The ends that OpenAI's API has a word for; the others are errors there."""
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """`usage` as OpenAI's API has it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+class UsageTotal:
+    """Adds up the outputs of one call; a prompt with several choices counts once."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+
+    def add(self, event: Event) -> None:
+        """Count an output's terminal event."""
+        if event.terminal is None:
+            return
+        usage = event.terminal.usage
+        counted = usage if event.choice == 0 else Usage(completion_tokens=usage.completion_tokens)
+        self.usage = self.usage + counted

@@ -1,0 +1,76 @@
+"""The HTTP listener: uvicorn on the loop that is already running. Signals stay with whoever runs the process."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from tokenwire.errors import FailedPrecondition
+from tokenwire.server import join_host_port, refuse_public_without_auth
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn without its signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+class HttpServer:
+    """One HTTP port. `bind`, `start`, `stop`."""
+
+    def __init__(self, app: Any, host: str, port: int, *, insecure: bool) -> None:
+        refuse_public_without_auth(host, insecure)
+        self.port = port
+        self._host = host
+        self._socket: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+        self._uvicorn = _Uvicorn(config)
+
+    def bind(self) -> int:
+        """Take the port; returns it. Raises FailedPrecondition when it cannot be used."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((self._host, self.port), family=family)
+        except OSError as error:
+            address = join_host_port(self._host, self.port)
+            message = f"cannot listen on {address} for HTTP ({error.strerror}): give another with --http-port or --host"
+            raise FailedPrecondition(message, reason="PORT_IN_USE") from error
+        self.port = int(self._socket.getsockname()[1])
+        return self.port
+
+    async def start(self) -> None:
+        """Accept connections."""
+        assert self._socket is not None, "bind comes first"
+        self._task = asyncio.get_running_loop().create_task(self._uvicorn.serve([self._socket]))
+        while not self._uvicorn.started:
+            if self._task.done():
+                self._task.result()
+            await asyncio.sleep(0.005)
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Close the port, let open answers be written for this long, then cut them."""
+        if self._task is not None:
+            self._uvicorn.config.timeout_graceful_shutdown = math.ceil(grace_s)
+            self._uvicorn.should_exit = True
+            await self._task
+        elif self._socket is not None:
+            self._socket.close()

@@ -1,0 +1,92 @@
+"""Server-sent events written straight to the server: per wake-up one text and one write, whatever came.
+
+Does not know what the events say; a `Chunks` writes them.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.http.calls import HttpCall
+from gateway.http.errors import error_object
+from gateway.streams import Event
+from tokenwire.errors import Cancelled, TokenwireError
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+DONE = "data: [DONE]\n\n"
+
+json_text = json.JSONEncoder(ensure_ascii=False).encode
+"""A value as JSON; for a text alone this is one call into C."""
+
+
+class Chunks(Protocol):
+    """Writes events as server-sent events."""
+
+    def render(self, events: Sequence[Event]) -> tuple[str, TokenwireError | None]:
+        """What these events add to the answer, and the error that ends it."""
+
+    def end(self) -> str:
+        """What stands behind the last event."""
+
+
+def data_line(value: object) -> str:
+    """One server-sent event."""
+    return f"data: {json_text(value)}\n\n"
+
+
+async def event_stream(call: HttpCall, chunks: Chunks, prompt_field: str) -> "EventStream":
+    """Wait for the first events, so that an error before any text is raised and has a status of its own."""
+    text, error = chunks.render(await call.next_events())
+    if error is not None and not text:
+        raise error
+    call.keep()
+    return EventStream(call, chunks, text, error, prompt_field)
+
+
+class EventStream(Response):
+    """The response. Its beginning has been rendered already. Made by `event_stream`."""
+
+    def __init__(
+        self, call: HttpCall, chunks: Chunks, first: str, error: TokenwireError | None, prompt_field: str
+    ) -> None:
+        super().__init__()
+        self._call = call
+        self._chunks = chunks
+        self._first = first
+        self._error = error
+        self._prompt_field = prompt_field
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write until the end. The call is closed in any case."""
+        failure: BaseException | None = None
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send({"type": "http.response.body", "body": self._first.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": (await self._rest(send)).encode(), "more_body": False})
+        except Cancelled as error:
+            failure = error  # the client has gone: nobody is there to be told
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._call.close(failure)
+
+    async def _rest(self, send: Send) -> str:
+        """Write all but the last piece, which is returned."""
+        error = self._error
+        while error is None:
+            events = await self._call.next_events()
+            if not events:
+                return self._chunks.end()
+            text, error = self._chunks.render(events)
+            if text:
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        self._call.failed(error)
+        return data_line({"error": error_object(error, self._prompt_field)})

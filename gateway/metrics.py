@@ -1,0 +1,112 @@
+"""What the gateway measures, and the one log line each request leaves behind."""
+
+import asyncio
+import logging
+import time
+from types import TracebackType
+
+from prometheus_client import CollectorRegistry
+
+from tokenwire.errors import TokenwireError
+from tokenwire.logs import fields
+from tokenwire.requests import FinishReason, GatewayTimings, Terminal, Usage
+from tokenwire.telemetry import REGISTRY, TierMetrics
+
+log = logging.getLogger(__name__)
+
+ENDED_WELL = {FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH}
+
+
+class GatewayMetrics:
+    """The gateway's metrics. One per process, or one per registry in tests."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        make = TierMetrics("gateway", registry)
+        self.registry = registry
+        self.requests = make.counter("requests_total", "Requests by API and how they ended", ["api", "outcome"])
+        self.first_text = make.histogram("first_text_seconds", "From receipt to the first text", ["api"])
+        self.duration = make.histogram("request_seconds", "From receipt to the end", ["api"])
+        self.output_tokens = make.counter("output_tokens_total", "Tokens behind the text sent")
+        self.open_streams = make.gauge("open_streams", "Prompts being answered")
+
+
+class RequestRecord:
+    """One request from receipt to its end: feeds the metrics and writes one log line.
+
+    Use as a context manager, or call `close`. An error or a cancellation that leaves the block is its outcome.
+    """
+
+    def __init__(self, metrics: GatewayMetrics, api: str, request_id: str = "", model: str = "") -> None:
+        self.api = api
+        self.request_id = request_id
+        self.model = model
+        self.num_prompts = 0
+        self._metrics = metrics
+        self._arrival_s = time.monotonic()
+        self._first_text_s: float | None = None
+        self._usage = Usage()
+        self._outcome = "ok"
+        self._message: str | None = None
+        self._reasons: dict[str, int] = {}
+        self._closed = False
+
+    def saw_text(self) -> None:
+        """The first text is handed to the transport now; later calls change nothing."""
+        if self._first_text_s is None:
+            self._first_text_s = time.monotonic() - self._arrival_s
+            self._metrics.first_text.labels(self.api).observe(self._first_text_s)
+
+    def timings(self) -> GatewayTimings:
+        """Where the time went, by now."""
+        return GatewayTimings(self._first_text_s or 0.0, time.monotonic() - self._arrival_s)
+
+    def ended(self, terminal: Terminal) -> None:
+        """One output of the request ended."""
+        self._usage = self._usage + terminal.usage
+        reason = terminal.reason
+        self._reasons[reason.value] = self._reasons.get(reason.value, 0) + 1
+        if reason not in ENDED_WELL and self._outcome == "ok":
+            self._outcome = terminal.error.code.lower() if terminal.error is not None else reason.value
+            self._message = terminal.error.message if terminal.error is not None else None
+
+    def failed(self, error: BaseException) -> None:
+        """The request as a whole ends with this."""
+        if isinstance(error, TokenwireError):
+            self._outcome, self._message = error.code.lower(), error.message
+        elif isinstance(error, asyncio.CancelledError):
+            self._outcome = "cancelled"
+        else:
+            self._outcome, self._message = "internal", type(error).__name__
+
+    def close(self) -> None:
+        """Count and log; later calls change nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        total_s = time.monotonic() - self._arrival_s
+        self._metrics.requests.labels(self.api, self._outcome).inc()
+        self._metrics.duration.labels(self.api).observe(total_s)
+        log.info(
+            "request finished",
+            extra=fields(
+                request_id=self.request_id or None,
+                api=self.api,
+                model=self.model or None,
+                outcome=self._outcome,
+                reasons=",".join(f"{reason}:{count}" for reason, count in self._reasons.items()) or None,
+                prompts=self.num_prompts or None,
+                prompt_tokens=self._usage.prompt_tokens or None,
+                completion_tokens=self._usage.completion_tokens or None,
+                first_text_s=self._first_text_s,
+                total_s=total_s,
+                error=self._message,
+            ),
+        )
+
+    def __enter__(self) -> "RequestRecord":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            self.failed(error)
+        self.close()

@@ -1,0 +1,112 @@
+"""The gateway as a whole: what listens, what is connected, and in which order it goes down."""
+
+import asyncio
+import logging
+import time
+
+from prometheus_client import CollectorRegistry
+
+from gateway.backends import Backends
+from gateway.generation import Generation
+from gateway.http.app import make_app
+from gateway.http.server import HttpServer
+from gateway.metrics import GatewayMetrics
+from gateway.service import GenerationService
+from gateway.settings import GatewaySettings
+from tokenwire.errors import Unavailable
+from tokenwire.logs import fields
+from tokenwire.server import GrpcServer, until_signal
+from tokenwire.tasks import cancel_and_wait
+from tokenwire.telemetry import REGISTRY, serve_metrics
+from tokenwire.v1 import gateway_pb2, gateway_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+LAST_MOMENTS_S = 0.5
+"""This long before the drain's limit what still runs is ended by name, so that its caller hears why."""
+
+
+class Gateway:
+    """One process of the tier. `start`, then `drain` once."""
+
+    def __init__(self, settings: GatewaySettings, *, registry: CollectorRegistry = REGISTRY) -> None:
+        self.settings = settings
+        metrics = GatewayMetrics(registry)
+        self.backends = Backends(settings, metrics)
+        self.generation = Generation(settings, self.backends, metrics)
+        self.service = GenerationService(self.generation)
+        self.grpc = GrpcServer(settings)
+        self.grpc.add(
+            gateway_pb2_grpc.add_GenerationServiceServicer_to_server,
+            self.service,
+            gateway_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+        )
+        app = make_app(self.generation, registry)
+        self.http = HttpServer(app, settings.host, settings.http_port, insecure=settings.insecure)
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen on both ports and begin connecting to the tokenizer tiers. Raises FailedPrecondition."""
+        self.http.bind()
+        try:
+            await self.grpc.start()
+        except BaseException:
+            await self.http.stop()
+            raise
+        await self.http.start()
+        self.backends.start()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        log.info(
+            "listening",
+            extra=fields(
+                grpc_port=self.grpc.port, http_port=self.http.port, tokenizer_targets=self.settings.tokenizer_targets
+            ),
+        )
+
+    async def drain(self) -> None:
+        """Refuse what is new, let what runs finish up to the limit, then let go of everything."""
+        limit_s = self.settings.drain_timeout_s
+        ends_s = time.monotonic() + limit_s
+        self.generation.draining = True
+        if self._watcher is not None:
+            await cancel_and_wait(self._watcher)
+        self.service.drain(limit_s)
+        grpc_drained = asyncio.get_running_loop().create_task(self.grpc.drain())
+        await self._until_idle(max(0.0, limit_s - LAST_MOMENTS_S))
+        self.backends.end_all(Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN"))
+        await asyncio.gather(grpc_drained, self.http.stop(max(LAST_MOMENTS_S, ends_s - time.monotonic())))
+        await self.backends.close()
+
+    async def _until_idle(self, limit_s: float) -> None:
+        """Wait until no prompt is being answered, at most this long."""
+        ends_s = time.monotonic() + limit_s
+        while self.backends.num_open and time.monotonic() < ends_s:
+            self.backends.changed.clear()
+            try:
+                async with asyncio.timeout(ends_s - time.monotonic()):
+                    await self.backends.changed.wait()
+            except TimeoutError:
+                return
+
+    async def _watch(self) -> None:
+        """Healthy while a tokenizer tier with a model behind it can be reached."""
+        serving = False
+        while True:
+            await self.backends.changed.wait()
+            self.backends.changed.clear()
+            if self.backends.ready != serving:
+                serving = not serving
+                await self.grpc.set_serving(serving)
+                log.info("serving" if serving else f"not serving: {self.backends.missing()}")
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain."""
+    signalled = asyncio.create_task(until_signal())
+    await asyncio.sleep(0)  # from here on a signal is answered
+    gateway = Gateway(settings)
+    serve_metrics(settings.host, settings.metrics_port)
+    await gateway.start()
+    log.info("draining", extra=fields(signal=await signalled, running=gateway.backends.num_open))
+    await gateway.drain()
+    log.info("stopped")

@@ -1,0 +1,189 @@
+"""GenerationService: what gRPC clients call.
+
+Speaks the wire; generation, time limits and the tiers below are others' business. A client that cancels or goes away
+cancels its handler here, whose `finally` takes its prompts back below.
+"""
+
+import time
+from typing import Any
+
+import grpc
+
+from gateway.generation import Generation
+from gateway.metrics import RequestRecord
+from gateway.sessions import TextServerSession
+from gateway.streams import Event, TextStream
+from gateway.text_requests import TextRequest
+from tokenwire.errors import FieldViolation, Internal, InvalidRequest, TokenwireError
+from tokenwire.requests import RequestContext
+from tokenwire.session_server import run_session
+from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
+from tokenwire.wire import context_from_wire, terminal_to_wire
+
+REQUEST_ID = "x-request-id"
+
+
+class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
+    """The gateway's gRPC side."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._backends = generation.backends
+        self._sessions: set[TextServerSession] = set()
+        self._epoch = time.time_ns()
+
+    def drain(self, grace_s: float) -> None:
+        """Ask the clients of all sessions to go elsewhere."""
+        for session in list(self._sessions):
+            session.drain(grace_s)
+
+    async def Generate(self, request: gateway_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> None:
+        """One prompt, or several whose streams are merged and tagged by index."""
+        with self._generation.record("grpc.generate") as record:
+            who = await self._begin(record, request.context, request.model, context)
+            self._generation.refuse_prompt_count(len(request.prompts), "prompts")
+            single = len(request.prompts) == 1
+            requests = [_text_request(request, prompt, index) for index, prompt in enumerate(request.prompts)]
+            stream = self._open(record, who, requests, context)
+            try:
+                while events := await stream.next_events():
+                    for event in events:
+                        await context.write(_generate_response(event, raise_error=single))
+            finally:
+                stream.close()
+
+    async def Chat(self, request: gateway_pb2.ChatRequest, context: grpc.aio.ServicerContext) -> None:
+        """The next message of a conversation."""
+        with self._generation.record("grpc.chat") as record:
+            who = await self._begin(record, request.context, request.model, context)
+            text_request = TextRequest(
+                model=request.model,
+                conversation=request.conversation,
+                options=request.options,
+                truncate=request.truncate,
+            )
+            stream = self._open(record, who, [text_request], context)
+            try:
+                while events := await stream.next_events():
+                    for event in events:
+                        await context.write(_chat_response(event))
+            finally:
+                stream.close()
+
+    async def Session(self, requests: Any, context: grpc.aio.ServicerContext) -> None:
+        """Many requests on one stream."""
+        self._generation.refuse_when_draining()
+        session = TextServerSession(self._generation, self._epoch, self._sessions.discard)
+        self._sessions.add(session)
+        await run_session(requests, context, session)
+
+    async def Tokenize(
+        self, request: tokenizer_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.TokenizeResponse:
+        """Texts to token ids, by the tier below."""
+        response: tokenizer_pb2.TokenizeResponse = await self._pass_on("Tokenize", request, context)
+        return response
+
+    async def Detokenize(
+        self, request: tokenizer_pb2.DetokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.DetokenizeResponse:
+        """Token ids to text, by the tier below."""
+        response: tokenizer_pb2.DetokenizeResponse = await self._pass_on("Detokenize", request, context)
+        return response
+
+    async def Embed(
+        self, request: tokenizer_pb2.EmbedRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.EmbedResponse:
+        """Vectors of texts, by the tier below."""
+        response: tokenizer_pb2.EmbedResponse = await self._pass_on("Embed", request, context)
+        return response
+
+    async def ListModels(
+        self, request: tokenizer_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.ListModelsResponse:
+        """What can be asked for, by the tier below."""
+        response: tokenizer_pb2.ListModelsResponse = await self._pass_on("ListModels", request, context)
+        return response
+
+    async def _pass_on(self, method: str, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        with self._generation.record(f"grpc.{method.lower()}") as record:
+            message = (
+                request.context if isinstance(request, tokenizer_pb2.EmbedRequest) else common_pb2.RequestContext()
+            )
+            model = "" if isinstance(request, tokenizer_pb2.ListModelsRequest) else request.model
+            who = await self._begin(record, message, model, context)
+            self._generation.refuse_when_draining()
+            return await self._backends.call(
+                method, request, timeout_s=context.time_remaining(), request_id=who.request_id
+            )
+
+    async def _begin(
+        self, record: RequestRecord, message: common_pb2.RequestContext, model: str, context: grpc.aio.ServicerContext
+    ) -> RequestContext:
+        """Find or draw the request id, send it back, and check who asks."""
+        message.request_id = message.request_id or _metadata_request_id(context)
+        who = context_from_wire(message)
+        record.request_id, record.model = who.request_id, model
+        await context.send_initial_metadata(((REQUEST_ID, who.request_id),))
+        return who
+
+    def _open(
+        self, record: RequestRecord, who: RequestContext, requests: list[TextRequest], context: grpc.aio.ServicerContext
+    ) -> TextStream:
+        left_s = context.time_remaining()
+        call_deadline_s = None if left_s is None else time.monotonic() + left_s
+        return self._generation.open(record, self._generation.caller(who, call_deadline_s), requests)
+
+
+def _metadata_request_id(context: grpc.aio.ServicerContext) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID and isinstance(value, str):
+            return value
+    return ""
+
+
+def _text_request(request: gateway_pb2.GenerateRequest, prompt: gateway_pb2.Prompt, index: int) -> TextRequest:
+    text_request = TextRequest(model=request.model, options=request.options, truncate=request.truncate)
+    form = prompt.WhichOneof("form")
+    if form == "text":
+        text_request.text = prompt.text
+    elif form == "token_ids":
+        text_request.token_ids.CopyFrom(prompt.token_ids)
+    elif len(request.prompts) == 1:
+        field, description = f"prompts[{index}]", "is empty: give text or token_ids"
+        raise InvalidRequest(f"{field} {description}", violations=[FieldViolation(field, description)])
+    return text_request
+
+
+def _delta(event: Event) -> gateway_pb2.Delta:
+    return gateway_pb2.Delta(text=event.text, num_tokens=event.num_tokens, token_ids=event.token_ids)
+
+
+def _error_of(event: Event) -> TokenwireError | None:
+    if event.terminal is None or event.terminal.reason.value != "error":
+        return None
+    return event.terminal.error or Internal("the request failed below, which did not say why")
+
+
+def _generate_response(event: Event, *, raise_error: bool) -> gateway_pb2.GenerateResponse:
+    error = _error_of(event)
+    if raise_error and error is not None:
+        raise error
+    response = gateway_pb2.GenerateResponse(index=event.prompt, choice=event.choice)
+    if event.text or event.num_tokens:
+        response.delta.CopyFrom(_delta(event))
+    if event.terminal is not None:
+        response.finish.CopyFrom(terminal_to_wire(event.terminal))
+    return response
+
+
+def _chat_response(event: Event) -> gateway_pb2.ChatResponse:
+    error = _error_of(event)
+    if error is not None:
+        raise error
+    response = gateway_pb2.ChatResponse(choice=event.choice)
+    if event.text or event.num_tokens:
+        response.delta.CopyFrom(_delta(event))
+    if event.terminal is not None:
+        response.finish.CopyFrom(terminal_to_wire(event.terminal))
+    return response

@@ -1,0 +1,171 @@
+"""The server's side of a client's text Session: its handles, its credits, and one outbox for everything that goes down.
+
+A slow or credit-less client fills its own outbox and nothing else. Does not know the sessions below.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from gateway.generation import Generation
+from gateway.metrics import RequestRecord
+from gateway.submission import Choice, Submission
+from tokenwire.errors import AlreadyExists, FieldViolation, InvalidRequest, Overloaded, TokenwireError
+from tokenwire.outbox import TextOutbox
+from tokenwire.requests import MAX_CHOICES, CancelReason, FinishReason, Terminal
+from tokenwire.sampling import refuse
+from tokenwire.session import MAX_HANDLE, PROTOCOL_VERSION
+from tokenwire.v1 import common_pb2, tokenizer_pb2
+from tokenwire.version import __version__
+from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire
+
+
+class _Running:
+    """One Submit: its record, its request id, and how many of its choices are open."""
+
+    def __init__(self, request_id: str, record: RequestRecord, num_choices: int) -> None:
+        self.request_id = request_id
+        self.record = record
+        self.num_open = num_choices
+        self.submission: Submission | None = None
+
+
+class _HandleSink:
+    """Takes one choice's events to its handle in the outbox."""
+
+    __slots__ = ("_handle", "_running", "_session")
+
+    def __init__(self, session: "TextServerSession", running: _Running, handle: int) -> None:
+        self._session = session
+        self._running = running
+        self._handle = handle
+
+    def on_text(self, text: str, num_tokens: int, token_ids: Sequence[int]) -> None:
+        """New text from below."""
+        if text:
+            self._running.record.saw_text()
+        self._session.outbox.add_text(self._handle, text, num_tokens, token_ids)
+
+    def on_finish(self, terminal: Terminal) -> None:
+        """The end."""
+        self._session.choice_ended(self._handle, self._running, terminal)
+
+
+class TextServerSession:
+    """One client's session."""
+
+    def __init__(self, generation: Generation, epoch: int, on_close: Callable[["TextServerSession"], None]) -> None:
+        self.outbox = TextOutbox()
+        self._generation = generation
+        self._epoch = epoch
+        self._on_close = on_close
+        self._max_requests = generation.settings.max_concurrent_requests
+        self._last_handle = 0
+        self._choices: dict[int, tuple[Submission, Choice]] = {}
+        """What each open handle stands for below."""
+        self._running: dict[str, _Running] = {}
+        """Open Submits by request id."""
+
+    def hello(self) -> tokenizer_pb2.SessionResponse:
+        """The first frame down."""
+        hello = common_pb2.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            peer=f"tokenwire-gateway/{__version__}",
+            epoch=self._epoch,
+            models=self._generation.backends.models(),
+            max_requests=self._max_requests,
+        )
+        return tokenizer_pb2.SessionResponse(hello=hello)
+
+    def on_frame(self, frame: tokenizer_pb2.SessionRequest) -> None:
+        """Take submits, cancels, credits. A handle out of order ends the session; other faults their request alone."""
+        for submit in frame.submits:
+            self._submit(submit)
+        for cancel in frame.cancels:
+            self.outbox.discard_text(cancel.handle)
+            if (open_choice := self._choices.get(cancel.handle)) is not None:
+                submission, choice = open_choice
+                submission.cancel(choice, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+        for credit in frame.credits:
+            self.outbox.grant(credit.handle, credit.tokens)
+        if frame.HasField("drain"):
+            self.outbox.end()
+
+    def half_close(self) -> None:
+        """The client submits nothing more."""
+        self.outbox.end()
+
+    def drain(self, grace_s: float) -> None:
+        """Ask the client to put new Submits on another stream; this one ends when nothing is open any more."""
+        self.outbox.drain("the gateway is shutting down", round(grace_s * 1000))
+
+    async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
+        """Wait for something to send."""
+        return await self.outbox.next_frame()
+
+    def close(self) -> None:
+        """The client is gone: take back what is open."""
+        for running in list(self._running.values()):
+            if running.submission is not None:
+                running.submission.abandon(CancelReason.CLIENT)
+            running.record.ended(Terminal(FinishReason.CANCELLED))
+            running.record.close()
+        self._running.clear()
+        self._choices.clear()
+        self._on_close(self)
+
+    def choice_ended(self, handle: int, running: _Running, terminal: Terminal) -> None:
+        """One choice has its terminal event."""
+        self._choices.pop(handle, None)
+        running.record.ended(terminal)
+        self.outbox.finish(handle, replace(terminal, gateway_timings=running.record.timings()))
+        running.num_open -= 1
+        if running.num_open == 0:
+            self._running.pop(running.request_id, None)
+            running.record.close()
+
+    def _submit(self, submit: tokenizer_pb2.Submit) -> None:
+        first, num_choices = submit.handle, submit.request.options.num_choices or 1
+        credit = submit.initial_credit if submit.HasField("initial_credit") else None
+        bad_count = num_choices > MAX_CHOICES
+        handles = range(first, first + (1 if bad_count else num_choices))
+        if not self._last_handle < first <= handles[-1] <= MAX_HANDLE:
+            message = f"handle {first} must be greater than {self._last_handle}, the last one of this stream"
+            raise InvalidRequest(f"{message}, and below 2^32 with its choices", reason="HANDLE_ORDER")
+        if self.outbox.num_undelivered > 2 * self._max_requests:
+            message = f"{self.outbox.num_undelivered} terminal events wait to be read: read them before submitting more"
+            raise Overloaded(message, reason="READER_TOO_SLOW", retry_after_s=1.0)
+        self._last_handle = handles[-1]
+        for handle in handles:
+            self.outbox.open(handle, credit)
+        record = self._generation.record("grpc.session")
+        record.num_prompts, record.model = 1, submit.request.model
+        try:
+            if bad_count:
+                allowed = f"{num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"
+                refuse([FieldViolation("options.num_choices", allowed)])
+            self._start(submit.request, handles, record)
+        except TokenwireError as error:
+            record.failed(error)
+            for handle in handles:
+                self.outbox.finish(handle, Terminal(FinishReason.ERROR, error=error))
+            record.close()
+
+    def _start(self, request: tokenizer_pb2.TextRequest, handles: range, record: RequestRecord) -> None:
+        """Send one request down. Raises what is wrong with it."""
+        context = context_from_wire(request.context)
+        record.request_id = context.request_id
+        self._generation.refuse_when_draining()
+        if context.request_id in self._running:
+            message = f"context.request_id {context.request_id!r} is running on this session: give each its own"
+            raise AlreadyExists(message, violations=[FieldViolation("context.request_id", "in use on this session")])
+        if self.outbox.num_undelivered >= self._max_requests:
+            message = f"{self.outbox.num_undelivered} sequences have ended and their text was not read or granted"
+            raise Overloaded(message, reason="READER_TOO_SLOW", retry_after_s=1.0)
+        caller = self._generation.caller(context)
+        running = _Running(context.request_id, record, len(handles))
+        sinks = [_HandleSink(self, running, handle) for handle in handles]
+        submission = self._generation.backends.submit(request, caller.context, sinks, caller.give_up_s)
+        running.submission = submission
+        self._running[context.request_id] = running
+        for handle, choice in zip(handles, submission.choices, strict=True):
+            self._choices[handle] = (submission, choice)

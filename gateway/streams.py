@@ -1,0 +1,107 @@
+"""What a call reads: the outputs of its prompts, merged, in whatever order they come.
+
+Frames wake the reader at most once each; what arrives while the reader is busy is merged by concatenation, so a slow
+reader holds one text per output and slows nobody. Does not know tiers or the wire.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from gateway.metrics import RequestRecord
+from gateway.submission import Submission
+from tokenwire.requests import CancelReason, Terminal
+
+
+@dataclass(slots=True)
+class Event:
+    """What is new in one output, and its terminal event when it has ended."""
+
+    prompt: int
+    choice: int
+    text: str = ""
+    num_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    terminal: Terminal | None = None
+
+
+class Output:
+    """One choice of one prompt: the sink below a `TextStream`."""
+
+    __slots__ = ("_pending", "_stream", "choice", "prompt")
+
+    def __init__(self, stream: "TextStream", prompt: int, choice: int) -> None:
+        self._stream = stream
+        self.prompt = prompt
+        self.choice = choice
+        self._pending: Event | None = None
+
+    def on_text(self, text: str, num_tokens: int, token_ids: Sequence[int]) -> None:
+        """Merge with what waits. Tokens without text yet go with the next text."""
+        event = self._pending or self._new_event()
+        event.text += text
+        event.num_tokens += num_tokens
+        event.token_ids.extend(token_ids)
+        if event.text:
+            self._stream.wake(self)
+
+    def on_finish(self, terminal: Terminal) -> None:
+        """The end, behind the text that waits."""
+        event = self._pending or self._new_event()
+        event.terminal = terminal
+        self._stream.wake(self)
+
+    def take(self) -> Event:
+        """What waits."""
+        event, self._pending = self._pending, None
+        assert event is not None, "an output is woken with an event"
+        return event
+
+    def _new_event(self) -> Event:
+        self._pending = Event(self.prompt, self.choice)
+        return self._pending
+
+
+class TextStream:
+    """The outputs of one call. One reader; close it in a `finally`."""
+
+    def __init__(self, record: RequestRecord, num_prompts: int, num_choices: int) -> None:
+        self.record = record
+        self.outputs = [[Output(self, p, c) for c in range(num_choices)] for p in range(num_prompts)]
+        """By prompt and choice."""
+        self.submissions: list[Submission] = []
+        self._num_running = num_prompts * num_choices
+        self._waiting: dict[Output, None] = {}
+        self._wake = asyncio.Event()
+        self._closed = False
+        record.num_prompts = num_prompts
+
+    def wake(self, output: Output) -> None:
+        """Tell the reader that this output has something for it."""
+        self._waiting[output] = None
+        self._wake.set()
+
+    async def next_events(self) -> list[Event]:
+        """Wait for something new and take all of it, one event per output; empty when everything has ended."""
+        while not self._waiting:
+            if self._num_running == 0 or self._closed:
+                return []
+            self._wake.clear()
+            await self._wake.wait()
+        waiting, self._waiting = self._waiting, {}
+        events = [output.take() for output in waiting]
+        if any(event.text for event in events):
+            self.record.saw_text()
+        for event in events:
+            if event.terminal is not None:
+                self._num_running -= 1
+                self.record.ended(event.terminal)
+                event.terminal = replace(event.terminal, gateway_timings=self.record.timings())
+        return events
+
+    def close(self, reason: CancelReason = CancelReason.CLIENT) -> None:
+        """Nobody reads any more: cancel what still runs. Wakes a reader, which then sees the end."""
+        self._closed = True
+        self._wake.set()
+        for submission in self.submissions:
+            submission.abandon(reason)

@@ -1,0 +1,129 @@
+"""One prompt on its way through a tokenizer tier: its handles, its time limit, and its second chance.
+
+Whatever happens below, each choice gets exactly one terminal event: from the tier, or from here when the tier is lost
+or lets the deadline pass. Does not know what becomes of the text.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from gateway.text_requests import TextRequest
+from tokenwire.errors import TokenwireError
+from tokenwire.requests import CancelReason, FinishReason, RequestContext, Terminal, Usage
+from tokenwire.session import SessionStream
+from tokenwire.v1 import tokenizer_pb2
+from tokenwire.wire import context_to_wire
+
+DEADLINE_GRACE_S = 0.25
+"""How long the tiers below may take to say themselves that the time has run out."""
+
+
+class Sink(Protocol):
+    """Who receives one choice. Called on the event loop; must not block or raise."""
+
+    def on_text(self, text: str, num_tokens: int, token_ids: Sequence[int]) -> None:
+        """New text, which may be empty, and the tokens behind it."""
+
+    def on_finish(self, terminal: Terminal) -> None:
+        """The end; nothing follows."""
+
+
+class Choice:
+    """One output of a submission: what a session's handle leads to."""
+
+    __slots__ = ("handle", "num_tokens", "sink", "submission")
+
+    def __init__(self, submission: "Submission", sink: Sink) -> None:
+        self.submission = submission
+        self.sink = sink
+        self.handle = 0
+        self.num_tokens = 0
+
+    def on_text(self, text: str, num_tokens: int, token_ids: Sequence[int]) -> None:
+        """New text from below."""
+        self.num_tokens += num_tokens
+        self.submission.started = True
+        self.sink.on_text(text, num_tokens, token_ids)
+
+    def on_finish(self, terminal: Terminal) -> None:
+        """The end, from below or from here. The handle has been taken out of the stream's receivers."""
+        self.submission.started = True
+        self.submission.choice_ended(self)
+        self.sink.on_finish(terminal)
+
+    def partial(self, reason: FinishReason, error: TokenwireError | None = None) -> Terminal:
+        """A terminal event made here, with the tokens counted so far."""
+        return Terminal(reason, usage=Usage(completion_tokens=self.num_tokens), error=error)
+
+
+class Submission:
+    """One prompt with its choices. Made, placed and re-placed by `Backends`."""
+
+    def __init__(
+        self,
+        request: TextRequest,
+        context: RequestContext,
+        sinks: Sequence[Sink],
+        on_closed: Callable[["Submission"], None],
+        give_up_s: float | None = None,
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.choices = [Choice(self, sink) for sink in sinks]
+        """The open ones."""
+        self.started = False
+        """Something was passed on, so the request cannot begin again elsewhere."""
+        self.num_tries = 0
+        self.stream: SessionStream[Choice] | None = None
+        self._on_closed = on_closed
+        self._timer: asyncio.TimerHandle | None = None
+        if give_up_s is not None:
+            delay_s = max(0.0, give_up_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._out_of_time)
+
+    def place(self, stream: SessionStream[Choice]) -> None:
+        """Submit on this stream."""
+        self.stream = stream
+        self.num_tries += 1
+        self.request.context.CopyFrom(context_to_wire(self.context))
+        handle = stream.open(self.choices)
+        for offset, choice in enumerate(self.choices):
+            choice.handle = handle + offset
+        stream.submit(tokenizer_pb2.Submit(handle=handle, request=self.request))
+
+    def cancel(self, choice: Choice, reason: CancelReason) -> None:
+        """Ask the tier to end one choice; its terminal event still comes. An ended choice is ignored."""
+        if self.stream is not None and choice in self.choices:
+            self.stream.cancel(choice.handle, reason)
+
+    def abandon(self, reason: CancelReason) -> None:
+        """Nobody listens any more: cancel what is open, and tell no sink."""
+        for choice in list(self.choices):
+            self._detach(choice, reason)
+            self.choice_ended(choice)
+
+    def fail(self, error: TokenwireError) -> None:
+        """End every open choice with this error."""
+        for choice in list(self.choices):
+            self._detach(choice, CancelReason.SHUTDOWN)
+            choice.on_finish(choice.partial(FinishReason.ERROR, error))
+
+    def choice_ended(self, choice: Choice) -> None:
+        """Forget a choice, and with the last one the submission."""
+        self.choices.remove(choice)
+        if not self.choices:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._on_closed(self)
+
+    def _out_of_time(self) -> None:
+        for choice in list(self.choices):
+            self._detach(choice, CancelReason.DEADLINE)
+            choice.on_finish(choice.partial(FinishReason.DEADLINE))
+
+    def _detach(self, choice: Choice, reason: CancelReason) -> None:
+        """Stop receiving for a choice and take it back below, where the stream is still there."""
+        if self.stream is not None and self.stream.receivers.pop(choice.handle, None) is not None:
+            self.stream.cancel(choice.handle, reason)
