@@ -45,6 +45,7 @@ fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 protos: $(VENV)/.made-dev ## Generate tokenwire/v1 from the contract, and the tables in the README
 	$(BIN)/python -m scripts.protos
 	$(BIN)/python -m scripts.settings_table
+	$(BIN)/python -m scripts.module_table
 
 model: $(VENV)/.made-all ## Fetch and convert the default model, if it is not there
 	@$(BIN)/tokenwire models pull
