@@ -93,8 +93,8 @@ class Backend:
 
     def on_lost(self, stream: SessionStream[Choice], receivers: dict[int, Choice], error: TokenwireError) -> None:
         """The session broke: each request goes on elsewhere or ends."""
-        if stream is not None:
-            log.warning("tokenizer tier %s is lost: %s", self.target, error)
+        level = logging.INFO if error.reason == "SESSION_CLOSED" else logging.WARNING
+        log.log(level, "tokenizer tier %s is lost: %s", self.target, error)
         self._changed()
         for submission in {choice.submission: None for choice in receivers.values()}:
             self._on_lost(submission, error)

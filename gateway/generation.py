@@ -21,6 +21,8 @@ CALL_MARGIN_S = 0.05
 """A call's own limit minus this is the engine's, so that the terminal event still reaches the client in time."""
 LAST_MOMENT_S = 0.015
 """This long before a call's own limit the gateway ends it whatever the tiers below do."""
+ROUNDING = 0.01
+"""gRPC sends a limit rounded up to two or three digits: the client's own timer may fire this part of it earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +40,17 @@ def caller_of(context: RequestContext, call_deadline_s: float | None, default_ti
     `call_deadline_s`: when the client's own timer fires, on the monotonic clock.
     """
     deadline_s = context.deadline_s
+    client_s = float("inf")
     if call_deadline_s is not None:
         left_s = max(0.0, call_deadline_s - context.arrival_s)
-        limit_s = call_deadline_s - min(CALL_MARGIN_S, left_s / 2)
+        client_s = call_deadline_s - ROUNDING * left_s
+        limit_s = client_s - min(CALL_MARGIN_S, left_s / 2)
         deadline_s = limit_s if deadline_s is None else min(deadline_s, limit_s)
     if deadline_s is None and default_timeout_s > 0:
         deadline_s = context.arrival_s + default_timeout_s
     if deadline_s is None:
         return Caller(context, None)
-    give_up_s = deadline_s + DEADLINE_GRACE_S
-    if call_deadline_s is not None:
-        give_up_s = max(deadline_s, min(give_up_s, call_deadline_s - LAST_MOMENT_S))
+    give_up_s = max(deadline_s, min(deadline_s + DEADLINE_GRACE_S, client_s - LAST_MOMENT_S))
     return Caller(replace(context, deadline_s=deadline_s), give_up_s)
 
 

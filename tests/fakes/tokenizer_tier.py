@@ -1,0 +1,229 @@
+"""A tokenizer tier without a model behind it, on the real wire: answers with the words of the prompt.
+
+A word is a token. A prompt whose first word begins with `!` is a script:
+    !hold a b      sends `a`, then waits until cancelled (or for ever, when the tier is deaf)
+    !hang          sends nothing, then waits likewise
+    !step a b c    sends a word per `step()` of the tier
+    !bad a         ends with InvalidRequest at once
+    !break a b     sends the words, then ends with Internal
+    !late a        sends the words, then ends with DEADLINE
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tokenwire.errors import FieldViolation, Internal, InvalidRequest, NotFound, TokenwireError, Unsupported
+from tokenwire.outbox import TextOutbox
+from tokenwire.requests import CancelReason, FinishReason, Terminal, Usage
+from tokenwire.server import GrpcServer
+from tokenwire.session_server import run_session
+from tokenwire.settings import ServerSettings
+from tokenwire.tasks import cancel_and_wait
+from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.wire import CANCEL_FROM_WIRE, options_from_wire
+
+MODEL = "echo"
+VOCABULARY = "sha256:" + "0" * 64
+
+
+@dataclass
+class Job:
+    """One choice of one Submit."""
+
+    handle: int
+    choice: int
+    request: Any
+    task: asyncio.Task[None] | None = None
+
+
+class FakeSession:
+    """One gateway's session."""
+
+    def __init__(self, tier: "FakeTokenizerTier") -> None:
+        self.tier = tier
+        self.outbox = TextOutbox()
+        self.jobs: dict[int, Job] = {}
+
+    def hello(self) -> Any:
+        hello = common_pb2.Hello(protocol_version=1, peer="fake", epoch=1, models=[self.tier.card()])
+        return tokenizer_pb2.SessionResponse(hello=hello)
+
+    def on_frame(self, frame: Any) -> None:
+        for submit in frame.submits:
+            self.tier.requests.append(submit.request)
+            for choice in range(submit.request.options.num_choices or 1):
+                job = Job(submit.handle + choice, choice, submit.request)
+                self.outbox.open(job.handle)
+                self.jobs[job.handle] = job
+                job.task = asyncio.ensure_future(self.run(job))
+        for cancel in frame.cancels:
+            job = self.jobs.get(cancel.handle)
+            self.tier.note_cancel(CANCEL_FROM_WIRE[cancel.reason])
+            if job is not None and not self.tier.deaf:
+                job.task.cancel()
+
+    async def run(self, job: Job) -> None:
+        sent: list[str] = []
+        try:
+            terminal = await self.tier.answer(job, self.outbox, sent)
+        except asyncio.CancelledError:
+            terminal = Terminal(FinishReason.CANCELLED, usage=Usage(1, 0, len(sent)))
+        except TokenwireError as error:
+            terminal = Terminal(FinishReason.ERROR, error=error)
+        self.jobs.pop(job.handle, None)
+        self.outbox.finish(job.handle, terminal)
+
+    def half_close(self) -> None:
+        self.outbox.end()
+
+    async def next_frame(self) -> Any | None:
+        return await self.outbox.next_frame()
+
+    def close(self) -> None:
+        for job in list(self.jobs.values()):
+            job.task.cancel()
+
+
+class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    """The tier and everything it saw."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.cancels: list[CancelReason] = []
+        self.deaf = False
+        """Ignores Cancel and deadlines."""
+        self.sessions: list[FakeSession] = []
+        self.server: GrpcServer | None = None
+        self.port = 0
+        self._changed = asyncio.Event()
+        self._steps = 0
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def card(self) -> Any:
+        fingerprint = common_pb2.Fingerprint(vocabulary=VOCABULARY)
+        return common_pb2.ModelCard(name=MODEL, fingerprint=fingerprint, max_context_tokens=64, vocab_size=1000)
+
+    def step(self) -> None:
+        """Let every `!step` prompt send its next word."""
+        self._steps += 1
+        self._changed.set()
+
+    def note_cancel(self, reason: CancelReason) -> None:
+        self.cancels.append(reason)
+        self._changed.set()
+
+    async def until(self, condition: Any) -> None:
+        """Wait until something is true; at most 10 s."""
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+    @property
+    def num_running(self) -> int:
+        return sum(len(session.jobs) for session in self.sessions)
+
+    async def answer(self, job: Job, outbox: TextOutbox, sent: list[str]) -> Terminal:
+        request = job.request
+        if request.model not in ("", MODEL):
+            raise NotFound(f"model {request.model!r} is not served here; served: {MODEL}", reason="MODEL_NOT_FOUND")
+        if request.fingerprint.vocabulary not in ("", VOCABULARY):
+            raise InvalidRequest("the vocabulary differs")
+        options = options_from_wire(request.options)
+        words = self.words(request)
+        script = words.pop(0) if words[0].startswith("!") else ""
+        if script == "!bad":
+            message = "options.stop.max_tokens: 999 is not allowed: at most 63"
+            raise InvalidRequest(message, violations=[FieldViolation("options.stop.max_tokens", "999 is not allowed")])
+        limit = options.stop.max_tokens or 10**6
+        num_prompt = len(words) + bool(script)
+        steps_seen = self._steps
+        for number, word in enumerate(words[: 1 if script == "!hold" else limit]):
+            if script == "!step":
+                while self._steps <= steps_seen + number:
+                    await self._wait_change()
+            piece = word if number == 0 else f" {word}"
+            sent.append(piece)
+            ids = [number] if options.return_token_ids else []
+            outbox.add_text(job.handle, piece, 1, ids)
+            await asyncio.sleep(0)
+        usage = Usage(num_prompt, min(1, num_prompt), len(sent))
+        if script in ("!hold", "!hang"):
+            await asyncio.Event().wait()
+        if script == "!break":
+            raise Internal("the fake broke")
+        if script == "!late":
+            return Terminal(FinishReason.DEADLINE, usage=usage)
+        if len(sent) >= limit:
+            return Terminal(FinishReason.LENGTH, usage=usage)
+        return Terminal(FinishReason.STOP_TOKEN, usage=usage, stop_token_id=0)
+
+    async def _wait_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def words(self, request: Any) -> list[str]:
+        kind = request.WhichOneof("input")
+        if kind == "text":
+            words = request.text.split()
+        elif kind == "token_ids":
+            words = [f"t{token}" for token in request.token_ids.ids]
+        elif kind == "conversation":
+            words = request.conversation.messages[-1].content.split()
+        else:
+            words = []
+        if not words:
+            field = "input" if kind is None else kind
+            raise InvalidRequest(f"{field}: the prompt is empty", violations=[FieldViolation(field, "is empty")])
+        return words
+
+    async def Session(self, frames: Any, context: Any) -> None:
+        session = FakeSession(self)
+        self.sessions.append(session)
+        await run_session(frames, context, session)
+
+    async def Tokenize(self, request: Any, context: Any) -> Any:
+        if not request.texts:
+            raise InvalidRequest("texts: is empty", violations=[FieldViolation("texts", "is empty")])
+        encodings = [tokenizer_pb2.Encoding(token_ids=range(len(text.split()))) for text in request.texts]
+        return tokenizer_pb2.TokenizeResponse(encodings=encodings)
+
+    async def Detokenize(self, request: Any, context: Any) -> Any:
+        texts = [" ".join(f"t{token}" for token in sequence.ids) for sequence in request.sequences]
+        return tokenizer_pb2.DetokenizeResponse(texts=texts)
+
+    async def Embed(self, request: Any, context: Any) -> Any:
+        raise Unsupported("embeddings are not built")
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        return tokenizer_pb2.ListModelsResponse(models=[self.card()])
+
+    async def start(self, port: int = 0, *, serving: bool = True) -> None:
+        self.server = GrpcServer(ServerSettings(port=port, drain_timeout_s=0.2))
+        descriptor = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
+        self.server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, self, descriptor)
+        self.port = await self.server.start()
+        await self.server.set_serving(serving)
+
+    async def kill(self) -> None:
+        """Break every stream."""
+        if self.server is not None:
+            await self.server.server.stop(None)
+            self.server = None
+        await cancel_and_wait(*(job.task for s in self.sessions for job in s.jobs.values() if not job.task.done()))
+
+
+@asynccontextmanager
+async def fake_tokenizer_tier(**options: Any) -> AsyncIterator[FakeTokenizerTier]:
+    """A running tier on a free port of the loopback, killed with the block."""
+    tier = FakeTokenizerTier()
+    await tier.start(**options)
+    try:
+        yield tier
+    finally:
+        await tier.kill()
