@@ -53,7 +53,7 @@ MODEL_OPTIONS = (
 )  # fmt: skip
 DTYPES = click.Choice(["auto", "float32", "bfloat16", "float16"])
 UP_OPTIONS = (
-    click.option("--dtype", type=DTYPES, envvar="TOKENWIRE_MODEL_DTYPE", help="Number format; absent: the tier chooses."),
+    click.option("--dtype", type=DTYPES, envvar="TOKENWIRE_MODEL_DTYPE", help="Number format; absent: tier's choice."),
     click.option(
         "--host", envvar="TOKENWIRE_GATEWAY_HOST", default="127.0.0.1", show_default=True,
         help="Where the gateway listens; the other tiers stay on the loopback.",
