@@ -1,0 +1,1 @@
+"""Measurements of Tokenwire. `make bench-startup` runs `startup`."""
