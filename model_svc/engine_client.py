@@ -45,13 +45,14 @@ class SequenceSink(Protocol):
         """A step is complete."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Live:
-    """An open sequence and who waits for it."""
+    """An open sequence, who waits for it, and how many tokens they were given."""
 
     sink: SequenceSink
     handle: int
     sequence: Sequence
+    num_outputs: int = 0
 
 
 class EngineClient:
@@ -204,6 +205,7 @@ class EngineClient:
         for sequence_id, token_id in zip(result.sequence_ids, result.token_ids, strict=True):
             live = self._live[sequence_id]
             live.sink.on_token(live.handle, token_id)
+            live.num_outputs += 1
             touched.add(live.sink)
         for ended in result.ended:
             live = self._live.pop(ended.sequence_id)
@@ -217,7 +219,8 @@ class EngineClient:
         """End every open sequence with this error."""
         lost, self._live = self._live, {}
         for live in lost.values():
-            usage = Usage(prompt_tokens=live.sequence.num_prompt_tokens - live.sequence.num_generated_before)
+            earlier = live.sequence.num_generated_before
+            usage = Usage(live.sequence.num_prompt_tokens - earlier, 0, earlier + live.num_outputs)
             live.sink.on_end(live.handle, Terminal(FinishReason.ERROR, usage, error=error))
         for sink in {live.sink for live in lost.values()}:
             sink.flush()
@@ -249,14 +252,14 @@ class EngineProcess:
             await engine.write(settings)
             first = await engine.read()
         except (asyncio.IncompleteReadError, ConnectionError):
-            status = await engine.close()
+            status = await engine.kill()
             message = f"the engine process ended before it was ready (exit status {status}); its log says why"
             raise Unavailable(message, reason="ENGINE_DOWN") from None
         except asyncio.CancelledError:
-            await engine.close()
+            await engine.kill()
             raise
         if isinstance(first, Refused):
-            await engine.close()
+            await engine.kill()
             raise first.error
         assert isinstance(first, Ready)
         engine.info = first.info
@@ -279,5 +282,11 @@ class EngineProcess:
             return await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
         except TimeoutError:
             log.warning("the engine process did not end within %g s and is killed", CLOSE_TIMEOUT_S)
+            return await self.kill()
+
+    async def kill(self) -> int:
+        """End the process without asking: it has not begun to serve, or does not react. Returns its exit status."""
+        self._writer.close()
+        if self._process.returncode is None:
             self._process.kill()
-            return await self._process.wait()
+        return await self._process.wait()

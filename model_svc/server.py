@@ -70,9 +70,9 @@ class ModelTier:
         await self.engine.close()
 
     def _on_engine(self, up: bool) -> None:
-        """The engine came up or was lost: health follows; sessions of an earlier engine are asked to move on."""
-        if up:
-            self.servicer.drain_sessions()
+        """The engine came up or was lost: health follows; sessions end with their engine."""
+        if not up:
+            self.servicer.end_sessions()
         task = asyncio.ensure_future(self.grpc.set_serving(up))
         self._background.add(task)
         task.add_done_callback(self._background.discard)

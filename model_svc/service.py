@@ -9,6 +9,7 @@ import grpc
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from model_svc.sessions import TokenSession, request_from_wire
+from tokenwire.errors import Unavailable
 from tokenwire.logs import fields
 from tokenwire.requests import CancelReason, Terminal
 from tokenwire.session_server import run_session
@@ -116,7 +117,12 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """How busy it is."""
         return model_pb2.GetLoadResponse(load=self._state.load())
 
+    def end_sessions(self) -> None:
+        """End every session, once its terminal events are sent: their engine is gone, and with it what peers know."""
+        for session in self._sessions:
+            session.end(Unavailable("the engine process was lost", reason="ENGINE_LOST"))
+
     def drain_sessions(self) -> None:
-        """Ask every peer to put new Submits on another stream: this tier stops, or its engine is a new one."""
+        """Ask every peer to put new Submits on another stream: this tier stops."""
         for session in self._sessions:
             session.drain(self._drain_timeout_s)

@@ -51,6 +51,7 @@ class TokenSession:
         self._drain: common_pb2.Drain | None = None
         self._wake = asyncio.Event()
         self._half_closed = False
+        self._error: TokenwireError | None = None
 
     def hello(self) -> model_pb2.ModelServiceSessionResponse:
         """The first frame down."""
@@ -79,15 +80,26 @@ class TokenSession:
         self._drain = common_pb2.Drain(reason="the model tier moves on", grace_ms=round(grace_s * 1000))
         self._wake.set()
 
+    def end(self, error: TokenwireError) -> None:
+        """End the stream with this status once what waits to be sent has been."""
+        self._error = error
+        self._wake.set()
+
     async def next_frame(self) -> model_pb2.ModelServiceSessionResponse | None:
-        """The next frame down: at least load once a second; None when half-closed and everything has ended."""
+        """The next frame down: at least load once a second; None when half-closed and everything has ended.
+
+        Raises what `end` was called with.
+        """
         try:
             async with asyncio.timeout(IDLE_LOAD_S):
                 await self._wake.wait()
         except TimeoutError:
             return model_pb2.ModelServiceSessionResponse(load=self._state.load())
         self._wake.clear()
-        if self._half_closed and not (self._open or self._tokens or self._finishes):
+        nothing_waits = not (self._tokens or self._finishes)
+        if self._error is not None and nothing_waits:
+            raise self._error
+        if self._half_closed and nothing_waits and not self._open:
             return None
         return self._take_frame()
 
@@ -131,7 +143,7 @@ class TokenSession:
         if self._drain is not None:
             frame.drain.CopyFrom(self._drain)
             self._drain = None
-        if self._half_closed:
+        if self._half_closed or self._error is not None:
             self._wake.set()  # look again whether this was the last
         return frame
 

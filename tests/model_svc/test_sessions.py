@@ -1,4 +1,6 @@
 import asyncio
+import os
+import signal
 
 import grpc
 import pytest
@@ -247,5 +249,25 @@ def test_a_foreign_vocabulary_is_refused() -> None:
             error = from_wire(session.finishes[2].error)
             assert isinstance(error, FailedPrecondition) and error.reason == "FINGERPRINT_MISMATCH"
             assert not session.finishes[1].HasField("error")
+
+    asyncio.run(main())
+
+
+def test_a_lost_engine_ends_its_sessions_after_their_terminal_events() -> None:
+    async def main() -> None:
+        async with live_model_tier() as live:
+            session = await RawSession.open(live.stub)
+            await session.submit({h: token_request([h], max_tokens=8000) for h in (1, 2)})
+            while not (session.tokens.get(1) and session.tokens.get(2)):
+                await session.read()
+            assert live.tier.engine.pid is not None
+            os.kill(live.tier.engine.pid, signal.SIGKILL)
+            await session.read_until_finished(1, 2)
+            for handle in (1, 2):
+                assert from_wire(session.finishes[handle].error).reason == "ENGINE_LOST"
+                assert session.finishes[handle].usage.completion_tokens == len(session.tokens[handle])
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await session.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(main())
