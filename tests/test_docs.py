@@ -1,0 +1,72 @@
+"""The README names only what exists, and its settings table is that of the code."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from scripts.settings_table import TIERS, with_table
+from tokenwire.cli.main import cli
+from tokenwire.settings import argument_parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def code(text: str) -> str:
+    """What stands in code blocks and between backticks."""
+    found = re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
+    return "\n".join(block or inline for block, inline in found)
+
+
+def test_make_targets_exist() -> None:
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code(README)))
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    assert {"up", "demo", "test", "help"} <= named
+    assert named <= targets
+
+
+def test_every_make_target_is_in_its_help() -> None:
+    phony = set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
+    assert phony == set(re.findall(r"^([a-z-]+):.*## \S", MAKEFILE, re.MULTILINE))
+
+
+def test_commands_and_their_options_exist() -> None:
+    lines = [line for line in re.split(r"[\n;]", code(README)) if re.search(r"(?:^|/|\s)tokenwire [a-z]", line)]
+    assert lines
+    for line in lines:
+        words = line[re.search(r"tokenwire (?=[a-z])", line).end() :].split("#")[0].split()  # type: ignore[union-attr]
+        command: click.Command = cli
+        while isinstance(command, click.Group):
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+            if not words:
+                break
+        known = {flag for parameter in command.params for flag in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_environment_variables_exist() -> None:
+    known = {"TOKENWIRE_HOME", "TOKENWIRE_LOG", "TOKENWIRE_TARGET"}
+    assert set(re.findall(r"\bTOKENWIRE_[A-Z_]*[A-Z]\b(?!_)(?!_?<)", README)) <= known
+
+
+def test_files_exist() -> None:
+    paths = re.findall(r"\b(?:clients|scripts|docs|protos)/[\w./-]+\w", README)
+    assert paths
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_the_settings_table_is_current() -> None:
+    assert with_table(README) == README, "run: make protos"
+
+
+@pytest.mark.parametrize(("tier", "module", "settings"), TIERS, ids=[tier for tier, _, _ in TIERS])
+def test_the_settings_table_says_what_help_says(tier: str, module: str, settings: type) -> None:
+    parser = argument_parser(settings, tier)
+    flags = {action.option_strings[0].removeprefix("--") for action in parser._actions if action.dest != "help"}
+    section = README.split(f"**{tier}**: `python -m {module}")[1].split("**")[0]
+    assert set(re.findall(r"^\| `([a-z-]+)`", section, re.MULTILINE)) == flags
