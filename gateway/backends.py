@@ -93,7 +93,7 @@ class Backend:
 
     def on_lost(self, stream: SessionStream[Choice], receivers: dict[int, Choice], error: TokenwireError) -> None:
         """The session broke: each request goes on elsewhere or ends."""
-        level = logging.INFO if error.reason == "SESSION_CLOSED" else logging.WARNING
+        level = logging.DEBUG if error.reason == "SESSION_CLOSED" else logging.WARNING
         log.log(level, "tokenizer tier %s is lost: %s", self.target, error)
         self._changed()
         for submission in {choice.submission: None for choice in receivers.values()}:

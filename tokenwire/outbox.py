@@ -35,7 +35,9 @@ class _Waiting:
     """Tokens that may be sent; None: no limit."""
     rows: deque[_Row] = field(default_factory=deque)
     terminal: Terminal | None = None
-    discarded: bool = False
+    taken_back: bool = False
+    dropped: bool = False
+    """Text was lost to the peer's taking it back."""
 
     @property
     def sendable(self) -> bool:
@@ -69,7 +71,10 @@ class TextOutbox:
     def add_text(self, handle: int, text: str, num_tokens: int, token_ids: Sequence[int] = ()) -> None:
         """New text of a sequence. Ignored once it is finished or unknown."""
         waiting = self._open.get(handle)
-        if waiting is None or waiting.terminal is not None or waiting.discarded:
+        if waiting is None or waiting.terminal is not None:
+            return
+        if waiting.taken_back:
+            waiting.dropped = True
             return
         if waiting.rows and waiting.credit is None:
             last = waiting.rows[-1]
@@ -85,7 +90,7 @@ class TextOutbox:
         waiting = self._open.get(handle)
         if waiting is None or waiting.terminal is not None:
             return
-        waiting.terminal = terminal
+        waiting.terminal = _cut(terminal) if waiting.dropped else terminal
         self.num_undelivered += 1
         self._mark(handle, waiting)
 
@@ -100,10 +105,12 @@ class TextOutbox:
         """The peer takes the sequence back: text that waits is dropped, the terminal event waits for nothing."""
         waiting = self._open.get(handle)
         if waiting is not None:
-            if waiting.rows and waiting.terminal is not None:
-                waiting.terminal = Terminal(FinishReason.CANCELLED, usage=waiting.terminal.usage)
-            waiting.discarded = True
-            waiting.rows.clear()
+            waiting.taken_back = True
+            if waiting.rows:
+                waiting.dropped = True
+                waiting.rows.clear()
+                if waiting.terminal is not None:
+                    waiting.terminal = _cut(waiting.terminal)
             self._mark(handle, waiting)
 
     def drain(self, reason: str, grace_ms: int = 0) -> None:
@@ -156,6 +163,13 @@ class TextOutbox:
             del self._open[handle]
             self.num_undelivered -= 1
         return len(row.text) if row is not None else 0
+
+
+def _cut(terminal: Terminal) -> Terminal:
+    """What a sequence ends with whose text did not all arrive: an ordinary end becomes CANCELLED."""
+    if terminal.reason in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH):
+        return Terminal(FinishReason.CANCELLED, usage=terminal.usage)
+    return terminal
 
 
 def _take_row(waiting: _Waiting) -> _Row | None:

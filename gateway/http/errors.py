@@ -12,7 +12,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from tokenwire.errors import Cancelled, DeadlineExceeded, Internal, InvalidRequest, NotFound, TokenwireError
+from tokenwire.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FieldViolation,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    TokenwireError,
+)
 from tokenwire.requests import FinishReason, Terminal
 
 log = logging.getLogger(__name__)
@@ -28,7 +36,8 @@ HTTP_NAMES = {
 PROMPT_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/generate": "inputs"}
 """What each path calls the prompt."""
 
-WIRE_PROMPT_FIELDS = {"input", "text", "token_ids", "ids", "conversation", "messages"}
+WIRE_PROMPT_FIELDS = {"input", "text", "token_ids", "conversation"}
+"""What the tiers below call it."""
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -45,21 +54,30 @@ class MethodNotAllowed(InvalidRequest):
 
 def http_name(field: str, prompt_field: str = "prompt") -> str:
     """The HTTP name of a field of the wire: `options.sampling.top_p` → `top_p`. Names of ours are left alone."""
-    if not field.startswith(("options.", "context.", "conversation.")) and field not in WIRE_PROMPT_FIELDS:
-        return field
-    last = field.rsplit(".", 1)[-1]
-    if last.partition("[")[0] in WIRE_PROMPT_FIELDS:
+    first, _, rest = field.partition(".")
+    if first.partition("[")[0] in WIRE_PROMPT_FIELDS:
         return prompt_field + (field[field.index("[") :] if "[" in field else "")
+    if first not in ("options", "context"):
+        return field
+    last = rest.rsplit(".", 1)[-1]
     return HTTP_NAMES.get(last, last)
+
+
+def renamed(error: TokenwireError, prompt_field: str) -> TokenwireError:
+    """The same error with the names that its fields have over HTTP."""
+    message, violations = error.message, []
+    for violation in error.violations:
+        name = http_name(violation.field, prompt_field)
+        message = message.replace(f"{violation.field}:", f"{name}:")
+        violations.append(FieldViolation(name, violation.description))
+    return type(error)(message, reason=error.reason, violations=violations, retry_after_s=error.retry_after_s)
 
 
 def error_object(error: TokenwireError, prompt_field: str = "prompt") -> dict[str, Any]:
     """The inside of `{"error": …}`."""
-    message, param = error.message, None
-    for violation in reversed(error.violations):
-        param = http_name(violation.field, prompt_field)
-        message = message.replace(f"{violation.field}:", f"{param}:")
-    return {"message": message, "type": error.openai_type, "param": param, "code": error.reason.lower()}
+    error = renamed(error, prompt_field)
+    param = error.violations[0].field if error.violations else None
+    return {"message": error.message, "type": error.openai_type, "param": param, "code": error.reason.lower()}
 
 
 def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONResponse:

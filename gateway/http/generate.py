@@ -71,7 +71,7 @@ async def _answer(generation: Generation, call: HttpCall, body: GenerateBody) ->
             if event.terminal is not None:
                 if chunks.single and (error := error_of(event.terminal, openai=False)) is not None:
                     raise error
-                outputs[event.prompt] = _end(event.terminal)
+                outputs[event.prompt] = _end(event.prompt, event.terminal)
     for index, (output, pieces) in enumerate(zip(outputs, texts, strict=True)):
         outputs[index] = {"index": index, "text": "".join(pieces), **output}
     return JSONResponse({"outputs": outputs})
@@ -97,7 +97,7 @@ class GenerateChunks:
                 if event.text:
                     pieces.append(head + "}\n\n")
                 return "".join(pieces), error
-            pieces.append(f"{head},{json_text(_end(event.terminal))[1:]}\n\n")
+            pieces.append(f"{head},{json_text(_end(event.prompt, event.terminal))[1:]}\n\n")
         return "".join(pieces), None
 
     def end(self) -> str:
@@ -105,10 +105,10 @@ class GenerateChunks:
         return DONE
 
 
-def _end(terminal: Terminal) -> dict[str, Any]:
+def _end(index: int, terminal: Terminal) -> dict[str, Any]:
     error = error_of(terminal, openai=False)
     return {
         "finish_reason": terminal.reason.value,
         "usage": usage_object(terminal.usage),
-        "error": None if error is None else error_object(error, PROMPT_FIELD),
+        "error": None if error is None else error_object(error, f"{PROMPT_FIELD}[{index}]"),
     }

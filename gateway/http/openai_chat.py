@@ -5,7 +5,6 @@ is refused with its name, never ignored.
 """
 
 import secrets
-import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,7 +15,7 @@ from gateway.generation import Generation
 from gateway.http.body import Body, invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.fields import HARMLESS, UINT32, UNBUILT, GenerationFields, StreamOptions
-from gateway.http.openai_chunks import ChunkShape, OpenAIChunks, collect
+from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
 from gateway.http.sse import event_stream
 from gateway.text_requests import Message, text_request
 
@@ -97,12 +96,11 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     options = body.options(max_tokens=body.max_completion_tokens)
     messages = tuple(_message(message, index) for index, message in enumerate(body.messages))
     call.open(body, [text_request(messages, model=body.model or "", options=options)], body.model or "")
-    model = body.model or generation.backends.default_model
-    answer_id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+    head = AnswerHead(f"chatcmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
     if body.stream:
-        chunks = OpenAIChunks(SHAPE, answer_id, created, model, options.num_choices, include_usage)
+        chunks = OpenAIChunks(SHAPE, head, num_prompts=1, num_choices=options.num_choices, include_usage=include_usage)
         return await event_stream(call, chunks, "messages")
-    texts, reasons, usage = await collect(call, options.num_choices, options.num_choices)
+    texts, reasons, usage = await collect(call, 1, options.num_choices)
     choices = [
         {
             "index": index,
@@ -112,8 +110,8 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
         }
         for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
     ]
-    head = {"id": answer_id, "object": "chat.completion", "created": created, "model": model}
-    return JSONResponse({**head, "choices": choices, "usage": usage})
+    answer = {"id": head.id, "object": "chat.completion", "created": head.created, "model": head.model}
+    return JSONResponse({**answer, "choices": choices, "usage": usage})
 
 
 def refuse_stream_options(stream_options: StreamOptions | None, stream: bool) -> bool:

@@ -3,12 +3,13 @@
 Per text: one JSON-escaped string between a prefix and a suffix made once per output.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.http.calls import HttpCall
-from gateway.http.errors import error_of
+from gateway.http.errors import error_of, renamed
 from gateway.http.openai_usage import FINISH_REASONS, UsageTotal, usage_object
 from gateway.http.sse import DONE, json_text
 from gateway.streams import Event
@@ -32,18 +33,30 @@ class ChunkShape:
     """The payload beside finish_reason: `'"delta":{}'`."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """What identifies one answer, in each of its chunks."""
+
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    """Unix time."""
+
+
 class OpenAIChunks:
     """Writes one streamed answer."""
 
     def __init__(
-        self, shape: ChunkShape, answer_id: str, created: int, model: str, num_choices: int, include_usage: bool
+        self, shape: ChunkShape, head: AnswerHead, *, num_prompts: int, num_choices: int, include_usage: bool
     ) -> None:
         self._shape = shape
+        self._num_prompts = num_prompts
         self._num_choices = num_choices
         self._include_usage = include_usage
         self._total = UsageTotal()
         self._head = (
-            f'data: {{"id":"{answer_id}","object":"{shape.object}","created":{created},"model":{json_text(model)},'
+            f'data: {{"id":"{head.id}","object":"{shape.object}","created":{head.created},'
+            f'"model":{json_text(head.model)},'
         )
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self._begun: dict[int, str] = {}
@@ -56,7 +69,7 @@ class OpenAIChunks:
         for event in events:
             index = event.prompt * self._num_choices + event.choice
             prefix = self._begun.get(index)
-            error = error_of(event.terminal) if event.terminal is not None else None
+            error = _error_at(event, self._num_prompts)
             if prefix is None:
                 if error is not None and not event.text:
                     return "".join(pieces), error
@@ -89,8 +102,15 @@ class OpenAIChunks:
         pieces.append(f"{self._head}{choice}{self._tail}")
 
 
-async def collect(call: HttpCall, num_outputs: int, num_choices: int) -> tuple[list[str], list[str], dict[str, Any]]:
-    """Text and finish_reason of each output in order, and the usage. Raises the first output's error."""
+def _error_at(event: Event, num_prompts: int) -> TokenwireError | None:
+    """The error that ended this output; with several prompts its fields say which one."""
+    error = error_of(event.terminal) if event.terminal is not None else None
+    return error if error is None or num_prompts == 1 else renamed(error, f"prompt[{event.prompt}]")
+
+
+async def collect(call: HttpCall, num_prompts: int, num_choices: int) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Text and finish_reason of each output in order, and the usage. Raises the first error of an output."""
+    num_outputs = num_prompts * num_choices
     texts: list[list[str]] = [[] for _ in range(num_outputs)]
     reasons = [""] * num_outputs
     total = UsageTotal()
@@ -99,7 +119,7 @@ async def collect(call: HttpCall, num_outputs: int, num_choices: int) -> tuple[l
             index = event.prompt * num_choices + event.choice
             texts[index].append(event.text)
             if event.terminal is not None:
-                error = error_of(event.terminal)
+                error = _error_at(event, num_prompts)
                 if error is not None:
                     raise error
                 reasons[index] = FINISH_REASONS[event.terminal.reason]

@@ -4,7 +4,6 @@ Source: https://platform.openai.com/docs/api-reference/completions. `max_tokens`
 """
 
 import secrets
-import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +14,7 @@ from gateway.http.body import read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.fields import HARMLESS, UNBUILT, GenerationFields, StreamOptions, prompts_of
 from gateway.http.openai_chat import refuse_stream_options
-from gateway.http.openai_chunks import ChunkShape, OpenAIChunks, collect
+from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
 from gateway.http.sse import event_stream
 from gateway.text_requests import text_request
 
@@ -62,15 +61,16 @@ async def _answer(generation: Generation, call: HttpCall, body: CompletionBody) 
     generation.refuse_prompt_count(len(prompts), "prompt")
     requests = [text_request(prompt, model=body.model or "", options=options) for prompt in prompts]
     call.open(body, requests, body.model or "")
-    model = body.model or generation.backends.default_model
-    answer_id, created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
+    head = AnswerHead(f"cmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
     if body.stream:
-        chunks = OpenAIChunks(SHAPE, answer_id, created, model, options.num_choices, include_usage)
+        chunks = OpenAIChunks(
+            SHAPE, head, num_prompts=len(prompts), num_choices=options.num_choices, include_usage=include_usage
+        )
         return await event_stream(call, chunks, "prompt")
-    texts, reasons, usage = await collect(call, len(prompts) * options.num_choices, options.num_choices)
+    texts, reasons, usage = await collect(call, len(prompts), options.num_choices)
     choices = [
         {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
         for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
     ]
-    head = {"id": answer_id, "object": "text_completion", "created": created, "model": model}
-    return JSONResponse({**head, "choices": choices, "usage": usage})
+    answer = {"id": head.id, "object": "text_completion", "created": head.created, "model": head.model}
+    return JSONResponse({**answer, "choices": choices, "usage": usage})

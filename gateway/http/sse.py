@@ -22,7 +22,7 @@ HEADERS = [
 ]
 DONE = "data: [DONE]\n\n"
 
-json_text = json.JSONEncoder(ensure_ascii=False).encode
+json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 """A value as JSON; for a text alone this is one call into C."""
 
 

@@ -108,6 +108,21 @@ def test_a_finished_sequence_whose_held_text_is_dropped_ends_as_cancelled() -> N
     assert finish.reason == pb.FINISH_REASON_CANCELLED and finish.usage.completion_tokens == 5
 
 
+def test_a_sequence_taken_back_that_ends_by_itself_says_whether_all_its_text_arrived() -> None:
+    outbox = TextOutbox()
+    for handle in (1, 2):
+        outbox.open(handle)
+        outbox.add_text(handle, "sent", 1)
+    take(outbox)
+    for handle in (1, 2):
+        outbox.discard_text(handle)
+    outbox.add_text(2, "lost", 1)
+    for handle in (1, 2):
+        outbox.finish(handle, LENGTH)
+    reasons = {finish.handle: finish.reason for finish in take(outbox).finishes}
+    assert reasons == {1: pb.FINISH_REASON_LENGTH, 2: pb.FINISH_REASON_CANCELLED}
+
+
 def test_what_comes_after_the_terminal_or_for_nobody_is_ignored() -> None:
     outbox = TextOutbox()
     outbox.open(1)

@@ -1,0 +1,26 @@
+import pytest
+
+from gateway.settings import GatewaySettings
+from tokenwire.settings import SettingError, settings_from
+
+
+def test_targets_are_tidied() -> None:
+    settings = settings_from(
+        GatewaySettings, "gateway", {}, {"TOKENWIRE_GATEWAY_TOKENIZER_TARGETS": "a:1, [::1]:2,a:1"}
+    )
+    assert settings.tokenizer_targets == "a:1,[::1]:2"
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:port", "a:1;b:2", "::1:5"])
+def test_a_target_that_is_none_is_refused_with_its_name_and_value(text: str) -> None:
+    with pytest.raises(SettingError, match="--tokenizer-targets=.*host:port"):
+        settings_from(GatewaySettings, "gateway", {"tokenizer_targets": text}, {})
+
+
+def test_sizes_take_suffixes_and_limits_have_bounds() -> None:
+    settings = settings_from(GatewaySettings, "gateway", {"max_body_bytes": "2M"}, {})
+    assert settings.max_body_bytes == 2 * 2**20
+    with pytest.raises(SettingError, match="at most 1024"):
+        settings_from(GatewaySettings, "gateway", {"max_prompts": "1025"}, {})
+    with pytest.raises(SettingError, match="no such setting"):
+        settings_from(GatewaySettings, "gateway", {}, {"TOKENWIRE_GATEWAY_MAX_PROMPT": "3"})
