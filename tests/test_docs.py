@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
+from scripts.module_table import page_with_table
 from scripts.settings_table import TIERS, with_table
 from tokenwire.cli.main import cli
 from tokenwire.settings import argument_parser
@@ -62,6 +63,18 @@ def test_files_exist() -> None:
 
 def test_the_settings_table_is_current() -> None:
     assert with_table(README) == README, "run: make protos"
+
+
+def test_the_module_table_is_current() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert page_with_table(page) == page, "run: make protos"
+
+
+def test_files_named_in_the_architecture_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    paths = set(re.findall(r"`((?:gateway|tokenizer_svc|model_svc|tokenwire|tests)/[\w./]+)`", page))
+    assert paths
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize(("tier", "module", "settings"), TIERS, ids=[tier for tier, _, _ in TIERS])

@@ -1,0 +1,32 @@
+import json
+import logging
+
+import pytest
+
+from tokenwire.logs import FIELDS, JsonFormatter, ReadableFormatter, configure, fields
+
+
+def record(message: str, **values: object) -> logging.LogRecord:
+    made = logging.LogRecord("x", logging.INFO, "f.py", 1, message, (), None)
+    setattr(made, FIELDS, fields(**values)[FIELDS])
+    return made
+
+
+def test_readable_lines_carry_the_fields_and_quote_what_needs_it() -> None:
+    line = ReadableFormatter("gateway").format(
+        record("done", request_id="r1", error='say "no"', absent=None, t=0.123456)
+    )
+    assert line.endswith('info    gateway   done  request_id=r1 error="say \\"no\\"" t=0.1235')
+
+
+def test_json_lines_are_objects_with_the_fields() -> None:
+    event = json.loads(JsonFormatter("model").format(record("done", request_id="r1", tokens=3)))
+    assert (event["tier"], event["message"], event["request_id"], event["tokens"]) == ("model", "done", "r1", 3)
+    assert event["level"] == "info" and event["time"].endswith("Z")
+
+
+def test_an_unknown_word_is_refused_with_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        configure("model", {"TOKENWIRE_LOG": "loud"})
+    assert caught.value.code == 2
+    assert "'loud' is not one of debug, info" in capsys.readouterr().err

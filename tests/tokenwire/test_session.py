@@ -1,0 +1,242 @@
+"""The client's side of a Session against a scripted server on loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from tokenwire import session as session_module
+from tokenwire.errors import FailedPrecondition, Internal, TokenwireError, Unavailable
+from tokenwire.interceptor import TypedErrors
+from tokenwire.requests import CancelReason
+from tokenwire.session import SessionClient, SessionStream
+from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+
+Behaviour = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], Any]
+
+
+class Scripted(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    """Runs one behaviour per stream, in order; the last one serves every later stream."""
+
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self.behaviours = list(behaviours)
+        self.num_streams = 0
+
+    async def Session(self, frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        behaviour = self.behaviours[min(self.num_streams, len(self.behaviours) - 1)]
+        self.num_streams += 1
+        await behaviour(frames, context)
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.ready: list[SessionStream[str]] = []
+        self.finished: list[str] = []
+        self.lost: list[tuple[dict[int, str], TokenwireError]] = []
+        self.refuse = False
+        self.break_on_frame = False
+
+    def on_ready(self, stream: SessionStream[str]) -> None:
+        if self.refuse:
+            raise FailedPrecondition("not this peer")
+        self.ready.append(stream)
+
+    def on_frame(self, stream: SessionStream[str], frame: Any) -> None:
+        if self.break_on_frame:
+            raise ValueError("a bug")
+        for finish in frame.finishes:
+            self.finished.append(stream.receivers.pop(finish.handle))
+
+    def on_lost(self, stream: SessionStream[str], receivers: dict[int, str], error: TokenwireError) -> None:
+        self.lost.append((receivers, error))
+
+
+@asynccontextmanager
+async def connected(servicer: Scripted, listener: Listener) -> AsyncIterator[SessionClient[str]]:
+    server = grpc.aio.server(interceptors=[TypedErrors()])
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+        client: SessionClient[str] = SessionClient("peer", stub.Session, tokenizer_pb2.SessionRequest, listener)
+        client.start()
+        try:
+            yield client
+        finally:
+            await client.close()
+    await server.stop(None)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def hello(version: int = 1) -> tokenizer_pb2.SessionResponse:
+    return tokenizer_pb2.SessionResponse(hello=common_pb2.Hello(protocol_version=version, epoch=5))
+
+
+async def answering(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+    """Finishes each submit at once."""
+    await anext(frames)
+    await context.write(hello())
+    async for frame in frames:
+        finishes = [common_pb2.Finish(handle=submit.handle) for submit in frame.submits]
+        await context.write(tokenizer_pb2.SessionResponse(finishes=finishes))
+
+
+async def breaking(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+    """Takes one frame, then fails."""
+    await anext(frames)
+    await context.write(hello())
+    await anext(frames)
+    raise Unavailable("the peer is gone")
+
+
+def send(client: SessionClient[str], name: str) -> int:
+    stream = client.stream
+    assert stream is not None
+    handle = stream.open([name])
+    stream.submit(tokenizer_pb2.Submit(handle=handle))
+    return handle
+
+
+def test_submits_of_one_moment_share_a_frame_and_handles_grow() -> None:
+    frames_seen: list[Any] = []
+
+    async def watching(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        await anext(frames)
+        await context.write(hello())
+        async for frame in frames:
+            frames_seen.append(frame)
+
+    async def main() -> None:
+        listener = Listener()
+        async with connected(Scripted(watching), listener) as client:
+            await until(lambda: client.stream)
+            first = send(client, "a"), send(client, "b")
+            client.stream.cancel(first[0], CancelReason.CLIENT)  # type: ignore[union-attr]
+            await until(lambda: frames_seen)
+            (frame,) = frames_seen
+            assert [submit.handle for submit in frame.submits] == [*first] == [1, 2]
+            assert [cancel.handle for cancel in frame.cancels] == [1]
+            assert client.stream is not None and client.stream.hello.epoch == 5
+
+    asyncio.run(main())
+
+
+def test_a_broken_stream_reports_what_it_carried_and_a_new_one_is_opened() -> None:
+    async def main() -> None:
+        listener = Listener()
+        async with connected(Scripted(breaking, answering), listener) as client:
+            await until(lambda: client.stream)
+            handle = send(client, "a")
+            await until(lambda: listener.lost)
+            receivers, error = listener.lost[0]
+            assert receivers == {handle: "a"} and isinstance(error, Unavailable)
+            await until(lambda: client.stream)
+            send(client, "b")
+            await until(lambda: listener.finished == ["b"])
+
+    asyncio.run(main())
+
+
+def test_a_draining_stream_runs_out_beside_the_new_one() -> None:
+    released = asyncio.Event()
+
+    async def draining(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        await anext(frames)
+        await context.write(hello())
+        submit = (await anext(frames)).submits[0]
+        await context.write(tokenizer_pb2.SessionResponse(drain=common_pb2.Drain(reason="moving")))
+        await released.wait()
+        await context.write(tokenizer_pb2.SessionResponse(finishes=[common_pb2.Finish(handle=submit.handle)]))
+        assert [frame async for frame in frames] == []  # half-closed once nothing is open
+
+    async def main() -> None:
+        listener = Listener()
+        servicer = Scripted(draining, answering)
+        async with connected(servicer, listener) as client:
+            await until(lambda: client.stream)
+            old = client.stream
+            send(client, "old")
+            await until(lambda: client.stream not in (None, old))
+            send(client, "new")
+            await until(lambda: listener.finished == ["new"])
+            released.set()
+            await until(lambda: listener.finished == ["new", "old"])
+            await until(lambda: listener.lost)
+            assert listener.lost[0][0] == {}
+            assert servicer.num_streams == 2
+
+    asyncio.run(main())
+
+
+def test_exhausted_handles_move_new_requests_to_a_new_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "LAST_FIRST_HANDLE", 3)
+
+    async def main() -> None:
+        listener = Listener()
+        async with connected(Scripted(answering), listener) as client:
+            for number in range(9):
+                await until(lambda: client.stream)
+                send(client, str(number))
+            await until(lambda: len(listener.finished) == 9)
+            assert len(listener.ready) >= 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", ["version", "refused"])
+def test_a_peer_that_does_not_suit_gets_no_requests(fault: str) -> None:
+    async def odd(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        await anext(frames)
+        await context.write(hello(2))
+        await asyncio.sleep(10)
+
+    async def main() -> None:
+        listener = Listener()
+        listener.refuse = fault == "refused"
+        async with connected(Scripted(odd if fault == "version" else answering), listener) as client:
+            await until(lambda: isinstance(client.last_error, FailedPrecondition))
+            assert client.stream is None
+
+    asyncio.run(main())
+
+
+def test_a_bug_of_the_listener_ends_the_stream_with_internal_and_is_not_silent() -> None:
+    async def main() -> None:
+        listener = Listener()
+        async with connected(Scripted(answering), listener) as client:
+            await until(lambda: client.stream)
+            listener.break_on_frame = True
+            handle = send(client, "a")
+            await until(lambda: listener.lost)
+            receivers, error = listener.lost[0]
+            assert receivers == {handle: "a"} and isinstance(error, Internal)
+
+    asyncio.run(main())
+
+
+def test_closing_reports_what_is_open() -> None:
+    async def silent(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        await anext(frames)
+        await context.write(hello())
+        async for _ in frames:
+            pass
+
+    async def main() -> None:
+        listener = Listener()
+        async with connected(Scripted(silent), listener) as client:
+            await until(lambda: client.stream)
+            handle = send(client, "a")
+            await asyncio.sleep(0.02)
+        assert listener.lost[0][0] == {handle: "a"}
+        assert listener.lost[0][1].reason == "SESSION_CLOSED"
+
+    asyncio.run(main())

@@ -1,0 +1,135 @@
+import time
+
+import pytest
+
+from tokenwire.errors import InvalidRequest, Overloaded, Unsupported
+from tokenwire.requests import (
+    CancelReason,
+    FinishReason,
+    GenerationOptions,
+    ModelTimings,
+    RequestContext,
+    Terminal,
+    TokenizerTimings,
+    Usage,
+)
+from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.v1 import common_pb2 as pb
+from tokenwire.wire import (
+    CANCEL_FROM_WIRE,
+    CANCEL_TO_WIRE,
+    FINISH_FROM_WIRE,
+    context_from_wire,
+    context_to_wire,
+    options_from_wire,
+    options_to_wire,
+    terminal_from_wire,
+    terminal_to_wire,
+)
+
+
+def test_every_reason_of_the_wire_is_known_and_back() -> None:
+    wire = {number for name, number in pb.FinishReason.items() if number}
+    assert set(FINISH_FROM_WIRE) == wire and set(FINISH_FROM_WIRE.values()) == set(FinishReason)
+    assert {CANCEL_FROM_WIRE[number] for number in CANCEL_TO_WIRE.values()} == set(CancelReason)
+
+
+def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
+    full = GenerationOptions(
+        sampling=SamplingParams(temperature=0.0, top_k=0, top_p=0.5, min_p=0.0, seed=2**64 - 1),
+        stop=StopParams(max_tokens=7, stop_token_ids=(3, 4), ignore_eos=True),
+        stop_strings=("a", "ü"),
+        include_stop_string=True,
+        skip_special_tokens=False,
+        return_token_ids=True,
+        num_choices=3,
+    )
+    assert options_from_wire(options_to_wire(full)) == full
+    assert options_from_wire(pb.GenerationOptions()) == GenerationOptions()
+    assert options_from_wire(pb.GenerationOptions()).sampling.temperature is None
+
+
+def unbuilt() -> dict[str, pb.GenerationOptions]:
+    cases = {
+        "sampling.repetition_penalty": pb.GenerationOptions(sampling=pb.SamplingParams(repetition_penalty=1.2)),
+        "sampling.presence_penalty": pb.GenerationOptions(sampling=pb.SamplingParams(presence_penalty=0.5)),
+        "sampling.frequency_penalty": pb.GenerationOptions(sampling=pb.SamplingParams(frequency_penalty=-1)),
+        "sampling.logit_bias": pb.GenerationOptions(sampling=pb.SamplingParams(logit_bias={5: 1.0})),
+        "sampling.allowed_token_ids": pb.GenerationOptions(sampling=pb.SamplingParams(allowed_token_ids=[1])),
+        "sampling.banned_sequences": pb.GenerationOptions(sampling=pb.SamplingParams(banned_sequences=[pb.TokenIds()])),
+        "stop.min_tokens": pb.GenerationOptions(stop=pb.StopConditions(min_tokens=2)),
+        "output.logprobs": pb.GenerationOptions(output=pb.OutputOptions(logprobs=0)),
+        "output.prompt_logprobs": pb.GenerationOptions(output=pb.OutputOptions(prompt_logprobs=1)),
+        "output.echo": pb.GenerationOptions(output=pb.OutputOptions(echo=True)),
+        "adapter": pb.GenerationOptions(adapter="mine"),
+    }
+    for form in ("json_schema", "regex", "ebnf"):
+        cases[f"constraint {form}"] = pb.GenerationOptions(constraint=pb.Constraint(**{form: ""}))
+    return cases
+
+
+@pytest.mark.parametrize("name", unbuilt())
+def test_what_is_not_built_is_refused_by_name_never_ignored(name: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        options_from_wire(unbuilt()[name])
+    assert caught.value.violations[0].field == f"options.{name.split()[0]}"
+
+
+def test_every_field_of_the_options_is_either_read_or_refused() -> None:
+    """A field added to the contract must not be accepted and ignored."""
+    read = {
+        "SamplingParams": {"temperature", "top_k", "top_p", "min_p", "seed"},
+        "StopConditions": {"max_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop_string"},
+        "OutputOptions": {"return_token_ids", "skip_special_tokens"},
+        "GenerationOptions": {"sampling", "stop", "output", "num_choices"},
+    }
+    refused = {name.split()[0].split(".")[-1] for name in unbuilt()}
+    for message in (pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.GenerationOptions):
+        fields = {field.name for field in message.DESCRIPTOR.fields}
+        assert fields == read[message.DESCRIPTOR.name] | (fields & refused), message.DESCRIPTOR.name
+
+
+def test_penalties_that_change_nothing_are_accepted() -> None:
+    sampling = pb.SamplingParams(repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
+    assert options_from_wire(pb.GenerationOptions(sampling=sampling)) == GenerationOptions()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (pb.GenerationOptions(sampling=pb.SamplingParams(temperature=float("inf"))), "options.sampling.temperature"),
+        (pb.GenerationOptions(stop=pb.StopConditions(stop_strings=["x"] * 17)), "options.stop.stop_strings"),
+        (pb.GenerationOptions(stop=pb.StopConditions(stop_strings=[""])), "options.stop.stop_strings"),
+        (pb.GenerationOptions(stop=pb.StopConditions(stop_token_ids=range(65))), "options.stop.stop_token_ids"),
+        (pb.GenerationOptions(num_choices=129), "options.num_choices"),
+    ],
+)
+def test_bad_values_are_refused_with_field_value_and_what_is_allowed(options: pb.GenerationOptions, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        options_from_wire(options)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_the_time_left_becomes_a_deadline_and_the_calls_own_counts_with_its_margin() -> None:
+    before = time.monotonic()
+    context = context_from_wire(pb.RequestContext(timeout_ms=10_000), call_remaining_s=1.0)
+    assert context.deadline_s is not None and 0.9 < context.deadline_s - before < 0.96
+    assert context.request_id.startswith("req-")
+    sent_on = context_to_wire(context)
+    assert 0 < sent_on.timeout_ms <= 950
+    assert not context_to_wire(RequestContext("x")).HasField("timeout_ms")
+
+
+def test_terminals_survive_the_wire() -> None:
+    terminal = Terminal(
+        FinishReason.STOP_STRING,
+        Usage(5, 1, 3),
+        stop_string="\n",
+        model_timings=ModelTimings(0.1, 0.2, 0.3),
+        tokenizer_timings=TokenizerTimings(0.001, 0.002, 0.003, 0.004),
+    )
+    assert terminal_from_wire(terminal_to_wire(terminal, 9)) == terminal
+    failed = terminal_from_wire(
+        terminal_to_wire(Terminal(FinishReason.ERROR, error=Overloaded("full", retry_after_s=1.5)))
+    )
+    assert isinstance(failed.error, Overloaded) and failed.error.retry_after_s == 1.5
