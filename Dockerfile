@@ -25,6 +25,7 @@ RUN pip install --no-deps .
 FROM build AS build-model
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=
+# hadolint ignore=DL3013
 RUN sed -i "s/^torch==.*/torch==$TORCH_VERSION/" constraints.txt \
  && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION"
 RUN python requirements.py server model convert > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
@@ -34,8 +35,9 @@ RUN pip install --no-deps .
 FROM ${PYTHON_IMAGE} AS runtime
 RUN groupadd --gid 10001 tokenwire && useradd --uid 10001 --gid tokenwire --create-home tokenwire \
  && install -d -o tokenwire -g tokenwire /models
+# hadolint ignore=DL3064
 ENV PATH=/opt/tokenwire/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOKENWIRE_HOME=/models
-USER tokenwire
+USER 10001:10001
 WORKDIR /home/tokenwire
 
 FROM runtime AS gateway

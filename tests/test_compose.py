@@ -74,5 +74,5 @@ def test_images_check_their_health_and_take_signals(tier: str) -> None:
 
 def test_only_the_model_image_carries_torch_and_none_runs_as_root() -> None:
     assert [name for name, stage in stages().items() if "torch==" in stage] == ["build-model"]
-    assert "USER tokenwire" in stages()["runtime"]
+    assert "USER 10001:10001" in stages()["runtime"]
     assert not any("USER root" in stage for stage in stages().values())

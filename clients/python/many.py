@@ -13,7 +13,7 @@ async def main(target: str) -> None:
         # One call, four prompts: the events carry `index`.
         outputs = await client.generate(*PROMPTS, max_tokens=16, temperature=0.8, seed=7).outputs()
         for output in outputs:
-            print(f"{PROMPTS[output.index]}{output.text!r} ({output.terminal.reason.value})")
+            print(f"{PROMPTS[output.index]}{output.text} ({output.terminal.reason.value})")
 
 
 asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50051"))
