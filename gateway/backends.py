@@ -36,7 +36,13 @@ MAX_TRIES = 2
 class Backend:
     """One tokenizer tier: its channel, its session, and whether it says that it can answer."""
 
-    def __init__(self, target: str, on_lost: Callable[[Submission, TokenwireError], None], changed: Any) -> None:
+    def __init__(
+        self,
+        target: str,
+        metrics: GatewayMetrics,
+        on_lost: Callable[[Submission, TokenwireError], None],
+        changed: Callable[[], None],
+    ) -> None:
         self.target = target
         self.channel = aio_channel(target)
         self.stub: Any = tokenizer_pb2_grpc.TokenizerServiceStub(self.channel)  # type: ignore[no-untyped-call]
@@ -49,6 +55,7 @@ class Backend:
         self.num_open = 0
         """Prompts on their way through this tier."""
         self._health: asyncio.Task[None] | None = None
+        self._metrics = metrics
         self._on_lost = on_lost
         self._changed = changed
 
@@ -80,6 +87,8 @@ class Backend:
         handles, texts, counts = frame.handles, frame.texts, frame.num_tokens
         if not len(handles) == len(texts) == len(counts):
             raise Internal(f"{self.target} sent a frame whose columns differ in length", reason="BAD_FRAME")
+        if counts:
+            self._metrics.output_tokens.inc(sum(counts))
         token_ids = {extras.handle: extras.token_ids for extras in frame.extras}
         receivers = stream.receivers
         for handle, text, num_tokens in zip(handles, texts, counts, strict=True):
@@ -124,7 +133,8 @@ class Backends:
         """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
         self._max_open = settings.max_concurrent_requests
         self._metrics = metrics
-        self._backends = [Backend(t, self._lost, self.changed.set) for t in settings.tokenizer_targets.split(",")]
+        targets = settings.tokenizer_targets.split(",")
+        self.tiers = [Backend(target, metrics, self._lost, self.changed.set) for target in targets]
         self._open: dict[Submission, Backend] = {}
         self._request_ids: set[str] = set()
         self._closing: TokenwireError | None = None
@@ -132,7 +142,7 @@ class Backends:
     @property
     def ready(self) -> bool:
         """Whether a tokenizer tier with a model behind it can be reached."""
-        return self._closing is None and any(backend.ready for backend in self._backends)
+        return self._closing is None and any(backend.ready for backend in self.tiers)
 
     @property
     def num_open(self) -> int:
@@ -147,7 +157,7 @@ class Backends:
 
     def models(self) -> list[common_pb2.ModelCard]:
         """What the tiers said they serve when their sessions opened."""
-        cards = {card.name: card for backend in self._backends if backend.session.stream for card in backend.models}
+        cards = {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
         return list(cards.values())
 
     def missing(self) -> str:
@@ -159,19 +169,19 @@ class Backends:
         said = [
             f"{b.target}: connected, but no model is ready behind it" if b.session.stream else
             f"{b.target}: {b.session.last_error}"
-            for b in self._backends
+            for b in self.tiers
         ]  # fmt: skip
         return "no tokenizer tier can answer (" + "; ".join(said) + ")"
 
     def start(self) -> None:
         """Begin connecting to all."""
-        for backend in self._backends:
+        for backend in self.tiers:
             backend.start()
 
     async def close(self) -> None:
         """Cut everything; what is open ends with an error."""
         self.end_all(Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN"))
-        await asyncio.gather(*(backend.close() for backend in self._backends))
+        await asyncio.gather(*(backend.close() for backend in self.tiers))
 
     def end_all(self, error: TokenwireError) -> None:
         """End every open prompt with this error and refuse new ones."""
@@ -214,7 +224,7 @@ class Backends:
                 return await getattr(backend.stub, method)(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as rpc_error:
                 error = from_rpc_error(rpc_error)
-                if not isinstance(error, Unavailable) or len(tried) >= min(MAX_TRIES, len(self._backends)):
+                if not isinstance(error, Unavailable) or len(tried) >= min(MAX_TRIES, len(self.tiers)):
                     raise error from None
 
     async def list_models(self, *, timeout_s: float | None, request_id: str) -> list[common_pb2.ModelCard]:
@@ -225,7 +235,7 @@ class Backends:
 
     def _choose(self, avoid: Sequence[Backend] = ()) -> Backend:
         """The ready tier with the fewest prompts, else one that is connected. Raises Unavailable."""
-        connected = [b for b in self._backends if b.session.stream is not None and b not in avoid]
+        connected = [b for b in self.tiers if b.session.stream is not None and b not in avoid]
         ready = [b for b in connected if b.serving]
         if not connected:
             raise Unavailable(self.missing() or "the other tokenizer tiers are down", reason="TOKENIZER_TIER_DOWN")

@@ -26,7 +26,7 @@ class GatewayMetrics:
         self.requests = make.counter("requests_total", "Requests by API and how they ended", ["api", "outcome"])
         self.first_text = make.histogram("first_text_seconds", "From receipt to the first text", ["api"])
         self.duration = make.histogram("request_seconds", "From receipt to the end", ["api"])
-        self.output_tokens = make.counter("output_tokens_total", "Tokens behind the text sent")
+        self.output_tokens = make.counter("output_tokens_total", "Tokens generated for clients")
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
 
 

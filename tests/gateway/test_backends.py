@@ -14,7 +14,7 @@ from tokenwire.v1 import tokenizer_pb2
 def test_requests_go_to_the_tier_with_the_fewest() -> None:
     async def main() -> None:
         async with fake_tokenizer_tier() as one, fake_tokenizer_tier() as two, live_gateway(one, two) as live:
-            await live.until(lambda: all(b.ready for b in live.server.backends._backends))
+            await live.until(lambda: all(b.ready for b in live.server.backends.tiers))
             calls = [live.stub.Generate(generate_request("!hang")) for _ in range(6)]
             for call in calls:
                 asyncio.ensure_future(call.initial_metadata())
@@ -22,7 +22,7 @@ def test_requests_go_to_the_tier_with_the_fewest() -> None:
             for call in calls:
                 call.cancel()
             await live.until_idle()
-            assert [b.num_open for b in live.server.backends._backends] == [0, 0]
+            assert [b.num_open for b in live.server.backends.tiers] == [0, 0]
 
     asyncio.run(main())
 
@@ -31,7 +31,7 @@ def test_a_tier_without_a_model_behind_it_is_left_out() -> None:
     async def main() -> None:
         async with fake_tokenizer_tier(serving=False) as idle, fake_tokenizer_tier() as ready:
             async with live_gateway(idle, ready) as live:
-                await live.until(lambda: all(b.session.stream for b in live.server.backends._backends))
+                await live.until(lambda: all(b.session.stream for b in live.server.backends.tiers))
                 for _ in range(4):
                     await live.generate("a")
                 assert (len(idle.requests), len(ready.requests)) == (0, 4)
@@ -42,7 +42,7 @@ def test_a_tier_without_a_model_behind_it_is_left_out() -> None:
 def test_a_request_lost_before_its_first_text_goes_to_another_tier_once() -> None:
     async def main() -> None:
         async with fake_tokenizer_tier() as one, fake_tokenizer_tier() as two, live_gateway(one, two) as live:
-            await live.until(lambda: all(b.ready for b in live.server.backends._backends))
+            await live.until(lambda: all(b.ready for b in live.server.backends.tiers))
             call = live.stub.Generate(generate_request("!step a b", context=pb.RequestContext(request_id="kept")))
             await live.until(lambda: one.num_running + two.num_running == 1)
             first, second = (one, two) if one.num_running else (two, one)
@@ -87,7 +87,7 @@ def test_a_request_lost_after_its_first_text_or_with_its_only_tier_ends_with_a_t
 def test_a_request_that_began_is_not_begun_again_elsewhere() -> None:
     async def main() -> None:
         async with fake_tokenizer_tier() as one, fake_tokenizer_tier() as two, live_gateway(one, two) as live:
-            await live.until(lambda: all(b.ready for b in live.server.backends._backends))
+            await live.until(lambda: all(b.ready for b in live.server.backends.tiers))
             call = live.stub.Generate(generate_request("!hold a b"))
             assert (await call.read()).delta.text == "a"
             first, second = (one, two) if one.num_running else (two, one)
@@ -103,7 +103,7 @@ def test_a_request_that_began_is_not_begun_again_elsewhere() -> None:
 def test_a_unary_call_is_tried_on_another_tier() -> None:
     async def main() -> None:
         async with fake_tokenizer_tier() as one, fake_tokenizer_tier() as two, live_gateway(one, two) as live:
-            await live.until(lambda: all(b.ready for b in live.server.backends._backends))
+            await live.until(lambda: all(b.ready for b in live.server.backends.tiers))
             await one.kill()
             for _ in range(3):
                 encoded = await live.stub.Tokenize(tokenizer_pb2.TokenizeRequest(texts=["a b"]))
