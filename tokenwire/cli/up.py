@@ -28,6 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 STILL_STARTING_S = 10.0
 """How often a slow start says that it goes on."""
 FIRST_TOKEN_TIMEOUT_S = 120.0
+DEMO_TOKENS = 128
 
 
 def port_option(flag: str, default: int, variable: str, help: str) -> Callable[[F], F]:
@@ -218,7 +219,7 @@ async def answer(running: Up, question: str) -> None:
     click.echo(f"\n> {question}")
     async with AsyncClient(running.grpc_target) as client:
         speed = Speed()
-        async with client.chat(question, temperature=0, timeout_s=FIRST_TOKEN_TIMEOUT_S) as stream:
+        async with client.chat(question, temperature=0, max_tokens=DEMO_TOKENS) as stream:
             async for event in stream:
                 if isinstance(event, TextDelta):
                     speed.add(event.num_tokens)

@@ -1,0 +1,88 @@
+"""`tokenwire up` and `tokenwire demo` as a user runs them; the answers of the real model are e2e's business."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tokenwire.cli.examples import command_name, examples
+
+TOKENWIRE = [sys.executable, "-m", "tokenwire.cli.main"]
+FREE_PORTS = [f"--{name}port=0" for name in ("", "http-", "tokenizer-", "model-")]
+FREE_PORTS += [f"--{tier}-metrics-port=0" for tier in ("gateway", "tokenizer", "model")]
+ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("TOKENWIRE_") or key.endswith("_HOME")}
+
+
+def test_a_taken_port_is_told_before_anything_is_started() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        command = [*TOKENWIRE, "up", *FREE_PORTS, "--http-port", port]
+        result = subprocess.run(command, capture_output=True, text=True, env=ENVIRON)
+    assert result.returncode == 1
+    assert f"--http-port {port} is in use" in result.stderr
+    assert "starting" not in result.stdout
+
+
+def test_an_unknown_model_is_told_before_anything_is_started() -> None:
+    command = [*TOKENWIRE, "up", *FREE_PORTS, "--model", "./nowhere"]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRON)
+    assert result.returncode == 1
+    assert "'./nowhere': no such file or folder" in result.stderr
+    assert "starting" not in result.stdout
+
+
+@pytest.mark.model
+def test_a_bad_setting_of_a_tier_ends_up_with_that_tiers_words() -> None:
+    environ = {**ENVIRON, "TOKENWIRE_TOKENIZER_ENCODE_THREADS": "none"}
+    command = [*TOKENWIRE, "up", *FREE_PORTS, "--engine", "mock"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120)
+    assert result.returncode == 1
+    assert "the tokenizer tier ended with status 2" in result.stderr
+    assert "TOKENWIRE_TOKENIZER_ENCODE_THREADS='none': must be an integer" in result.stderr
+
+
+@pytest.mark.model
+def test_the_demo_answers_and_stops() -> None:
+    command = [*TOKENWIRE, "demo", "--engine", "mock", "Say something"]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRON, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "> Say something\n" in result.stdout
+    assert re.search(r"\(\d+ tokens, first after \d+ ms, [\d.]+ tokens/s\)", result.stdout)
+    assert [line.split()[0] for line in result.stdout.splitlines() if line.endswith("drained")] == [
+        "gateway", "tokenizer", "model",
+    ]  # fmt: skip
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_starting_stops_everything(number: signal.Signals) -> None:
+    command = [*TOKENWIRE, "up", *FREE_PORTS, "--engine", "mock"]
+    environ = {**ENVIRON, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "starting" in line:
+                break
+        time.sleep(0.5)
+        process.send_signal(number)
+        said = process.stdout.read()
+        assert process.wait(60) == 0
+    assert f"{number.name}: draining" in said
+    assert "Serving" not in said
+
+
+def test_the_examples_name_this_server_and_this_python() -> None:
+    found = dict(examples("m", "127.0.0.1:7", "127.0.0.1:8"))
+    assert '"model": "m"' in found["curl"]
+    assert "http://127.0.0.1:8/" in found["curl"]
+    assert "127.0.0.1:7" in found["Python"]
+    assert found["CLI"].startswith(f"{command_name()} chat --target 127.0.0.1:7 ")
