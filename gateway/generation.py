@@ -16,13 +16,10 @@ from gateway.text_requests import TextRequest
 from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable
 from tokenwire.requests import MAX_CHOICES, MAX_REQUEST_ID_CHARS, FinishReason, RequestContext, Terminal
 from tokenwire.sampling import refuse
+from tokenwire.wire import CALL_ROUNDING, call_limit_s
 
-CALL_MARGIN_S = 0.05
-"""A call's own limit minus this is the engine's, so that the terminal event still reaches the client in time."""
 LAST_MOMENT_S = 0.015
 """This long before a call's own limit the gateway ends it whatever the tiers below do."""
-ROUNDING = 0.01
-"""gRPC sends a limit rounded up to two or three digits: the client's own timer may fire this part of it earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +40,8 @@ def caller_of(context: RequestContext, call_deadline_s: float | None, default_ti
     client_s = float("inf")
     if call_deadline_s is not None:
         left_s = max(0.0, call_deadline_s - context.arrival_s)
-        client_s = call_deadline_s - ROUNDING * left_s
-        limit_s = client_s - min(CALL_MARGIN_S, left_s / 2)
+        client_s = call_deadline_s - CALL_ROUNDING * left_s
+        limit_s = context.arrival_s + call_limit_s(left_s)
         deadline_s = limit_s if deadline_s is None else min(deadline_s, limit_s)
     if deadline_s is None and default_timeout_s > 0:
         deadline_s = context.arrival_s + default_timeout_s

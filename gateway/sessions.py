@@ -9,11 +9,12 @@ from dataclasses import replace
 from gateway.generation import Generation
 from gateway.metrics import RequestRecord
 from gateway.submission import Choice, Submission
-from tokenwire.errors import AlreadyExists, FieldViolation, InvalidRequest, Overloaded, TokenwireError
+from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError
 from tokenwire.outbox import TextOutbox
 from tokenwire.requests import MAX_CHOICES, CancelReason, FinishReason, Terminal
 from tokenwire.sampling import refuse
-from tokenwire.session import MAX_HANDLE, PROTOCOL_VERSION
+from tokenwire.session import PROTOCOL_VERSION
+from tokenwire.session_server import handles_of
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 from tokenwire.version import __version__
 from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire
@@ -124,13 +125,9 @@ class TextServerSession:
             running.record.close()
 
     def _submit(self, submit: tokenizer_pb2.Submit) -> None:
-        first, num_choices = submit.handle, submit.request.options.num_choices or 1
+        num_choices = submit.request.options.num_choices or 1
         credit = submit.initial_credit if submit.HasField("initial_credit") else None
-        bad_count = num_choices > MAX_CHOICES
-        handles = range(first, first + (1 if bad_count else num_choices))
-        if not self._last_handle < first <= handles[-1] <= MAX_HANDLE:
-            message = f"handle {first} must be greater than {self._last_handle}, the last one of this stream"
-            raise InvalidRequest(f"{message}, and below 2^32 with its choices", reason="HANDLE_ORDER")
+        handles = handles_of(submit.handle, num_choices, self._last_handle)
         if self.outbox.num_undelivered > 2 * self._max_requests:
             message = f"{self.outbox.num_undelivered} terminal events wait to be read: read them before submitting more"
             raise Overloaded(message, reason="READER_TOO_SLOW", retry_after_s=1.0)
@@ -140,7 +137,7 @@ class TextServerSession:
         record = self._generation.record("grpc.session")
         record.num_prompts, record.model = 1, submit.request.model
         try:
-            if bad_count:
+            if num_choices > MAX_CHOICES:
                 allowed = f"{num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"
                 refuse([FieldViolation("options.num_choices", allowed)])
             self._start(submit.request, handles, record)

@@ -150,8 +150,10 @@ class SessionClient(Generic[R]):
             moved_on = asyncio.Event()
             task = self._spawn(self._run_stream(moved_on))
             mover = asyncio.ensure_future(moved_on.wait())
-            await asyncio.wait({task, mover}, return_when=asyncio.FIRST_COMPLETED)
-            mover.cancel()
+            try:
+                await asyncio.wait({task, mover}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                mover.cancel()
             if moved_on.is_set():
                 backoff_s = FIRST_BACKOFF_S
                 if not task.done():

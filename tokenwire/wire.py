@@ -29,6 +29,10 @@ CANCEL_TO_WIRE: dict[CancelReason, pb.CancelReason] = {
 CANCEL_FROM_WIRE = {number: reason for reason, number in CANCEL_TO_WIRE.items()}
 
 CALL_MARGIN_S = 0.05
+"""What a terminal event may need on its way up."""
+
+CALL_ROUNDING = 0.01
+"""gRPC sends a limit rounded up to two or three digits: the client's own timer may fire this part of it earlier."""
 
 NEUTRAL_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Penalties are not built; the values that change nothing are accepted."""
@@ -58,7 +62,7 @@ def context_from_wire(message: pb.RequestContext, *, call_remaining_s: float | N
 
 def call_limit_s(remaining_s: float) -> float:
     """How long the engine may take for a call with so much time left: its DEADLINE must still reach the client."""
-    return remaining_s - min(CALL_MARGIN_S, remaining_s / 2)
+    return remaining_s * (1 - CALL_ROUNDING) - min(CALL_MARGIN_S, remaining_s / 2)
 
 
 def context_to_wire(context: RequestContext) -> pb.RequestContext:
