@@ -18,7 +18,7 @@ from gateway.settings import GatewaySettings
 from gateway.submission import Choice, Sink, Submission
 from gateway.text_requests import TextRequest
 from tokenwire.channels import aio_channel
-from tokenwire.errors import Internal, Overloaded, TokenwireError, Unavailable
+from tokenwire.errors import FieldViolation, Internal, InvalidRequest, Overloaded, TokenwireError, Unavailable
 from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
@@ -136,6 +136,8 @@ class Backends:
         targets = settings.tokenizer_targets.split(",")
         self.tiers = [Backend(target, metrics, self._lost, self.changed.set) for target in targets]
         self._open: dict[Submission, Backend] = {}
+        self._num_outputs = 0
+        """Prompts times choices of what is open."""
         self._request_ids: set[str] = set()
         self._closing: TokenwireError | None = None
 
@@ -189,26 +191,38 @@ class Backends:
         for submission in list(self._open):
             submission.fail(error)
 
+    def require_room(self, num_prompts: int, num_choices: int) -> None:
+        """Raise Overloaded when so much is not free now, InvalidRequest when it never will be."""
+        num_outputs, most = num_prompts * num_choices, self._max_open
+        if num_outputs > most:
+            field = "options.num_choices" if num_choices > 1 else "prompts"
+            given = f"{num_prompts} prompts times {num_choices} choices are {num_outputs} outputs"
+            description = f"{given}: at most {most} in one call (max_concurrent_requests)"
+            raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+        if self._num_outputs + num_outputs > most:
+            raise Overloaded(
+                f"{self._num_outputs} of at most {most} outputs (max_concurrent_requests) are being generated, "
+                f"which leaves no room for {num_outputs} more",
+                reason="TOO_MANY_REQUESTS",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
     def submit(
         self, request: TextRequest, context: RequestContext, sinks: Sequence[Sink], give_up_s: float | None = None
     ) -> Submission:
         """Send a prompt down; one sink per choice. Fills in the request's context.
 
         `give_up_s`: when, on the monotonic clock, the choices end here if no tier below has ended them.
-        Raises Overloaded and Unavailable.
+        Raises InvalidRequest, Overloaded and Unavailable.
         """
         if self._closing is not None:
             raise self._closing
-        if len(self._open) >= self._max_open:
-            raise Overloaded(
-                f"{len(self._open)} prompts are being answered, the most allowed (max_concurrent_requests)",
-                reason="TOO_MANY_REQUESTS",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        self.require_room(1, len(sinks))
         backend = self._choose()
         context = self._with_unique_id(context)
         submission = Submission(request, context, sinks, self._closed, give_up_s)
         self._request_ids.add(context.request_id)
+        self._num_outputs += submission.num_choices
         self._metrics.open_streams.inc()
         self._place(submission, backend)
         return submission
@@ -264,6 +278,7 @@ class Backends:
 
     def _closed(self, submission: Submission) -> None:
         self._open.pop(submission).num_open -= 1
+        self._num_outputs -= submission.num_choices
         self._request_ids.discard(submission.context.request_id)
         self._metrics.open_streams.dec()
         if not self._open:

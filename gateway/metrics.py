@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from tokenwire.errors import TokenwireError
 from tokenwire.logs import fields
-from tokenwire.requests import FinishReason, GatewayTimings, Terminal, Usage
+from tokenwire.requests import FinishReason, GatewayTimings, Terminal
 from tokenwire.telemetry import REGISTRY, TierMetrics
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ class RequestRecord:
         self._metrics = metrics
         self._arrival_s = time.monotonic()
         self._first_text_s: float | None = None
-        self._usage = Usage()
+        self._prompt_tokens: dict[int, int] = {}
+        """By prompt: its choices share it."""
+        self._completion_tokens = 0
         self._outcome = "ok"
         self._message: str | None = None
         self._reasons: dict[str, int] = {}
@@ -60,9 +62,12 @@ class RequestRecord:
         """Where the time went, by now."""
         return GatewayTimings(self._first_text_s or 0.0, time.monotonic() - self._arrival_s)
 
-    def ended(self, terminal: Terminal) -> None:
-        """One output of the request ended."""
-        self._usage = self._usage + terminal.usage
+    def ended(self, terminal: Terminal, prompt: int = 0) -> None:
+        """One output of the request ended. What was refused before its first token counts no prompt."""
+        usage = terminal.usage
+        self._completion_tokens += usage.completion_tokens
+        if terminal.error is None or usage.completion_tokens:
+            self._prompt_tokens[prompt] = usage.prompt_tokens
         reason = terminal.reason
         self._reasons[reason.value] = self._reasons.get(reason.value, 0) + 1
         if reason not in ENDED_WELL and self._outcome == "ok":
@@ -95,8 +100,8 @@ class RequestRecord:
                 outcome=self._outcome,
                 reasons=",".join(f"{reason}:{count}" for reason, count in self._reasons.items()) or None,
                 prompts=self.num_prompts or None,
-                prompt_tokens=self._usage.prompt_tokens or None,
-                completion_tokens=self._usage.completion_tokens or None,
+                prompt_tokens=sum(self._prompt_tokens.values()) or None,
+                completion_tokens=self._completion_tokens or None,
                 first_text_s=self._first_text_s,
                 total_s=total_s,
                 error=self._message,

@@ -88,8 +88,6 @@ class TextServerSession:
                 submission.cancel(choice, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
         for credit in frame.credits:
             self.outbox.grant(credit.handle, credit.tokens)
-        if frame.HasField("drain"):
-            self.outbox.end()
 
     def half_close(self) -> None:
         """The client submits nothing more."""

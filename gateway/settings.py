@@ -31,6 +31,9 @@ class GatewaySettings(ServerSettings):
     )
     max_prompts: int = setting(1024, "most prompts in one call", minimum=1, maximum=1024)
     max_concurrent_requests: int = setting(
-        4096, "most prompts being answered at once; one more is refused with a time to come back", minimum=1
+        4096,
+        "most outputs (prompts times choices) being generated at once; a call that needs more than is free is refused "
+        "with a time to come back",
+        minimum=1,
     )
     default_timeout_s: float = setting(0.0, "time limit of requests that bring none; 0: none", minimum=0)

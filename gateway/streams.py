@@ -95,7 +95,7 @@ class TextStream:
         for event in events:
             if event.terminal is not None:
                 self._num_running -= 1
-                self.record.ended(event.terminal)
+                self.record.ended(event.terminal, event.prompt)
                 event.terminal = replace(event.terminal, gateway_timings=self.record.timings())
         return events
 

@@ -73,6 +73,8 @@ class Submission:
         self.context = context
         self.choices = [Choice(self, sink) for sink in sinks]
         """The open ones."""
+        self.num_choices = len(self.choices)
+        """How many there were at the start."""
         self.started = False
         """Something was passed on, so the request cannot begin again elsewhere."""
         self.num_tries = 0

@@ -273,6 +273,31 @@ def test_more_than_the_limit_is_refused_with_a_time_to_come_back() -> None:
     asyncio.run(main())
 
 
+def test_a_call_counts_with_all_its_choices_and_is_refused_whole() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(max_concurrent_requests=5) as (tier, live):
+            pairs = pb.GenerationOptions(num_choices=2)
+            call = live.stub.Generate(generate_request("!hang", options=pairs))
+            asyncio.ensure_future(call.initial_metadata())
+            await tier.until(lambda: len(tier.requests) == 1)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await live.generate("a", "b", options=pairs)
+            error = from_rpc_error(caught.value)
+            assert type(error) is Overloaded and error.retry_after_s == 1
+            assert len(tier.requests) == 1, "nothing of a refused call goes down"
+            call.cancel()
+            await live.until_idle()
+            assert text_of(await live.generate("a", "b", options=pairs), 1, 1) == "b"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await live.generate("a", "b", "c", options=pairs)
+            error = from_rpc_error(caught.value)
+            assert type(error) is InvalidRequest
+            assert [v.field for v in error.violations] == ["options.num_choices"]
+            assert "3 prompts times 2 choices are 6 outputs: at most 5" in error.message
+
+    asyncio.run(main())
+
+
 def test_what_passes_through() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (_, live):

@@ -235,6 +235,17 @@ def test_a_client_that_grants_nothing_cannot_pile_up_sequences() -> None:
     asyncio.run(main())
 
 
+def test_a_submit_of_more_choices_than_the_gateway_takes_is_refused() -> None:
+    async def main() -> None:
+        async with session(max_concurrent_requests=2) as (tier, _, peer):
+            await peer.submit(1, "a", n=3)
+            error = (await peer.end(1)).error
+            assert type(error) is InvalidRequest
+            assert [v.field for v in error.violations] == ["options.num_choices"] and tier.requests == []
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("hello", "kind"), [(pb.Hello(protocol_version=2), FailedPrecondition), (None, InvalidRequest)]
 )

@@ -155,6 +155,25 @@ def test_overload_is_refused_with_a_time_to_come_back() -> None:
     asyncio.run(main())
 
 
+def test_a_call_of_many_choices_is_refused_whole() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(max_concurrent_requests=4) as (tier, live):
+            running = asyncio.ensure_future(live.http.post("/generate", json={"inputs": "!step a"}))
+            await tier.until(lambda: tier.num_running == 1)
+            response = await live.http.post("/v1/completions", json={"prompt": ["x", "y"], "n": 2})
+            assert response.status_code == 429 and response.headers["retry-after"] == "1"
+            response = await live.http.post("/v1/completions", json={"prompt": ["x", "y"], "n": 3})
+            error = response.json()["error"]
+            assert response.status_code == 400 and error["param"] == "n"
+            assert error["message"].startswith("n: 2 prompts times 3 choices are 6 outputs: at most 4")
+            assert len(tier.requests) == 1
+            while not running.done():
+                tier.step()
+                await asyncio.sleep(0.002)
+
+    asyncio.run(main())
+
+
 def test_time_that_runs_out() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (tier, live):
