@@ -33,6 +33,13 @@ RETRY_AFTER_S = 1.0
 MAX_TRIES = 2
 
 
+def with_retry_time(error: TokenwireError) -> TokenwireError:
+    """The same error; where a tier is missing and nobody below said when to come back, with a time to do so."""
+    if isinstance(error, Unavailable) and error.retry_after_s is None:
+        error.retry_after_s = RETRY_AFTER_S
+    return error
+
+
 class Backend:
     """One tokenizer tier: its channel, its session, and whether it says that it can answer."""
 
@@ -98,7 +105,10 @@ class Backend:
         for finish in frame.finishes:
             choice = receivers.pop(finish.handle, None)
             if choice is not None:
-                choice.on_finish(terminal_from_wire(finish))
+                terminal = terminal_from_wire(finish)
+                if terminal.error is not None:
+                    with_retry_time(terminal.error)
+                choice.on_finish(terminal)
 
     def on_lost(self, stream: SessionStream[Choice], receivers: dict[int, Choice], error: TokenwireError) -> None:
         """The session broke: each request goes on elsewhere or ends."""
@@ -182,7 +192,7 @@ class Backends:
 
     async def close(self) -> None:
         """Cut everything; what is open ends with an error."""
-        self.end_all(Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN"))
+        self.end_all(with_retry_time(Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN")))
         await asyncio.gather(*(backend.close() for backend in self.tiers))
 
     def end_all(self, error: TokenwireError) -> None:
@@ -237,7 +247,7 @@ class Backends:
                 metadata = (("x-request-id", request_id),)
                 return await getattr(backend.stub, method)(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as rpc_error:
-                error = from_rpc_error(rpc_error)
+                error = with_retry_time(from_rpc_error(rpc_error))
                 if not isinstance(error, Unavailable) or len(tried) >= min(MAX_TRIES, len(self.tiers)):
                     raise error from None
 
@@ -252,7 +262,11 @@ class Backends:
         connected = [b for b in self.tiers if b.session.stream is not None and b not in avoid]
         ready = [b for b in connected if b.serving]
         if not connected:
-            raise Unavailable(self.missing() or "the other tokenizer tiers are down", reason="TOKENIZER_TIER_DOWN")
+            raise Unavailable(
+                self.missing() or "the other tokenizer tiers are down",
+                reason="TOKENIZER_TIER_DOWN",
+                retry_after_s=RETRY_AFTER_S,
+            )
         return min(ready or connected, key=lambda b: b.num_open)
 
     def _place(self, submission: Submission, backend: Backend) -> None:
@@ -274,7 +288,7 @@ class Backends:
                 self._place(submission, other)
                 return
         lost = f"the tokenizer tier at {backend.target} was lost: {error}"
-        submission.fail(Unavailable(lost, reason="TOKENIZER_TIER_LOST"))
+        submission.fail(Unavailable(lost, reason="TOKENIZER_TIER_LOST", retry_after_s=RETRY_AFTER_S))
 
     def _closed(self, submission: Submission) -> None:
         self._open.pop(submission).num_open -= 1

@@ -6,7 +6,7 @@ import time
 
 from prometheus_client import CollectorRegistry
 
-from gateway.backends import Backends
+from gateway.backends import RETRY_AFTER_S, Backends
 from gateway.generation import Generation
 from gateway.http.app import make_app
 from gateway.http.server import HttpServer
@@ -73,7 +73,9 @@ class Gateway:
         self.service.drain(limit_s)
         grpc_drained = asyncio.get_running_loop().create_task(self.grpc.drain())
         await self._until_idle(max(0.0, limit_s - LAST_MOMENTS_S))
-        self.backends.end_all(Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN"))
+        self.backends.end_all(
+            Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN", retry_after_s=RETRY_AFTER_S)
+        )
         await asyncio.gather(grpc_drained, self.http.stop(max(LAST_MOMENTS_S, ends_s - time.monotonic())))
         await self.backends.close()
 

@@ -5,6 +5,7 @@ A word is a token. A prompt whose first word begins with `!` is a script:
     !hang          sends nothing, then waits likewise
     !step a b c    sends a word per `step()` of the tier
     !bad a         ends with InvalidRequest at once
+    !down          ends with Unavailable at once, which says nothing of when to come back
     !break a b     sends the words, then ends with Internal
     !late a        sends the words, then ends with DEADLINE
 """
@@ -15,7 +16,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tokenwire.errors import FieldViolation, Internal, InvalidRequest, NotFound, TokenwireError, Unsupported
+from tokenwire.errors import (
+    FieldViolation,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    TokenwireError,
+    Unavailable,
+    Unsupported,
+)
 from tokenwire.outbox import TextOutbox
 from tokenwire.requests import CancelReason, FinishReason, Terminal, Usage
 from tokenwire.server import GrpcServer
@@ -140,6 +149,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         if script == "!bad":
             message = "options.stop.max_tokens: 999 is not allowed: at most 63"
             raise InvalidRequest(message, violations=[FieldViolation("options.stop.max_tokens", "999 is not allowed")])
+        if script == "!down":
+            raise Unavailable("no model tier is ready")
         limit = options.stop.max_tokens or 10**6
         num_prompt = len(words) + bool(script)
         steps_seen = self._steps

@@ -130,11 +130,27 @@ def test_readiness_says_what_is_missing_and_recovers() -> None:
                     response = await live.http.post(path, json=body)
                     assert response.status_code == 503
                     assert response.json()["error"]["code"] == "tokenizer_tier_down"
+                    assert response.headers["retry-after"] == "1"
                 assert (await live.http.get("/v1/models")).status_code == 503
                 await tier.start(port=port)
                 await live.until_ready()
                 assert (await live.http.get("/readyz")).json() == {"status": "ready", "models": [MODEL]}
                 assert (await live.http.post(CHAT, json=GOOD)).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_what_is_missing_behind_a_tier_has_a_time_to_come_back() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            response = await live.http.post("/generate", json={"inputs": "!down"})
+            assert response.status_code == 503 and response.headers["retry-after"] == "1"
+            lost = asyncio.ensure_future(live.http.post("/generate", json={"inputs": "!hang"}))
+            await tier.until(lambda: tier.num_running == 1)
+            await tier.kill()
+            response = await lost
+            assert response.status_code == 503 and response.headers["retry-after"] == "1"
+            assert response.json()["error"]["code"] == "tokenizer_tier_lost"
 
     asyncio.run(main())
 
