@@ -68,6 +68,7 @@ class ModelTier:
         self.servicer.drain_sessions()
         await self.grpc.drain()
         await self.engine.close()
+        log.info("stopped")
 
     def _on_engine(self, up: bool) -> None:
         """The engine came up or was lost: health follows; sessions end with their engine."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import chain
 
 from model_svc.admission import TokenRequest
@@ -34,6 +35,14 @@ def request_from_wire(message: model_pb2.TokenRequest, *, call_remaining_s: floa
     )
 
 
+@dataclass(slots=True, eq=False)
+class OpenRequest:
+    """A request with choices that have not ended."""
+
+    request_id: str
+    num_open: int
+
+
 class TokenSession:
     """One peer's session. Also the sink of its sequences: columns fill until the writer takes the frame."""
 
@@ -41,10 +50,10 @@ class TokenSession:
         self._engine = engine
         self._state = state
         self._on_close = on_close
-        self._open: dict[int, tuple[int, str]] = {}
-        """Sequence id and request id of each open handle."""
-        self._running_requests: dict[str, int] = {}
-        """Open sequences of each request id."""
+        self._open: dict[int, tuple[int, OpenRequest]] = {}
+        """Sequence id and request of each open handle."""
+        self._requests: dict[str, OpenRequest] = {}
+        """By request id; a request that is being taken back does not hold its id any more."""
         self._last_handle = 0
         self._tokens: dict[int, list[int]] = {}
         self._finishes: list[common_pb2.Finish] = []
@@ -62,13 +71,15 @@ class TokenSession:
         return model_pb2.ModelServiceSessionResponse(hello=hello, load=self._state.load())
 
     def on_frame(self, frame: model_pb2.ModelServiceSessionRequest) -> None:
-        """Take submits, then cancels. A handle out of order ends the session; any other fault its request alone."""
+        """Take cancels, submits, and cancels of those.
+
+        A handle out of order ends the session; any other fault ends its request alone.
+        """
+        self._cancel(frame.cancels)
         for submit in frame.submits:
             self._submit(submit)
-        for cancel in frame.cancels:
-            opened = self._open.get(cancel.handle)
-            if opened is not None:
-                self._engine.abort(opened[0], CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+        if frame.submits:
+            self._cancel(frame.cancels)
 
     def half_close(self) -> None:
         """The peer submits nothing more."""
@@ -122,7 +133,10 @@ class TokenSession:
         """Add the terminal event to the frame being filled."""
         opened = self._open.pop(handle, None)
         if opened is not None:
-            self._forget(opened[1])
+            request = opened[1]
+            request.num_open -= 1
+            if not request.num_open:
+                self._release_id(request)
         self._finishes.append(terminal_to_wire(terminal, handle))
 
     def flush(self) -> None:
@@ -143,8 +157,8 @@ class TokenSession:
         if self._drain is not None:
             frame.drain.CopyFrom(self._drain)
             self._drain = None
-        if self._half_closed or self._error is not None:
-            self._wake.set()  # look again whether this was the last
+        if self._error is not None or (self._half_closed and not self._open):
+            self._wake.set()  # this was the last
         return frame
 
     def _submit(self, submit: model_pb2.TokenSubmit) -> None:
@@ -161,18 +175,25 @@ class TokenSession:
     def _admit(self, first: int, message: model_pb2.TokenRequest) -> None:
         request = request_from_wire(message)
         request_id = request.context.request_id
-        if request_id in self._running_requests:
+        if request_id in self._requests:
             raise AlreadyExists(
                 f"context.request_id {request_id!r} is running on this session", reason="DUPLICATE_REQUEST"
             )
         sequences = self._state.admission().sequences(request, self._engine.next_id)
         self._engine.admit(len(sequences), len(request.token_ids) * len(sequences))
-        self._running_requests[request_id] = len(sequences)
+        opened = self._requests[request_id] = OpenRequest(request_id, len(sequences))
         for handle, sequence in enumerate(sequences, first):
-            self._open[handle] = (sequence.sequence_id, request_id)
+            self._open[handle] = (sequence.sequence_id, opened)
             self._engine.submit(sequence, self, handle)
 
-    def _forget(self, request_id: str) -> None:
-        self._running_requests[request_id] -= 1
-        if not self._running_requests[request_id]:
-            del self._running_requests[request_id]
+    def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
+        for cancel in cancels:
+            opened = self._open.get(cancel.handle)
+            if opened is not None:
+                sequence_id, request = opened
+                self._engine.abort(sequence_id, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+                self._release_id(request)
+
+    def _release_id(self, request: OpenRequest) -> None:
+        if self._requests.get(request.request_id) is request:
+            del self._requests[request.request_id]

@@ -33,6 +33,7 @@ from tokenwire.requests import (
 
 log = logging.getLogger(__name__)
 
+RETRY_AFTER_S = 1.0
 DEADLINE_MARGIN_S = 0.02
 """The model tier is given this much less time, so that its DEADLINE, with exact counts, comes before ours."""
 
@@ -84,7 +85,7 @@ class Choice:
     def on_lost(self, error: TokenwireError) -> None:
         """The model tier was lost."""
         if not self.ended and not self.request.try_again():
-            self.request.end_open(self, FinishReason.ERROR, error)
+            self.request.end_open(self, FinishReason.ERROR, self.request.lost(error))
 
     def on_failed(self, error: TokenwireError) -> None:
         """A bug of ours: the text stands as it was sent."""
@@ -164,6 +165,12 @@ class RunningRequest:
         log.warning("request goes to another model tier", extra=fields(request_id=request_id, target=replica.target))
         self._submit(replica)
         return True
+
+    def lost(self, why: TokenwireError) -> TokenwireError:
+        """The error of a request whose model tier was lost after its first token, or with no other to go to."""
+        target = self._replica.target if self._replica is not None else "below"
+        message = f"the model tier at {target} was lost: {why}"
+        return Unavailable(message, reason="MODEL_TIER_LOST", retry_after_s=RETRY_AFTER_S)
 
     def fail_choice(self, choice: Choice, error: TokenwireError) -> None:
         """End a choice whose text cannot be asked any more."""

@@ -5,7 +5,7 @@ request is its terminal event; a broken protocol ends the session, and a broken 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tokenizer_svc.running_request import RunningRequest
 from tokenizer_svc.tier import Tier
@@ -48,7 +48,8 @@ class TextSession:
         self._outbox = TextOutbox()
         self._requests: dict[int, RunningRequest] = {}
         """The request of each handle whose request has not ended."""
-        self._request_ids: set[str] = set()
+        self._by_id: dict[str, RunningRequest] = {}
+        """By request id; a request that is being taken back does not hold its id any more."""
         self._last_handle = 0
 
     def hello(self) -> tokenizer_pb2.SessionResponse:
@@ -63,18 +64,17 @@ class TextSession:
         return tokenizer_pb2.SessionResponse(hello=hello)
 
     def on_frame(self, frame: tokenizer_pb2.SessionRequest) -> None:
-        """Take submits, cancels and credits. A handle out of order ends the session; other faults end their request."""
+        """Take cancels, submits, cancels of those, and credits.
+
+        A handle out of order ends the session; any other fault ends its request alone.
+        """
+        self._cancel(frame.cancels)
         for submit in frame.submits:
             self._submit(submit)
-        for cancel in frame.cancels:
-            request = self._requests.get(cancel.handle)
-            if request is not None:
-                request.cancel(cancel.handle, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
-            self._outbox.discard_text(cancel.handle)
+        if frame.submits:
+            self._cancel(frame.cancels)
         for credit in frame.credits:
             self._outbox.grant(credit.handle, credit.tokens)
-        if frame.HasField("drain"):
-            self.half_close()
 
     def half_close(self) -> None:
         """The peer submits nothing more; what runs goes on."""
@@ -109,17 +109,30 @@ class TextSession:
     def _start(self, first: int, message: tokenizer_pb2.TextRequest) -> None:
         request = request_from_wire(message)
         request_id = request.context.request_id
-        if request_id in self._request_ids:
+        if request_id in self._by_id:
             raise AlreadyExists(
                 f"context.request_id {request_id!r} is running on this session", reason="DUPLICATE_REQUEST"
             )
         running = RunningRequest(self._tier, request, first, self._outbox, self._forget)
         running.start()
-        self._request_ids.add(request_id)
+        self._by_id[request_id] = running
         for handle in range(first, first + request.options.num_choices):
             self._requests[handle] = running
 
+    def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
+        for cancel in cancels:
+            request = self._requests.get(cancel.handle)
+            if request is not None:
+                request.cancel(cancel.handle, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+                self._release_id(request)
+            self._outbox.discard_text(cancel.handle)
+
+    def _release_id(self, request: RunningRequest) -> None:
+        request_id = request.request.context.request_id
+        if self._by_id.get(request_id) is request:
+            del self._by_id[request_id]
+
     def _forget(self, running: RunningRequest) -> None:
-        self._request_ids.discard(running.request.context.request_id)
+        self._release_id(running)
         for choice in running.choices:
             self._requests.pop(choice.handle, None)

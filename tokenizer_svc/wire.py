@@ -5,13 +5,16 @@ from typing import Any
 
 from tokenizer_svc.chat_template import ChatMessage, Conversation
 from tokenizer_svc.text_request import TextRequest
-from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.errors import FieldViolation, InvalidRequest, Unsupported
 from tokenwire.v1 import tokenizer_pb2
 from tokenwire.wire import context_from_wire, options_from_wire
 
 
 def request_from_wire(message: tokenizer_pb2.TextRequest) -> TextRequest:
     """A text request. Raises Unsupported for what is not built."""
+    if message.conversation.tools:
+        fields = [FieldViolation("conversation.tools", "tool calls are not built in this release; leave it out")]
+        raise Unsupported("conversation.tools: tool calls are not built in this release", violations=fields)
     return TextRequest(
         context=context_from_wire(message.context),
         model=message.model,
@@ -82,12 +85,16 @@ def _tool(tool: tokenizer_pb2.ToolDefinition, path: str) -> dict[str, Any]:
 
 def _json_object(text: str, path: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_such_number)
     except (ValueError, RecursionError) as error:
         raise _invalid(path, f"{text[:80]!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise _invalid(path, f"{text[:80]!r} is not a JSON object")
     return value
+
+
+def _no_such_number(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
 
 
 def _invalid(field: str, description: str) -> InvalidRequest:

@@ -53,8 +53,9 @@ class GrpcServer:
         reflection.enable_server_reflection(names, self.server)
         address = join_host_port(self.settings.host, self.settings.port)
         try:
+            try_port(self.settings.host, self.settings.port)  # first: gRPC would print lines of its own
             self.port = self.server.add_insecure_port(address)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             message = f"cannot listen on {address}: the port is in use or the address is not of this machine"
             raise FailedPrecondition(f"{message}; give another with --port or --host", reason="PORT_IN_USE") from error
         await self.set_serving(False)
@@ -98,6 +99,14 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     except TokenwireError as error:
         log.error("%s", error)
         raise SystemExit(1) from None
+
+
+def try_port(host: str, port: int) -> None:
+    """Bind and let go. Raises OSError when the address cannot be listened on."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind(address)
 
 
 def join_host_port(host: str, port: int) -> str:

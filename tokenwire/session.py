@@ -187,6 +187,9 @@ class SessionClient(Generic[R]):
             error = Unavailable(f"{self.target} did not say Hello within {HELLO_TIMEOUT_S:g} s", reason="NO_HELLO")
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(rpc_error)
+            if stream is None and isinstance(error, Unavailable) and error.reason == Unavailable.default_reason:
+                log.debug("%s: %s", self.target, error)
+                error = Unavailable(f"{self.target} cannot be reached", reason="UNREACHABLE")
         except TokenwireError as refusal:
             error = refusal
         except Exception as bug:

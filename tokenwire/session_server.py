@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import grpc
 
-from tokenwire.errors import FailedPrecondition, InvalidRequest
+from tokenwire.errors import FailedPrecondition, InvalidRequest, NotFound
 from tokenwire.requests import MAX_CHOICES
 from tokenwire.session import MAX_HANDLE, PROTOCOL_VERSION
-from tokenwire.tasks import cancel_and_wait
+from tokenwire.v1 import common_pb2
 
 
 class ServerSession(Protocol):
@@ -39,14 +39,15 @@ class ServerSession(Protocol):
 
 async def run_session(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext, session: ServerSession) -> None:
     """Serve one session to its end. Raises the session's protocol errors; `session.close` is always called."""
-    reader: asyncio.Task[None] | None = None
-    writer: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = []
     try:
         first = await anext(frames, None)
-        check_hello(first)
-        await context.write(session.hello())
+        hello = session.hello()
+        check_hello(first, hello.hello)
+        await context.write(hello)
         reader = asyncio.ensure_future(_read(frames, session))
         writer = asyncio.ensure_future(_write(context, session))
+        tasks = [reader, writer]
         await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
         if reader.done():
             reader.result()
@@ -54,17 +55,32 @@ async def run_session(frames: AsyncIterator[Any], context: grpc.aio.ServicerCont
         await writer
     finally:
         session.close()
-        await cancel_and_wait(*(task for task in (reader, writer) if task is not None and not task.done()))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # what mattered has been raised above
 
 
-def check_hello(first: Any | None) -> None:
-    """Raise InvalidRequest or FailedPrecondition unless the first frame is a Hello of our protocol."""
+def check_hello(first: Any | None, ours: common_pb2.Hello) -> None:
+    """Raise InvalidRequest, NotFound or FailedPrecondition unless the first frame is a Hello that suits `ours`."""
     if first is None or not first.HasField("hello"):
         raise InvalidRequest("the first frame of a session must carry hello", reason="NO_HELLO")
     if first.hello.protocol_version != PROTOCOL_VERSION:
         theirs = first.hello.protocol_version
         message = f"hello.protocol_version {theirs} is not known here: this server speaks {PROTOCOL_VERSION}"
         raise FailedPrecondition(message, reason="PROTOCOL_VERSION")
+    if type(first)(hello=first.hello) != first:
+        raise InvalidRequest("the first frame of a session carries hello alone", reason="NO_HELLO")
+    served = {card.name: card.fingerprint.vocabulary for card in ours.models}
+    for card in first.hello.models:
+        if card.name and card.name not in served:
+            names = ", ".join(served) or "nothing yet"
+            raise NotFound(
+                f"hello.models: {card.name!r} is not served here; served is {names}", reason="MODEL_NOT_FOUND"
+            )
+        known, meant = served.get(card.name, ""), card.fingerprint.vocabulary
+        if known and meant and known != meant:
+            message = f"hello.models: the vocabulary of {card.name!r} is {known!r} here, not {meant!r}"
+            raise FailedPrecondition(message, reason="FINGERPRINT_MISMATCH")
 
 
 def handles_of(first: int, num_choices: int, last_handle: int) -> range:
@@ -80,8 +96,16 @@ def handles_of(first: int, num_choices: int, last_handle: int) -> range:
 
 
 async def _read(frames: AsyncIterator[Any], session: ServerSession) -> None:
+    drained = False
     async for frame in frames:
+        if frame.HasField("hello"):
+            raise InvalidRequest("hello came twice: it belongs in the first frame alone", reason="HELLO_TWICE")
+        if drained and frame.submits:
+            raise InvalidRequest("a Submit came after Drain: open another stream for it", reason="DRAINED")
         session.on_frame(frame)
+        if frame.HasField("drain"):
+            drained = True
+            session.half_close()
 
 
 async def _write(context: grpc.aio.ServicerContext, session: ServerSession) -> None:

@@ -10,7 +10,7 @@ from tests.fakes.live_model_tier import RawSession, live_model_tier, token_reque
 from tokenwire.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound, Overloaded, Unsupported
 from tokenwire.requests import CancelReason, FinishReason
 from tokenwire.status import from_wire
-from tokenwire.v1 import common_pb2
+from tokenwire.v1 import common_pb2, model_pb2
 from tokenwire.wire import CANCEL_TO_WIRE, FINISH_TO_WIRE, terminal_from_wire
 
 VOCAB = 49_152
@@ -269,5 +269,82 @@ def test_a_lost_engine_ends_its_sessions_after_their_terminal_events() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await session.read()
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(main())
+
+
+def test_after_half_close_frames_still_come_once_a_step_not_in_a_spin() -> None:
+    async def main() -> None:
+        async with live_model_tier(mock_step_ms=10.0) as live:
+            session = await RawSession.open(live.stub)
+            await session.submit({1: token_request([1], max_tokens=20)})
+            await session.call.done_writing()
+            await session.read_until_finished(1)
+            assert len(session.tokens[1]) == 20
+            assert len(session.frames) <= 25
+            assert await session.call.read() is grpc.aio.EOF
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_taken_back_no_longer_holds_its_id() -> None:
+    async def main() -> None:
+        async with live_model_tier(mock_step_ms=50.0) as live:
+            session = await RawSession.open(live.stub)
+            await session.submit({1: token_request([1], max_tokens=5000, request_id="same")})
+            await session.read()
+            again = model_pb2.TokenSubmit(handle=2, request=token_request([2], max_tokens=2, request_id="same"))
+            await session.send(cancels=[common_pb2.Cancel(handle=1)], submits=[again])
+            await session.read_until_finished(1, 2)
+            assert session.finishes[1].reason == FINISH_TO_WIRE[FinishReason.CANCELLED]
+            assert session.tokens[2] == greedy([2], 2)
+            third = token_request([3], max_tokens=5000, request_id="same")
+            fourth = model_pb2.TokenSubmit(handle=4, request=token_request([4], request_id="same"))
+            await session.submit({3: third})
+            await session.send(submits=[fourth])
+            await session.read_until_finished(4)
+            assert isinstance(from_wire(session.finishes[4].error), AlreadyExists)
+
+    asyncio.run(main())
+
+
+def hello_of(name: str, vocabulary: str = "") -> common_pb2.Hello:
+    card = common_pb2.ModelCard(name=name, fingerprint=common_pb2.Fingerprint(vocabulary=vocabulary))
+    return common_pb2.Hello(protocol_version=1, models=[card])
+
+
+SUBMIT = model_pb2.TokenSubmit(handle=1, request=token_request([1]))
+MINE = "sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "code"),
+    [
+        ({"hello": common_pb2.Hello(protocol_version=1), "submits": [SUBMIT]}, [], "INVALID_ARGUMENT"),
+        ({"hello": hello_of("")}, [{"hello": common_pb2.Hello(protocol_version=1)}], "INVALID_ARGUMENT"),
+        ({"hello": hello_of("")}, [{"drain": common_pb2.Drain()}, {"submits": [SUBMIT]}], "INVALID_ARGUMENT"),
+        ({"hello": hello_of("other")}, [], "NOT_FOUND"),
+        ({"hello": hello_of("smollm2-135m-instruct", "sha256:" + "b" * 64)}, [], "FAILED_PRECONDITION"),
+    ],
+)
+def test_a_frame_out_of_place_or_a_hello_that_does_not_suit_ends_the_call(
+    first: dict[str, object], then: list[dict[str, object]], code: str
+) -> None:
+    async def main() -> None:
+        async with live_model_tier() as live:
+            live.tier.state._fingerprint.vocabulary = MINE
+            session = RawSession(live.stub.Session())
+            await session.send(**first)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                if then:
+                    await session.read()
+                    running = token_request([7], max_tokens=8000)
+                    await session.send(submits=[model_pb2.TokenSubmit(handle=1, request=running)])
+                    for frame in then:
+                        await session.send(**frame)
+                while await session.read():
+                    pass
+            assert caught.value.code().name == code
+            await live.until_idle()
 
     asyncio.run(main())

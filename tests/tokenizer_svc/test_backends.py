@@ -76,6 +76,8 @@ def test_lost_after_the_first_token_is_a_typed_error_with_what_was_made(trained_
                 await fake.kill()
                 terminal = await peer.end(1)
                 assert isinstance(terminal.error, Unavailable)
+                assert terminal.error.reason == "MODEL_TIER_LOST"
+                assert terminal.error.message.startswith(f"the model tier at {fake.target} was lost")
                 assert terminal.usage.completion_tokens == len(live.ids("half of"))
                 assert not other.requests
 

@@ -39,6 +39,11 @@ def change(field: str, value: Any) -> Callable[[Any], None]:
     return apply
 
 
+def spoil_arguments(request: Any) -> None:
+    request.conversation.messages.add(role="user", content="x")
+    request.conversation.template_arguments_json = '{"a": NaN}'
+
+
 BAD: list[tuple[Callable[[Any], None], type[TokenwireError], tuple[str, ...]]] = [
     (change("model", "gpt-9"), NotFound, ("model", "gpt-9")),
     (lambda r: r.ClearField("text"), InvalidRequest, ("input", "text, token_ids")),
@@ -58,6 +63,8 @@ BAD: list[tuple[Callable[[Any], None], type[TokenwireError], tuple[str, ...]]] =
     (change("options.stop.stop_strings", ["x"] * 17), InvalidRequest, ("options.stop.stop_strings", "17", "16")),
     (change("options.num_choices", 500), InvalidRequest, ("options.num_choices", "500", "128")),
     (change("options.constraint.regex", "a*"), Unsupported, ("options.constraint",)),
+    (lambda r: r.conversation.tools.add(name="f"), Unsupported, ("conversation.tools", "not built")),
+    (spoil_arguments, InvalidRequest, ("conversation.template_arguments_json", "NaN")),
     (change("context.request_id", "é"), InvalidRequest, ("context.request_id", "ASCII")),
     (change("context.priority", 101), InvalidRequest, ("context.priority", "101")),
 ]

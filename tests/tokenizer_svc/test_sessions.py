@@ -374,3 +374,17 @@ def test_no_time_left_is_a_deadline_at_once(trained_folder: Path) -> None:
             await live.until_idle()
 
     asyncio.run(main())
+
+
+def test_a_request_that_is_taken_back_no_longer_holds_its_id(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder, hold=True) as (fake, _, peer):
+            await peer.submit(1, text_request("one", request_id="same"))
+            first = await fake.request(0)
+            again = tokenizer_pb2.Submit(handle=2, request=text_request("two", request_id="same"))
+            await peer.send(cancels=[common_pb2.Cancel(handle=1)], submits=[again])
+            assert (await fake.request(1)).request.context.request_id == "same"
+            await first.end(Terminal(FinishReason.CANCELLED))
+            assert (await peer.end(1)).reason is FinishReason.CANCELLED
+
+    asyncio.run(main())
