@@ -126,6 +126,15 @@ class RequestContext:
         return found
 
 
+def is_unicode(text: str) -> bool:
+    """Whether the text can be sent: UTF-8 has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def new_request_id() -> str:
     """A request id nobody else has: "req-" and 16 hex digits."""
     return "req-" + secrets.token_hex(8)
@@ -150,8 +159,8 @@ class GenerationOptions:
             description = f"{len(self.stop_strings)} strings are too many: at most {MAX_STOP_STRINGS}"
             found.append(FieldViolation(f"{prefix}.stop.stop_strings", description))
         for text in self.stop_strings:
-            if not 1 <= len(text.encode()) <= MAX_STOP_STRING_BYTES:
-                allowed = f"1 to {MAX_STOP_STRING_BYTES} bytes"
+            if not 1 <= len(text.encode(errors="replace")) <= MAX_STOP_STRING_BYTES or not is_unicode(text):
+                allowed = f"1 to {MAX_STOP_STRING_BYTES} bytes of valid Unicode"
                 found.append(FieldViolation(f"{prefix}.stop.stop_strings", f"{text[:80]!r} is not allowed: {allowed}"))
         if not 1 <= self.num_choices <= MAX_CHOICES:
             allowed = f"an integer from 1 to {MAX_CHOICES}"

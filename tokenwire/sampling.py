@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from tokenwire.errors import FieldViolation, InvalidRequest
 
 MAX_SEED = 2**64 - 1
+MAX_TOP_K = 2**31 - 1
+MAX_TOKENS = 2**32 - 1
+MAX_TOKEN_ID = 2**32 - 1
 MAX_STOP_TOKEN_IDS = 64
 
 
@@ -39,7 +42,7 @@ class SamplingParams:
         if self.temperature is not None:
             check("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "a finite number ≥ 0")
         if self.top_k is not None:
-            check("top_k", self.top_k >= 0, "an integer ≥ 0 (0 keeps every token)")
+            check("top_k", 0 <= self.top_k <= MAX_TOP_K, "an integer ≥ 0 (0 keeps every token), at most 2^31 - 1")
         if self.top_p is not None:
             check("top_p", 0 < self.top_p <= 1, "a number in (0, 1]")
         if self.min_p is not None:
@@ -72,8 +75,14 @@ class StopParams:
     def violations(self, prefix: str = "stop") -> list[FieldViolation]:
         """Everything wrong with these values, one entry per field; empty when all is well."""
         found: list[FieldViolation] = []
-        if self.max_tokens is not None and self.max_tokens < 1:
-            found.append(FieldViolation(f"{prefix}.max_tokens", f"{self.max_tokens} is not allowed: an integer ≥ 1"))
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= MAX_TOKENS:
+            allowed = "an integer ≥ 1" if self.max_tokens < 1 else "an integer ≥ 1, at most 2^32 - 1"
+            found.append(FieldViolation(f"{prefix}.max_tokens", f"{self.max_tokens} is not allowed: {allowed}"))
+        for token in self.stop_token_ids:
+            if not 0 <= token <= MAX_TOKEN_ID:
+                allowed = "an id of the model's vocabulary"
+                found.append(FieldViolation(f"{prefix}.stop_token_ids", f"{token} is not allowed: {allowed}"))
+                break
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             found.append(
                 FieldViolation(

@@ -11,6 +11,7 @@ from tokenwire.cli.generate import detokenize, generate, tokenize
 from tokenwire.cli.models import models
 from tokenwire.cli.options import target_option
 from tokenwire.cli.up import demo, up
+from tokenwire.client.options import refuse_timeout
 from tokenwire.errors import TokenwireError
 from tokenwire.health import is_serving
 from tokenwire.status import from_rpc_error
@@ -40,6 +41,7 @@ def cli() -> None:
 @click.option("--timeout", "timeout_s", type=float, default=5.0, show_default=True, help="Seconds to wait.")
 def health(target: str, timeout_s: float) -> None:
     """Ask any tier whether it can answer: exit 0 if so, else 1."""
+    refuse_timeout(timeout_s)
     try:
         serving = is_serving(target, timeout_s)
     except grpc.RpcError as error:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Prompt, TextDelta
-from tokenwire.client.options import CallOptions, generation_options, request_context
-from tokenwire.errors import InvalidRequest
+from tokenwire.client.options import CallOptions, generation_options, refuse_bad_text, request_context
+from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.sampling import MAX_TOKEN_ID, refuse
 from tokenwire.v1 import common_pb2, gateway_pb2, tokenizer_pb2
 from tokenwire.wire import context_to_wire, options_to_wire, terminal_from_wire
 
@@ -56,10 +57,9 @@ def chat_call(messages: str | Sequence[Message], given: CallOptions) -> Generati
         truncate=given.get("truncate", False),
     )
     for i, message in enumerate(messages):
-        try:
-            request.conversation.messages.add(role=message.role, content=message.content)
-        except ValueError as error:
-            raise InvalidRequest(f"messages[{i}]: {error}") from None
+        refuse_bad_text(f"messages[{i}].role", message.role)
+        refuse_bad_text(f"messages[{i}].content", message.content)
+        request.conversation.messages.add(role=message.role, content=message.content)
     return GenerationCall(request, context.request_id, options.num_choices, _call_timeout_s(given), chat_events)
 
 
@@ -77,12 +77,12 @@ def tokenize_request(
     texts: Sequence[str], model: str, add_special_tokens: bool, return_offsets: bool
 ) -> tokenizer_pb2.TokenizeRequest:
     """A call to Tokenize. Raises InvalidRequest."""
-    try:
-        return tokenizer_pb2.TokenizeRequest(
-            model=model, texts=texts, add_special_tokens=add_special_tokens, return_offsets=return_offsets
-        )
-    except ValueError as error:
-        raise InvalidRequest(f"texts: {error}") from None
+    refuse_bad_text("model", model)
+    for i, text in enumerate(texts):
+        refuse_bad_text(f"texts[{i}]", text)
+    return tokenizer_pb2.TokenizeRequest(
+        model=model, texts=texts, add_special_tokens=add_special_tokens, return_offsets=return_offsets
+    )
 
 
 def encodings(response: tokenizer_pb2.TokenizeResponse) -> list[Encoding]:
@@ -94,6 +94,7 @@ def detokenize_request(
     sequences: Sequence[Sequence[int]], model: str, skip_special_tokens: bool
 ) -> tokenizer_pb2.DetokenizeRequest:
     """A call to Detokenize. Raises InvalidRequest."""
+    refuse_bad_text("model", model)
     return tokenizer_pb2.DetokenizeRequest(
         model=model,
         sequences=[_token_ids(ids, f"sequences[{i}]") for i, ids in enumerate(sequences)],
@@ -132,17 +133,16 @@ def _events(response: Any, index: int) -> list[Event]:
 def _prompt(prompt: Prompt, field: str) -> gateway_pb2.Prompt:
     if not isinstance(prompt, str):
         return gateway_pb2.Prompt(token_ids=_token_ids(prompt, field))
-    try:
-        return gateway_pb2.Prompt(text=prompt)
-    except ValueError as error:
-        raise InvalidRequest(f"{field}: {error}") from None
+    refuse_bad_text(field, prompt)
+    return gateway_pb2.Prompt(text=prompt)
 
 
 def _token_ids(ids: Sequence[int], field: str) -> common_pb2.TokenIds:
-    try:
-        return common_pb2.TokenIds(ids=ids)
-    except ValueError:
-        raise InvalidRequest(f"{field}: token ids are integers from 0 to 2^32 - 1, not {list(ids)[:8]}") from None
+    for i, token in enumerate(ids):
+        if not 0 <= token <= MAX_TOKEN_ID:
+            allowed = "a token id is an integer from 0 to 2^32 - 1"
+            refuse([FieldViolation(f"{field}[{i}]", f"{token!r} is not allowed: {allowed}")])
+    return common_pb2.TokenIds(ids=ids)
 
 
 def _call_timeout_s(given: CallOptions) -> float | None:

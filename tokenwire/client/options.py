@@ -4,9 +4,12 @@ import time
 from collections.abc import Sequence
 from typing import TypedDict
 
-from tokenwire.errors import InvalidRequest
-from tokenwire.requests import GenerationOptions, RequestContext, new_request_id
+from tokenwire.errors import FieldViolation
+from tokenwire.requests import GenerationOptions, RequestContext, is_unicode, new_request_id
 from tokenwire.sampling import SamplingParams, StopParams, refuse
+
+MAX_TIMEOUT_S = 1e9
+"""About thirty years: what every transport on the way can count."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -69,6 +72,19 @@ def generation_options(given: CallOptions) -> GenerationOptions:
     return options
 
 
+def refuse_timeout(timeout_s: float) -> None:
+    """Raise InvalidRequest for a time that no call can be given."""
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        allowed = f"a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}, or leave it out"
+        refuse([FieldViolation("timeout_s", f"{timeout_s!r} is not allowed: {allowed}")])
+
+
+def refuse_bad_text(field: str, text: str) -> None:
+    """Raise InvalidRequest for a text with lone surrogates, which cannot be sent."""
+    if not is_unicode(text):
+        refuse([FieldViolation(field, f"{text[:80]!r} is not valid Unicode")])
+
+
 def request_context(given: CallOptions) -> RequestContext:
     """Who asks. Raises InvalidRequest; an option that does not exist is a TypeError, as for any Python function."""
     unknown = sorted(given.keys() - CallOptions.__annotations__.keys())
@@ -76,8 +92,10 @@ def request_context(given: CallOptions) -> RequestContext:
         allowed = ", ".join(CallOptions.__annotations__)
         raise TypeError(f"no such option: {', '.join(unknown)}; allowed are {allowed}")
     timeout_s = given.get("timeout_s")
-    if timeout_s is not None and not timeout_s > 0:
-        raise InvalidRequest(f"timeout_s: {timeout_s!r} is not allowed: a number above 0, or leave it out")
+    if timeout_s is not None:
+        refuse_timeout(timeout_s)
+    refuse_bad_text("model", given.get("model", ""))
+    refuse_bad_text("tenant", given.get("tenant", ""))
     context = RequestContext(
         request_id=given.get("request_id") or new_request_id(),
         priority=given.get("priority", 0),

@@ -41,6 +41,24 @@ def test_several_prompts_are_told_apart(run: Any) -> None:
     assert result.stdout == "--- prompt 0, choice 0: length\na b\n--- prompt 1, choice 0: length\nc\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--max-tokens", "99999999999", "hi"],
+        ["generate", "--top-k", "4294967296", "hi"],
+        ["generate", "--timeout", "1e30", "hi"],
+        ["generate", "--timeout", "inf", "hi"],
+        ["generate", "\udcff"],
+        ["chat", "--timeout", "nan", "hi"],
+        ["health", "--timeout", "inf"],
+    ],
+)
+def test_what_cannot_be_sent_is_one_line_and_no_traceback(run: Any, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+
+
 def test_json_has_everything(run: Any) -> None:
     first, lost = json.loads(run("generate", "--json", "--max-tokens", "1", "a b", "lost").stdout)["outputs"]
     assert first == {

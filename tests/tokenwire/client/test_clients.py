@@ -100,6 +100,44 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     assert limit is not None and 9 < limit < 9 + DEADLINE_GRACE_S + 1  # the transport rounds up
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"max_tokens": 99_999_999_999}, "options.stop.max_tokens"),
+        ({"top_k": 2**32}, "options.sampling.top_k"),
+        ({"stop_token_ids": [2**32]}, "options.stop.stop_token_ids"),
+        ({"stop": "\ud800"}, "options.stop.stop_strings"),
+        ({"priority": 2**31}, "context.priority"),
+        ({"tenant": "\ud800"}, "tenant"),
+        ({"model": "\ud800"}, "model"),
+        *(({"timeout_s": timeout_s}, "timeout_s") for timeout_s in (1e30, float("inf"), float("nan"), 0, -1)),
+    ],
+)
+def test_what_the_wire_cannot_hold_is_refused_before_it_is_sent(client: Client, options: dict, field: str) -> None:
+    for call in (client.generate, client.chat):
+        with pytest.raises(InvalidRequest) as caught:
+            call("a", **options)
+        assert [v.field for v in caught.value.violations] == [field]
+
+
+def test_texts_and_token_ids_the_wire_cannot_hold_are_named(client: Client) -> None:
+    for number in (-1, 2**32, 2**70):
+        with pytest.raises(InvalidRequest, match=r"prompts\[1\]\[2\]: "):
+            client.generate("a", [1, 2, number])
+        with pytest.raises(InvalidRequest, match=r"sequences\[0\]\[0\]: "):
+            client.detokenize([number])
+    with pytest.raises(InvalidRequest, match=r"prompts\[0\]: .* is not valid Unicode"):
+        client.generate("a\udcff")
+    with pytest.raises(InvalidRequest, match=r"texts\[1\]: .* is not valid Unicode"):
+        client.tokenize("a", "\udcff")
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].content: .* is not valid Unicode"):
+        client.chat("\udcff")
+
+
+def test_the_longest_timeout_is_sent(client: Client) -> None:
+    assert client.generate("a", timeout_s=1e9).text() == "a"
+
+
 def test_without_a_timeout_there_is_none(client: Client, gateway: FakeGateway) -> None:
     client.generate("a").text()
     assert not gateway.requests[0].context.HasField("timeout_ms")
