@@ -15,7 +15,7 @@ class TokenizerMetrics:
         self.retries = tier.counter("retries_total", "Requests sent to a second model tier before their first token")
         self.prompt_tokens = tier.counter("prompt_tokens_total", "Tokens of prompts sent to model tiers")
         self.output_tokens = tier.counter("output_tokens_total", "Tokens generated and turned into text")
-        self.running = tier.gauge("running_requests", "Requests that have not ended")
+        self.running = tier.gauge("running_sequences", "Choices of requests that have not ended.")
         self.encode = tier.histogram("encode_seconds", "Template and encoding of one prompt")
         self.queue = tier.histogram("encode_queue_seconds", "From receipt of a prompt until its encoding began")
         self.first_frame = tier.histogram("first_frame_seconds", "From Submit to a model tier until its first tokens")

@@ -120,7 +120,7 @@ class RunningRequest:
 
     def start(self) -> None:
         """Go. Raises Overloaded when the tier runs enough requests already."""
-        self._tier.admit()
+        self._tier.admit(len(self.choices))
         loop = asyncio.get_running_loop()
         remaining_s = self.request.context.remaining_s()
         if remaining_s is not None:
@@ -284,7 +284,7 @@ class RunningRequest:
             self._task.cancel()
         if self.first_frame_s is not None:
             self._tier.metrics.first_frame.observe(self.first_frame_s)
-        self._tier.leave()
+        self._tier.leave(len(self.choices))
         self._log_end(last)
         self._on_done(self)
 

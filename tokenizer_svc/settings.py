@@ -37,7 +37,9 @@ class TokenizerTierSettings(ServerSettings):
     encode_batch_size: int = setting(32, "most prompts encoded together", minimum=1, maximum=1024)
     encode_threads: int = setting(2, "batches encoded side by side", minimum=1, maximum=64)
     max_queued_requests: int = setting(1024, "prompts that may wait to be encoded; one more is refused", minimum=1)
-    max_requests: int = setting(4096, "requests that may run at once; one more is refused", minimum=1)
+    max_requests: int = setting(
+        4096, "requests that may run at once, each of their choices counted; one more is refused", minimum=1
+    )
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -24,30 +24,29 @@ class Tier:
     router: Router
     metrics: TokenizerMetrics
     max_requests: int
-    """Requests that may run at once."""
+    """Choices that may run at once."""
     running: int = field(default=0, init=False)
-    """Requests that have not ended."""
+    """Choices of the requests that have not ended."""
 
     def check_model(self, name: str) -> None:
         """Raise NotFound unless `name` is ours or empty."""
         if name and name != self.model:
             raise NotFound(f"model: {name!r} is not served here; served is {self.model!r}", reason="MODEL_NOT_FOUND")
 
-    def admit(self) -> None:
-        """Count a request in; raises Overloaded when there are enough. Whoever is admitted leaves once by `leave`."""
-        if self.running >= self.max_requests:
+    def admit(self, num_choices: int) -> None:
+        """Count a request's choices in; raises Overloaded when too many run. Who is admitted leaves once by `leave`."""
+        if self.running + num_choices > self.max_requests:
+            message = f"{self.running} choices run here and {self.max_requests} may (max_requests)"
             raise Overloaded(
-                f"{self.max_requests} requests run here already",
-                reason="TOO_MANY_REQUESTS",
-                retry_after_s=RETRY_AFTER_S,
+                f"{message}: {num_choices} more are refused", reason="TOO_MANY_REQUESTS", retry_after_s=RETRY_AFTER_S
             )
-        self.running += 1
-        self.metrics.running.inc()
+        self.running += num_choices
+        self.metrics.running.inc(num_choices)
 
-    def leave(self) -> None:
-        """Count a request out."""
-        self.running -= 1
-        self.metrics.running.dec()
+    def leave(self, num_choices: int) -> None:
+        """Count a request's choices out."""
+        self.running -= num_choices
+        self.metrics.running.dec(num_choices)
 
     @property
     def max_context_tokens(self) -> int:
