@@ -5,10 +5,12 @@ cancels its handler here, whose `finally` takes its prompts back below.
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import grpc
 
+from gateway.field_names import with_fields_renamed
 from gateway.generation import Generation
 from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
@@ -166,15 +168,26 @@ def _error_of(event: Event) -> TokenwireError | None:
 
 
 def _generate_response(event: Event, *, raise_error: bool) -> gateway_pb2.GenerateResponse:
-    error = _error_of(event)
-    if raise_error and error is not None:
-        raise error
+    terminal, error = event.terminal, _error_of(event)
+    if terminal is not None and error is not None:
+        error = with_fields_renamed(error, lambda field: _prompt_field(field, event.prompt))
+        if raise_error:
+            raise error
+        terminal = replace(terminal, error=error)
     response = gateway_pb2.GenerateResponse(index=event.prompt, choice=event.choice)
     if event.text or event.num_tokens:
         response.delta.CopyFrom(_delta(event))
-    if event.terminal is not None:
-        response.finish.CopyFrom(terminal_to_wire(event.terminal))
+    if terminal is not None:
+        response.finish.CopyFrom(terminal_to_wire(terminal))
     return response
+
+
+def _prompt_field(field: str, index: int) -> str:
+    """The name in a GenerateRequest of a TextRequest's field: `text` → `prompts[2].text`."""
+    first = field.partition(".")[0]
+    if first == "input":
+        return f"prompts[{index}]"
+    return f"prompts[{index}].{field}" if first in ("text", "token_ids") else field
 
 
 def _chat_response(event: Event) -> gateway_pb2.ChatResponse:

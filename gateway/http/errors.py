@@ -12,10 +12,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from gateway.field_names import with_fields_renamed
 from tokenwire.errors import (
     Cancelled,
     DeadlineExceeded,
-    FieldViolation,
     Internal,
     InvalidRequest,
     NotFound,
@@ -36,8 +36,8 @@ HTTP_NAMES = {
 PROMPT_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/generate": "inputs"}
 """What each path calls the prompt."""
 
-WIRE_PROMPT_FIELDS = {"input", "text", "token_ids", "conversation"}
-"""What the tiers below call it."""
+WIRE_PROMPT_FIELDS = {"input", "text", "token_ids", "conversation", "prompts"}
+"""What the tiers below and gRPC's Generate call it."""
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -65,12 +65,7 @@ def http_name(field: str, prompt_field: str = "prompt") -> str:
 
 def renamed(error: TokenwireError, prompt_field: str) -> TokenwireError:
     """The same error with the names that its fields have over HTTP."""
-    message, violations = error.message, []
-    for violation in error.violations:
-        name = http_name(violation.field, prompt_field)
-        message = message.replace(f"{violation.field}:", f"{name}:")
-        violations.append(FieldViolation(name, violation.description))
-    return type(error)(message, reason=error.reason, violations=violations, retry_after_s=error.retry_after_s)
+    return with_fields_renamed(error, lambda field: http_name(field, prompt_field))
 
 
 def error_object(error: TokenwireError, prompt_field: str = "prompt") -> dict[str, Any]:

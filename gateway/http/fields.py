@@ -43,7 +43,7 @@ class GenerationFields(Body):
     min_p: float | None = None
     seed: int | None = None
     n: int | None = None
-    max_tokens: UINT32 | None = None
+    max_tokens: int | None = None
     stop: Any = None
     stop_token_ids: list[UINT32] | None = None
     ignore_eos: bool | None = None
@@ -51,6 +51,8 @@ class GenerationFields(Body):
     priority: int | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds the whole request may take."""
+    truncate: bool | None = None
+    """Cut a prompt longer than the context at its start instead of refusing it."""
 
     def options(self, *, max_tokens: int | None = None) -> GenerationOptions:
         """How to generate, checked. Raises InvalidRequest. `max_tokens` stands in for an absent one."""
@@ -91,7 +93,7 @@ def prompts_of(value: Any, field: str) -> list[str | tuple[int, ...]]:
         if isinstance(prompt, str):
             found.append(prompt)
         elif _is_token_ids(prompt) or prompt == []:
-            found.append(_token_ids(prompt, field))
+            found.append(_token_ids(prompt, f"{field}[{index}]" if prompts is value else field))
         else:
             where = f"{field}[{index}]" if prompts is value else field
             allowed = "a text, a list of token ids, or a list of either"

@@ -34,7 +34,6 @@ class GenerateBody(GenerationFields):
     """The body."""
 
     inputs: Any
-    truncate: bool = False
 
 
 def generate_routes(generation: Generation) -> APIRouter:
@@ -58,7 +57,7 @@ async def _answer(generation: Generation, call: HttpCall, body: GenerateBody) ->
     prompts = prompts_of(body.inputs, PROMPT_FIELD)
     generation.refuse_prompt_count(len(prompts), PROMPT_FIELD)
     model, options = body.model or "", body.options()
-    requests = [text_request(p, model=model, options=options, truncate=body.truncate) for p in prompts]
+    requests = [text_request(p, model=model, options=options, truncate=bool(body.truncate)) for p in prompts]
     call.open(body, requests, model)
     chunks = GenerateChunks(single=len(prompts) == 1)
     if body.stream:

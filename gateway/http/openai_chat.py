@@ -14,10 +14,11 @@ from pydantic import Field
 from gateway.generation import Generation
 from gateway.http.body import Body, invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
-from gateway.http.fields import HARMLESS, UINT32, UNBUILT, GenerationFields, StreamOptions
+from gateway.http.fields import HARMLESS, UNBUILT, GenerationFields, StreamOptions
 from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
 from gateway.http.sse import event_stream
 from gateway.text_requests import Message, text_request
+from tokenwire.sampling import StopParams
 
 UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
     **UNBUILT,
@@ -69,8 +70,8 @@ class ChatMessageFields(Body):
 class ChatBody(GenerationFields):
     """The body."""
 
-    messages: Annotated[list[ChatMessageFields], Field(min_length=1)]
-    max_completion_tokens: UINT32 | None = None
+    messages: list[ChatMessageFields]
+    max_completion_tokens: int | None = None
     stream_options: StreamOptions | None = None
 
 
@@ -93,9 +94,14 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     include_usage = refuse_stream_options(body.stream_options, bool(body.stream))
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise invalid("max_completion_tokens", f"{body.max_completion_tokens} contradicts max_tokens {body.max_tokens}")
+    for violation in StopParams(max_tokens=body.max_completion_tokens).violations():
+        raise invalid("max_completion_tokens", violation.description)
     options = body.options(max_tokens=body.max_completion_tokens)
+    if not body.messages:
+        raise invalid("messages", "[] is not allowed: at least one message is needed")
     messages = tuple(_message(message, index) for index, message in enumerate(body.messages))
-    call.open(body, [text_request(messages, model=body.model or "", options=options)], body.model or "")
+    model, truncate = body.model or "", bool(body.truncate)
+    call.open(body, [text_request(messages, model=model, options=options, truncate=truncate)], model)
     head = AnswerHead(f"chatcmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
     if body.stream:
         chunks = OpenAIChunks(SHAPE, head, num_prompts=1, num_choices=options.num_choices, include_usage=include_usage)

@@ -59,8 +59,9 @@ async def _answer(generation: Generation, call: HttpCall, body: CompletionBody) 
     options = body.options(max_tokens=DEFAULT_MAX_TOKENS)
     prompts = prompts_of(body.prompt, "prompt")
     generation.refuse_prompt_count(len(prompts), "prompt")
-    requests = [text_request(prompt, model=body.model or "", options=options) for prompt in prompts]
-    call.open(body, requests, body.model or "")
+    model, truncate = body.model or "", bool(body.truncate)
+    requests = [text_request(prompt, model=model, options=options, truncate=truncate) for prompt in prompts]
+    call.open(body, requests, model)
     head = AnswerHead(f"cmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
     if body.stream:
         chunks = OpenAIChunks(

@@ -7,7 +7,7 @@ from tests.fakes.live_gateway import gateway_over_fake, generate_request, live_g
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
 from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unavailable, Unsupported
 from tokenwire.requests import CancelReason
-from tokenwire.status import from_rpc_error
+from tokenwire.status import from_rpc_error, from_wire
 from tokenwire.v1 import common_pb2 as pb
 from tokenwire.v1 import gateway_pb2, tokenizer_pb2
 
@@ -68,6 +68,9 @@ def test_many_prompts_of_many_choices_are_merged_and_a_bad_one_sinks_no_other() 
             for choice in range(2):
                 assert text_of(responses, 0, choice) == "a b" and text_of(responses, 2, choice) == "c d e"
                 assert ends[(1, choice)].reason == ends[(3, choice)].reason == pb.FINISH_REASON_ERROR
+                empty = from_wire(ends[(3, choice)].error)
+                assert [v.field for v in empty.violations] == ["prompts[3].text"]
+                assert empty.message.startswith("prompts[3].text: ")
                 assert ends[(1, choice)].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
             assert len({request.context.request_id for request in tier.requests}) == 4
 
@@ -95,7 +98,7 @@ def test_chat_and_token_ids() -> None:
         (gateway_pb2.GenerateRequest(), InvalidRequest, "prompts"),
         (gateway_pb2.GenerateRequest(prompts=[gateway_pb2.Prompt()] * 5), InvalidRequest, "prompts"),
         (gateway_pb2.GenerateRequest(prompts=[gateway_pb2.Prompt()]), InvalidRequest, "prompts[0]"),
-        (generate_request(""), InvalidRequest, "text"),
+        (generate_request(""), InvalidRequest, "prompts[0].text"),
         (generate_request("!bad"), InvalidRequest, "options.stop.max_tokens"),
         (generate_request("a", options=pb.GenerationOptions(num_choices=2**31)), InvalidRequest, "options.num_choices"),
         (

@@ -63,6 +63,7 @@ def test_a_single_bad_input_is_the_status_of_the_answer(stream: bool) -> None:
         ({}, "inputs"),
         ({"inputs": []}, "inputs"),
         ({"inputs": [None]}, "inputs[0]"),
+        ({"inputs": ["a", [2**32]]}, "inputs[1]"),
         ({"inputs": "x", "n": 2}, "n"),
         ({"inputs": "x", "truncate": "yes"}, "truncate"),
         ({"inputs": "x", "user": "me"}, "user"),

@@ -24,6 +24,37 @@ def events(text: str) -> list:
     return found
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"messages": []}, "messages: [] is not allowed: at least one message is needed"),
+        ({"max_tokens": -1}, "max_tokens: -1 is not allowed: an integer ≥ 1"),
+        ({"max_tokens": 0}, "max_tokens: 0 is not allowed: an integer ≥ 1"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens: -1 is not allowed: an integer ≥ 1"),
+        ({"max_tokens": 2**32}, "max_tokens: 4294967296 is not allowed: an integer ≥ 1, at most 2^32 - 1"),
+    ],
+)
+def test_what_is_allowed_is_said_in_words(fields: dict, message: str) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            response = await live.http.post("/v1/chat/completions", json=body(**fields))
+            assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("path", "fields"), [("chat/completions", body()), ("completions", {"prompt": "a"})])
+def test_truncate_goes_down(path: str, fields: dict) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            for truncate in (True, False):
+                response = await live.http.post(f"/v1/{path}", json={**fields, "truncate": truncate})
+                assert response.status_code == 200
+            assert [request.truncate for request in tier.requests] == [True, False]
+
+    asyncio.run(main())
+
+
 def test_an_answer_has_the_shape_of_the_reference() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (tier, live):

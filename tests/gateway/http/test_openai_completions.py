@@ -71,6 +71,8 @@ def test_a_stream_tags_each_text_with_its_index() -> None:
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": [2**32]}, "prompt"),
         ({"prompt": ["ok", ""]}, "prompt[1]"),
+        ({"prompt": [[1], [-1]]}, "prompt[1]"),
+        ({"prompt": ["ok", "x"], "max_tokens": -1}, "max_tokens"),
         ({"prompt": ["x"] * 5}, "prompt"),
         ({"prompt": "x", "echo": True}, "echo"),
         ({"prompt": "x", "best_of": 3}, "best_of"),
