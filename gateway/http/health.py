@@ -12,12 +12,12 @@ def health_routes(generation: Generation, registry: CollectorRegistry) -> APIRou
     """The routes."""
     router = APIRouter()
 
-    @router.get("/healthz")
+    @router.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> Response:
         """The process is alive, whatever the tiers below do."""
         return JSONResponse({"status": "ok"})
 
-    @router.get("/readyz")
+    @router.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         """Requests would be answered; 503 and what is missing otherwise."""
         missing = "the gateway is shutting down" if generation.draining else generation.backends.missing()

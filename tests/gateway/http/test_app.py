@@ -124,6 +124,9 @@ def test_readiness_says_what_is_missing_and_recovers() -> None:
             await tier.kill()
             async with live_gateway(tier, wait=False) as live:
                 assert (await live.http.get("/healthz")).json() == {"status": "ok"}
+                assert (await live.http.head("/healthz")).status_code == 200
+                response = await live.http.head("/readyz")
+                assert (response.status_code, response.content) == (503, b"")
                 response = await live.http.get("/readyz")
                 assert response.status_code == 503 and tier.target in response.json()["missing"]
                 for path, body in ((CHAT, GOOD), ("/v1/completions", {"prompt": "a", "stream": True})):
@@ -134,6 +137,7 @@ def test_readiness_says_what_is_missing_and_recovers() -> None:
                 assert (await live.http.get("/v1/models")).status_code == 503
                 await tier.start(port=port)
                 await live.until_ready()
+                assert (await live.http.head("/readyz")).status_code == 200
                 assert (await live.http.get("/readyz")).json() == {"status": "ready", "models": [MODEL]}
                 assert (await live.http.post(CHAT, json=GOOD)).status_code == 200
 

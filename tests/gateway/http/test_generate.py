@@ -31,6 +31,7 @@ def test_a_stream_tags_events_with_their_index() -> None:
         async with gateway_over_fake() as (_, live):
             response = await live.http.post("/generate", json={"inputs": ["a b", "", "c"], "stream": True})
             *lines, done = response.text.removesuffix("\n\n").split("\n\n")
+            assert '": ' not in response.text and '", "' not in response.text, "one spacing throughout"
             texts, ends = {}, {}
             for line in lines:
                 event = json.loads(line.removeprefix("data: "))
