@@ -27,7 +27,8 @@ HELP = """\
 /reset          forget the conversation
 /system TEXT    say what the assistant should be, and forget the conversation
 /help           this list
-Ctrl-C stops an answer, Ctrl-D leaves."""
+/quit, /exit    leave, as Ctrl-D does
+Ctrl-C stops an answer."""
 
 
 @click.command()
@@ -77,7 +78,7 @@ class Conversation:
         self.client.models()  # a gateway that is not there is told before anything is typed
         interactive = sys.stdin.isatty()
         if interactive:
-            click.echo("Type a message; /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves.")
+            click.echo("Type a message; /help lists the commands. Ctrl-C stops an answer, /quit or Ctrl-D leaves.")
         while True:
             try:
                 line = input("> " if interactive else "").strip()
@@ -88,6 +89,8 @@ class Conversation:
             except KeyboardInterrupt:
                 click.echo("\n(Ctrl-D leaves)")
                 continue
+            if line in ("/quit", "/exit"):
+                return
             if line.startswith("/"):
                 self.command(line)
             elif line:

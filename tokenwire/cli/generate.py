@@ -22,7 +22,11 @@ from tokenwire.cli.options import (
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
 @target_option
 @generation_options
-@click.option("--num-choices", type=int, help="Independent outputs per prompt.")
+@click.option(
+    "--num-choices",
+    type=int,
+    help="Outputs per prompt; equal ones where the model's default is greedy, so give --temperature.",
+)
 @click.option("--ignore-eos", is_flag=True, default=None, help="Go on past the model's end of text.")
 @stats_option
 @json_option

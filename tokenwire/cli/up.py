@@ -17,7 +17,7 @@ from tokenwire.cli.examples import QUESTION, examples
 from tokenwire.cli.log_stream import show_line
 from tokenwire.cli.models import store_with_bars
 from tokenwire.cli.processes import TierGroup
-from tokenwire.cli.tiers import Tier, UpSettings, reachable, require_installed, tiers_of, with_ports
+from tokenwire.cli.tiers import LOOPBACK, Tier, UpSettings, reachable, require_installed, tiers_of, with_ports
 from tokenwire.client import AsyncClient, TextDelta
 from tokenwire.errors import Internal
 from tokenwire.model_catalog import DEFAULT_MODEL
@@ -208,10 +208,22 @@ async def serve(running: Up) -> None:
     async with AsyncClient(running.grpc_target) as client:
         names = [card.name for card in await client.models()]
     click.echo(f"\nServing {', '.join(names)}:  gRPC {running.grpc_target}  HTTP http://{running.http_target}\n")
+    if metrics := metrics_addresses(running.settings):
+        click.echo(f"Metrics: {metrics}\n")
     for title, command in examples(names[0], running.grpc_target, running.http_target):
         click.echo(f"{title}:\n  {command}\n")
     click.echo("Ctrl-C drains and stops.")
     await wait(running.stop)
+
+
+def metrics_addresses(settings: UpSettings) -> str:
+    """Where each tier's metrics are, for people; empty when all are off."""
+    ports = (
+        ("gateway", reachable(settings.host), settings.gateway_metrics_port),
+        ("tokenizer", LOOPBACK, settings.tokenizer_metrics_port),
+        ("model", LOOPBACK, settings.model_metrics_port),
+    )
+    return "  ".join(f"{tier} http://{host}:{port}/metrics" for tier, host, port in ports if port)
 
 
 async def answer(running: Up, question: str) -> None:

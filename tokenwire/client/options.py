@@ -34,7 +34,7 @@ class CallOptions(TypedDict, total=False):
     skip_special_tokens: bool
     return_token_ids: bool
     num_choices: int
-    """Independent outputs per prompt."""
+    """Outputs per prompt; where the model's default is greedy they are equal unless `temperature` is above 0."""
     truncate: bool
     """Cut a prompt longer than the context at its start instead of refusing it."""
     timeout_s: float

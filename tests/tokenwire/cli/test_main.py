@@ -59,6 +59,13 @@ def test_what_cannot_be_sent_is_one_line_and_no_traceback(run: Any, arguments: l
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("word", ["/quit", "/exit"])
+def test_a_conversation_is_left_by_a_word(run: Any, gateway: FakeGateway, word: str) -> None:
+    result = run("chat", input=f"one\n{word}\ntwo\n")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [r.conversation.messages[-1].content for r in gateway.requests if hasattr(r, "conversation")] == ["one"]
+
+
 def test_json_has_everything(run: Any) -> None:
     first, lost = json.loads(run("generate", "--json", "--max-tokens", "1", "a b", "lost").stdout)["outputs"]
     assert first == {

@@ -11,6 +11,8 @@ import time
 import pytest
 
 from tokenwire.cli.examples import command_name, examples
+from tokenwire.cli.tiers import UpSettings
+from tokenwire.cli.up import metrics_addresses
 
 TOKENWIRE = [sys.executable, "-m", "tokenwire.cli.main"]
 FREE_PORTS = [f"--{name}port=0" for name in ("", "http-", "tokenizer-", "model-")]
@@ -78,6 +80,12 @@ def test_a_signal_while_starting_stops_everything(number: signal.Signals) -> Non
         assert process.wait(60) == 0
     assert f"{number.name}: draining" in said
     assert "Serving" not in said
+
+
+def test_the_banner_names_the_metrics_that_are_on() -> None:
+    settings = UpSettings(model="m", host="0.0.0.0", gateway_metrics_port=1, model_metrics_port=3)
+    assert metrics_addresses(settings) == "gateway http://127.0.0.1:1/metrics  model http://127.0.0.1:3/metrics"
+    assert metrics_addresses(UpSettings(model="m")) == ""
 
 
 def test_the_examples_name_this_server_and_this_python() -> None:
