@@ -29,6 +29,8 @@ STILL_STARTING_S = 10.0
 """How often a slow start says that it goes on."""
 FIRST_TOKEN_TIMEOUT_S = 120.0
 DEMO_TOKENS = 128
+INTERRUPTED = 130
+"""Exit status: 128 and SIGINT."""
 
 
 def port_option(flag: str, default: int, variable: str, help: str) -> Callable[[F], F]:
@@ -93,7 +95,7 @@ def up(**given: Any) -> None:
     and its like list them.
     """
     settings = prepared(UpSettings(**{**given, "dtype": given["dtype"] or ""}))
-    asyncio.run(Up(settings).run(serve))
+    run(settings, serve)
 
 
 @click.command()
@@ -108,7 +110,7 @@ def demo(question: str, **given: Any) -> None:
     """
     os.environ.setdefault("TOKENWIRE_LOG", "warning")
     settings = prepared(UpSettings(**given))
-    asyncio.run(Up(settings).run(lambda running: answer(running, question)))
+    run(settings, lambda running: answer(running, question))
 
 
 def prepared(settings: UpSettings) -> UpSettings:
@@ -196,6 +198,14 @@ class Up:
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self.began_s
+
+
+def run(settings: UpSettings, work: Callable[[Up], Coroutine[Any, Any, None]]) -> None:
+    """Run to the end; a second signal ends it with the status that shells give for Ctrl-C."""
+    try:
+        asyncio.run(Up(settings).run(work))
+    except asyncio.CancelledError:
+        raise SystemExit(INTERRUPTED) from None
 
 
 async def wait(event: asyncio.Event) -> None:

@@ -82,6 +82,28 @@ def test_a_signal_while_starting_stops_everything(number: signal.Signals) -> Non
     assert "Serving" not in said
 
 
+@pytest.mark.model
+def test_a_second_signal_leaves_at_once_without_a_traceback() -> None:
+    command = [*TOKENWIRE, "up", *FREE_PORTS, "--engine", "mock"]
+    environ = {**ENVIRON, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Ctrl-C drains" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        for line in process.stdout:
+            if "SIGINT: draining" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait(60) == 130
+    assert "SIGINT again: leaving at once" in said
+    assert "Traceback" not in said
+
+
 def test_the_banner_names_the_metrics_that_are_on() -> None:
     settings = UpSettings(model="m", host="0.0.0.0", gateway_metrics_port=1, model_metrics_port=3)
     assert metrics_addresses(settings) == "gateway http://127.0.0.1:1/metrics  model http://127.0.0.1:3/metrics"
