@@ -175,15 +175,19 @@ class EngineClient:
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def _serve(self, process: "EngineProcess") -> None:
-        """Write what is submitted and deliver what comes, until the link breaks."""
-        writer = asyncio.ensure_future(self._write(process))
+        """Write what is submitted and deliver what comes, until the link breaks or a bug on this side breaks it."""
+        reader, writer = asyncio.ensure_future(self._read(process)), asyncio.ensure_future(self._write(process))
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel_and_wait(reader, writer)
+
+    async def _read(self, process: "EngineProcess") -> None:
         try:
             while True:
                 self._deliver(await process.read())
         except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            await cancel_and_wait(writer)
+            return  # the process is gone
 
     async def _write(self, process: "EngineProcess") -> None:
         """One message in flight; what comes meanwhile goes with the next."""
@@ -194,7 +198,7 @@ class EngineClient:
                 outbox, self._outbox = self._outbox, Inbox()
                 await process.write(outbox)
         except ConnectionError:
-            return  # the reader sees it too and says so
+            return  # the process is gone
 
     def _deliver(self, result: StepResult) -> None:
         self.load = result.load

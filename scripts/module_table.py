@@ -1,8 +1,9 @@
-"""Writes the module table of docs/architecture.md from the first line of each module's docstring."""
+"""Writes the module table of docs/architecture.md from each module's first lines. Run by `make protos`."""
 
 import ast
-import sys
 from pathlib import Path
+
+from scripts.marked_section import with_section
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
@@ -28,22 +29,8 @@ def table() -> str:
 
 def page_with_table(page: str) -> str:
     """The page with a fresh table between its marks."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
-def main() -> int:
-    """Write the page; with --check, say whether it is current instead."""
-    page = PAGE.read_text(encoding="utf-8")
-    fresh = page_with_table(page)
-    if "--check" in sys.argv[1:]:
-        if page != fresh:
-            print(f"{PAGE.relative_to(ROOT)} is not current: run `make protos`", file=sys.stderr)
-        return int(page != fresh)
-    PAGE.write_text(fresh, encoding="utf-8")
-    return 0
+    return with_section(page, BEGIN, END, table() + "\n")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,15 +1,12 @@
-"""Writes the settings table of README.md from the settings' own dataclasses; with --check, says whether it is current.
-
-Run by `make protos`; a test runs the check.
-"""
+"""Writes the settings table of README.md from the settings' own dataclasses. Run by `make protos`; a test checks it."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 from gateway.settings import GatewaySettings
 from model_svc.settings import ModelTierSettings
+from scripts.marked_section import with_section
 from tokenizer_svc.settings import TokenizerTierSettings
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -44,14 +41,8 @@ def row(field: dataclasses.Field[Any]) -> str:
 
 def with_table(text: str) -> str:
     """The README's text with a fresh table between its two marks."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}{END}{after}"
+    return with_section(text, BEGIN, END, table())
 
 
 if __name__ == "__main__":
-    text = README.read_text()
-    current = with_table(text)
-    if "--check" in sys.argv[1:]:
-        raise SystemExit(0 if text == current else "README.md: the settings table is old; run: make protos")
-    README.write_text(current)
+    README.write_text(with_table(README.read_text()))

@@ -4,10 +4,8 @@ A tier's `__main__` calls `run(main)`; its `main` builds a `GrpcServer`, adds se
 """
 
 import asyncio
-import ipaddress
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -18,6 +16,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from tokenwire.addresses import is_free, is_loopback, join_host_port
 from tokenwire.channels import server_options
 from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.interceptor import TypedErrors
@@ -52,12 +51,14 @@ class GrpcServer:
         names = [*self.services, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self.server)
         address = join_host_port(self.settings.host, self.settings.port)
+        message = f"cannot listen on {address}: the port is in use or the address is not of this machine"
+        refusal = FailedPrecondition(f"{message}; give another with --port or --host", reason="PORT_IN_USE")
+        if not is_free(self.settings.port, self.settings.host):  # asked first: gRPC would print lines of its own
+            raise refusal
         try:
-            try_port(self.settings.host, self.settings.port)  # first: gRPC would print lines of its own
             self.port = self.server.add_insecure_port(address)
-        except (OSError, RuntimeError) as error:
-            message = f"cannot listen on {address}: the port is in use or the address is not of this machine"
-            raise FailedPrecondition(f"{message}; give another with --port or --host", reason="PORT_IN_USE") from error
+        except RuntimeError as error:
+            raise refusal from error
         await self.set_serving(False)
         await self.server.start()
         return self.port
@@ -101,35 +102,9 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         raise SystemExit(1) from None
 
 
-def try_port(host: str, port: int) -> None:
-    """Bind and let go. Raises OSError when the address cannot be listened on."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(address)
-
-
-def join_host_port(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def refuse_public_without_auth(host: str, insecure: bool) -> None:
     """Raise FailedPrecondition when others could reach this address and nobody said that this is wanted."""
     if insecure or is_loopback(host):
         return
     message = f"--host {host} can be reached by others, and this tier asks nobody who they are"
     raise FailedPrecondition(f"{message}: add --insecure if the network around it is trusted", reason="INSECURE_HOST")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether every address of this name is of this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        pass
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError as error:
-        raise FailedPrecondition(f"--host {host}: no such address ({error})", reason="BAD_HOST") from error
-    return all(ipaddress.ip_address(address).is_loopback for address in found)

@@ -10,8 +10,9 @@ from typing import Any
 
 import uvicorn
 
+from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
-from tokenwire.server import join_host_port, refuse_public_without_auth
+from tokenwire.server import refuse_public_without_auth
 
 
 class _Uvicorn(uvicorn.Server):

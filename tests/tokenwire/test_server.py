@@ -11,9 +11,10 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tokenwire.addresses import is_loopback, join_host_port
 from tokenwire.errors import FailedPrecondition, Internal, InvalidRequest, MessageTooLarge, Overloaded, TokenwireError
 from tokenwire.health import is_serving, wait_serving
-from tokenwire.server import GrpcServer, is_loopback, join_host_port, refuse_public_without_auth
+from tokenwire.server import GrpcServer, refuse_public_without_auth
 from tokenwire.session_server import run_session
 from tokenwire.settings import ServerSettings
 from tokenwire.status import from_rpc_error

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import click
 
+from tokenwire.addresses import is_free
 from tokenwire.checks import Check, blocked, fail, from_json, ok, to_json, to_lines, warn
-from tokenwire.cli.ports import holder, is_free, tokenwire_tier
+from tokenwire.cli.ports import holder, tokenwire_tier
 from tokenwire.errors import NotFound, TokenwireError
 from tokenwire.model_catalog import CATALOG, DEFAULT_MODEL
 from tokenwire.models import ModelStore, home

@@ -2,11 +2,12 @@
 
 import http.client
 import importlib
-import socket
 from importlib.util import find_spec
 from typing import Any
 
 import grpc
+
+from tokenwire.health import METHOD as HEALTH_CHECK
 
 psutil: Any = importlib.import_module("psutil") if find_spec("psutil") else None
 """Not among the thin client's dependencies; without it, a port's holder stays nameless."""
@@ -19,17 +20,6 @@ TIERS = {
 """A service by which each tier's health service is told from the others'."""
 HEALTH_STATUS = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING"}
 PROBE_TIMEOUT_S = 1.0
-
-
-def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen on `port` now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection in TIME_WAIT does not count
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
 
 
 def holder(port: int) -> str:
@@ -57,7 +47,7 @@ def tokenwire_tier(port: int, *, speaks_grpc: bool, host: str = "127.0.0.1") -> 
 def grpc_tier(host: str, port: int) -> str:
     """Ask grpc.health.v1 for each tier's service. The two messages are one field each, so no stubs are needed."""
     with grpc.insecure_channel(f"{host}:{port}") as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check", _health_request, _health_status)
+        check = channel.unary_unary(HEALTH_CHECK, _health_request, _health_status)
         for tier, service in TIERS.items():
             try:
                 status = check(service, timeout=PROBE_TIMEOUT_S)

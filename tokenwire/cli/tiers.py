@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from tokenwire.cli.ports import holder, is_free
+from tokenwire.addresses import is_free
+from tokenwire.cli.ports import holder
 from tokenwire.errors import FailedPrecondition
 
 LOOPBACK = "127.0.0.1"

@@ -11,7 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from tokenwire.cli.ports import holder, is_free, tokenwire_tier
+from tokenwire.addresses import is_free
+from tokenwire.cli.ports import holder, tokenwire_tier
 
 
 @pytest.fixture

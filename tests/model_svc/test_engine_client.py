@@ -1,0 +1,52 @@
+import asyncio
+import logging
+
+import pytest
+
+from model_svc.engine.sequence import Sequence
+from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
+from tokenwire.requests import Terminal
+from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.status import from_wire
+
+
+class BrokenSink:
+    """Has a bug."""
+
+    def on_token(self, handle: int, token_id: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    def on_end(self, handle: int, terminal: Terminal) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+async def until_back(live: LiveTier, epoch: int) -> None:
+    async with asyncio.timeout(20):
+        while live.tier.engine.epoch in (0, epoch):
+            await asyncio.sleep(0.01)
+
+
+def test_a_bug_while_delivering_ends_every_request_and_the_engine_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with live_model_tier() as live:
+            engine = live.tier.engine
+            session = await RawSession.open(live.stub)
+            await session.submit({1: token_request([1], max_tokens=8000)})
+            await session.read()
+            epoch = engine.epoch
+            greedy = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
+            engine.submit(Sequence(engine.next_id(), [1, 2], 2, greedy, StopParams(5)), BrokenSink(), 1)
+            await session.read_until_finished(1)
+            assert from_wire(session.finishes[1].error).reason == "ENGINE_LOST"
+            await until_back(live, epoch)
+            again = await RawSession.open(live.stub)
+            await again.submit({1: token_request([1], max_tokens=3)})
+            await again.read_until_finished(1)
+            assert len(again.tokens[1]) == 3
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+    assert any(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)

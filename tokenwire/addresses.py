@@ -1,0 +1,36 @@
+"""Addresses to listen on: written out, tried, and told apart. Knows no server."""
+
+import ipaddress
+import socket
+
+from tokenwire.errors import FailedPrecondition
+
+
+def join_host_port(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there now; a connection that is still closing does not count."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of this name is of this machine alone. Raises FailedPrecondition for an unknown name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise FailedPrecondition(f"--host {host}: no such address ({error})", reason="BAD_HOST") from error
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
