@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from tokenwire.errors import FieldViolation, TokenwireError
-from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
 
 MAX_REQUEST_ID_CHARS = 128
 MAX_PRIORITY = 100
@@ -52,6 +52,20 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.completion_tokens + other.completion_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token with the natural logarithm of its probability, before temperature, penalties and filters."""
+
+    token_id: int
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+    """The likeliest tokens at this position, likeliest first; their own `top` is empty."""
+    text: str = ""
+    """The token's own text; empty between tiers."""
+    text_offset: int = 0
+    """Where in the whole text it begins, in Unicode characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +165,10 @@ class GenerationOptions:
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     num_choices: int = 1
+    logprobs: int | None = None
+    """Log-probability of each sampled token, and of this many likeliest ones; None: none."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens but the first."""
 
     def violations(self, prefix: str = "options") -> list[FieldViolation]:
         """Everything wrong with these values, one entry per field."""
@@ -165,4 +183,9 @@ class GenerationOptions:
         if not 1 <= self.num_choices <= MAX_CHOICES:
             allowed = f"an integer from 1 to {MAX_CHOICES}"
             found.append(FieldViolation(f"{prefix}.num_choices", f"{self.num_choices} is not allowed: {allowed}"))
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= MAX_LOGPROBS:
+                allowed = f"an integer from 0 to {MAX_LOGPROBS}"
+                found.append(FieldViolation(f"{prefix}.output.{name}", f"{value} is not allowed: {allowed}"))
         return found

@@ -12,10 +12,11 @@ from tokenwire.requests import (
     RequestContext,
     Terminal,
     TokenizerTimings,
+    TokenLogprob,
     Usage,
     new_request_id,
 )
-from tokenwire.sampling import SamplingParams, StopParams, refuse
+from tokenwire.sampling import SCALARS, SamplingParams, StopParams, refuse
 from tokenwire.status import from_wire, to_wire
 from tokenwire.v1 import common_pb2 as pb
 
@@ -33,9 +34,6 @@ CALL_MARGIN_S = 0.05
 
 CALL_ROUNDING = 0.01
 """gRPC sends a limit rounded up to two or three digits: the client's own timer may fire this part of it earlier."""
-
-NEUTRAL_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-"""Penalties are not built; the values that change nothing are accepted."""
 
 
 def context_from_wire(message: pb.RequestContext, *, call_remaining_s: float | None = None) -> RequestContext:
@@ -85,22 +83,24 @@ def options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
     sampling, stop, output = message.sampling, message.stop, message.output
     options = GenerationOptions(
         sampling=SamplingParams(
-            temperature=sampling.temperature if sampling.HasField("temperature") else None,
-            top_k=sampling.top_k if sampling.HasField("top_k") else None,
-            top_p=sampling.top_p if sampling.HasField("top_p") else None,
-            min_p=sampling.min_p if sampling.HasField("min_p") else None,
-            seed=sampling.seed if sampling.HasField("seed") else None,
+            **{name: getattr(sampling, name) for name in SCALARS if sampling.HasField(name)},
+            logit_bias=tuple(sorted(sampling.logit_bias.items())),
+            allowed_token_ids=tuple(sampling.allowed_token_ids),
+            banned_sequences=tuple(tuple(sequence.ids) for sequence in sampling.banned_sequences),
         ),
         stop=StopParams(
             max_tokens=stop.max_tokens if stop.HasField("max_tokens") else None,
             stop_token_ids=tuple(stop.stop_token_ids),
             ignore_eos=stop.ignore_eos,
+            min_tokens=stop.min_tokens,
         ),
         stop_strings=tuple(stop.stop_strings),
         include_stop_string=stop.include_stop_string,
         skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else True,
         return_token_ids=output.return_token_ids,
         num_choices=message.num_choices or 1,
+        logprobs=output.logprobs if output.HasField("logprobs") else None,
+        prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
     )
     refuse(options.violations())
     return options
@@ -108,14 +108,8 @@ def options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
 
 def refuse_unbuilt(message: pb.GenerationOptions) -> None:
     """Raise Unsupported for the first field that asks for something this release does not do."""
-    sampling, stop, output = message.sampling, message.stop, message.output
-    penalties = {n: getattr(sampling, n) for n in NEUTRAL_PENALTIES if sampling.HasField(n)}
-    asked = [f"sampling.{n}" for n, value in penalties.items() if value != NEUTRAL_PENALTIES[n]]
-    asked += [f"sampling.{n}" for n in ("logit_bias", "allowed_token_ids", "banned_sequences") if getattr(sampling, n)]
-    asked += ["stop.min_tokens"] if stop.min_tokens else []
-    asked += ["constraint"] if message.constraint.WhichOneof("form") else []
-    asked += [f"output.{n}" for n in ("logprobs", "prompt_logprobs") if output.HasField(n)]
-    asked += ["output.echo"] if output.echo else []
+    asked = ["constraint"] if message.constraint.WhichOneof("form") else []
+    asked += ["output.echo"] if message.output.echo else []
     asked += ["adapter"] if message.adapter else []
     if asked:
         violations = [FieldViolation(f"options.{name}", "not built in this release; leave it out") for name in asked]
@@ -125,19 +119,45 @@ def refuse_unbuilt(message: pb.GenerationOptions) -> None:
 def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
     """How to generate, as a message."""
     message = pb.GenerationOptions(num_choices=options.num_choices)
-    for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
-        value = getattr(options.sampling, name)
+    sampling = options.sampling
+    for name in SCALARS:
+        value = getattr(sampling, name)
         if value is not None:
             setattr(message.sampling, name, value)
+    message.sampling.logit_bias.update(sampling.logit_bias)
+    message.sampling.allowed_token_ids.extend(sampling.allowed_token_ids)
+    message.sampling.banned_sequences.extend(pb.TokenIds(ids=ids) for ids in sampling.banned_sequences)
     if options.stop.max_tokens is not None:
         message.stop.max_tokens = options.stop.max_tokens
     message.stop.stop_token_ids.extend(options.stop.stop_token_ids)
     message.stop.ignore_eos = options.stop.ignore_eos
+    message.stop.min_tokens = options.stop.min_tokens
     message.stop.stop_strings.extend(options.stop_strings)
     message.stop.include_stop_string = options.include_stop_string
     message.output.skip_special_tokens = options.skip_special_tokens
     message.output.return_token_ids = options.return_token_ids
+    if options.logprobs is not None:
+        message.output.logprobs = options.logprobs
+    if options.prompt_logprobs is not None:
+        message.output.prompt_logprobs = options.prompt_logprobs
     return message
+
+
+def logprob_to_wire(logprob: TokenLogprob) -> pb.TokenLogprob:
+    """One token's log-probability, as a message."""
+    return pb.TokenLogprob(
+        token_id=logprob.token_id,
+        logprob=logprob.logprob,
+        text=logprob.text,
+        text_offset=logprob.text_offset,
+        top=[pb.TokenLogprob(token_id=t.token_id, logprob=t.logprob, text=t.text) for t in logprob.top],
+    )
+
+
+def logprob_from_wire(message: pb.TokenLogprob) -> TokenLogprob:
+    """One token's log-probability, as plain values."""
+    top = tuple(TokenLogprob(t.token_id, t.logprob, text=t.text) for t in message.top)
+    return TokenLogprob(message.token_id, message.logprob, top, message.text, message.text_offset)
 
 
 def terminal_to_wire(terminal: Terminal, handle: int = 0) -> pb.Finish:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from model_svc.engine.sequence import Sequence
+from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
 
 
@@ -41,6 +42,11 @@ class StepOutput:
     errors: dict[int, str] = field(default_factory=dict)
     """What went wrong in a row (its index in the batch), such as logits that are not numbers. That sequence must end
     with this error; the other rows are as good as ever."""
+    logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
+    """By row: the sampled token's, where the sequence asks for it and a token was sampled."""
+    prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    """By row: those of the prompt's tokens that the row's logits predict and that were not given before
+    (`Sequence.num_prompt_logprobs`), in the prompt's order, where the sequence asks for them."""
 
 
 @dataclass(frozen=True, slots=True)

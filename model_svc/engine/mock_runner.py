@@ -11,9 +11,7 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, Ste
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
 from tokenwire.noise import uniform
-from tokenwire.sampling import SamplingParams
-
-DEFAULTS = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+from tokenwire.sampling import NEUTRAL
 
 
 def build_runner(settings: EngineSettings) -> "MockRunner":
@@ -41,7 +39,7 @@ class MockRunner:
             block_size=settings.block_size,
             num_blocks=settings.mock_kv_blocks,
             eos_token_ids=(),
-            sampling_defaults=DEFAULTS,
+            sampling_defaults=NEUTRAL,
             device="mock",
             dtype="none",
             attention="none",
@@ -65,4 +63,4 @@ class MockRunner:
 
 def original_prompt(sequence: Sequence) -> list[int]:
     """The prompt without the output that a resumed request brings along."""
-    return sequence.token_ids[: sequence.num_prompt_tokens - sequence.num_generated_before]
+    return sequence.token_ids[: sequence.num_original_prompt_tokens]

@@ -35,6 +35,12 @@ class Sequence:
     """Which of a request's `n` choices; part of the noise counter."""
     num_generated_before: int = 0
     """Output tokens made before this Submit (resume); they count as output positions and towards max_tokens."""
+    logprobs: int | None = None
+    """How many likeliest tokens are wanted beside each sampled token's log-probability; None: no log-probabilities."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, but the first."""
+    num_prompt_logprobs: int = 0
+    """Prompt tokens whose log-probability has been given out; the next is that of `token_ids[this + 1]`."""
     priority: int = 0
     """Higher first."""
     tenant: str = ""
@@ -47,6 +53,9 @@ class Sequence:
     """Tokens whose keys and values are in the cache."""
     num_cached_tokens: int = 0
     """Prompt tokens that were found in the cache instead of computed."""
+    slot: int = -1
+    """Number below the largest batch size that no other running sequence has; -1 while it does not run. The runner
+    keeps per-sequence state under it, and finds out by `sequence_id` that a slot has another owner."""
     block_table: list[int] = field(default_factory=list)
     """Physical block of each run of `block_size` positions."""
     first_scheduled_s: float | None = None
@@ -57,6 +66,11 @@ class Sequence:
     def num_tokens(self) -> int:
         """Prompt and output together."""
         return len(self.token_ids)
+
+    @property
+    def num_original_prompt_tokens(self) -> int:
+        """The prompt without the output that a resumed request brings along."""
+        return self.num_prompt_tokens - self.num_generated_before
 
     @property
     def num_new_outputs(self) -> int:

@@ -134,7 +134,10 @@ def eos_token_ids(generation_config: Any, config: Any) -> tuple[int, ...]:
 
 
 def sampling_defaults(generation_config: Any) -> SamplingParams:
-    """What absent sampling fields mean: greedy unless do_sample is true; values that are not set are neutral."""
+    """What absent sampling fields mean: greedy unless do_sample is true; values that are not set are neutral.
+
+    The repetition penalty holds for greedy decoding too, as in transformers' `generate`.
+    """
     sampled = generation_config is not None and generation_config.do_sample is True
 
     def value(name: str, neutral: float) -> float:
@@ -146,4 +149,7 @@ def sampling_defaults(generation_config: Any) -> SamplingParams:
         top_k=int(value("top_k", 0)) if sampled else 0,
         top_p=value("top_p", 1.0) if sampled else 1.0,
         min_p=value("min_p", 0.0) if sampled else 0.0,
+        repetition_penalty=value("repetition_penalty", 1.0),
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
     )

@@ -6,6 +6,7 @@ Knows the order of these things; each is done elsewhere.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from model_svc.runner.kv_cache import num_kv_blocks
 from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.settings import EngineSettings
 from tokenwire.errors import FailedPrecondition
-from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.sampling import NEUTRAL, StopParams
 
 WARMUP_PROMPT_TOKENS = 8
 
@@ -111,13 +112,13 @@ def warm_up(runner: TorchModelRunner, num_prompt_tokens: int) -> None:
     num_blocks = -(-(num_prompt_tokens + 1) // runner.info.block_size)
     sequence = Sequence(
         sequence_id=0, token_ids=[0] * num_prompt_tokens, num_prompt_tokens=num_prompt_tokens,
-        sampling=SamplingParams(temperature=1.0, top_k=0, top_p=0.9, min_p=0.0, seed=0),
+        sampling=replace(NEUTRAL, temperature=1.0, top_p=0.9, seed=0),
         stop=StopParams(max_tokens=2), block_table=list(range(num_blocks)),
     )  # fmt: skip
     runner.run(ScheduledBatch((ScheduledRow(sequence, num_prompt_tokens),)))
     sequence.num_computed_tokens = num_prompt_tokens
     sequence.token_ids.append(0)
-    sequence.sampling = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
+    sequence.sampling = replace(NEUTRAL, seed=0)
     runner.run(ScheduledBatch((ScheduledRow(sequence, 1),)))
 
 

@@ -1,9 +1,7 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
-from tokenwire.sampling import SamplingParams
-
-DEFAULTS = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+from tokenwire.sampling import NEUTRAL
 
 
 def runner_info(
@@ -16,7 +14,7 @@ def runner_info(
         block_size=block_size,
         num_blocks=num_blocks,
         eos_token_ids=eos,
-        sampling_defaults=DEFAULTS,
+        sampling_defaults=NEUTRAL,
         device="fake",
         dtype="none",
         attention="none",

@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from model_svc.engine.batch import ModelRunner, ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
-from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.sampling import NEUTRAL, SamplingParams, StopParams
 
-GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
+GREEDY = replace(NEUTRAL, seed=0)
 
 
 class StepLoop:

@@ -1,12 +1,13 @@
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 
 from model_svc.engine.sequence import Sequence
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
 from tokenwire.requests import Terminal
-from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.sampling import NEUTRAL, StopParams
 from tokenwire.status import from_wire
 
 
@@ -37,7 +38,7 @@ def test_a_bug_while_delivering_ends_every_request_and_the_engine_comes_back(cap
             await session.submit({1: token_request([1], max_tokens=8000)})
             await session.read()
             epoch = engine.epoch
-            greedy = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
+            greedy = replace(NEUTRAL, seed=0)
             engine.submit(Sequence(engine.next_id(), [1, 2], 2, greedy, StopParams(5)), BrokenSink(), 1)
             await session.read_until_finished(1)
             assert from_wire(session.finishes[1].error).reason == "ENGINE_LOST"

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from tokenwire.requests import GenerationOptions
@@ -25,3 +27,34 @@ def test_stop_token_ids_fit_the_wire() -> None:
 def test_a_stop_string_must_be_unicode() -> None:
     (violation,) = GenerationOptions(stop_strings=("a\ud800",)).violations()
     assert violation.field == "options.stop.stop_strings" and violation.description.isascii()
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("repetition_penalty", (0.0, -1.0, 101.0, math.nan), (0.01, 100.0)),
+        ("presence_penalty", (-2.1, 2.1, math.nan), (-2.0, 2.0)),
+        ("frequency_penalty", (-2.1, math.inf), (-2.0, 0.0)),
+        ("logit_bias", (((1, 100.5),), ((1, math.nan),), ((-1, 0.0),), ((2**32, 0.0),)), (((1, -100.0),),)),
+        ("logit_bias", (tuple((i, 1.0) for i in range(1025)),), (tuple((i, 1.0) for i in range(1024)),)),
+        ("allowed_token_ids", ((-1,), (2**32,), tuple(range(65_537))), ((0, 2**32 - 1),)),
+        ("banned_sequences", (((),), ((1,) * 65,), ((1,),) * 257, ((1, -1),)), (((1,) * 64,) * 256,)),
+    ],
+)
+def test_values_out_of_range_are_named(name: str, bad: tuple, good: tuple) -> None:
+    for value in bad:
+        assert [v.field for v in SamplingParams(**{name: value}).violations("s")] == [f"s.{name}"], value
+    for value in good:
+        assert SamplingParams(**{name: value}).violations() == []
+
+
+def test_min_tokens_is_within_max_tokens() -> None:
+    assert [v.field for v in StopParams(max_tokens=3, min_tokens=4).violations()] == ["stop.min_tokens"]
+    assert [v.field for v in StopParams(min_tokens=-1).violations()] == ["stop.min_tokens"]
+    assert StopParams(max_tokens=3, min_tokens=3).violations() == []
+
+
+def test_defaults_fill_in_what_is_absent_and_nothing_else() -> None:
+    given = SamplingParams(temperature=0.7, presence_penalty=0.0, logit_bias=((1, 2.0),))
+    filled = given.with_defaults(SamplingParams(temperature=1.0, top_k=5, presence_penalty=1.0, seed=3))
+    assert filled == SamplingParams(temperature=0.7, top_k=5, presence_penalty=0.0, seed=3, logit_bias=((1, 2.0),))

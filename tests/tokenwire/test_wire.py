@@ -11,9 +11,10 @@ from tokenwire.requests import (
     RequestContext,
     Terminal,
     TokenizerTimings,
+    TokenLogprob,
     Usage,
 )
-from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.sampling import SCALARS, SamplingParams, StopParams
 from tokenwire.v1 import common_pb2 as pb
 from tokenwire.wire import (
     CANCEL_FROM_WIRE,
@@ -21,6 +22,8 @@ from tokenwire.wire import (
     FINISH_FROM_WIRE,
     context_from_wire,
     context_to_wire,
+    logprob_from_wire,
+    logprob_to_wire,
     options_from_wire,
     options_to_wire,
     terminal_from_wire,
@@ -36,14 +39,20 @@ def test_every_reason_of_the_wire_is_known_and_back() -> None:
 
 def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
     full = GenerationOptions(
-        sampling=SamplingParams(temperature=0.0, top_k=0, top_p=0.5, min_p=0.0, seed=2**64 - 1),
-        stop=StopParams(max_tokens=7, stop_token_ids=(3, 4), ignore_eos=True),
+        sampling=SamplingParams(
+            temperature=0.0, top_k=0, top_p=0.5, min_p=0.0, seed=2**64 - 1,
+            repetition_penalty=1.25, presence_penalty=0.0, frequency_penalty=-0.5,
+            logit_bias=((3, -100.0), (7, 1.5)), allowed_token_ids=(1, 2), banned_sequences=((5,), (6, 7)),
+        ),
+        stop=StopParams(max_tokens=7, stop_token_ids=(3, 4), ignore_eos=True, min_tokens=2),
         stop_strings=("a", "ü"),
         include_stop_string=True,
         skip_special_tokens=False,
         return_token_ids=True,
         num_choices=3,
-    )
+        logprobs=0,
+        prompt_logprobs=20,
+    )  # fmt: skip
     assert options_from_wire(options_to_wire(full)) == full
     assert options_from_wire(pb.GenerationOptions()) == GenerationOptions()
     assert options_from_wire(pb.GenerationOptions()).sampling.temperature is None
@@ -51,15 +60,6 @@ def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
 
 def unbuilt() -> dict[str, pb.GenerationOptions]:
     cases = {
-        "sampling.repetition_penalty": pb.GenerationOptions(sampling=pb.SamplingParams(repetition_penalty=1.2)),
-        "sampling.presence_penalty": pb.GenerationOptions(sampling=pb.SamplingParams(presence_penalty=0.5)),
-        "sampling.frequency_penalty": pb.GenerationOptions(sampling=pb.SamplingParams(frequency_penalty=-1)),
-        "sampling.logit_bias": pb.GenerationOptions(sampling=pb.SamplingParams(logit_bias={5: 1.0})),
-        "sampling.allowed_token_ids": pb.GenerationOptions(sampling=pb.SamplingParams(allowed_token_ids=[1])),
-        "sampling.banned_sequences": pb.GenerationOptions(sampling=pb.SamplingParams(banned_sequences=[pb.TokenIds()])),
-        "stop.min_tokens": pb.GenerationOptions(stop=pb.StopConditions(min_tokens=2)),
-        "output.logprobs": pb.GenerationOptions(output=pb.OutputOptions(logprobs=0)),
-        "output.prompt_logprobs": pb.GenerationOptions(output=pb.OutputOptions(prompt_logprobs=1)),
         "output.echo": pb.GenerationOptions(output=pb.OutputOptions(echo=True)),
         "adapter": pb.GenerationOptions(adapter="mine"),
     }
@@ -78,20 +78,29 @@ def test_what_is_not_built_is_refused_by_name_never_ignored(name: str) -> None:
 def test_every_field_of_the_options_is_either_read_or_refused() -> None:
     """A field added to the contract must not be accepted and ignored."""
     read = {
-        "SamplingParams": {"temperature", "top_k", "top_p", "min_p", "seed"},
-        "StopConditions": {"max_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop_string"},
-        "OutputOptions": {"return_token_ids", "skip_special_tokens"},
+        "SamplingParams": {*SCALARS, "logit_bias", "allowed_token_ids", "banned_sequences"},
+        "StopConditions": {
+            "max_tokens", "min_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop_string",
+        },
+        "OutputOptions": {"logprobs", "prompt_logprobs", "return_token_ids", "skip_special_tokens"},
         "GenerationOptions": {"sampling", "stop", "output", "num_choices"},
-    }
+    }  # fmt: skip
     refused = {name.split()[0].split(".")[-1] for name in unbuilt()}
     for message in (pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.GenerationOptions):
         fields = {field.name for field in message.DESCRIPTOR.fields}
         assert fields == read[message.DESCRIPTOR.name] | (fields & refused), message.DESCRIPTOR.name
 
 
-def test_penalties_that_change_nothing_are_accepted() -> None:
+def test_zero_penalties_are_values_not_absence() -> None:
     sampling = pb.SamplingParams(repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
-    assert options_from_wire(pb.GenerationOptions(sampling=sampling)) == GenerationOptions()
+    read = options_from_wire(pb.GenerationOptions(sampling=sampling)).sampling
+    assert (read.repetition_penalty, read.presence_penalty, read.frequency_penalty) == (1.0, 0.0, 0.0)
+
+
+def test_logprobs_survive_the_wire() -> None:
+    top = (TokenLogprob(4, -0.25, text="a"), TokenLogprob(9, -1.5, text="b"))
+    logprob = TokenLogprob(9, -1.5, top, "b", 12)
+    assert logprob_from_wire(logprob_to_wire(logprob)) == logprob
 
 
 @pytest.mark.parametrize(
@@ -102,6 +111,9 @@ def test_penalties_that_change_nothing_are_accepted() -> None:
         (pb.GenerationOptions(stop=pb.StopConditions(stop_strings=[""])), "options.stop.stop_strings"),
         (pb.GenerationOptions(stop=pb.StopConditions(stop_token_ids=range(65))), "options.stop.stop_token_ids"),
         (pb.GenerationOptions(num_choices=129), "options.num_choices"),
+        (pb.GenerationOptions(stop=pb.StopConditions(max_tokens=3, min_tokens=4)), "options.stop.min_tokens"),
+        (pb.GenerationOptions(output=pb.OutputOptions(logprobs=21)), "options.output.logprobs"),
+        (pb.GenerationOptions(output=pb.OutputOptions(prompt_logprobs=21)), "options.output.prompt_logprobs"),
     ],
 )
 def test_bad_values_are_refused_with_field_value_and_what_is_allowed(options: pb.GenerationOptions, field: str) -> None:

@@ -336,7 +336,7 @@ class Demand(_message.Message):
     def __init__(self, priority: _Optional[int] = ..., tenant: _Optional[str] = ..., requests: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "queued", "queued_tokens", "kv_blocks_used", "kv_blocks_total", "max_batch_size", "step", "draining")
+    __slots__ = ("running", "queued", "queued_tokens", "kv_blocks_used", "kv_blocks_total", "max_batch_size", "step", "draining", "paused", "kv_blocks_cached")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +345,8 @@ class Load(_message.Message):
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_CACHED_FIELD_NUMBER: _ClassVar[int]
     running: int
     queued: int
     queued_tokens: int
@@ -353,4 +355,6 @@ class Load(_message.Message):
     max_batch_size: int
     step: int
     draining: bool
-    def __init__(self, running: _Optional[int] = ..., queued: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., step: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    paused: bool
+    kv_blocks_cached: int
+    def __init__(self, running: _Optional[int] = ..., queued: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., step: _Optional[int] = ..., draining: bool = ..., paused: bool = ..., kv_blocks_cached: _Optional[int] = ...) -> None: ...

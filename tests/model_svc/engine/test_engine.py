@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from model_svc.engine.engine import MAX_FAILED_STEPS, Engine
@@ -7,11 +9,11 @@ from model_svc.engine.sequence import Sequence
 from tests.fakes.runner import FakeRunner, runner_info
 from tokenwire.errors import Internal
 from tokenwire.requests import CancelReason, FinishReason
-from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.sampling import NEUTRAL, StopParams
 
 
 def make(sequence_id: int, max_tokens: int = 3) -> Sequence:
-    greedy = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
+    greedy = replace(NEUTRAL, seed=0)
     return Sequence(sequence_id, [1, 2, sequence_id], 3, greedy, StopParams(max_tokens))
 
 

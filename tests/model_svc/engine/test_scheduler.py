@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -11,10 +12,10 @@ from model_svc.engine.sequence import Sequence
 from tests.fakes.runner import FakeRunner, next_token, runner_info
 from tokenwire.errors import FailedPrecondition, Internal
 from tokenwire.requests import CancelReason, FinishReason
-from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.sampling import NEUTRAL, StopParams
 
 IDS = count(1)
-GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
+GREEDY = replace(NEUTRAL, seed=0)
 
 
 class Clock:

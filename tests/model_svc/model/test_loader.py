@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from model_svc.model import device as devices
 from model_svc.model.loader import eos_token_ids, load_model, sampling_defaults
 from tests.fakes.tiny_models import CONTEXT, VOCAB_SIZE, write_model
 from tokenwire.errors import FailedPrecondition, NotFound
-from tokenwire.sampling import SamplingParams
+from tokenwire.sampling import NEUTRAL
 
 CPU = torch.device("cpu")
 
@@ -93,12 +94,16 @@ def test_remote_code_is_never_run(folder: Path) -> None:
 
 
 def test_sampling_defaults_are_greedy_unless_the_model_samples() -> None:
-    greedy = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
-    assert sampling_defaults(None) == greedy
-    assert sampling_defaults(GenerationConfig()) == greedy
-    assert sampling_defaults(GenerationConfig(do_sample=True)) == SamplingParams(1.0, 0, 1.0, 0.0)
+    assert sampling_defaults(None) == NEUTRAL
+    assert sampling_defaults(GenerationConfig()) == NEUTRAL
+    assert sampling_defaults(GenerationConfig(do_sample=True)) == replace(NEUTRAL, temperature=1.0)
     given = GenerationConfig(do_sample=True, temperature=0.6, top_k=20, top_p=0.95, min_p=0.05)
-    assert sampling_defaults(given) == SamplingParams(0.6, 20, 0.95, 0.05)
+    assert sampling_defaults(given) == replace(NEUTRAL, temperature=0.6, top_k=20, top_p=0.95, min_p=0.05)
+
+
+def test_a_repetition_penalty_of_the_model_holds_for_greedy_decoding_too() -> None:
+    given = GenerationConfig(temperature=0.5, repetition_penalty=1.05)
+    assert sampling_defaults(given) == replace(NEUTRAL, repetition_penalty=1.05)
 
 
 def test_eos_ids_come_from_generation_config_first() -> None:
