@@ -77,7 +77,8 @@ class Harness:
         assert len({row.sequence.sequence_id for row in batch.rows}) == len(batch.rows)
         assert all(row.num_new_tokens >= 1 for row in batch.rows)
         if batch.rows:
-            for sequence_id, token_id in self.scheduler.update(batch, self.runner.run(batch)):
+            new = self.scheduler.update(batch, self.runner.run(batch))
+            for sequence_id, token_id in zip(new.sequence_ids, new.token_ids, strict=True):
                 assert sequence_id not in self.ended
                 self.outputs[sequence_id].append(token_id)
         self.scheduler.check_integrity()
