@@ -1,6 +1,7 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
 
 
@@ -30,6 +31,16 @@ def next_token(token_ids: list[int]) -> int:
     return value
 
 
+def prompt_logprobs_of(row: ScheduledRow) -> list[TokenLogprob]:
+    """Those of the tokens that this row's positions predict, from the first that was not given out before."""
+    sequence = row.sequence
+    if sequence.prompt_logprobs is None:
+        return []
+    first = max(sequence.num_computed_tokens, sequence.num_prompt_logprobs) + 1
+    last = min(sequence.num_computed_tokens + row.num_new_tokens, sequence.num_original_prompt_tokens - 1)
+    return [TokenLogprob(token_id, -1.0) for token_id in sequence.token_ids[first : last + 1]]
+
+
 class FakeRunner:
     """Keeps, per physical block and offset, which token was written there, and reads its context back from there.
 
@@ -55,7 +66,17 @@ class FakeRunner:
             next_token(self._context(row)) if row.samples and index not in bad else None
             for index, row in enumerate(batch.rows)
         )
-        return StepOutput(tokens, dict.fromkeys(bad, "logits are not numbers"))
+        logprobs = {
+            index: TokenLogprob(token, -1.0)
+            for index, (row, token) in enumerate(zip(batch.rows, tokens, strict=True))
+            if token is not None and row.sequence.logprobs is not None
+        }
+        prompt_logprobs = {
+            index: found
+            for index, row in enumerate(batch.rows)
+            if index not in bad and (found := prompt_logprobs_of(row))
+        }
+        return StepOutput(tokens, dict.fromkeys(bad, "logits are not numbers"), logprobs, prompt_logprobs)
 
     def close(self) -> None:
         pass
