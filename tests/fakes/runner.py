@@ -23,12 +23,22 @@ def runner_info(
     )
 
 
+START = 17
+WRONG = 999
+"""Never what follows anything."""
+
+
 def next_token(token_ids: list[int]) -> int:
     """What the fake model says after these tokens: it depends on every one of them."""
-    value = 17
+    value = START
     for token_id in token_ids:
-        value = (value * 31 + token_id) % 997
+        value = after(value, token_id)
     return value
+
+
+def after(value: int, token_id: int) -> int:
+    """What follows a context that `value` followed, once this token is added to it."""
+    return (value * 31 + token_id) % 997
 
 
 def prompt_logprobs_of(row: ScheduledRow) -> list[TokenLogprob]:
@@ -42,14 +52,15 @@ def prompt_logprobs_of(row: ScheduledRow) -> list[TokenLogprob]:
 
 
 class FakeRunner:
-    """Keeps, per physical block and offset, which token was written there, and reads its context back from there.
+    """Keeps, per physical block and offset, which token was written there after which context, and reads them back.
 
-    A sequence whose blocks were given to another, or whose context was not computed in order, gets wrong tokens.
+    A sequence whose blocks were given to another, or belong to another prefix, or whose context was not computed in
+    order, gets wrong tokens.
     """
 
     def __init__(self, info: RunnerInfo) -> None:
         self.info = info
-        self.cache: dict[tuple[int, int], int] = {}
+        self.cache: dict[tuple[int, int], tuple[int, int]] = {}
         self.batches: list[ScheduledBatch] = []
         self.fail_next = False
         self.bad_sequences: set[int] = set()
@@ -63,8 +74,7 @@ class FakeRunner:
             self._write(row)
         bad = {index for index, row in enumerate(batch.rows) if row.sequence.sequence_id in self.bad_sequences}
         tokens = tuple(
-            next_token(self._context(row)) if row.samples and index not in bad else None
-            for index, row in enumerate(batch.rows)
+            self._next_token(row) if row.samples and index not in bad else None for index, row in enumerate(batch.rows)
         )
         logprobs = {
             index: TokenLogprob(token, -1.0)
@@ -87,8 +97,15 @@ class FakeRunner:
     def _write(self, row: ScheduledRow) -> None:
         start = row.sequence.num_computed_tokens
         for position in range(start, start + row.num_new_tokens):
-            self.cache[self._slot(row, position)] = row.sequence.token_ids[position]
+            before = self.cache[self._slot(row, position - 1)][1] if position else START
+            token_id = row.sequence.token_ids[position]
+            self.cache[self._slot(row, position)] = (token_id, after(before, token_id))
 
-    def _context(self, row: ScheduledRow) -> list[int]:
-        end = row.sequence.num_computed_tokens + row.num_new_tokens
-        return [self.cache[self._slot(row, position)] for position in range(end)]
+    def _next_token(self, row: ScheduledRow) -> int:
+        value = START
+        for position in range(row.sequence.num_computed_tokens + row.num_new_tokens):
+            token_id, written = self.cache[self._slot(row, position)]
+            value = after(value, token_id)
+            if value != written:
+                return WRONG
+        return value
