@@ -4,9 +4,7 @@ The tier above holds what it has no credit for, where it can still be re-ordered
 advice with an end: what is refused at the limit is refused whoever was promised what. Knows counts; not the wire.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 TTL_S = 2.0
 """How long a lease holds; idle sessions are sent one every second."""
@@ -20,23 +18,44 @@ class Lease:
     tokens: int
 
 
-class Borrower(Protocol):
-    """A session that wants room."""
+@dataclass(slots=True, eq=False)
+class Claim:
+    """What one session wants: a part for itself, and what its peer holds back.
 
-    held_requests: int
-    """Requests that its peer holds back, as last reported."""
-    held_tokens: int
-
-
-def lease(borrower: Borrower, everyone: Iterable[Borrower], free_requests: int, free_tokens: int) -> Lease:
-    """The borrower's part of what is free: in proportion to one more than what each of `everyone` holds back.
-
-    The one keeps a part for sessions that hold nothing, so that a first request need not ask before it comes.
+    The part of its own lets a first request come without asking before.
     """
-    others = list(everyone)
-    requests = sum(other.held_requests + 1 for other in others)
-    tokens = sum(other.held_tokens + 1 for other in others)
-    return Lease(
-        requests=max(0, free_requests) * (borrower.held_requests + 1) // max(1, requests),
-        tokens=max(0, free_tokens) * (borrower.held_tokens + 1) // max(1, tokens),
-    )
+
+    requests: int = 1
+    tokens: int = 1
+
+
+class Lessor:
+    """All sessions of a tier. `open` and `close` a claim; work per call does not depend on how many there are."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._tokens = 0
+
+    def open(self) -> Claim:
+        """A session begins."""
+        claim = Claim(0, 0)
+        self.report(claim, 0, 0)
+        return claim
+
+    def report(self, claim: Claim, held_requests: int, held_tokens: int) -> None:
+        """A session's peer holds back so much now."""
+        self._requests += held_requests + 1 - claim.requests
+        self._tokens += held_tokens + 1 - claim.tokens
+        claim.requests, claim.tokens = held_requests + 1, held_tokens + 1
+
+    def close(self, claim: Claim) -> None:
+        """A session ends; its claim counts no more."""
+        self._requests -= claim.requests
+        self._tokens -= claim.tokens
+
+    def lease(self, claim: Claim, free_requests: int, free_tokens: int) -> Lease:
+        """The claim's part of what is free, in proportion to all open claims."""
+        return Lease(
+            requests=max(0, free_requests) * claim.requests // self._requests,
+            tokens=max(0, free_tokens) * claim.tokens // self._tokens,
+        )

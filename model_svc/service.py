@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
+from model_svc.credits import Lessor
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from model_svc.sessions import TokenSession, request_from_wire
@@ -70,6 +71,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._state = state
         self._drain_timeout_s = drain_timeout_s
         self._sessions: set[TokenSession] = set()
+        self._lessor = Lessor()
 
     async def Generate(
         self, message: model_pb2.ModelServiceGenerateRequest, context: grpc.aio.ServicerContext
@@ -105,7 +107,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> None:
         """Many requests on one stream."""
         self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
-        session = TokenSession(self._engine, self._state, self._sessions)
+        session = TokenSession(self._engine, self._state, self._lessor, self._sessions.discard)
+        self._sessions.add(session)
         await run_session(frames, context, session)
 
     async def GetModelInfo(

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
 from model_svc.admission import TokenRequest
-from model_svc.credits import TTL_S, lease
+from model_svc.credits import TTL_S, Lessor
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from tokenwire.errors import AlreadyExists, TokenwireError
@@ -48,14 +48,14 @@ class OpenRequest:
 class TokenSession:
     """One peer's session. Also the sink of its sequences: columns fill until the writer takes the frame."""
 
-    def __init__(self, engine: EngineClient, state: TierState, everyone: "set[TokenSession]") -> None:
-        """`everyone`: all sessions of the tier; this one is among them until it closes."""
-        self.held_requests = self.held_tokens = 0
-        """What the peer holds back, as last reported."""
+    def __init__(
+        self, engine: EngineClient, state: TierState, lessor: Lessor, on_close: Callable[["TokenSession"], None]
+    ) -> None:
         self._engine = engine
         self._state = state
-        self._everyone = everyone
-        everyone.add(self)
+        self._lessor = lessor
+        self._claim = lessor.open()
+        self._on_close = on_close
         self._open: dict[int, tuple[int, OpenRequest]] = {}
         """Sequence id and request of each open handle."""
         self._requests: dict[str, OpenRequest] = {}
@@ -83,8 +83,8 @@ class TokenSession:
         A handle out of order ends the session; any other fault ends its request alone.
         """
         self._cancel(frame.cancels)
-        self.held_requests = sum(demand.requests for demand in frame.demand)
-        self.held_tokens = sum(demand.tokens for demand in frame.demand)
+        held = [(demand.requests, demand.tokens) for demand in frame.demand]
+        self._lessor.report(self._claim, sum(requests for requests, _ in held), sum(tokens for _, tokens in held))
         for submit in frame.submits:
             self._submit(submit)
         if frame.submits:
@@ -128,7 +128,8 @@ class TokenSession:
         for sequence_id, _ in self._open.values():
             self._engine.abort(sequence_id, CancelReason.CLIENT)
         self._open.clear()
-        self._everyone.discard(self)
+        self._lessor.close(self._claim)
+        self._on_close(self)
 
     def on_token(self, handle: int, token_id: int, logprob: TokenLogprob | None) -> None:
         """Add to the frame being filled."""
@@ -180,7 +181,7 @@ class TokenSession:
         return frame
 
     def _credit(self) -> common_pb2.AdmissionCredit:
-        leased = lease(self, self._everyone, *self._engine.room)
+        leased = self._lessor.lease(self._claim, *self._engine.room)
         return common_pb2.AdmissionCredit(
             requests=leased.requests, tokens=leased.tokens, ttl_ms=round(TTL_S * 1000)
         )  # fmt: skip
