@@ -23,7 +23,7 @@ from model_svc.engine.sequence import Sequence, SequenceStatus
 from model_svc.engine.start_estimate import StartEstimate
 from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
-from model_svc.engine.waiting_queue import WaitingQueue, rank
+from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
 from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError
 from tokenwire.requests import CancelReason, FinishReason
 
@@ -137,6 +137,7 @@ class Scheduler:
         now_s = self.clock()
         self.num_steps += 1
         new = NewTokens()
+        served: dict[str, int] = {}
         for index, (row, token_id) in enumerate(zip(batch.rows, output.token_ids, strict=True)):
             sequence = row.sequence
             if sequence.status is not SequenceStatus.RUNNING:
@@ -153,7 +154,7 @@ class Scheduler:
             if token_id is None:
                 continue
             sequence.token_ids.append(token_id)
-            self.shares.charge(sequence.tenant, output_tokens=1)
+            served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
             if sequence.first_token_s is None:
                 sequence.first_token_s = now_s
             reason = reason_to_stop(sequence, self.max_context_tokens)
@@ -164,6 +165,8 @@ class Scheduler:
                     new.logprobs[sequence.sequence_id] = [output.logprobs[index]]
             if reason is not None:
                 self._finish(sequence, reason)
+        for tenant, num_tokens in served.items():
+            self.shares.charge(tenant, output_tokens=num_tokens)
         return new
 
     def fail(self, sequence: Sequence, error: TokenwireError) -> None:
@@ -252,7 +255,7 @@ class Scheduler:
         budget = self.limits.max_step_tokens - sum(s.num_uncomputed_tokens == 1 for s in self.running)
         taken_tokens = 0
         for sequence in self.waiting.in_order():
-            new = not sequence.num_preemptions
+            new = is_new(sequence)
             if new and (self.paused or not self._window.lets_in(sequence.sequence_id)):
                 continue
             if budget <= self._num_prefill_tokens_before(sequence):
@@ -302,7 +305,7 @@ class Scheduler:
         sequence.num_preemptions += 1
         self._stop_running(sequence)
         sequence.status = SequenceStatus.WAITING
-        self.waiting.add_preempted(sequence)
+        self.waiting.add(sequence)
 
     def _stop_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

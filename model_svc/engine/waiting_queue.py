@@ -1,4 +1,4 @@
-"""What waits to run, in the order in which it should: priority, what was preempted, fair shares, arrival.
+"""What waits to run, in the order in which it should: priority, then fair shares, then arrival.
 
 Knows ranks and tokens; does not know blocks, nor why a sequence waits.
 """
@@ -14,6 +14,11 @@ from model_svc.engine.sequence import Sequence
 def rank(sequence: Sequence) -> tuple[int, float, int]:
     """Sorts what should run first to the front, among sequences that run and within a tenant."""
     return (-sequence.priority, sequence.arrival_s, sequence.sequence_id)
+
+
+def is_new(sequence: Sequence) -> bool:
+    """Whether a waiting sequence has never run."""
+    return not sequence.num_preemptions
 
 
 @dataclass(slots=True)
@@ -36,76 +41,55 @@ class _Line:
 
 
 class WaitingQueue:
-    """Every waiting sequence. A preempted one was served its turn already: it goes before all of its priority."""
+    """Every waiting sequence, new or preempted; one line per priority and tenant."""
 
     def __init__(self, shares: FairShare) -> None:
         self.shares = shares
-        self._preempted: dict[int, _Line] = {}
-        """By priority."""
+        self.num_new = 0
+        """Those that have not run yet."""
         self._lines: dict[int, dict[str, _Line]] = {}
         """By priority, then tenant; without empty ones."""
         self._num_of_tenant: dict[str, int] = {}
-        """New sequences of each tenant that has any."""
+        """Sequences of each tenant that has any."""
 
     def __len__(self) -> int:
-        return self.num_new + sum(len(line.sequences) for line in self._preempted.values())
+        return sum(self._num_of_tenant.values())
 
     def __iter__(self) -> Iterator[Sequence]:
         """All of them, in no order that matters."""
-        for line in self._preempted.values():
+        for line in self._all_lines():
             yield from line.sequences
-        for lines in self._lines.values():
-            for line in lines.values():
-                yield from line.sequences
-
-    @property
-    def num_new(self) -> int:
-        """Those that have not run yet."""
-        return sum(self._num_of_tenant.values())
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all waiting sequences."""
-        lines = [line for by_tenant in self._lines.values() for line in by_tenant.values()]
-        return sum(line.num_tokens for line in [*lines, *self._preempted.values()])
-
-    @property
-    def tenants(self) -> list[str]:
-        """Whose new sequences wait."""
-        return list(self._num_of_tenant)
+        return sum(line.num_tokens for line in self._all_lines())
 
     @property
     def oldest_arrival_s(self) -> float | None:
         """When the new sequence that waits longest arrived; None: none waits."""
-        heads = [line.sequences[0].arrival_s for lines in self._lines.values() for line in lines.values()]
-        return min(heads, default=None)
+        first = (next((s.arrival_s for s in line.sequences if is_new(s)), None) for line in self._all_lines())
+        return min((arrival_s for arrival_s in first if arrival_s is not None), default=None)
 
     def add(self, sequence: Sequence) -> None:
-        """A new sequence waits."""
+        """A sequence waits, to start or to go on."""
         tenant = sequence.tenant
         if tenant not in self._num_of_tenant:
             self.shares.begin_to_wait(tenant, self._num_of_tenant)
         self._num_of_tenant[tenant] = self._num_of_tenant.get(tenant, 0) + 1
+        self.num_new += is_new(sequence)
         self._lines.setdefault(sequence.priority, {}).setdefault(tenant, _Line()).add(sequence)
 
-    def add_preempted(self, sequence: Sequence) -> None:
-        """A sequence that ran waits to go on."""
-        self._preempted.setdefault(sequence.priority, _Line()).add(sequence)
-
     def remove(self, sequence: Sequence) -> None:
-        """Take a waiting sequence out."""
+        """Take a waiting sequence out. Raises ValueError for one that does not wait."""
         priority, tenant = sequence.priority, sequence.tenant
-        if sequence.num_preemptions:
-            self._preempted[priority].remove(sequence)
-            if not self._preempted[priority].sequences:
-                del self._preempted[priority]
-            return
         lines = self._lines[priority]
         lines[tenant].remove(sequence)
         if not lines[tenant].sequences:
             del lines[tenant]
         if not lines:
             del self._lines[priority]
+        self.num_new -= is_new(sequence)
         self._num_of_tenant[tenant] -= 1
         if not self._num_of_tenant[tenant]:
             del self._num_of_tenant[tenant]
@@ -113,10 +97,7 @@ class WaitingQueue:
 
     def in_order(self) -> Iterator[Sequence]:
         """The sequences in order, as shares stand when each is asked for. The one given last may be removed."""
-        for priority in sorted(self._preempted.keys() | self._lines.keys(), reverse=True):
-            line = self._preempted.get(priority)
-            if line is not None:
-                yield from _still_there(line.sequences)
+        for priority in sorted(self._lines, reverse=True):
             heads = {tenant: _still_there(line.sequences) for tenant, line in self._lines.get(priority, {}).items()}
             while heads:
                 tenant = min(heads, key=lambda t: (self.shares.counter(t), t))
@@ -132,12 +113,8 @@ class WaitingQueue:
         Everything of a higher priority, the tenant's own of its priority, and of the others' as much as their share
         while its own are served.
         """
-        ahead = 0.0
-        for priority, line in self._preempted.items():
-            ahead += line.num_tokens if priority >= sequence.priority else 0
-        for priority, lines in self._lines.items():
-            if priority > sequence.priority:
-                ahead += sum(line.num_tokens for line in lines.values())
+        higher = [lines for priority, lines in self._lines.items() if priority > sequence.priority]
+        ahead = float(sum(line.num_tokens for lines in higher for line in lines.values()))
         lines = self._lines.get(sequence.priority, {})
         own = lines[sequence.tenant].num_tokens if sequence.tenant in lines else 0
         for tenant, line in lines.items():
@@ -147,14 +124,18 @@ class WaitingQueue:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless lines are sorted, counted and without empty ones."""
-        lines = [line for by_tenant in self._lines.values() for line in by_tenant.values()]
-        for line in [*lines, *self._preempted.values()]:
+        for line in self._all_lines():
             if not line.sequences or line.sequences != sorted(line.sequences, key=rank):
                 raise AssertionError("a line of waiting sequences is empty, or not in order")
             if line.num_tokens != sum(sequence.num_tokens for sequence in line.sequences):
                 raise AssertionError("the tokens of a line are miscounted")
-        if sum(len(line.sequences) for line in lines) != self.num_new:
+        everyone = list(self)
+        if len(everyone) != len(self) or sum(map(is_new, everyone)) != self.num_new:
             raise AssertionError("waiting sequences are miscounted")
+
+    def _all_lines(self) -> Iterator[_Line]:
+        for lines in self._lines.values():
+            yield from lines.values()
 
 
 def _still_there(sequences: list[Sequence]) -> Iterator[Sequence]:
