@@ -46,12 +46,13 @@ class Output:
     ) -> None:
         """Merge with what waits. Tokens without text yet go with the next text."""
         event = self._last_event()
-        if not has_room(event.logprobs, logprobs):
-            event = self._new_event()
+        if logprobs is not None:
+            if not has_room(event.logprobs, logprobs):
+                event = self._new_event()
+            event.logprobs = joined(event.logprobs, logprobs)
         event.text += text
         event.num_tokens += num_tokens
         event.token_ids.extend(token_ids)
-        event.logprobs = joined(event.logprobs, logprobs)
         if event.text or len(self._pending) > 1:
             self._stream.wake(self)
 

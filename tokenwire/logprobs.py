@@ -49,12 +49,11 @@ def has_room(waiting: SequenceLogprobs | None, more: SequenceLogprobs | None) ->
     return waiting is None or more is None or waiting.num_entries + more.num_entries <= MAX_ENTRIES
 
 
-def joined(waiting: SequenceLogprobs | None, more: SequenceLogprobs | None) -> SequenceLogprobs | None:
+def joined(waiting: SequenceLogprobs | None, more: SequenceLogprobs) -> SequenceLogprobs:
     """What waits, extended by what came later."""
     if waiting is None:
         return more
-    if more is not None:
-        waiting.extend(more)
+    waiting.extend(more)
     return waiting
 
 

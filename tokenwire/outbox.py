@@ -36,7 +36,8 @@ class _Row:
         self.text += text
         self.num_tokens += num_tokens
         self.token_ids.extend(token_ids)
-        self.logprobs = joined(self.logprobs, logprobs)
+        if logprobs is not None:
+            self.logprobs = joined(self.logprobs, logprobs)
 
 
 @dataclass(slots=True, eq=False)
@@ -98,8 +99,9 @@ class TextOutbox:
         if logprobs is not None:
             *before, logprobs = logprobs.pieces()
             waiting.rows.extend(_Row("", 0, [], piece) for piece in before)
-        if waiting.rows and waiting.credit is None and has_room(waiting.rows[-1].logprobs, logprobs):
-            waiting.rows[-1].add(text, num_tokens, token_ids, logprobs)
+        last = waiting.rows[-1] if waiting.rows and waiting.credit is None else None
+        if last is not None and (logprobs is None or has_room(last.logprobs, logprobs)):
+            last.add(text, num_tokens, token_ids, logprobs)
         else:
             waiting.rows.append(_Row(text, num_tokens, list(token_ids), logprobs))
         self._mark(handle, waiting)

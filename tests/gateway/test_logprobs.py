@@ -81,7 +81,7 @@ def test_a_client_that_reads_late_gets_all_of_them() -> None:
 
     async def main() -> None:
         async with gateway_over_fake() as (tier, live):
-            num_words = 4_500  # with their alternatives 5 MB
+            num_words = 8_000  # with their alternatives some 10 MB
             words = " ".join(f"{i:040}" for i in range(num_words))
             options = pb.GenerationOptions(output=pb.OutputOptions(logprobs=20, return_token_ids=True))
             call = live.stub.Generate(generate_request(words, options=options))

@@ -2,12 +2,12 @@ from tests.fakes.logprobs import logprobs_of
 from tokenwire.logprobs import MAX_ENTRIES, SequenceLogprobs, has_room, joined
 
 
-def test_what_comes_later_is_appended_and_none_is_nothing() -> None:
+def test_what_comes_later_is_appended() -> None:
     first, more = SequenceLogprobs(logprobs_of([1], 2)), SequenceLogprobs(logprobs_of([2, 3], 0), logprobs_of([9], 1))
-    assert joined(None, None) is None and joined(None, more) is more and joined(first, None) is first
+    assert joined(None, more) is more
     found = joined(first, more)
     assert found == SequenceLogprobs([*logprobs_of([1], 2), *logprobs_of([2, 3], 0)], logprobs_of([9], 1))
-    assert found is not None and found.num_entries == 3 + 2 + 2
+    assert found is first and found.num_entries == 3 + 2 + 2
 
 
 def test_what_is_too_large_for_a_message_comes_in_pieces_that_are_the_same_together() -> None:
