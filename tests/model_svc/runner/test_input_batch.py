@@ -36,7 +36,7 @@ def test_rows_are_flattened_decodes_first(input_batch: InputBatch) -> None:
     assert step.token_ids.tolist() == [45, 22, 12, 13, 14, 30, 31]
     assert step.positions.tolist() == [5, 2, 2, 3, 4, 0, 1]
     assert step.step.slots.tolist() == [3 * 4 + 1, 5 * 4 + 2, 30, 31, 2 * 4, 36, 37]
-    assert step.sampled_tokens.tolist() == [0, 1, 6]
+    assert step.kept_tokens.tolist() == [0, 1, 6]
     assert step.sampled_rows == [3, 1, 2]
     (group,) = step.step.decodes
     assert (group.start, group.stop, group.num_positions) == (0, 2, 6)

@@ -3,6 +3,7 @@
 import random
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from model_svc.runner.startup import start_runner
 from model_svc.settings import EngineSettings
 from tests.fakes.step_loop import StepLoop, outputs
 from tests.fakes.tiny_models import VOCAB_SIZE
-from tokenwire.sampling import SamplingParams
+from tokenwire.sampling import NEUTRAL, SamplingParams
 
 Folders = Callable[[str], str]
 Runners = Callable[[str], ModelRunner]
@@ -90,7 +91,7 @@ def test_recompute_after_preemption_changes_nothing(tiny_folder: Folders, tiny_r
 
 
 def stochastic(seed: int) -> SamplingParams:
-    return SamplingParams(temperature=1.0, top_k=20, top_p=0.95, min_p=0.01, seed=seed)
+    return replace(NEUTRAL, temperature=1.0, top_k=20, top_p=0.95, min_p=0.01, seed=seed)
 
 
 def test_equal_seed_equal_tokens_alone_and_among_32(tiny_runner: Runners) -> None:
@@ -111,7 +112,7 @@ def test_equal_seed_equal_tokens_alone_and_among_32(tiny_runner: Runners) -> Non
 def test_choices_and_seeds_draw_differently(tiny_runner: Runners) -> None:
     loop = StepLoop(tiny_runner("qwen3"))
     prompt = prompts(1)[0]
-    plain = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=5)
+    plain = replace(NEUTRAL, temperature=1.5, seed=5)
     made = [loop.add(prompt, NUM_OUTPUTS, plain, choice=choice) for choice in (0, 1, 0)]
     made.append(loop.add(prompt, NUM_OUTPUTS, stochastic(6)))
     loop.run()

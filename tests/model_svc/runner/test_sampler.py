@@ -5,7 +5,7 @@ import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from model_svc.runner import sampler
-from model_svc.runner.sampler import NOT_FINITE, RowSampling, sample
+from model_svc.runner.sampler import NOT_FINITE, RowSampling
 from tokenwire.sampling import MAX_SEED, SamplingParams
 
 
@@ -13,6 +13,10 @@ def params(
     temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 1
 ) -> SamplingParams:
     return SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+
+
+def sample(logits: torch.Tensor, rows: list[RowSampling]) -> list[int]:
+    return sampler.sample(logits, rows).tolist()
 
 
 def rows_of(sampling: SamplingParams, num: int) -> list[RowSampling]:
