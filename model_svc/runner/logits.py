@@ -26,6 +26,7 @@ from model_svc.runner.token_bias import TokenBias, has_bias
 from model_svc.runner.token_counts import TokenCounts
 from model_svc.runner.transfer import to_device, together
 from tokenwire.errors import Internal
+from tokenwire.sampling import SamplingParams
 
 SMALLEST_REPETITION_PENALTY = 1e-30
 """Below it a logit divided by the penalty would overflow fp32."""
@@ -78,7 +79,7 @@ class LogitsChanger:
         scores = logits.index_select(0, index).float()
         if any(penalised):
             self._counts.update([sequences[i] for i in rows if penalised[i]])
-            scores = self._penalise(scores, slots, [sequences[i] for i in rows])
+            self._penalise(scores, slots, [sequences[i].sampling for i in rows])
         if any(biased):
             self._bias.update([sequences[i] for i in rows if biased[i]])
             scores.index_add_(0, bias_rows, self._bias.table.index_select(0, bias_slots))
@@ -86,25 +87,37 @@ class LogitsChanger:
             scores.view(-1).index_fill_(0, bans, -torch.inf)
         return ChangedLogits(rows, index, scores)
 
-    def _penalise(self, scores: Tensor, slots: Tensor, sequences: Rows[Sequence]) -> Tensor:
-        """Penalties of [A, V] scores. A row that asks for none has neutral ones, whatever its slot's row holds."""
-        params = [sequence.sampling for sequence in sequences]
+    def _penalise(self, scores: Tensor, slots: Tensor, params: Rows[SamplingParams]) -> None:
+        """Penalise [A, V] scores in place. A row that asks for none has neutral ones, whatever its slot's row holds."""
         values = [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params]
         columns = to_device(np.array(values, dtype=np.float32), self._device)
-        repetition, presence, frequency = columns[:, 0:1], columns[:, 1:2], columns[:, 2:3]
-        if any(p.repetition_penalty != 1.0 for p in params):
-            repetition = repetition.clamp(min=SMALLEST_REPETITION_PENALTY)
-            penalised = torch.where(scores > 0, scores / repetition, scores * repetition)
-            scores = torch.where(self._counts.seen.index_select(0, slots), penalised, scores)
-        if any(p.presence_penalty or p.frequency_penalty for p in params):
+        seen = self._counts.seen.index_select(0, slots)
+        if self._device.type == "cpu":  # where finding the few seen tokens is quick, and waits for nothing
+            entries = torch.from_numpy(seen.view(-1).numpy().nonzero()[0])
+            row = entries // scores.shape[-1]
+            counts = self._counts.outputs.view(-1)[entries + (slots[row] - row) * scores.shape[-1]]
+            flat = scores.view(-1)
+            flat[entries] = penalised(flat[entries], counts, columns[row])
+        else:
             counts = self._counts.outputs.index_select(0, slots)
-            scores -= presence * (counts > 0) + frequency * counts
-        return scores
+            scores.copy_(torch.where(seen, penalised(scores, counts, columns[:, None]), scores))
 
     def _check_slots(self, sequences: Rows[Sequence]) -> None:
         slots = [sequence.slot for sequence in sequences]
         if slots and (min(slots) < 0 or max(slots) >= self._num_slots or len(set(slots)) < len(slots)):
             raise Internal(f"running sequences need slots of their own below {self._num_slots}, not {slots}")
+
+
+def penalised(scores: Tensor, counts: Tensor, columns: Tensor) -> Tensor:
+    """`scores` of tokens seen in prompt or output after all three penalties.
+
+    `counts`: how often each is in the output, of the same shape. `columns`: [..., 3] repetition, presence and frequency
+    penalty, of a shape that broadcasts.
+    """
+    repetition, presence, frequency = columns.unbind(-1)
+    repetition = repetition.clamp(min=SMALLEST_REPETITION_PENALTY)
+    scores = torch.where(scores > 0, scores / repetition, scores * repetition)
+    return scores - (presence * (counts > 0) + frequency * counts)
 
 
 def is_penalised(sequence: Sequence) -> bool:
