@@ -91,21 +91,26 @@ class LogitsChanger:
         """Penalise [A, V] scores in place. A row that asks for none has neutral ones, whatever its slot's row holds."""
         values = [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params]
         columns = to_device(np.array(values, dtype=np.float32), self._device)
-        seen = self._counts.seen.index_select(0, slots)
-        if self._device.type == "cpu":  # where finding the few seen tokens is quick, and waits for nothing
-            entries = torch.from_numpy(seen.view(-1).numpy().nonzero()[0])
-            row = entries // scores.shape[-1]
-            counts = self._counts.outputs.view(-1)[entries + (slots[row] - row) * scores.shape[-1]]
-            flat = scores.view(-1)
-            flat[entries] = penalised(flat[entries], counts, columns[row])
-        else:
-            counts = self._counts.outputs.index_select(0, slots)
-            scores.copy_(torch.where(seen, penalised(scores, counts, columns[:, None]), scores))
+        seen, counts = self._counts.seen.index_select(0, slots), self._counts.outputs.index_select(0, slots)
+        penalise = penalise_few if self._device.type == "cpu" else penalise_all
+        penalise(scores, seen, counts, columns)
 
     def _check_slots(self, sequences: Rows[Sequence]) -> None:
         slots = [sequence.slot for sequence in sequences]
         if slots and (min(slots) < 0 or max(slots) >= self._num_slots or len(set(slots)) < len(slots)):
             raise Internal(f"running sequences need slots of their own below {self._num_slots}, not {slots}")
+
+
+def penalise_all(scores: Tensor, seen: Tensor, counts: Tensor, columns: Tensor) -> None:
+    """Penalise [A, V] scores in place: the whole tables, without a wait. `columns`: [A, 3], see `penalised`."""
+    scores.copy_(torch.where(seen, penalised(scores, counts, columns[:, None]), scores))
+
+
+def penalise_few(scores: Tensor, seen: Tensor, counts: Tensor, columns: Tensor) -> None:
+    """`penalise_all` on a CPU, where finding the few tokens seen is quicker than a pass over the whole tables."""
+    entries = torch.from_numpy(seen.view(-1).numpy().nonzero()[0])
+    flat = scores.view(-1)
+    flat[entries] = penalised(flat[entries], counts.view(-1)[entries], columns[entries // scores.shape[-1]])
 
 
 def penalised(scores: Tensor, counts: Tensor, columns: Tensor) -> Tensor:

@@ -165,6 +165,23 @@ def test_logits_that_are_not_finite_end_one_row_only(tiny_folder: Folders) -> No
     assert [outputs(sequence) for sequence in sequences] == wanted
 
 
+def test_prompt_logprobs_that_are_not_finite_end_one_row_only(tiny_folder: Folders) -> None:
+    """At the chunk that computes them, long before there is a token to draw."""
+    settings = EngineSettings(
+        model=tiny_folder("llama"), device="cpu", dtype="float32", threads=1, kv_memory=2**20, max_batch_size=2
+    )
+    runner = start_runner(settings, {})
+    runner._model.module.get_input_embeddings().weight.data[17] = float("nan")
+    loop = StepLoop(runner, chunk=6)
+    broken = loop.add([5, 17, 7, 8, 9, 10, 11, 12, 13], 1, prompt_logprobs=0)
+    fine = loop.add([5, 7, 8, 9, 10, 11, 12, 13], 1, prompt_logprobs=0)
+    loop.step()
+    assert loop.errors == {broken.sequence_id: NOT_FINITE_ERROR}
+    assert loop.prompt_logprobs[broken.sequence_id] == []
+    assert len(loop.prompt_logprobs[fine.sequence_id]) == 6
+    assert runner._tainted_blocks == set(broken.block_table)
+
+
 def test_close_frees_the_cache(tiny_folder: Folders) -> None:
     settings = EngineSettings(
         model=tiny_folder("llama"), device="cpu", dtype="float32", threads=1, kv_memory=2**20, max_batch_size=2
