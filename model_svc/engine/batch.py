@@ -7,6 +7,11 @@ from model_svc.engine.sequence import Sequence
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
 
+NO_TOKEN_ERROR = (
+    "the request's constraints (allowed_token_ids, banned_sequences, min_tokens) leave no token that may be drawn"
+)
+"""In `StepOutput.errors`: the request is at fault, not the model."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRow:
@@ -19,6 +24,19 @@ class ScheduledRow:
     def samples(self) -> bool:
         """Whether this row reaches the end of the sequence, so that the next token can be drawn from its logits."""
         return self.num_new_tokens == self.sequence.num_uncomputed_tokens
+
+    @property
+    def prompt_logprob_positions(self) -> range:
+        """Positions computed in this step whose logits give prompt log-probabilities that are still to be given out.
+
+        Position p gives that of the prompt's token p + 1. Empty where the sequence asks for none.
+        """
+        sequence = self.sequence
+        if sequence.prompt_logprobs is None:
+            return range(0)
+        first = max(sequence.num_computed_tokens, sequence.num_prompt_logprobs)
+        end = min(sequence.num_computed_tokens + self.num_new_tokens, sequence.num_original_prompt_tokens - 1)
+        return range(first, end)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def start_runner(settings: EngineSettings, phases_s: dict[str, float]) -> TorchM
         max_blocks=-(-max_context_tokens // settings.block_size),
     )
     info = runner_info(settings, model, backend, max_context_tokens, num_blocks, phases_s)
-    runner = TorchModelRunner(model, kv, backend, input_batch, info)
+    runner = TorchModelRunner(model, kv, backend, input_batch, info, max_batch_size=settings.max_batch_size)
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, settings.max_step_tokens, max_context_tokens - 1))
     return runner
