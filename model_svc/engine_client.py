@@ -103,6 +103,11 @@ class EngineClient:
         return self._info
 
     @property
+    def max_batch_size(self) -> int:
+        """Most sequences of one step; 0 while the engine is down."""
+        return self._info.max_batch_size if self._info is not None else 0
+
+    @property
     def pid(self) -> int | None:
         """The engine process; None while there is none."""
         return self._process.pid if self._process is not None else None

@@ -50,7 +50,7 @@ class TierState:
             queued_tokens=self._engine.num_queued_tokens,
             kv_blocks_used=load.kv_blocks_used,
             kv_blocks_total=load.kv_blocks_total,
-            max_batch_size=self._engine.settings.max_batch_size,
+            max_batch_size=self._engine.max_batch_size,
             step=load.step,
             draining=self.draining,
             paused=load.paused,

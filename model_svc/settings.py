@@ -40,9 +40,15 @@ class EngineSettings:
     kv_memory: int = setting(
         0, "bytes for the KV cache, with K/M/G suffix; 0: sized from free memory", minimum=0, parse=bytes_of
     )
-    max_context_tokens: int = setting(0, "longest prompt plus output; 0: what the model allows", minimum=0)
-    max_batch_size: int = setting(64, "most sequences computed in one step", minimum=1, maximum=4096)
-    max_step_tokens: int = setting(512, "token budget of one step, decodes and prefill chunks together", minimum=1)
+    max_context_tokens: int = setting(
+        0, "longest prompt plus output; 0: what the model allows and the KV cache holds", minimum=0
+    )
+    max_batch_size: int = setting(
+        0, "most sequences computed in one step; 0: 64 on a CPU, 256 on a GPU", minimum=0, maximum=4096
+    )
+    max_step_tokens: int = setting(
+        0, "token budget of one step, decodes and prefill chunks together; 0: 512 on a CPU, 8192 on a GPU", minimum=0
+    )
     max_queued_requests: int = setting(1024, "requests that may wait; one more is refused", minimum=1)
     max_queued_tokens: int = setting(
         1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1

@@ -4,13 +4,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from model_svc.engine.sequence import Sequence
+from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
-
-NO_TOKEN_ERROR = (
-    "the request's constraints (allowed_token_ids, banned_sequences, min_tokens) leave no token that may be drawn"
-)
-"""In `StepOutput.errors`: the request is at fault, not the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +53,9 @@ class StepOutput:
 
     token_ids: tuple[int | None, ...]
     """One per row, in the rows' order; None for a row that does not sample, or that is in `errors`."""
-    errors: dict[int, str] = field(default_factory=dict)
-    """What went wrong in a row (its index in the batch), such as logits that are not numbers. That sequence must end
-    with this error; the other rows are as good as ever."""
+    errors: dict[int, TokenwireError] = field(default_factory=dict)
+    """What went wrong in a row (its index in the batch). That sequence must end with this error; the other rows are as
+    good as ever. Internal, as for logits that are not numbers: what its blocks hold is not to be trusted."""
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
     """By row: the sampled token's, where the sequence asks for it and a token was sampled."""
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
@@ -80,6 +76,10 @@ class RunnerInfo:
     """Positions per KV block."""
     num_blocks: int
     """KV blocks in the pool."""
+    max_batch_size: int
+    """Most sequences of one step."""
+    max_step_tokens: int
+    """Most tokens of one step."""
     eos_token_ids: tuple[int, ...]
     """End-of-sequence ids of the model's generation_config."""
     sampling_defaults: SamplingParams

@@ -42,6 +42,8 @@ class MockRunner:
             max_context_tokens=min(longest, settings.max_context_tokens or longest),
             block_size=settings.block_size,
             num_blocks=settings.mock_kv_blocks,
+            max_batch_size=settings.max_batch_size or 64,
+            max_step_tokens=settings.max_step_tokens or 512,
             eos_token_ids=(),
             sampling_defaults=NEUTRAL,
             device="mock",

@@ -143,8 +143,9 @@ class Scheduler:
             if sequence.status is not SequenceStatus.RUNNING:
                 continue
             if index in output.errors:
-                self.kv.forget(sequence)
-                self.fail(sequence, Internal(output.errors[index], reason="SEQUENCE_FAILED"))
+                if isinstance(output.errors[index], Internal):
+                    self.kv.forget(sequence)
+                self.fail(sequence, output.errors[index])
                 continue
             sequence.num_computed_tokens += row.num_new_tokens
             self.kv.commit(sequence)

@@ -7,6 +7,8 @@ through transformers' own eager attention. Then either one is swapped for anothe
 comparison needs no allowance for another order of additions, so it finds even small leaks in any dtype.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,21 +41,42 @@ class ProbeSequence:
 
 
 @torch.inference_mode()
+def kv_specs(model: LoadedModel) -> tuple[LayerKVSpec, ...]:
+    """The cache each layer needs.
+
+    Raises FailedPrecondition with reason MODEL_UNSUPPORTED when its attention means something that is not computed
+    here. Leaves the model as it was.
+    """
+    with _refusals(model):
+        return discover(model)
+
+
+@torch.inference_mode()
 def probe(
-    model: LoadedModel, backend: AttentionBackend, *, block_size: int, max_context_tokens: int
-) -> tuple[LayerKVSpec, ...]:
-    """The cache each layer needs, once the model has shown that it is served rightly.
+    model: LoadedModel,
+    backend: AttentionBackend,
+    specs: tuple[LayerKVSpec, ...],
+    *,
+    block_size: int,
+    max_context_tokens: int,
+) -> None:
+    """Let the model, with its `kv_specs`, show that it is served rightly up to this context.
 
     Raises FailedPrecondition with reason MODEL_UNSUPPORTED, naming the reason. Leaves the model as it was.
     """
-    try:
-        specs = discover(model)
+    with _refusals(model):
         _Trial(model, backend, specs, block_size, max_context_tokens).run()
+
+
+@contextmanager
+def _refusals(model: LoadedModel) -> Iterator[None]:
+    """What makes a model unservable, as the error that an operator reads."""
+    try:
+        yield
     except Unservable as reason:
         raise FailedPrecondition(
             f"model: {type(model.module).__name__} cannot be served: {reason}", reason="MODEL_UNSUPPORTED"
         ) from reason
-    return specs
 
 
 class _Trial:

@@ -14,7 +14,8 @@ from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
 from model_svc.runner.logprobs import score_prompt, score_sampled
 from model_svc.runner.next_token import next_tokens
-from model_svc.runner.step_output import NOT_FINITE_ERROR, make_step_output
+from model_svc.runner.step_output import make_step_output
+from tokenwire.errors import Internal
 
 
 class TorchModelRunner:
@@ -29,15 +30,13 @@ class TorchModelRunner:
         backend: AttentionBackend,
         input_batch: InputBatch,
         info: RunnerInfo,
-        *,
-        max_batch_size: int,
     ) -> None:
         self.info = info
         self._model = model
         self._kv = kv
         self._backend = backend
         self._input_batch = input_batch
-        self._changer = LogitsChanger(max_batch_size, model.vocab_size, model.device)
+        self._changer = LogitsChanger(info.max_batch_size, model.vocab_size, model.device)
         self._tainted_blocks: set[int] = set()
 
     @torch.inference_mode()
@@ -56,7 +55,7 @@ class TorchModelRunner:
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
         output = make_step_output(batch, inputs, tokens, sampled, prompt)
         for row, error in output.errors.items():
-            if error == NOT_FINITE_ERROR:
+            if isinstance(error, Internal):
                 self._tainted_blocks.update(batch.rows[row].sequence.block_table)
         return output
 

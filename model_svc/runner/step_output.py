@@ -7,16 +7,19 @@ from itertools import chain, repeat
 
 from torch import Tensor
 
-from model_svc.engine.batch import NO_TOKEN_ERROR, ScheduledBatch, StepOutput
+from model_svc.engine.batch import ScheduledBatch, StepOutput
 from model_svc.runner.input_batch import PromptSpan, StepInput
 from model_svc.runner.logprobs import Scores, entries
 from model_svc.runner.next_token import NO_TOKEN
 from model_svc.runner.sampler import NOT_FINITE
 from model_svc.runner.transfer import to_host
+from tokenwire.errors import Internal, InvalidRequest, TokenwireError
 from tokenwire.requests import TokenLogprob
 
 NOT_FINITE_ERROR = "the model's scores for the next token are not finite (NaN or infinity), so none can be drawn"
-ERRORS = {NOT_FINITE: NOT_FINITE_ERROR, NO_TOKEN: NO_TOKEN_ERROR}
+NO_TOKEN_ERROR = (
+    "the request's constraints (allowed_token_ids, banned_sequences, min_tokens) leave no token that may be drawn"
+)
 
 
 def make_step_output(
@@ -28,13 +31,13 @@ def make_step_output(
     """
     fetched = to_host([tokens, *(sampled or ()), *(prompt or ())])
     drawn = dict(zip(inputs.sampled_rows, fetched[0].tolist(), strict=True))
-    errors = {row: ERRORS[token_id] for row, token_id in drawn.items() if token_id in ERRORS}
+    errors = {row: error_of(token_id) for row, token_id in drawn.items() if token_id in (NOT_FINITE, NO_TOKEN)}
     prompt_logprobs: dict[int, list[TokenLogprob]] = {}
     if prompt is not None:
         prompt_logprobs = by_span(Scores(*fetched[-len(prompt) :]), inputs.prompt_spans)
         for row, made in prompt_logprobs.items():
             if any(entry.logprob != entry.logprob for entry in made):
-                errors[row] = NOT_FINITE_ERROR
+                errors[row] = error_of(NOT_FINITE)
     logprobs: dict[int, TokenLogprob] = {}
     if sampled is not None:
         asked = {row: batch.rows[row].sequence.logprobs for row in inputs.sampled_rows}
@@ -47,6 +50,13 @@ def make_step_output(
         logprobs={row: entry for row, entry in logprobs.items() if row not in errors},
         prompt_logprobs={row: made for row, made in prompt_logprobs.items() if row not in errors},
     )
+
+
+def error_of(token_id: int) -> TokenwireError:
+    """What stands behind `NOT_FINITE`, the model's fault, and `NO_TOKEN`, the request's."""
+    if token_id == NO_TOKEN:
+        return InvalidRequest(NO_TOKEN_ERROR, reason="NO_TOKEN_LEFT")
+    return Internal(NOT_FINITE_ERROR, reason="SEQUENCE_FAILED")
 
 
 def by_span(scores: Scores, spans: list[PromptSpan]) -> dict[int, list[TokenLogprob]]:

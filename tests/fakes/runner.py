@@ -1,6 +1,7 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from tokenwire.errors import Internal, TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
 
@@ -14,6 +15,8 @@ def runner_info(
         max_context_tokens=max_context_tokens,
         block_size=block_size,
         num_blocks=num_blocks,
+        max_batch_size=8,
+        max_step_tokens=32,
         eos_token_ids=eos,
         sampling_defaults=NEUTRAL,
         device="fake",
@@ -42,13 +45,7 @@ def after(value: int, token_id: int) -> int:
 
 
 def prompt_logprobs_of(row: ScheduledRow) -> list[TokenLogprob]:
-    """Those of the tokens that this row's positions predict, from the first that was not given out before."""
-    sequence = row.sequence
-    if sequence.prompt_logprobs is None:
-        return []
-    first = max(sequence.num_computed_tokens, sequence.num_prompt_logprobs) + 1
-    last = min(sequence.num_computed_tokens + row.num_new_tokens, sequence.num_original_prompt_tokens - 1)
-    return [TokenLogprob(token_id, -1.0) for token_id in sequence.token_ids[first : last + 1]]
+    return [TokenLogprob(row.sequence.token_ids[position + 1], -1.0) for position in row.prompt_logprob_positions]
 
 
 class FakeRunner:
@@ -76,6 +73,7 @@ class FakeRunner:
         tokens = tuple(
             self._next_token(row) if row.samples and index not in bad else None for index, row in enumerate(batch.rows)
         )
+        errors: dict[int, TokenwireError] = {i: Internal("not numbers", reason="SEQUENCE_FAILED") for i in bad}
         logprobs = {
             index: TokenLogprob(token, -1.0)
             for index, (row, token) in enumerate(zip(batch.rows, tokens, strict=True))
@@ -86,7 +84,7 @@ class FakeRunner:
             for index, row in enumerate(batch.rows)
             if index not in bad and (found := prompt_logprobs_of(row))
         }
-        return StepOutput(tokens, dict.fromkeys(bad, "logits are not numbers"), logprobs, prompt_logprobs)
+        return StepOutput(tokens, errors, logprobs, prompt_logprobs)
 
     def close(self) -> None:
         pass

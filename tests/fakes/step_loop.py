@@ -83,7 +83,7 @@ class StepLoop:
             if index in output.logprobs:
                 self.logprobs[sequence.sequence_id].append(output.logprobs[index])
             if index in output.errors:
-                self.errors[sequence.sequence_id] = output.errors[index]
+                self.errors[sequence.sequence_id] = output.errors[index].message
                 self.release(sequence)
             elif sequence.num_new_outputs == sequence.stop.max_tokens or token_id in sequence.stop.stop_token_ids:
                 self.release(sequence)

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from model_svc.engine.batch import ModelRunner
 from model_svc.model import paged
-from model_svc.runner.model_runner import NOT_FINITE_ERROR
 from model_svc.runner.startup import start_runner
+from model_svc.runner.step_output import NOT_FINITE_ERROR
 from model_svc.settings import EngineSettings
 from tests.fakes.step_loop import StepLoop, outputs
 from tests.fakes.tiny_models import VOCAB_SIZE

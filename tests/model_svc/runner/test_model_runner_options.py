@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from model_svc.engine.batch import NO_TOKEN_ERROR, ModelRunner
-from model_svc.runner.step_output import NOT_FINITE_ERROR
+from model_svc.engine.batch import ModelRunner
+from model_svc.runner.step_output import NO_TOKEN_ERROR, NOT_FINITE_ERROR
 from tests.fakes.step_loop import GREEDY, StepLoop, outputs
 from tests.fakes.tiny_models import VOCAB_SIZE
 from tokenwire.requests import TokenLogprob
