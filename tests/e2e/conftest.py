@@ -14,6 +14,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.e2e.reference import Reference
 from tokenwire.cli.tiers import free_ports
 from tokenwire.models import home
 
@@ -34,6 +35,11 @@ def model_folder() -> Path:
     if not folder.is_dir():
         pytest.fail("the default model is not in the cache: run `make model`")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference(model_folder: Path) -> Reference:
+    return Reference(model_folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.conftest import Stack
+from tests.e2e.reference import Reference
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2
 
 pytestmark = pytest.mark.model
@@ -38,41 +36,16 @@ PROMPTS = [
 ]
 
 
-class Reference:
-    """transformers' greedy generate, one prompt at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-    def generate(self, ids: list[int]) -> list[int]:
-        with torch.inference_mode():
-            inputs = torch.tensor([ids])
-            output = self.model.generate(
-                inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=MAX_TOKENS, do_sample=False
-            )
-        tokens = output[0, len(ids) :].tolist()
-        return tokens[:-1] if tokens[-1] == self.tokenizer.eos_token_id else tokens
-
-    def text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-
-@pytest.fixture(scope="module")
-def reference(model_folder: Path) -> Reference:
-    return Reference(model_folder)
-
-
 @pytest.fixture(scope="module")
 def expected(reference: Reference) -> list[list[int]]:
-    return [reference.generate(reference.tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    return [reference.generate(reference.tokenizer(prompt)["input_ids"], MAX_TOKENS) for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")
 def chat_expected(reference: Reference) -> list[int]:
     messages = [{"role": "user", "content": QUESTION}]
     encoded = reference.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-    return reference.generate(encoded["input_ids"])
+    return reference.generate(encoded["input_ids"], MAX_TOKENS)
 
 
 @pytest.fixture(scope="module")
