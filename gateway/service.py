@@ -63,6 +63,7 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
                 conversation=request.conversation,
                 options=request.options,
                 truncate=request.truncate,
+                cache_salt=request.cache_salt,
             )
             stream = self._open(record, who, [text_request], context)
             try:
@@ -145,7 +146,9 @@ def _metadata_request_id(context: grpc.aio.ServicerContext) -> str:
 
 
 def _text_request(request: gateway_pb2.GenerateRequest, prompt: gateway_pb2.Prompt, index: int) -> TextRequest:
-    text_request = TextRequest(model=request.model, options=request.options, truncate=request.truncate)
+    text_request = TextRequest(
+        model=request.model, options=request.options, truncate=request.truncate, cache_salt=request.cache_salt
+    )
     form = prompt.WhichOneof("form")
     if form == "text":
         text_request.text = prompt.text

@@ -23,9 +23,11 @@ Prompt = str | tuple[int, ...] | tuple[Message, ...]
 """A text, token ids, or a conversation; a conversation is never empty."""
 
 
-def text_request(prompt: Prompt, *, model: str, options: GenerationOptions, truncate: bool = False) -> TextRequest:
+def text_request(
+    prompt: Prompt, *, model: str, options: GenerationOptions, truncate: bool = False, cache_salt: str = ""
+) -> TextRequest:
     """The request for one prompt. Token ids must fit 32 bits."""
-    request = TextRequest(model=model, options=options_to_wire(options), truncate=truncate)
+    request = TextRequest(model=model, options=options_to_wire(options), truncate=truncate, cache_salt=cache_salt)
     if isinstance(prompt, str):
         request.text = prompt
     elif prompt and isinstance(prompt[0], Message):

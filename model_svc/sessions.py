@@ -11,7 +11,8 @@ from model_svc.credits import TTL_S, Lessor
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from tokenwire.errors import AlreadyExists, TokenwireError
-from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage
+from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage, name_violations
+from tokenwire.sampling import refuse
 from tokenwire.session import PROTOCOL_VERSION
 from tokenwire.session_server import handles_of
 from tokenwire.v1 import common_pb2, model_pb2
@@ -26,6 +27,7 @@ IDLE_LOAD_S = 1.0
 
 def request_from_wire(message: model_pb2.TokenRequest, *, call_remaining_s: float | None = None) -> TokenRequest:
     """A token request as plain values. Raises InvalidRequest, and Unsupported for what is not built."""
+    refuse(name_violations("cache_salt", message.cache_salt))
     return TokenRequest(
         context=context_from_wire(message.context, call_remaining_s=call_remaining_s),
         token_ids=list(message.token_ids),

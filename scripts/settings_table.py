@@ -32,7 +32,8 @@ def table() -> str:
 
 def row(field: dataclasses.Field[Any]) -> str:
     """One setting."""
-    default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    default = "" if field.default == () else str(field.default)
+    default = default.lower() if isinstance(field.default, bool) else default
     shown = f"`{default}`" if default else ""
     choices = "; one of " + ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
     text = field.metadata["help"] + (choices if field.metadata["choices"] else "")

@@ -6,6 +6,8 @@ from typing import Any
 from tokenizer_svc.chat_template import ChatMessage, Conversation
 from tokenizer_svc.text_request import TextRequest
 from tokenwire.errors import FieldViolation, InvalidRequest, Unsupported
+from tokenwire.requests import name_violations
+from tokenwire.sampling import refuse
 from tokenwire.v1 import tokenizer_pb2
 from tokenwire.wire import context_from_wire, options_from_wire
 
@@ -15,6 +17,7 @@ def request_from_wire(message: tokenizer_pb2.TextRequest) -> TextRequest:
     if message.conversation.tools:
         fields = [FieldViolation("conversation.tools", "tool calls are not built in this release; leave it out")]
         raise Unsupported("conversation.tools: tool calls are not built in this release", violations=fields)
+    refuse(name_violations("cache_salt", message.cache_salt))
     return TextRequest(
         context=context_from_wire(message.context),
         model=message.model,

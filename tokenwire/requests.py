@@ -13,6 +13,8 @@ from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
 
 MAX_REQUEST_ID_CHARS = 128
 MAX_PRIORITY = 100
+MAX_NAME_BYTES = 256
+"""Of a tenant and of a cache salt: the engine remembers them."""
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 1024
 MAX_CHOICES = 128
@@ -137,7 +139,14 @@ class RequestContext:
         if abs(self.priority) > MAX_PRIORITY:
             allowed = f"an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}"
             found.append(FieldViolation(f"{prefix}.priority", f"{self.priority} is not allowed: {allowed}"))
-        return found
+        return found + name_violations(f"{prefix}.tenant", self.tenant)
+
+
+def name_violations(field: str, name: str) -> list[FieldViolation]:
+    """What is wrong with a tenant or a cache salt."""
+    if len(name.encode(errors="replace")) <= MAX_NAME_BYTES:
+        return []
+    return [FieldViolation(field, f"{name[:40]!r}… is not allowed: at most {MAX_NAME_BYTES} bytes")]
 
 
 def is_unicode(text: str) -> bool:

@@ -87,7 +87,8 @@ def argument_parser(cls: type[Any], tier: str, description: str = "") -> argpars
     )
     for field in dataclasses.fields(cls):
         flag = "--" + field.name.replace("_", "-")
-        text = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
+        default = "none" if field.default == () else field.default
+        text = f"{field.metadata['help']} (default: {default})".replace("%", "%%")
         if field.type is bool or field.type == "bool":
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         else:

@@ -1,11 +1,13 @@
 """The fields that every generating path takes, and what they mean as plain values."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from gateway.http.body import Body, invalid
+from gateway.text_requests import Prompt, TextRequest, text_request
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import SamplingParams, StopParams, refuse
 
@@ -55,6 +57,8 @@ class GenerationFields(Body):
     """Seconds the whole request may take."""
     truncate: bool | None = None
     """Cut a prompt longer than the context at its start instead of refusing it."""
+    cache_salt: str | None = None
+    """Cached prefixes are shared only among requests of equal salt."""
 
     def options(
         self, *, max_tokens: int | None = None, logprobs: int | None = None, prompt_logprobs: int | None = None
@@ -90,6 +94,19 @@ class GenerationFields(Body):
         )
         refuse(options.violations())
         return options
+
+    def requests(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[TextRequest]:
+        """One request for each prompt."""
+        return [
+            text_request(
+                prompt,
+                model=self.model or "",
+                options=options,
+                truncate=bool(self.truncate),
+                cache_salt=self.cache_salt or "",
+            )
+            for prompt in prompts
+        ]
 
 
 def _logit_bias(value: dict[str, float]) -> tuple[tuple[int, float], ...]:

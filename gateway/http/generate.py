@@ -28,7 +28,6 @@ from gateway.http.logprobs import plain_logprobs
 from gateway.http.openai_usage import usage_object
 from gateway.http.sse import DONE, event_stream, json_text
 from gateway.streams import Event
-from gateway.text_requests import text_request
 from tokenwire.errors import TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import Terminal
@@ -66,7 +65,7 @@ async def _answer(generation: Generation, call: HttpCall, body: GenerateBody) ->
     generation.refuse_prompt_count(len(prompts), PROMPT_FIELD)
     model = body.model or ""
     options = body.options(logprobs=body.logprobs, prompt_logprobs=body.prompt_logprobs)
-    requests = [text_request(p, model=model, options=options, truncate=bool(body.truncate)) for p in prompts]
+    requests = body.requests(prompts, options)
     call.open(body, requests, model)
     chunks = GenerateChunks(single=len(prompts) == 1)
     if body.stream:

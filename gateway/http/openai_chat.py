@@ -18,7 +18,7 @@ from gateway.http.fields import HARMLESS, GenerationFields, StreamOptions
 from gateway.http.logprobs import chat_logprobs
 from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
 from gateway.http.sse import event_stream
-from gateway.text_requests import Message, text_request
+from gateway.text_requests import Message
 from tokenwire.sampling import MAX_LOGPROBS, StopParams
 
 UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
@@ -101,8 +101,7 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     if not body.messages:
         raise invalid("messages", "[] is not allowed: at least one message is needed")
     messages = tuple(_message(message, index) for index, message in enumerate(body.messages))
-    model, truncate = body.model or "", bool(body.truncate)
-    call.open(body, [text_request(messages, model=model, options=options, truncate=truncate)], model)
+    call.open(body, body.requests([messages], options), body.model or "")
     head = AnswerHead(f"chatcmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
     if body.stream:
         chunks = OpenAIChunks(SHAPE, head, num_prompts=1, num_choices=options.num_choices, include_usage=include_usage)

@@ -17,7 +17,6 @@ from gateway.http.logprobs import completion_logprobs
 from gateway.http.openai_chat import refuse_stream_options
 from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
 from gateway.http.sse import event_stream
-from gateway.text_requests import text_request
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 5
@@ -70,9 +69,8 @@ async def _answer(generation: Generation, call: HttpCall, body: CompletionBody) 
     options = body.options(max_tokens=DEFAULT_MAX_TOKENS, logprobs=body.logprobs)
     prompts = prompts_of(body.prompt, "prompt")
     generation.refuse_prompt_count(len(prompts), "prompt")
-    model, truncate = body.model or "", bool(body.truncate)
-    requests = [text_request(prompt, model=model, options=options, truncate=truncate) for prompt in prompts]
-    call.open(body, requests, model)
+    requests = body.requests(prompts, options)
+    call.open(body, requests, body.model or "")
     head = AnswerHead(f"cmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
     if body.stream:
         chunks = OpenAIChunks(

@@ -7,14 +7,14 @@ while idle. Two tenants that both wait all the time then stay within twice the l
 prompt and OUTPUT_COST times the most tokens a batch can hold, without preempting what runs. Does not know sequences.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 PROMPT_COST = 1.0
 """Service that one computed prompt token stands for; those from the prefix cache are free."""
 OUTPUT_COST = 2.0
 """Service that one output token stands for."""
-MAX_IDLE_TENANTS = 10_000
-"""Counters remembered of tenants that neither wait nor run."""
+MAX_TENANTS = 10_000
+"""Counters remembered; beyond them those of tenants that neither wait nor run are dropped, the lowest first."""
 
 
 class FairShare:
@@ -48,11 +48,13 @@ class FairShare:
         cost = PROMPT_COST * prompt_tokens + OUTPUT_COST * output_tokens
         self._counters[tenant] = self.counter(tenant) + cost / self.weight(tenant)
 
-    def forget(self, busy: Iterable[str]) -> None:
-        """Drop counters when there are too many, the lowest first, but for tenants that wait or run."""
-        if len(self._counters) <= MAX_IDLE_TENANTS:
-            return
-        kept = set(busy)
-        idle = sorted((counter, tenant) for tenant, counter in self._counters.items() if tenant not in kept)
-        for _, tenant in idle[: len(idle) - MAX_IDLE_TENANTS // 2]:
+    @property
+    def is_full(self) -> bool:
+        """Whether more tenants are remembered than should be."""
+        return len(self._counters) > MAX_TENANTS
+
+    def forget(self, busy: Collection[str]) -> None:
+        """Drop the counters of half of all tenants that are not `busy`, the lowest first: they have least to lose."""
+        idle = sorted((counter, tenant) for tenant, counter in self._counters.items() if tenant not in busy)
+        for _, tenant in idle[: (len(idle) + 1) // 2]:
             del self._counters[tenant]

@@ -31,6 +31,10 @@ MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
 
+MAX_STALE_DEADLINES = 64
+"""Deadlines of ended sequences that are kept, beyond as many as there are sequences."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of one step, and how the queue is kept."""
@@ -85,6 +89,8 @@ class Scheduler:
         now_s = self.clock()
         if self.running or self.ended:
             return 0.0
+        if not self.sequences:
+            return None
         due = [self._deadlines[0][0]] if self._deadlines else []
         if len(self.waiting) > self.waiting.num_new:
             return 0.0
@@ -322,6 +328,9 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         del self.sequences[sequence.sequence_id]
         self.ended.append(Ended(sequence.sequence_id, terminal_of(sequence, reason, self.clock(), error)))
-        if not self.sequences:
-            self.shares.forget(())
-            self._deadlines.clear()
+        if len(self._deadlines) > 2 * len(self.sequences) + MAX_STALE_DEADLINES:
+            alive = (each for each in self.sequences.values() if each.deadline_s is not None)
+            self._deadlines = [(each.deadline_s or 0.0, each.sequence_id) for each in alive]
+            heapq.heapify(self._deadlines)
+        if self.shares.is_full:
+            self.shares.forget({each.tenant for each in self.sequences.values()})

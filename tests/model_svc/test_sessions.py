@@ -140,14 +140,29 @@ def test_each_bad_request_ends_alone_with_a_typed_error() -> None:
                 request = token_request([1])
                 setattr(request.options.sampling, field, value)
                 bad[handle] = (request, InvalidRequest, allowed)
+            biased, allowed, banned, least, salted = (token_request([1]) for _ in range(5))
+            biased.options.sampling.logit_bias[VOCAB] = 1.0
+            allowed.options.sampling.allowed_token_ids.extend([5, VOCAB + 1])
+            banned.options.sampling.banned_sequences.add(ids=[1, VOCAB + 2])
+            least.options.stop.ClearField("max_tokens")
+            least.options.stop.min_tokens = 100
+            salted.cache_salt = "x" * 257
+            bad |= {
+                19: (biased, InvalidRequest, "logit_bias: 49152 is outside the vocabulary"),
+                20: (allowed, InvalidRequest, "allowed_token_ids: 49153 is outside the vocabulary"),
+                21: (banned, InvalidRequest, "banned_sequences: 49154 is outside the vocabulary"),
+                22: (least, InvalidRequest, "min_tokens: 100 is not allowed: the context of 100 leaves 99"),
+                23: (salted, InvalidRequest, "cache_salt"),
+                24: (token_request([1], tenant="x" * 257), InvalidRequest, "context.tenant"),
+            }
             unknown, stops, schema = (token_request([1]) for _ in range(3))
             unknown.model = "other"
             stops.options.stop.stop_strings.append("x")
             schema.options.constraint.json_schema = "{}"
             bad |= {
-                16: (unknown, NotFound, "other"),
-                17: (stops, Unsupported, "stop_strings"),
-                18: (schema, Unsupported, "options.constraint"),
+                25: (unknown, NotFound, "other"),
+                26: (stops, Unsupported, "stop_strings"),
+                27: (schema, Unsupported, "options.constraint"),
             }
             await session.submit({1: good, **{handle: request for handle, (request, _, _) in bad.items()}})
             await session.read_until_finished(1, *bad)

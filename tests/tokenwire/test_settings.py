@@ -71,7 +71,7 @@ def test_help_lists_every_setting_with_its_default(capsys: pytest.CaptureFixture
     shown = " ".join(capsys.readouterr().out.split())
     for name, field in ModelTierSettings.__dataclass_fields__.items():
         assert f"--{name.replace('_', '-')}" in shown
-        assert f"(default: {field.default})" in shown
+        assert f"(default: {'none' if field.default == () else field.default})" in shown
 
 
 def test_a_bad_flag_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

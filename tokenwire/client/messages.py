@@ -39,6 +39,7 @@ def generate_call(prompts: Sequence[Prompt], given: CallOptions) -> GenerationCa
         prompts=[_prompt(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)],
         options=options_to_wire(options),
         truncate=given.get("truncate", False),
+        cache_salt=given.get("cache_salt", ""),
     )
     return GenerationCall(
         request, context.request_id, len(prompts) * options.num_choices, _call_timeout_s(given), generate_events
@@ -55,6 +56,7 @@ def chat_call(messages: str | Sequence[Message], given: CallOptions) -> Generati
         model=given.get("model", ""),
         options=options_to_wire(options),
         truncate=given.get("truncate", False),
+        cache_salt=given.get("cache_salt", ""),
     )
     for i, message in enumerate(messages):
         refuse_bad_text(f"messages[{i}].role", message.role)

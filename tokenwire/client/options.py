@@ -55,6 +55,8 @@ class CallOptions(TypedDict, total=False):
     """Outputs per prompt; where the model's default is greedy they are equal unless `temperature` is above 0."""
     truncate: bool
     """Cut a prompt longer than the context at its start instead of refusing it."""
+    cache_salt: str
+    """Cached prefixes are shared only among requests of equal salt."""
     timeout_s: float
     """The request ends after this time with what it has: FinishReason.DEADLINE."""
     request_id: str
@@ -123,6 +125,7 @@ def request_context(given: CallOptions) -> RequestContext:
         refuse_timeout(timeout_s)
     refuse_bad_text("model", given.get("model", ""))
     refuse_bad_text("tenant", given.get("tenant", ""))
+    refuse_bad_text("cache_salt", given.get("cache_salt", ""))
     context = RequestContext(
         request_id=given.get("request_id") or new_request_id(),
         priority=given.get("priority", 0),

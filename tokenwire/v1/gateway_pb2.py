@@ -26,7 +26,7 @@ from tokenwire.v1 import common_pb2 as tokenwire_dot_v1_dot_common__pb2
 from tokenwire.v1 import tokenizer_pb2 as tokenwire_dot_v1_dot_tokenizer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atokenwire/v1/gateway.proto\x12\x0ctokenwire.v1\x1a\x19tokenwire/v1/common.proto\x1a\x1ctokenwire/v1/tokenizer.proto\"M\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.tokenwire.v1.TokenIdsH\x00\x42\x06\n\x04\x66orm\"\xba\x01\n\x0fGenerateRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x07prompts\x18\x03 \x03(\x0b\x32\x14.tokenwire.v1.Prompt\x12\x30\n\x07options\x18\x04 \x01(\x0b\x32\x1f.tokenwire.v1.GenerationOptions\x12\x10\n\x08truncate\x18\x05 \x01(\x08\"{\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\"\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x13.tokenwire.v1.Delta\x12$\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x14.tokenwire.v1.Finish\"\xc1\x01\n\x0b\x43hatRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x1a.tokenwire.v1.Conversation\x12\x30\n\x07options\x18\x04 \x01(\x0b\x32\x1f.tokenwire.v1.GenerationOptions\x12\x10\n\x08truncate\x18\x05 \x01(\x08\"h\n\x0c\x43hatResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x13.tokenwire.v1.Delta\x12$\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x14.tokenwire.v1.Finish\"\xde\x01\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\x12\x11\n\treasoning\x18\x05 \x01(\t\x12*\n\ntool_calls\x18\x06 \x03(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x33\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob2\x9c\x04\n\x11GenerationService\x12K\n\x08Generate\x12\x1d.tokenwire.v1.GenerateRequest\x1a\x1e.tokenwire.v1.GenerateResponse0\x01\x12?\n\x04\x43hat\x12\x19.tokenwire.v1.ChatRequest\x1a\x1a.tokenwire.v1.ChatResponse0\x01\x12J\n\x07Session\x12\x1c.tokenwire.v1.SessionRequest\x1a\x1d.tokenwire.v1.SessionResponse(\x01\x30\x01\x12I\n\x08Tokenize\x12\x1d.tokenwire.v1.TokenizeRequest\x1a\x1e.tokenwire.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.tokenwire.v1.DetokenizeRequest\x1a .tokenwire.v1.DetokenizeResponse\x12@\n\x05\x45mbed\x12\x1a.tokenwire.v1.EmbedRequest\x1a\x1b.tokenwire.v1.EmbedResponse\x12O\n\nListModels\x12\x1f.tokenwire.v1.ListModelsRequest\x1a .tokenwire.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atokenwire/v1/gateway.proto\x12\x0ctokenwire.v1\x1a\x19tokenwire/v1/common.proto\x1a\x1ctokenwire/v1/tokenizer.proto\"M\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.tokenwire.v1.TokenIdsH\x00\x42\x06\n\x04\x66orm\"\xce\x01\n\x0fGenerateRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x07prompts\x18\x03 \x03(\x0b\x32\x14.tokenwire.v1.Prompt\x12\x30\n\x07options\x18\x04 \x01(\x0b\x32\x1f.tokenwire.v1.GenerationOptions\x12\x10\n\x08truncate\x18\x05 \x01(\x08\x12\x12\n\ncache_salt\x18\x06 \x01(\t\"{\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\"\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x13.tokenwire.v1.Delta\x12$\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x14.tokenwire.v1.Finish\"\xd5\x01\n\x0b\x43hatRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x1a.tokenwire.v1.Conversation\x12\x30\n\x07options\x18\x04 \x01(\x0b\x32\x1f.tokenwire.v1.GenerationOptions\x12\x10\n\x08truncate\x18\x05 \x01(\x08\x12\x12\n\ncache_salt\x18\x06 \x01(\t\"h\n\x0c\x43hatResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x13.tokenwire.v1.Delta\x12$\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x14.tokenwire.v1.Finish\"\xde\x01\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\x12\x11\n\treasoning\x18\x05 \x01(\t\x12*\n\ntool_calls\x18\x06 \x03(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x33\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob2\x9c\x04\n\x11GenerationService\x12K\n\x08Generate\x12\x1d.tokenwire.v1.GenerateRequest\x1a\x1e.tokenwire.v1.GenerateResponse0\x01\x12?\n\x04\x43hat\x12\x19.tokenwire.v1.ChatRequest\x1a\x1a.tokenwire.v1.ChatResponse0\x01\x12J\n\x07Session\x12\x1c.tokenwire.v1.SessionRequest\x1a\x1d.tokenwire.v1.SessionResponse(\x01\x30\x01\x12I\n\x08Tokenize\x12\x1d.tokenwire.v1.TokenizeRequest\x1a\x1e.tokenwire.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.tokenwire.v1.DetokenizeRequest\x1a .tokenwire.v1.DetokenizeResponse\x12@\n\x05\x45mbed\x12\x1a.tokenwire.v1.EmbedRequest\x1a\x1b.tokenwire.v1.EmbedResponse\x12O\n\nListModels\x12\x1f.tokenwire.v1.ListModelsRequest\x1a .tokenwire.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPT']._serialized_start=101
   _globals['_PROMPT']._serialized_end=178
   _globals['_GENERATEREQUEST']._serialized_start=181
-  _globals['_GENERATEREQUEST']._serialized_end=367
-  _globals['_GENERATERESPONSE']._serialized_start=369
-  _globals['_GENERATERESPONSE']._serialized_end=492
-  _globals['_CHATREQUEST']._serialized_start=495
-  _globals['_CHATREQUEST']._serialized_end=688
-  _globals['_CHATRESPONSE']._serialized_start=690
-  _globals['_CHATRESPONSE']._serialized_end=794
-  _globals['_DELTA']._serialized_start=797
-  _globals['_DELTA']._serialized_end=1019
-  _globals['_GENERATIONSERVICE']._serialized_start=1022
-  _globals['_GENERATIONSERVICE']._serialized_end=1562
+  _globals['_GENERATEREQUEST']._serialized_end=387
+  _globals['_GENERATERESPONSE']._serialized_start=389
+  _globals['_GENERATERESPONSE']._serialized_end=512
+  _globals['_CHATREQUEST']._serialized_start=515
+  _globals['_CHATREQUEST']._serialized_end=728
+  _globals['_CHATRESPONSE']._serialized_start=730
+  _globals['_CHATRESPONSE']._serialized_end=834
+  _globals['_DELTA']._serialized_start=837
+  _globals['_DELTA']._serialized_end=1059
+  _globals['_GENERATIONSERVICE']._serialized_start=1062
+  _globals['_GENERATIONSERVICE']._serialized_end=1602
 # @@protoc_insertion_point(module_scope)

@@ -136,10 +136,18 @@ def test_service_beyond_a_share_is_remembered_while_away() -> None:
 
 
 def test_counters_of_idle_tenants_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fair_share, "MAX_IDLE_TENANTS", 10)
+    monkeypatch.setattr(fair_share, "MAX_TENANTS", 10)
+    harness = Harness(batch=2)
+    for index in range(200):
+        harness.add(sequence([index], max_tokens=1 + index % 3, tenant=f"t{index}"))
+        harness.step()
+    harness.run()
+    assert len(harness.scheduler.shares._counters) <= 11
+
+
+def test_the_counters_that_are_dropped_are_the_lowest_of_idle_tenants() -> None:
     shares = FairShare()
-    for index in range(11):
+    for index in range(5):
         shares.charge(f"t{index}", output_tokens=index + 1)
-    shares.forget(["t0"])
-    assert shares.counter("t0") and shares.counter("t10") and not shares.counter("t1")
-    assert sum(shares.counter(f"t{index}") > 0 for index in range(11)) == 6
+    shares.forget({"t0"})
+    assert [shares.counter(f"t{index}") > 0 for index in range(5)] == [True, False, False, True, True]
