@@ -20,15 +20,31 @@ SERVED = {
     "qwen3": LayerKVSpec(2, 16, 16),
     "qwen3_moe": LayerKVSpec(2, 16, 16),
     "gemma2": LayerKVSpec(2, 16, 16),
+    "gemma3": LayerKVSpec(2, 16, 16),
     "mistral": LayerKVSpec(2, 8, 8),
     "phi3": LayerKVSpec(2, 8, 8),
+    "olmo2": LayerKVSpec(2, 8, 8),
+    "granite": LayerKVSpec(2, 8, 8),
+    "granite_moe": LayerKVSpec(2, 8, 8),
+    "gpt_neox": LayerKVSpec(4, 8, 8),
+    "gpt_neox_sequential": LayerKVSpec(4, 8, 8),
+    "stablelm": LayerKVSpec(2, 8, 8),
+    "stablelm_parallel": LayerKVSpec(2, 8, 8),
+    "nemotron": LayerKVSpec(2, 8, 8),
+    "cohere": LayerKVSpec(2, 8, 8),
+    "cohere2": LayerKVSpec(2, 8, 8),
+    "smollm3": LayerKVSpec(2, 8, 8),
+    "mixtral": LayerKVSpec(2, 8, 8),
+    "olmoe": LayerKVSpec(2, 8, 8),
     "gpt_oss": LayerKVSpec(2, 16, 16),
     "deepseek_v3": LayerKVSpec(4, 16, 12),
 }
-NEVER_CALLED = "calls to the registered attention|trial run with paged attention failed|transformers gives"
+NEVER_CALLED = "calls to the registered attention|trial run with paged attention failed"
+OWN_ATTENTION = "takes no other implementation"
 REFUSED = {
     "bloom": NEVER_CALLED,
-    "falcon": NEVER_CALLED,
+    "falcon": OWN_ATTENTION,
+    "gptj": OWN_ATTENTION,
     "mpt": NEVER_CALLED,
     "mamba": NEVER_CALLED,
     "jamba": NEVER_CALLED,
