@@ -153,6 +153,9 @@ def write_model(folder: Path, name: str, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = CONFIGS[name]()
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # norms and biases, all ones and zeros until now
+            parameter.data += 0.2 * torch.randn_like(parameter)
     if name == "gpt_oss":
         for layer in model.model.layers:
             torch.nn.init.normal_(layer.self_attn.sinks)
