@@ -6,7 +6,8 @@ model's longest context, with the causal (and windowed) mask that the paged path
 Does not compare numbers; that is `probe`'s part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,12 +53,8 @@ def discover(model: LoadedModel) -> tuple[LayerKVSpec, ...]:
     positions = torch.tensor([[0, 1]], device=model.device)
     model.module.set_attn_implementation(DISCOVERY_NAME)
     try:
-        with model.handover.carrying(notes):
+        with refusing_what_fails(), model.handover.carrying(notes):
             model.module(input_ids=token_ids, position_ids=positions, use_cache=False, return_dict=True)
-    except Unservable:
-        raise
-    except Exception as error:  # whatever a model of unknown code raises is the reason not to serve it
-        raise Unservable(f"a trial run with paged attention failed: {type(error).__name__}: {error}") from error
     finally:
         model.module.set_attn_implementation(ATTENTION_NAME)
     check_calls(notes, model.num_layers)
@@ -65,6 +62,17 @@ def discover(model: LoadedModel) -> tuple[LayerKVSpec, ...]:
     if getattr(text, "attn_logit_softcapping", None) and not notes.softcapped:
         raise Unservable("its config asks for a soft cap that its attention is not given")
     return tuple(notes.specs[layer] for layer in range(model.num_layers))
+
+
+@contextmanager
+def refusing_what_fails() -> Iterator[None]:
+    """Raise Unservable in place of any other error: whatever a model of unknown code raises is the reason."""
+    try:
+        yield
+    except Unservable:
+        raise
+    except Exception as error:
+        raise Unservable(f"a trial run failed: {type(error).__name__}: {error}") from error
 
 
 def check_calls(notes: AttentionNotes, num_layers: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model_svc.model.attention import ATTENTION_NAME, AttentionBackend
-from model_svc.model.discovery import Unservable, discover
+from model_svc.model.discovery import Unservable, discover, refusing_what_fails
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import LayerKVSpec, PagedKV, allocate, plan_step, positions_and_slots
 from tokenwire.errors import FailedPrecondition
@@ -48,7 +48,8 @@ def probe(
     """
     try:
         specs = discover(model)
-        _Trial(model, backend, specs, block_size, max_context_tokens).run()
+        with refusing_what_fails():
+            _Trial(model, backend, specs, block_size, max_context_tokens).run()
     except Unservable as reason:
         raise FailedPrecondition(
             f"model: {type(model.module).__name__} cannot be served: {reason}", reason="MODEL_UNSUPPORTED"
@@ -87,10 +88,12 @@ class _Trial:
         eager = [self.eager(long), self.eager(short)]
 
         heads = [self.num_long - TAIL_TOKENS, self.num_short - TAIL_TOKENS]
-        with_other_short = self.step([long, other_short], heads, restart=True)
+        all_of_short = [heads[0], self.num_short]  # up to the last position that there is
+        with_short = self.step([long, short], all_of_short, restart=True)
+        with_other_short = self.step([long, other_short], all_of_short, restart=True)
         with_other_long = self.step([other_long, short], heads, restart=True)
         together = self.step([long, short], heads, restart=True)
-        if not difference(together[0], with_other_short[0]) <= self.neighbour_tolerance:
+        if not difference(with_short[0], with_other_short[0]) <= self.neighbour_tolerance:
             raise Unservable(
                 "a sequence's result changes with the positions or tokens of its neighbour in the batch (rotary "
                 "scaling by the longest position, if any, can be avoided by a lower --max-context-tokens)"

@@ -13,6 +13,7 @@ from transformers import (
     FalconConfig,
     FalconH1Config,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPTJConfig,
     GPTNeoXConfig,
@@ -55,7 +56,7 @@ BASE: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-LONGROPE = {
+LONGROPE: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
     "short_factor": [1.0] * 4,
@@ -93,6 +94,14 @@ CONFIGS: dict[str, Any] = {
         rope_parameters={
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+        },
+    ),
+    "gemma3_multimodal": lambda: Gemma3Config(
+        text_config=CONFIGS["gemma3"]().to_dict(), mm_tokens_per_image=4, image_token_index=98, boi_token_index=97,
+        eoi_token_index=96,
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
         },
     ),
     "mistral": lambda: MistralConfig(**BASE, sliding_window=WINDOW),

@@ -27,7 +27,8 @@ Runners = Callable[[str], ModelRunner]
 References = Callable[[str], Reference]
 
 FAMILIES = [
-    "llama", "llama_tied", "mistral", "qwen2", "qwen2_window", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "granite",
+    "llama", "llama_tied", "mistral", "qwen2", "qwen2_window", "qwen3", "gemma2", "gemma3",
+    "gemma3_multimodal", "phi3", "olmo2", "granite",
     "gpt_neox", "gpt_neox_sequential", "stablelm", "stablelm_parallel", "nemotron", "cohere", "cohere2", "smollm3",
     "mixtral", "qwen3_moe", "olmoe", "granite_moe", "gpt_oss", "deepseek_v3",
 ]  # fmt: skip
@@ -50,7 +51,7 @@ def random_tokens(length: int) -> list[int]:
 BATCH = [random_tokens(length) for length in (40, 1, 3, 17, 8, 29, 2, 12, 33, 5, 9, 24, 1, 14, 7, 20)]
 SHARED = random_tokens(26)
 SHARING = [SHARED + random_tokens(length) for length in (1, 4, 9, 2)]
-SHORT_RANGE = int(LONGROPE["original_max_position_embeddings"])
+SHORT_RANGE = LONGROPE["original_max_position_embeddings"]
 
 
 @dataclass
