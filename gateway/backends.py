@@ -24,7 +24,7 @@ from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from tokenwire.wire import terminal_from_wire
+from tokenwire.wire import logprobs_from_wire, terminal_from_wire
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +96,17 @@ class Backend:
             raise Internal(f"{self.target} sent a frame whose columns differ in length", reason="BAD_FRAME")
         if counts:
             self._metrics.output_tokens.inc(sum(counts))
-        token_ids = {extras.handle: extras.token_ids for extras in frame.extras}
+        extras = {message.handle: message for message in frame.extras}
         receivers = stream.receivers
         for handle, text, num_tokens in zip(handles, texts, counts, strict=True):
             choice = receivers.get(handle)
-            if choice is not None:
-                choice.on_text(text, num_tokens, token_ids.get(handle, ()))
+            if choice is None:
+                continue
+            if (extra := extras.get(handle)) is None:
+                choice.on_text(text, num_tokens, ())
+            else:
+                logprobs = logprobs_from_wire(extra.logprobs, extra.prompt_logprobs)
+                choice.on_text(text, num_tokens, extra.token_ids, logprobs)
         for finish in frame.finishes:
             choice = receivers.pop(finish.handle, None)
             if choice is not None:

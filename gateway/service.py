@@ -20,7 +20,7 @@ from tokenwire.errors import FieldViolation, Internal, InvalidRequest, Tokenwire
 from tokenwire.requests import RequestContext
 from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
-from tokenwire.wire import context_from_wire, terminal_to_wire
+from tokenwire.wire import context_from_wire, logprob_to_wire, terminal_to_wire
 
 REQUEST_ID = "x-request-id"
 
@@ -158,7 +158,15 @@ def _text_request(request: gateway_pb2.GenerateRequest, prompt: gateway_pb2.Prom
 
 
 def _delta(event: Event) -> gateway_pb2.Delta:
-    return gateway_pb2.Delta(text=event.text, num_tokens=event.num_tokens, token_ids=event.token_ids)
+    delta = gateway_pb2.Delta(text=event.text, num_tokens=event.num_tokens, token_ids=event.token_ids)
+    if event.logprobs is not None:
+        delta.logprobs.extend(map(logprob_to_wire, event.logprobs.tokens))
+        delta.prompt_logprobs.extend(map(logprob_to_wire, event.logprobs.prompt))
+    return delta
+
+
+def _has_delta(event: Event) -> bool:
+    return bool(event.text or event.num_tokens or event.logprobs)
 
 
 def _error_of(event: Event) -> TokenwireError | None:
@@ -175,7 +183,7 @@ def _generate_response(event: Event, *, raise_error: bool) -> gateway_pb2.Genera
             raise error
         terminal = replace(terminal, error=error)
     response = gateway_pb2.GenerateResponse(index=event.prompt, choice=event.choice)
-    if event.text or event.num_tokens:
+    if _has_delta(event):
         response.delta.CopyFrom(_delta(event))
     if terminal is not None:
         response.finish.CopyFrom(terminal_to_wire(terminal))
@@ -195,7 +203,7 @@ def _chat_response(event: Event) -> gateway_pb2.ChatResponse:
     if error is not None:
         raise error
     response = gateway_pb2.ChatResponse(choice=event.choice)
-    if event.text or event.num_tokens:
+    if _has_delta(event):
         response.delta.CopyFrom(_delta(event))
     if event.terminal is not None:
         response.finish.CopyFrom(terminal_to_wire(event.terminal))

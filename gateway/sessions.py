@@ -10,6 +10,7 @@ from gateway.generation import Generation
 from gateway.metrics import RequestRecord
 from gateway.submission import Choice, Submission
 from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
 from tokenwire.requests import MAX_CHOICES, CancelReason, FinishReason, Terminal
 from tokenwire.sampling import refuse
@@ -40,11 +41,13 @@ class _HandleSink:
         self._running = running
         self._handle = handle
 
-    def on_text(self, text: str, num_tokens: int, token_ids: Sequence[int]) -> None:
+    def on_text(
+        self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None
+    ) -> None:
         """New text from below."""
         if text:
             self._running.record.saw_text()
-        self._session.outbox.add_text(self._handle, text, num_tokens, token_ids)
+        self._session.outbox.add_text(self._handle, text, num_tokens, token_ids, logprobs)
 
     def on_finish(self, terminal: Terminal) -> None:
         """The end."""

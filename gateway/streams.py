@@ -1,15 +1,18 @@
 """What a call reads: the outputs of its prompts, merged, in whatever order they come.
 
 Frames wake the reader at most once each; what arrives while the reader is busy is merged by concatenation, so a slow
-reader holds one text per output and slows nobody. Does not know tiers or the wire.
+reader holds one text per output and slows nobody; log-probabilities past what fits a message begin another event. Does
+not know tiers or the wire.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.metrics import RequestRecord
 from gateway.submission import Submission
+from tokenwire.logprobs import SequenceLogprobs, has_room, joined
 from tokenwire.requests import CancelReason, Terminal
 
 
@@ -22,6 +25,7 @@ class Event:
     text: str = ""
     num_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
+    logprobs: SequenceLogprobs | None = None
     terminal: Terminal | None = None
 
 
@@ -34,32 +38,43 @@ class Output:
         self._stream = stream
         self.prompt = prompt
         self.choice = choice
-        self._pending: Event | None = None
+        self._pending: deque[Event] = deque()
+        """All but the last are as large as a message may be."""
 
-    def on_text(self, text: str, num_tokens: int, token_ids: Sequence[int]) -> None:
+    def on_text(
+        self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None
+    ) -> None:
         """Merge with what waits. Tokens without text yet go with the next text."""
-        event = self._pending or self._new_event()
+        event = self._last_event()
+        if logprobs is not None:
+            if not has_room(event.logprobs, logprobs):
+                event = self._new_event()
+            event.logprobs = joined(event.logprobs, logprobs)
         event.text += text
         event.num_tokens += num_tokens
         event.token_ids.extend(token_ids)
-        if event.text:
+        if event.text or len(self._pending) > 1:
             self._stream.wake(self)
 
     def on_finish(self, terminal: Terminal) -> None:
         """The end, behind the text that waits."""
-        event = self._pending or self._new_event()
-        event.terminal = terminal
+        self._last_event().terminal = terminal
         self._stream.wake(self)
 
     def take(self) -> Event:
-        """What waits."""
-        event, self._pending = self._pending, None
-        assert event is not None, "an output is woken with an event"
+        """What waits longest."""
+        event = self._pending.popleft()
+        if self._pending:
+            self._stream.wake(self)
         return event
 
+    def _last_event(self) -> Event:
+        return self._pending[-1] if self._pending else self._new_event()
+
     def _new_event(self) -> Event:
-        self._pending = Event(self.prompt, self.choice)
-        return self._pending
+        event = Event(self.prompt, self.choice)
+        self._pending.append(event)
+        return event
 
 
 class TextStream:

@@ -4,11 +4,12 @@ Knows what the loaded model allows. Does not know the wire, nor how full the eng
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.sequence import Sequence
+from tokenwire.block_hash import cache_root
 from tokenwire.errors import FailedPrecondition, FieldViolation, NotFound, Unsupported
 from tokenwire.requests import GenerationOptions, RequestContext
 from tokenwire.sampling import SamplingParams, StopParams, refuse
@@ -25,13 +26,17 @@ class TokenRequest:
     num_generated_tokens: int = 0
     vocabulary: str = ""
     """The caller's vocabulary fingerprint; empty: not checked."""
+    cache_salt: str = ""
+    """Only requests of equal salt share cached prefixes."""
 
 
 class Admission:
     """Turns requests for one loaded model into sequences."""
 
-    def __init__(self, info: RunnerInfo, vocabulary: str) -> None:
+    def __init__(self, info: RunnerInfo, vocabulary: str, hash_scheme: str) -> None:
         self.info = info
+        self.hash_scheme = hash_scheme
+        """Whose prefixes may be shared, see `tokenwire.block_hash`; empty: no other request's."""
         self.vocabulary = vocabulary
         """Fingerprint of the served vocabulary; empty when the model has no tokenizer files."""
 
@@ -41,21 +46,26 @@ class Admission:
         self._check_tokens(request)
         sampling = self._sampling(request.options)
         stop = self._stop(request)
+        ids = [next_id() for _ in range(request.options.num_choices)]
+        root = cache_root(request.context.tenant, request.cache_salt, self.hash_scheme)
         return [
             Sequence(
-                sequence_id=next_id(),
+                sequence_id=sequence_id,
                 token_ids=list(request.token_ids),
                 num_prompt_tokens=len(request.token_ids),
                 sampling=sampling,
                 stop=stop,
                 choice=choice,
                 num_generated_before=request.num_generated_tokens,
+                logprobs=request.options.logprobs,
+                prompt_logprobs=request.options.prompt_logprobs,
+                cache_root=root if self.hash_scheme else f"{ids[0]}\0{root}",
                 priority=request.context.priority,
                 tenant=request.context.tenant,
                 arrival_s=request.context.arrival_s,
                 deadline_s=request.context.deadline_s,
             )
-            for choice in range(request.options.num_choices)
+            for choice, sequence_id in enumerate(ids)
         ]
 
     def _check_model(self, request: TokenRequest) -> None:
@@ -90,6 +100,12 @@ class Admission:
     def _sampling(self, options: GenerationOptions) -> SamplingParams:
         """Every field set: the model's defaults, and a seed drawn when neither client nor tokenizer tier gave one."""
         sampling = options.sampling.with_defaults(self.info.sampling_defaults)
+        for name, ids in (
+            ("logit_bias", [token for token, _ in sampling.logit_bias]),
+            ("allowed_token_ids", sampling.allowed_token_ids),
+            ("banned_sequences", [token for sequence in sampling.banned_sequences for token in sequence]),
+        ):
+            self._check_ids(f"options.sampling.{name}", ids)
         return sampling if sampling.seed is not None else replace(sampling, seed=secrets.randbits(64))
 
     def _stop(self, request: TokenRequest) -> StopParams:
@@ -103,9 +119,16 @@ class Admission:
         if stop.max_tokens is not None and stop.max_tokens <= request.num_generated_tokens:
             description = f"{stop.max_tokens} are generated already (num_generated_tokens)"
             refuse([FieldViolation("options.stop.max_tokens", description)])
-        beyond = [t for t in stop.stop_token_ids if t >= info.vocab_size]
-        if beyond:
-            description = f"{beyond[0]} is outside the vocabulary: 0 to {info.vocab_size - 1}"
-            refuse([FieldViolation("options.stop.stop_token_ids", description)])
+        if stop.min_tokens > room:
+            description = f"{stop.min_tokens} is not allowed: the context of {info.max_context_tokens} leaves {room}"
+            refuse([FieldViolation("options.stop.min_tokens", description)])
+        self._check_ids("options.stop.stop_token_ids", stop.stop_token_ids)
         ids = stop.stop_token_ids if stop.ignore_eos else (*stop.stop_token_ids, *info.eos_token_ids)
-        return StopParams(stop.max_tokens or room, ids, stop.ignore_eos)
+        return StopParams(stop.max_tokens or room, ids, stop.ignore_eos, stop.min_tokens)
+
+    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        """Raise InvalidRequest for a token id that the model does not have."""
+        beyond = next((token for token in ids if token >= self.info.vocab_size), None)
+        if beyond is not None:
+            description = f"{beyond} is outside the vocabulary: 0 to {self.info.vocab_size - 1}"
+            refuse([FieldViolation(name, description)])

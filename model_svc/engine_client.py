@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from model_svc.cache_events import CacheEventLog
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.events import Abort, EngineLoad, Inbox, Ready, Refused, StepResult
 from model_svc.engine.link import HEADER, encode
@@ -21,7 +22,7 @@ from model_svc.engine.sequence import Sequence
 from model_svc.metrics import EngineMetrics
 from model_svc.settings import EngineSettings
 from tokenwire.errors import Overloaded, TokenwireError, Unavailable
-from tokenwire.requests import CancelReason, FinishReason, Terminal, Usage
+from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage
 from tokenwire.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,11 @@ RETRY_AFTER_S = 1.0
 class SequenceSink(Protocol):
     """Who waits for sequences. Called on the event loop; `flush` once per step after everything of that step."""
 
-    def on_token(self, handle: int, token_id: int) -> None:
-        """One more token."""
+    def on_token(self, handle: int, token_id: int, logprob: TokenLogprob | None) -> None:
+        """One more token, with its log-probability when asked for."""
+
+    def on_prompt_logprobs(self, handle: int, logprobs: list[TokenLogprob]) -> None:
+        """Log-probabilities of the prompt's next tokens; before the first token."""
 
     def on_end(self, handle: int, terminal: Terminal) -> None:
         """The terminal event; nothing follows."""
@@ -61,6 +65,7 @@ class EngineClient:
     def __init__(self, settings: EngineSettings, on_state: Callable[[bool], None], metrics: EngineMetrics) -> None:
         self.settings = settings
         self.load = EngineLoad()
+        self.cache_events = CacheEventLog()
         self.epoch = 0
         """Changes with every start of the engine process; 0 while there is none."""
         self._info: RunnerInfo | None = None
@@ -75,6 +80,7 @@ class EngineClient:
         self._num_received = 0
         self._sent_tokens: dict[int, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._paused = False
 
     async def start(self) -> RunnerInfo:
         """Start the process and wait until the model is loaded. Raises the engine's refusal, or Unavailable."""
@@ -97,6 +103,11 @@ class EngineClient:
         return self._info
 
     @property
+    def max_batch_size(self) -> int:
+        """Most sequences of one step; 0 while the engine is down."""
+        return self._info.max_batch_size if self._info is not None else 0
+
+    @property
     def pid(self) -> int | None:
         """The engine process; None while there is none."""
         return self._process.pid if self._process is not None else None
@@ -107,9 +118,22 @@ class EngineClient:
         return self.load.queued + self._num_sent - self._num_received
 
     @property
+    def num_queued_tokens(self) -> int:
+        """Their prompt tokens."""
+        return self.load.queued_tokens + sum(self._sent_tokens.values())
+
+    @property
     def num_open(self) -> int:
         """Sequences without a terminal event yet."""
         return len(self._live)
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Sequences and prompt tokens that may still be queued; none while the engine is down."""
+        if self._info is None:
+            return 0, 0
+        settings = self.settings
+        return settings.max_queued_requests - self.num_queued, settings.max_queued_tokens - self.num_queued_tokens
 
     def admit(self, num_sequences: int, num_tokens: int) -> None:
         """Raise Unavailable or Overloaded when so many more sequences and prompt tokens may not wait now."""
@@ -119,7 +143,7 @@ class EngineClient:
         if queued + num_sequences > bound:
             message = f"{queued} sequences wait already and {bound} may (max_queued_requests); {num_sequences} more"
             raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
-        tokens, bound = self.load.queued_tokens + sum(self._sent_tokens.values()), self.settings.max_queued_tokens
+        tokens, bound = self.num_queued_tokens, self.settings.max_queued_tokens
         if queued and tokens + num_tokens > bound:
             message = f"{tokens} prompt tokens wait already and {bound} may (max_queued_tokens); {num_tokens} more"
             raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
@@ -142,10 +166,19 @@ class EngineClient:
             self._outbox.aborts.append(Abort(sequence_id, reason))
             self._wake.set()
 
+    def pause(self, paused: bool) -> None:
+        """Stop or go on starting new sequences; holds for later engine processes too."""
+        self._paused = paused
+        self._outbox.pause = paused
+        self._wake.set()
+
     def _adopt(self, process: "EngineProcess") -> None:
         self._process, self._info, self.epoch = process, process.info, secrets.randbits(63) | 1
         self.load = EngineLoad(kv_blocks_total=process.info.num_blocks)
         self._outbox, self._num_sent, self._num_received, self._sent_tokens = Inbox(), 0, 0, {}
+        if self._paused:
+            self.pause(True)
+        self.cache_events.restart(self.epoch)
         self._on_state(True)
 
     async def _supervise(self, process: "EngineProcess") -> None:
@@ -157,6 +190,7 @@ class EngineClient:
                 status = await process.close()
             log.error("the engine process was lost (exit status %s); %d sequences end", status, self.num_open)
             self._process, self._info, self.epoch = None, None, 0
+            self.cache_events.restart(0)
             self._metrics.restarts.inc()
             self._lose(Unavailable("the engine process was lost", reason="ENGINE_LOST", retry_after_s=RETRY_AFTER_S))
             self._on_state(False)
@@ -205,10 +239,17 @@ class EngineClient:
         for number in range(self._num_received + 1, result.num_received + 1):
             del self._sent_tokens[number]
         self._num_received = result.num_received
+        self.cache_events.record(result.stored_hashes, result.removed_hashes)
         touched: set[SequenceSink] = set()
-        for sequence_id, token_id in zip(result.sequence_ids, result.token_ids, strict=True):
+        new = result.new
+        for sequence_id, prompt_logprobs in new.prompt_logprobs.items():
             live = self._live[sequence_id]
-            live.sink.on_token(live.handle, token_id)
+            live.sink.on_prompt_logprobs(live.handle, prompt_logprobs)
+            touched.add(live.sink)
+        logprobs = {sequence_id: iter(found) for sequence_id, found in new.logprobs.items()}
+        for sequence_id, token_id in zip(new.sequence_ids, new.token_ids, strict=True):
+            live = self._live[sequence_id]
+            live.sink.on_token(live.handle, token_id, next(logprobs[sequence_id]) if sequence_id in logprobs else None)
             live.num_outputs += 1
             touched.add(live.sink)
         for ended in result.ended:

@@ -4,8 +4,12 @@ from pathlib import Path
 
 from model_svc.admission import Admission
 from model_svc.engine_client import EngineClient
+from tokenwire.block_hash import SHARED_SCHEME, TENANT_SCHEME
 from tokenwire.fingerprint import template_fingerprint, vocabulary_fingerprint
 from tokenwire.v1 import common_pb2
+
+HASH_SCHEMES = {"shared": SHARED_SCHEME, "tenant": TENANT_SCHEME, "off": ""}
+"""By the setting `prefix_cache`."""
 
 
 class TierState:
@@ -16,9 +20,14 @@ class TierState:
         self._fingerprint = common_pb2.Fingerprint(vocabulary=vocabulary, chat_template=chat_template)
         self.draining = False
 
+    @property
+    def hash_scheme(self) -> str:
+        """How blocks are hashed in cache events; empty: there are none."""
+        return HASH_SCHEMES[self._engine.settings.prefix_cache]
+
     def admission(self) -> Admission:
         """What turns requests into sequences. Raises Unavailable while the engine is down."""
-        return Admission(self._engine.info, self._fingerprint.vocabulary)
+        return Admission(self._engine.info, self._fingerprint.vocabulary, self.hash_scheme)
 
     def card(self) -> common_pb2.ModelCard:
         """The model. Raises Unavailable while the engine is down."""
@@ -29,6 +38,7 @@ class TierState:
             max_context_tokens=info.max_context_tokens,
             vocab_size=info.vocab_size,
             block_size=info.block_size,
+            hash_scheme=self.hash_scheme,
         )
 
     def load(self) -> common_pb2.Load:
@@ -37,12 +47,14 @@ class TierState:
         return common_pb2.Load(
             running=load.running,
             queued=self._engine.num_queued,
-            queued_tokens=load.queued_tokens,
+            queued_tokens=self._engine.num_queued_tokens,
             kv_blocks_used=load.kv_blocks_used,
             kv_blocks_total=load.kv_blocks_total,
-            max_batch_size=self._engine.settings.max_batch_size,
+            max_batch_size=self._engine.max_batch_size,
             step=load.step,
             draining=self.draining,
+            paused=load.paused,
+            kv_blocks_cached=load.kv_blocks_cached,
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from model_svc.admin import ModelAdminServicer
 from model_svc.engine_client import EngineClient
 from model_svc.metrics import EngineMetrics
 from model_svc.model_card import TierState, fingerprints_of
@@ -43,6 +44,11 @@ class ModelTier:
             model_pb2_grpc.add_ModelServiceServicer_to_server,
             self.servicer,
             model_pb2.DESCRIPTOR.services_by_name["ModelService"],
+        )
+        self.grpc.add(
+            model_pb2_grpc.add_ModelAdminServiceServicer_to_server,
+            ModelAdminServicer(self.engine),
+            model_pb2.DESCRIPTOR.services_by_name["ModelAdminService"],
         )
         port = await self.grpc.start()
         log.info("listening, the engine is starting", extra=fields(port=port))

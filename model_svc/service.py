@@ -2,20 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
+from model_svc.credits import Lessor
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from model_svc.sessions import TokenSession, request_from_wire
-from tokenwire.errors import Unavailable
+from tokenwire.errors import FailedPrecondition, Unavailable
 from tokenwire.logs import fields
-from tokenwire.requests import CancelReason, Terminal
+from tokenwire.requests import CancelReason, Terminal, TokenLogprob
+from tokenwire.sampling import SCALARS
 from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 from tokenwire.version import __version__
-from tokenwire.wire import terminal_to_wire
+from tokenwire.wire import logprob_to_wire, terminal_to_wire
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +26,37 @@ class RequestStream:
     """The sink of one per-request stream: what each choice has got since the last look."""
 
     def __init__(self) -> None:
-        self.tokens: dict[int, list[int]] = {}
-        self.terminals: dict[int, Terminal] = {}
         self.wake = asyncio.Event()
+        self._responses: dict[int, model_pb2.ModelServiceGenerateResponse] = {}
+        self._terminals: dict[int, Terminal] = {}
 
-    def on_token(self, handle: int, token_id: int) -> None:
+    def take(self) -> tuple[Iterable[model_pb2.ModelServiceGenerateResponse], dict[int, Terminal]]:
+        """One response per choice that has anything new, and the terminal events among them."""
+        responses, self._responses = self._responses, {}
+        terminals, self._terminals = self._terminals, {}
+        return responses.values(), terminals
+
+    def on_token(self, handle: int, token_id: int, logprob: TokenLogprob | None) -> None:
         """One more token of choice `handle`."""
-        self.tokens.setdefault(handle, []).append(token_id)
+        response = self._response(handle)
+        response.token_ids.append(token_id)
+        if logprob is not None:
+            response.logprobs.append(logprob_to_wire(logprob))
+
+    def on_prompt_logprobs(self, handle: int, logprobs: list[TokenLogprob]) -> None:
+        """Log-probabilities of the prompt's next tokens."""
+        self._response(handle).prompt_logprobs.extend(map(logprob_to_wire, logprobs))
 
     def on_end(self, handle: int, terminal: Terminal) -> None:
         """Choice `handle` has ended."""
-        self.terminals[handle] = terminal
+        self._response(handle).finish.CopyFrom(terminal_to_wire(terminal))
+        self._terminals[handle] = terminal
+
+    def _response(self, choice: int) -> model_pb2.ModelServiceGenerateResponse:
+        response = self._responses.get(choice)
+        if response is None:
+            response = self._responses[choice] = model_pb2.ModelServiceGenerateResponse(choice=choice)
+        return response
 
     def flush(self) -> None:
         """Let the reader look."""
@@ -49,6 +71,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._state = state
         self._drain_timeout_s = drain_timeout_s
         self._sessions: set[TokenSession] = set()
+        self._lessor = Lessor()
 
     async def Generate(
         self, message: model_pb2.ModelServiceGenerateRequest, context: grpc.aio.ServicerContext
@@ -65,16 +88,12 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             while num_open:
                 await stream.wake.wait()
                 stream.wake.clear()
-                tokens, stream.tokens = stream.tokens, {}
-                terminals, stream.terminals = stream.terminals, {}
+                responses, terminals = stream.take()
                 num_open -= len(terminals)
-                for choice in tokens.keys() | terminals.keys():
-                    response = model_pb2.ModelServiceGenerateResponse(choice=choice, token_ids=tokens.get(choice, ()))
-                    terminal = terminals.get(choice)
-                    if terminal is not None:
-                        if terminal.error is not None:
-                            raise terminal.error
-                        response.finish.CopyFrom(terminal_to_wire(terminal))
+                for terminal in terminals.values():
+                    if terminal.error is not None:
+                        raise terminal.error
+                for response in responses:
                     yield response
         finally:
             for sequence in sequences:
@@ -88,7 +107,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> None:
         """Many requests on one stream."""
         self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
-        session = TokenSession(self._engine, self._state, self._sessions.discard)
+        session = TokenSession(self._engine, self._state, self._lessor, self._sessions.discard)
         self._sessions.add(session)
         await run_session(frames, context, session)
 
@@ -102,7 +121,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             model=self._state.card(),
             eos_token_ids=info.eos_token_ids,
             sampling_defaults=common_pb2.SamplingParams(
-                temperature=defaults.temperature, top_k=defaults.top_k, top_p=defaults.top_p, min_p=defaults.min_p
+                **{name: value for name in SCALARS if (value := getattr(defaults, name)) is not None}
             ),
             device=info.device,
             dtype=info.dtype,
@@ -117,6 +136,19 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """How busy it is."""
         return model_pb2.GetLoadResponse(load=self._state.load())
 
+    async def SubscribeCacheEvents(
+        self, message: model_pb2.SubscribeCacheEventsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[model_pb2.SubscribeCacheEventsResponse]:
+        """Changes of the prefix cache until the caller leaves or this tier drains."""
+        if not self._state.hash_scheme:
+            raise FailedPrecondition("the prefix cache is off (prefix_cache)", reason="PREFIX_CACHE_OFF")
+        async for event in self._engine.cache_events.subscribe(message.epoch, message.sequence_number):
+            yield model_pb2.SubscribeCacheEventsResponse(
+                epoch=event.epoch,
+                sequence_number=event.number,
+                **{event.change.value: model_pb2.CacheBlocks(hashes=event.hashes)},
+            )
+
     def end_sessions(self) -> None:
         """End every session, once its terminal events are sent: their engine is gone, and with it what peers know."""
         for session in self._sessions:
@@ -126,3 +158,4 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """Ask every peer to put new Submits on another stream: this tier stops."""
         for session in self._sessions:
             session.drain(self._drain_timeout_s)
+        self._engine.cache_events.close()

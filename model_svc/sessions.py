@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from itertools import chain
 
 from model_svc.admission import TokenRequest
+from model_svc.credits import TTL_S, Lessor
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from tokenwire.errors import AlreadyExists, TokenwireError
-from tokenwire.requests import CancelReason, FinishReason, Terminal, Usage
+from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage
 from tokenwire.session import PROTOCOL_VERSION
 from tokenwire.session_server import handles_of
 from tokenwire.v1 import common_pb2, model_pb2
 from tokenwire.version import __version__
-from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire, options_from_wire, terminal_to_wire
+from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire, logprob_to_wire, options_from_wire, terminal_to_wire
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def request_from_wire(message: model_pb2.TokenRequest, *, call_remaining_s: floa
         model=message.model,
         num_generated_tokens=message.num_generated_tokens,
         vocabulary=message.fingerprint.vocabulary,
+        cache_salt=message.cache_salt,
     )
 
 
@@ -46,9 +48,13 @@ class OpenRequest:
 class TokenSession:
     """One peer's session. Also the sink of its sequences: columns fill until the writer takes the frame."""
 
-    def __init__(self, engine: EngineClient, state: TierState, on_close: Callable[["TokenSession"], None]) -> None:
+    def __init__(
+        self, engine: EngineClient, state: TierState, lessor: Lessor, on_close: Callable[["TokenSession"], None]
+    ) -> None:
         self._engine = engine
         self._state = state
+        self._lessor = lessor
+        self._claim = lessor.open()
         self._on_close = on_close
         self._open: dict[int, tuple[int, OpenRequest]] = {}
         """Sequence id and request of each open handle."""
@@ -56,6 +62,7 @@ class TokenSession:
         """By request id; a request that is being taken back does not hold its id any more."""
         self._last_handle = 0
         self._tokens: dict[int, list[int]] = {}
+        self._logprobs: dict[int, model_pb2.SequenceLogprobs] = {}
         self._finishes: list[common_pb2.Finish] = []
         self._drain: common_pb2.Drain | None = None
         self._wake = asyncio.Event()
@@ -68,7 +75,7 @@ class TokenSession:
             protocol_version=PROTOCOL_VERSION, peer=f"tokenwire-model/{__version__}", epoch=self._engine.epoch
         )
         hello.models.append(self._state.card())
-        return model_pb2.ModelServiceSessionResponse(hello=hello, load=self._state.load())
+        return model_pb2.ModelServiceSessionResponse(hello=hello, load=self._state.load(), credit=self._credit())
 
     def on_frame(self, frame: model_pb2.ModelServiceSessionRequest) -> None:
         """Take cancels, submits, and cancels of those.
@@ -76,6 +83,8 @@ class TokenSession:
         A handle out of order ends the session; any other fault ends its request alone.
         """
         self._cancel(frame.cancels)
+        held = [(demand.requests, demand.tokens) for demand in frame.demand]
+        self._lessor.report(self._claim, sum(requests for requests, _ in held), sum(tokens for _, tokens in held))
         for submit in frame.submits:
             self._submit(submit)
         if frame.submits:
@@ -105,9 +114,9 @@ class TokenSession:
             async with asyncio.timeout(IDLE_LOAD_S):
                 await self._wake.wait()
         except TimeoutError:
-            return model_pb2.ModelServiceSessionResponse(load=self._state.load())
+            return model_pb2.ModelServiceSessionResponse(load=self._state.load(), credit=self._credit())
         self._wake.clear()
-        nothing_waits = not (self._tokens or self._finishes)
+        nothing_waits = not (self._tokens or self._finishes or self._logprobs)
         if self._error is not None and nothing_waits:
             raise self._error
         if self._half_closed and nothing_waits and not self._open:
@@ -119,15 +128,22 @@ class TokenSession:
         for sequence_id, _ in self._open.values():
             self._engine.abort(sequence_id, CancelReason.CLIENT)
         self._open.clear()
+        self._lessor.close(self._claim)
         self._on_close(self)
 
-    def on_token(self, handle: int, token_id: int) -> None:
+    def on_token(self, handle: int, token_id: int, logprob: TokenLogprob | None) -> None:
         """Add to the frame being filled."""
+        if logprob is not None:
+            self._logprobs_of(handle).tokens.append(logprob_to_wire(logprob))
         tokens = self._tokens.get(handle)
         if tokens is None:
             self._tokens[handle] = [token_id]
         else:
             tokens.append(token_id)
+
+    def on_prompt_logprobs(self, handle: int, logprobs: list[TokenLogprob]) -> None:
+        """Add to the frame being filled."""
+        self._logprobs_of(handle).prompt.extend(map(logprob_to_wire, logprobs))
 
     def on_end(self, handle: int, terminal: Terminal) -> None:
         """Add the terminal event to the frame being filled."""
@@ -146,11 +162,14 @@ class TokenSession:
     def _take_frame(self) -> model_pb2.ModelServiceSessionResponse:
         tokens, self._tokens = self._tokens, {}
         finishes, self._finishes = self._finishes, []
+        logprobs, self._logprobs = self._logprobs, {}
         frame = model_pb2.ModelServiceSessionResponse(
             handles=tokens.keys(),
             token_ids=chain.from_iterable(tokens.values()),
+            logprobs=logprobs.values(),
             finishes=finishes,
             load=self._state.load(),
+            credit=self._credit(),
         )
         if any(len(ids) != 1 for ids in tokens.values()):
             frame.counts.extend(map(len, tokens.values()))
@@ -160,6 +179,18 @@ class TokenSession:
         if self._error is not None or (self._half_closed and not self._open):
             self._wake.set()  # this was the last
         return frame
+
+    def _credit(self) -> common_pb2.AdmissionCredit:
+        leased = self._lessor.lease(self._claim, *self._engine.room)
+        return common_pb2.AdmissionCredit(
+            requests=leased.requests, tokens=leased.tokens, ttl_ms=round(TTL_S * 1000)
+        )  # fmt: skip
+
+    def _logprobs_of(self, handle: int) -> model_pb2.SequenceLogprobs:
+        found = self._logprobs.get(handle)
+        if found is None:
+            found = self._logprobs[handle] = model_pb2.SequenceLogprobs(handle=handle)
+        return found
 
     def _submit(self, submit: model_pb2.TokenSubmit) -> None:
         handles = handles_of(submit.handle, submit.request.options.num_choices, self._last_handle)

@@ -1,8 +1,23 @@
 """Settings of the model tier. Parsed once in `__main__`; everything below receives values, never the environment."""
 
+import math
 from dataclasses import dataclass
 
 from tokenwire.settings import ServerSettings, bytes_of, setting
+
+
+def weights_of(text: str) -> tuple[tuple[str, float], ...]:
+    """`"alice=2,bob=0.5"` → (("alice", 2.0), ("bob", 0.5))."""
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        tenant, found, number = part.rpartition("=")
+        try:
+            weights[tenant] = float(number)
+        except ValueError:
+            found = ""
+        if not found or not 0 < weights[tenant] < math.inf:
+            raise ValueError("NAME=WEIGHT, several separated by commas, each weight a number above 0")
+    return tuple(weights.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +40,31 @@ class EngineSettings:
     kv_memory: int = setting(
         0, "bytes for the KV cache, with K/M/G suffix; 0: sized from free memory", minimum=0, parse=bytes_of
     )
-    max_context_tokens: int = setting(0, "longest prompt plus output; 0: what the model allows", minimum=0)
-    max_batch_size: int = setting(64, "most sequences computed in one step", minimum=1, maximum=4096)
-    max_step_tokens: int = setting(512, "token budget of one step, decodes and prefill chunks together", minimum=1)
+    max_context_tokens: int = setting(
+        0, "longest prompt plus output; 0: what the model allows and the KV cache holds", minimum=0
+    )
+    max_batch_size: int = setting(
+        0, "most sequences computed in one step; 0: 64 on a CPU, 256 on a GPU", minimum=0, maximum=4096
+    )
+    max_step_tokens: int = setting(
+        0, "token budget of one step, decodes and prefill chunks together; 0: 512 on a CPU, 8192 on a GPU", minimum=0
+    )
     max_queued_requests: int = setting(1024, "requests that may wait; one more is refused", minimum=1)
     max_queued_tokens: int = setting(
         1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1
+    )
+    prefix_cache: str = setting(
+        "shared", "reuse the KV blocks of equal prompt beginnings: among all, within each tenant only, or not at all",
+        choices=("shared", "tenant", "off"),
+    )  # fmt: skip
+    tenant_weights: tuple[tuple[str, float], ...] = setting(
+        (), "shares of tenants that wait at the same time, as NAME=WEIGHT,...; 1 for those not named", parse=weights_of
+    )
+    admission_window_ms: float = setting(
+        0.0, "how long new requests wait to be started together; 0: not at all. Running ones never wait", minimum=0
+    )
+    admission_window_requests: int = setting(
+        0, "start new requests once so many wait, or when the window above ends; 0: the window alone", minimum=0
     )
     mock_prefill_tokens_per_s: float = setting(50_000.0, "mock engine: prompt tokens computed per second", minimum=1)
     mock_step_ms: float = setting(20.0, "mock engine: time of one step", minimum=0)

@@ -18,7 +18,7 @@ from tokenwire.logs import fields
 from tokenwire.requests import CancelReason
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
-from tokenwire.wire import context_to_wire, options_to_wire, terminal_from_wire
+from tokenwire.wire import context_to_wire, logprobs_from_wire, options_to_wire, terminal_from_wire
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class ModelReplica:
 
     def on_frame(self, stream: Stream, frame: Any) -> None:
         """Hand out what one engine step gave. Linear in its tokens."""
-        if frame.handles:
+        if frame.handles or frame.logprobs:
             self._hand_out(stream.receivers, frame)
         for finish in frame.finishes:
             receiver = stream.receivers.pop(finish.handle, None)
@@ -173,12 +173,17 @@ class ModelReplica:
                 f"{len(frame.counts)} counts, {len(token_ids)} token ids",
                 reason="BAD_FRAME",
             )
+        logprobs = {message.handle: logprobs_from_wire(message.tokens, message.prompt) for message in frame.logprobs}
         begin = 0
         for handle, count in zip(frame.handles, counts, strict=True):
             receiver = receivers.get(handle)
             if receiver is not None:
-                _guard(receiver, receiver.on_tokens, token_ids[begin : begin + count])
+                _guard(receiver, receiver.on_tokens, token_ids[begin : begin + count], logprobs.pop(handle, None))
             begin += count
+        for handle, found in logprobs.items():  # of prompts whose first token is yet to come
+            receiver = receivers.get(handle)
+            if receiver is not None:
+                _guard(receiver, receiver.on_tokens, (), found)
 
     def _take_load(self, stream: Stream, load: common_pb2.Load) -> None:
         self._num_reported = load.running + load.queued
@@ -189,10 +194,10 @@ class ModelReplica:
             self._on_change()
 
 
-def _guard(receiver: TokenReceiver, call: Callable[[Any], None], argument: Any) -> None:
+def _guard(receiver: TokenReceiver, call: Callable[..., None], *arguments: Any) -> None:
     """A bug with one sequence ends that sequence, not the session of all."""
     try:
-        call(argument)
+        call(*arguments)
     except Exception as error:
         log.error("a sequence failed", exc_info=error)
         receiver.on_failed(Internal(f"text could not be made of the model's tokens: {type(error).__name__}"))

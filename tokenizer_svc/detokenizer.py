@@ -29,6 +29,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, *, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True):
         """`prompt_ids`: what the output continues; only its end is looked at."""
         self._tokenizer = tokenizer
+        self._num_chars = 0
         self._skip = skip_special_tokens
         self._held: list[int] = []
         """Tokens whose text has not been given out."""
@@ -58,7 +59,17 @@ class Detokenizer:
                     step, held = self._stream.step, self._held
             if text:
                 parts.append(text)
-        return "".join(parts)
+        text = "".join(parts)
+        self._num_chars += len(text)
+        return text
+
+    @property
+    def position(self) -> int:
+        """Where the next token begins in the text, in characters; inside a character, where that one begins.
+
+        Held-back bytes that turn out to be no UTF-8 are not counted before they are given out.
+        """
+        return self._num_chars + (len(self._rest().rstrip(REPLACEMENT)) if self._held else 0)
 
     def flush(self) -> str:
         """The output has ended: what was held back, with U+FFFD for bytes that are no character."""

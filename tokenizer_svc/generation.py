@@ -1,15 +1,21 @@
 """The text of one choice as a state machine: tokens and the model tier's end in, text and its own terminal event out.
 
-Knows detokenizing and stop strings. Does not know the wire, time, or which model tier the tokens come from.
+Knows detokenizing, stop strings and the texts of log-probabilities. Does not know the wire, time, or which model tier
+the tokens come from.
+
+Stop strings are looked for in the text that comes after the first `min_tokens` tokens, as if the text began there: one
+that begins before is no match. A character belongs to the token that completes it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizer_svc.detokenizer import Detokenizer
+from tokenizer_svc.logprob_texts import LogprobTexts
 from tokenizer_svc.stop_strings import StopStringMatcher
-from tokenwire.errors import TokenwireError
-from tokenwire.requests import FinishReason, Terminal, Usage
+from tokenwire.errors import Internal, TokenwireError
+from tokenwire.logprobs import SequenceLogprobs
+from tokenwire.requests import FinishReason, Terminal, TokenLogprob, Usage
 
 
 @dataclass(slots=True)
@@ -20,6 +26,8 @@ class TextDelta:
     num_tokens: int
     stopped: bool = False
     """Whether a stop string was met."""
+    logprobs: SequenceLogprobs | None = None
+    """One for each of these tokens, and those of the prompt that came along; None where none are wanted."""
 
 
 class ChoiceText:
@@ -29,30 +37,62 @@ class ChoiceText:
     end, the terminal is STOP_STRING with the tokens counted up to the one that completed the match.
     """
 
-    __slots__ = ("_detokenizer", "_matcher", "num_prompt_tokens", "num_tokens", "stop_string")
+    __slots__ = (
+        "_detokenizer", "_logprob_texts", "_matcher", "_min_tokens", "num_prompt_tokens", "num_tokens", "stop_string",
+    )  # fmt: skip
 
-    def __init__(self, detokenizer: Detokenizer, matcher: StopStringMatcher | None, num_prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        matcher: StopStringMatcher | None,
+        num_prompt_tokens: int,
+        *,
+        min_tokens: int = 0,
+        logprob_texts: LogprobTexts | None = None,
+    ) -> None:
+        """`logprob_texts`: None where no log-probabilities are wanted."""
         self._detokenizer = detokenizer
         self._matcher = matcher
+        self._min_tokens = min_tokens
+        self._logprob_texts = logprob_texts
         self.num_prompt_tokens = num_prompt_tokens
         self.num_tokens = 0
         """Output tokens so far; those after a stop string do not count."""
         self.stop_string: str | None = None
 
-    def push(self, token_ids: Sequence[int]) -> TextDelta:
-        """New tokens. Call it no more once `stop_string` is set."""
+    def push(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> TextDelta:
+        """New tokens, and what came along with them. Call it no more once `stop_string` is set.
+
+        Raises Internal when log-probabilities are wanted and there is not one for each token.
+        """
+        if self._logprob_texts is not None:
+            return self._push_with_logprobs(self._logprob_texts, token_ids, logprobs or SequenceLogprobs())
         if self._matcher is None:
             self.num_tokens += len(token_ids)
             return TextDelta(self._detokenizer.push(token_ids), len(token_ids))
         parts: list[str] = []
-        for count, token_id in enumerate(token_ids, start=1):
-            text, self.stop_string = self._matcher.push(self._detokenizer.push((token_id,)))
-            parts.append(text)
+        for token_id in token_ids:
+            parts.append(self._push_one(token_id))
             if self.stop_string is not None:
-                self.num_tokens += count
-                return TextDelta("".join(parts), count, stopped=True)
-        self.num_tokens += len(token_ids)
-        return TextDelta("".join(parts), len(token_ids))
+                break
+        return TextDelta("".join(parts), len(parts), self.stop_string is not None)
+
+    def _push_with_logprobs(
+        self, texts: LogprobTexts, token_ids: Sequence[int], logprobs: SequenceLogprobs
+    ) -> TextDelta:
+        if texts.every_token and len(logprobs.tokens) != len(token_ids):
+            raise Internal(f"{len(logprobs.tokens)} log-probabilities came for {len(token_ids)} tokens")
+        prompt = texts.of_prompt(logprobs.prompt)
+        parts: list[str] = []
+        tokens: list[TokenLogprob] = []
+        for index, token_id in enumerate(token_ids):
+            if texts.every_token:
+                tokens.append(texts.of_output(logprobs.tokens[index], self._detokenizer.position))
+            parts.append(self._push_one(token_id))
+            if self.stop_string is not None:
+                break
+        found = SequenceLogprobs(tokens, prompt) if tokens or prompt else None
+        return TextDelta("".join(parts), len(parts), self.stop_string is not None, found)
 
     def finish(self, below: Terminal) -> tuple[str, Terminal]:
         """The model tier's terminal event. Returns what was held back, and the choice's own terminal."""
@@ -71,12 +111,20 @@ class ChoiceText:
         usage = Usage(self.num_prompt_tokens, 0, self.num_tokens)
         return self.finish(Terminal(reason, usage, error=error))
 
+    def _push_one(self, token_id: int) -> str:
+        """The text that one token lets go. Sets `stop_string` when it completes one."""
+        text = self._detokenizer.push((token_id,))
+        self.num_tokens += 1
+        if self._matcher is not None and self.num_tokens > self._min_tokens:
+            text, self.stop_string = self._matcher.push(text)
+        return text
+
     def _flush(self) -> str:
         """What was held back. Bytes that are no whole character can complete a stop string, as any text."""
         if self.stop_string is not None:
             return ""
         text = self._detokenizer.flush()
-        if self._matcher is None:
+        if self._matcher is None or self.num_tokens <= self._min_tokens:
             return text
         text, self.stop_string = self._matcher.push(text)
         return text if self.stop_string is not None else text + self._matcher.flush()

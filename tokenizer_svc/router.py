@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tokenwire.errors import TokenwireError, Unavailable
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import CancelReason, GenerationOptions, RequestContext, Terminal
 
 
@@ -28,8 +29,8 @@ class TokenSubmission:
 class TokenReceiver(Protocol):
     """Who takes what a model tier says of one choice. Called on the event loop."""
 
-    def on_tokens(self, token_ids: Sequence[int]) -> None:
-        """New tokens."""
+    def on_tokens(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> None:
+        """New tokens, and the log-probabilities that came with them; the prompt's can come before any token."""
 
     def on_finish(self, terminal: Terminal) -> None:
         """The model tier's terminal event; nothing follows."""

@@ -22,6 +22,7 @@ from tokenizer_svc.router import Placement, Replica, TokenSubmission
 from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt
 from tokenizer_svc.tier import Tier
 from tokenwire.errors import Internal, TokenwireError, Unavailable
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.logs import fields
 from tokenwire.requests import (
     CancelReason,
@@ -41,7 +42,14 @@ DEADLINE_MARGIN_S = 0.02
 class TextSink(Protocol):
     """Where text and terminal events go, by the session's handles."""
 
-    def add_text(self, handle: int, text: str, num_tokens: int, token_ids: Sequence[int] = ()) -> None:
+    def add_text(
+        self,
+        handle: int,
+        text: str,
+        num_tokens: int,
+        token_ids: Sequence[int] = (),
+        logprobs: SequenceLogprobs | None = None,
+    ) -> None:
         """New text of a choice."""
 
     def finish(self, handle: int, terminal: Terminal) -> None:
@@ -62,16 +70,16 @@ class Choice:
         self.ended = False
         """Nothing more is wanted of it: its terminal event was sent, or another model tier was asked instead."""
 
-    def on_tokens(self, token_ids: Sequence[int]) -> None:
+    def on_tokens(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> None:
         """New tokens from the model tier."""
         text, request = self.text, self.request
         if self.ended or text is None or text.stop_string is not None:
             return
         if request.first_frame_s is None:
             request.first_frame_s = time.monotonic() - request.submitted_s
-        delta = text.push(token_ids)
+        delta = text.push(token_ids, logprobs)
         shown = token_ids[: delta.num_tokens] if request.request.options.return_token_ids else ()
-        request.sink.add_text(self.handle, delta.text, delta.num_tokens, shown)
+        request.sink.add_text(self.handle, delta.text, delta.num_tokens, shown, delta.logprobs)
         if delta.stopped:
             request.cancel_below(self, CancelReason.STOP_STRING)
 
@@ -105,7 +113,7 @@ class RunningRequest:
         self.choices = [Choice(self, i, handle + i) for i in range(request.options.num_choices)]
         self.submitted_s = 0.0
         self.first_frame_s: float | None = None
-        """Seconds from Submit until the first tokens."""
+        """Seconds from Submit until the first tokens, or log-probabilities of the prompt."""
         self._tier = tier
         self._on_done = on_done
         self._num_open = len(self.choices)

@@ -10,6 +10,7 @@ from tokenizer_svc.chat_template import Conversation
 from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.generation import ChoiceText
+from tokenizer_svc.logprob_texts import LogprobTexts
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.tokenizer import Tokenizer
@@ -67,4 +68,9 @@ def begin_text(options: GenerationOptions, tokenizer: Tokenizer, prompt_ids: Seq
     matcher = None
     if options.stop_strings:
         matcher = StopStringMatcher(options.stop_strings, include_stop_string=options.include_stop_string)
-    return ChoiceText(detokenizer, matcher, len(prompt_ids))
+    logprob_texts = None
+    if options.logprobs is not None or options.prompt_logprobs is not None:
+        logprob_texts = LogprobTexts(tokenizer, prompt_ids, every_token=options.logprobs is not None)
+    return ChoiceText(
+        detokenizer, matcher, len(prompt_ids), min_tokens=options.stop.min_tokens, logprob_texts=logprob_texts
+    )

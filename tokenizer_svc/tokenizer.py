@@ -7,6 +7,7 @@ event loop. Knows nothing of requests, of streams (see `detokenizer`) or of temp
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 """What a client needs to tokenize by itself."""
+MAX_KEPT_TEXTS = 65_536
+"""Tokens whose own texts are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,9 @@ class Tokenizer:
         """Variables of the chat template: "bos_token" → "<s>" and so on; only those the model has."""
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         """Every id is below it."""
+        self._before = backend.encode("a", add_special_tokens=False).ids[-1:]
+        self.token_text = lru_cache(MAX_KEPT_TEXTS)(self._token_text)
+        """A token's own text, by its id; special tokens show their content."""
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -72,6 +78,12 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of whole sequences; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def _token_text(self, token_id: int) -> str:
+        """Decoded behind another token, so that decoders which drop a text's leading space leave the token's own."""
+        before = self.decode(self._before, skip_special_tokens=False)
+        both = self.decode([*self._before, token_id], skip_special_tokens=False)
+        return both[len(before) :] if both.startswith(before) else self.decode([token_id], skip_special_tokens=False)
 
     def check_ids(self, token_ids: Sequence[int], field: str, limit: int | None = None) -> None:
         """Raise InvalidRequest naming the first id outside the vocabulary (or not below `limit` where one is given)."""

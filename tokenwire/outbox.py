@@ -1,8 +1,9 @@
 """What waits to be sent down one text session: one row per sequence, then its terminal event.
 
 Text that arrives while the peer is busy is merged, so a slow reader costs one row and slows nobody. A sequence with
-credit keeps its rows apart until they are granted; text follows the last of the tokens it stands for, and the terminal
-event follows the text. Does not know where text comes from.
+credit keeps its rows apart until they are granted; text, token ids and log-probabilities follow the last of the tokens
+they stand for, and the terminal event follows the text. What is too large for one frame is spread over several. Does
+not know where text comes from.
 """
 
 import asyncio
@@ -10,12 +11,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tokenwire.logprobs import SequenceLogprobs, has_room, joined
 from tokenwire.requests import FinishReason, Terminal
 from tokenwire.v1 import common_pb2, tokenizer_pb2
-from tokenwire.wire import terminal_to_wire
+from tokenwire.wire import logprob_to_wire, terminal_to_wire
 
 MAX_FRAME_CHARS = 512 * 1024
 """A frame is closed when its text reaches this, so that it fits a client's default limit of 4 MiB."""
+LOGPROB_CHARS = 16
+"""What one entry of log-probabilities counts as."""
 
 
 @dataclass(slots=True)
@@ -25,6 +29,15 @@ class _Row:
     text: str
     num_tokens: int
     token_ids: list[int]
+    logprobs: SequenceLogprobs | None = None
+
+    def add(self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None) -> None:
+        """Merge with what came later."""
+        self.text += text
+        self.num_tokens += num_tokens
+        self.token_ids.extend(token_ids)
+        if logprobs is not None:
+            self.logprobs = joined(self.logprobs, logprobs)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +56,7 @@ class _Waiting:
     def sendable(self) -> bool:
         if not self.rows:
             return self.terminal is not None
-        return self.credit is None or self.credit > 0 or self.rows[0].num_tokens == 0
+        return self.credit is None or self.credit > 0 or self.rows[0].num_tokens == 0  # a held-back end needs no credit
 
 
 class TextOutbox:
@@ -68,21 +81,29 @@ class TextOutbox:
         """Begin a sequence. `credit`: tokens that may be sent before the first `grant`; None: no limit."""
         self._open[handle] = _Waiting(credit)
 
-    def add_text(self, handle: int, text: str, num_tokens: int, token_ids: Sequence[int] = ()) -> None:
-        """New text of a sequence. Ignored once it is finished or unknown."""
+    def add_text(
+        self,
+        handle: int,
+        text: str,
+        num_tokens: int,
+        token_ids: Sequence[int] = (),
+        logprobs: SequenceLogprobs | None = None,
+    ) -> None:
+        """New text of a sequence. Ignored once it is finished or unknown. `logprobs` belong to the outbox then."""
         waiting = self._open.get(handle)
         if waiting is None or waiting.terminal is not None:
             return
         if waiting.taken_back:
             waiting.dropped = True
             return
-        if waiting.rows and waiting.credit is None:
-            last = waiting.rows[-1]
-            last.text += text
-            last.num_tokens += num_tokens
-            last.token_ids.extend(token_ids)
+        if logprobs is not None:
+            *before, logprobs = logprobs.pieces()
+            waiting.rows.extend(_Row("", 0, [], piece) for piece in before)
+        last = waiting.rows[-1] if waiting.rows and waiting.credit is None else None
+        if last is not None and (logprobs is None or has_room(last.logprobs, logprobs)):
+            last.add(text, num_tokens, token_ids, logprobs)
         else:
-            waiting.rows.append(_Row(text, num_tokens, list(token_ids)))
+            waiting.rows.append(_Row(text, num_tokens, list(token_ids), logprobs))
         self._mark(handle, waiting)
 
     def finish(self, handle: int, terminal: Terminal) -> None:
@@ -135,10 +156,16 @@ class TextOutbox:
             frame.drain.CopyFrom(self._drain)
             self._drain = None
         num_chars = 0
+        left: list[int] = []
         while self._sendable and num_chars < MAX_FRAME_CHARS:
             handle = next(iter(self._sendable))
             del self._sendable[handle]
-            num_chars += self._take(frame, handle)
+            waiting = self._open[handle]
+            num_chars += self._take(frame, handle, waiting)
+            if waiting.rows:
+                left.append(handle)
+        for handle in left:  # a frame has one row per sequence: what else it has goes with the next
+            self._mark(handle, self._open[handle])
         return frame
 
     def _mark(self, handle: int, waiting: _Waiting) -> None:
@@ -148,21 +175,29 @@ class TextOutbox:
         else:
             self._sendable.pop(handle, None)
 
-    def _take(self, frame: tokenizer_pb2.SessionResponse, handle: int) -> int:
+    def _take(self, frame: tokenizer_pb2.SessionResponse, handle: int, waiting: _Waiting) -> int:
         """Move what may be sent of one sequence into the frame; returns its characters."""
-        waiting = self._open[handle]
         row = _take_row(waiting)
         if row is not None:
             frame.handles.append(handle)
             frame.texts.append(row.text)
             frame.num_tokens.append(row.num_tokens)
-            if row.token_ids:
+            if row.logprobs is not None:
+                frame.extras.add(
+                    handle=handle,
+                    token_ids=row.token_ids,
+                    logprobs=map(logprob_to_wire, row.logprobs.tokens),
+                    prompt_logprobs=map(logprob_to_wire, row.logprobs.prompt),
+                )
+            elif row.token_ids:
                 frame.extras.add(handle=handle, token_ids=row.token_ids)
         if waiting.terminal is not None and not waiting.rows:
             frame.finishes.append(terminal_to_wire(waiting.terminal, handle))
             del self._open[handle]
             self.num_undelivered -= 1
-        return len(row.text) if row is not None else 0
+        if row is None:
+            return 0
+        return len(row.text) + (LOGPROB_CHARS * row.logprobs.num_entries if row.logprobs is not None else 0)
 
 
 def _cut(terminal: Terminal) -> Terminal:
@@ -173,23 +208,20 @@ def _cut(terminal: Terminal) -> Terminal:
 
 
 def _take_row(waiting: _Waiting) -> _Row | None:
-    """Everything that credit allows, as one row. Text whose last token is not granted yet stays behind."""
+    """What credit and a frame allow, as one row. Text whose last token is not granted yet stays behind."""
     if not waiting.rows:
         return None
     if waiting.credit is None:
         return waiting.rows.popleft()
-    texts: list[str] = []
-    token_ids: list[int] = []
-    num_tokens = 0
-    while waiting.rows and (waiting.credit > 0 or waiting.rows[0].num_tokens == 0):
-        row = waiting.rows[0]  # one without tokens, such as a held-back end, needs no credit
+    taken = _Row("", 0, [])
+    while waiting.sendable and waiting.rows and has_room(taken.logprobs, waiting.rows[0].logprobs):
+        row = waiting.rows[0]
         granted = min(row.num_tokens, waiting.credit)
         waiting.credit -= granted
-        num_tokens += granted
         if granted < row.num_tokens:
             row.num_tokens -= granted
+            taken.num_tokens += granted
             break
-        texts.append(row.text)
-        token_ids.extend(row.token_ids)
+        taken.add(row.text, granted, row.token_ids, row.logprobs)
         waiting.rows.popleft()
-    return _Row("".join(texts), num_tokens, token_ids)
+    return taken

@@ -1,8 +1,10 @@
 """Messages ↔ plain values, for what all tiers share. What is not built is refused here, by name, never ignored."""
 
 import time
+from collections.abc import Collection
 
 from tokenwire.errors import FieldViolation, Unsupported
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import (
     CancelReason,
     FinishReason,
@@ -158,6 +160,15 @@ def logprob_from_wire(message: pb.TokenLogprob) -> TokenLogprob:
     """One token's log-probability, as plain values."""
     top = tuple(TokenLogprob(t.token_id, t.logprob, text=t.text) for t in message.top)
     return TokenLogprob(message.token_id, message.logprob, top, message.text, message.text_offset)
+
+
+def logprobs_from_wire(
+    tokens: Collection[pb.TokenLogprob], prompt: Collection[pb.TokenLogprob]
+) -> SequenceLogprobs | None:
+    """What one message says of one sequence; None when it says nothing."""
+    if not tokens and not prompt:
+        return None
+    return SequenceLogprobs([logprob_from_wire(t) for t in tokens], [logprob_from_wire(t) for t in prompt])
 
 
 def terminal_to_wire(terminal: Terminal, handle: int = 0) -> pb.Finish:

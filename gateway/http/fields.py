@@ -1,5 +1,6 @@
 """The fields that every generating path takes, and what they mean as plain values."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -10,21 +11,14 @@ from tokenwire.sampling import SamplingParams, StopParams, refuse
 
 UINT32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
+TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+
 HARMLESS = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     }
 )  # fmt: skip
 """Fields of OpenAI's API that say something about the account or the bill and nothing about the answer: ignored."""
-
-UNBUILT: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "logit_bias": (None, {}),
-    "min_tokens": (None, 0),
-}
-"""Known fields that are not built, with the values that change nothing."""
 
 
 class StreamOptions(Body):
@@ -42,8 +36,16 @@ class GenerationFields(Body):
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     min_p: float | None = None
     seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    """Token ids as JSON has them in keys, in decimal."""
+    allowed_token_ids: list[UINT32] | None = None
+    banned_sequences: list[list[UINT32]] | None = None
     n: int | None = None
     max_tokens: int | None = None
+    min_tokens: int | None = None
     stop: Any = None
     stop_token_ids: list[UINT32] | None = None
     ignore_eos: bool | None = None
@@ -54,8 +56,13 @@ class GenerationFields(Body):
     truncate: bool | None = None
     """Cut a prompt longer than the context at its start instead of refusing it."""
 
-    def options(self, *, max_tokens: int | None = None) -> GenerationOptions:
-        """How to generate, checked. Raises InvalidRequest. `max_tokens` stands in for an absent one."""
+    def options(
+        self, *, max_tokens: int | None = None, logprobs: int | None = None, prompt_logprobs: int | None = None
+    ) -> GenerationOptions:
+        """How to generate, checked. Raises InvalidRequest. `max_tokens` stands in for an absent one.
+
+        `logprobs`, `prompt_logprobs`: how many of the likeliest tokens; each path asks for them in its own words.
+        """
         options = GenerationOptions(
             sampling=SamplingParams(
                 temperature=self.temperature,
@@ -63,17 +70,33 @@ class GenerationFields(Body):
                 top_p=self.top_p,
                 min_p=self.min_p,
                 seed=self.seed,
+                repetition_penalty=self.repetition_penalty,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
+                logit_bias=_logit_bias(self.logit_bias or {}),
+                allowed_token_ids=tuple(self.allowed_token_ids or ()),
+                banned_sequences=tuple(map(tuple, self.banned_sequences or ())),
             ),
             stop=StopParams(
                 max_tokens=self.max_tokens if self.max_tokens is not None else max_tokens,
                 stop_token_ids=tuple(self.stop_token_ids or ()),
                 ignore_eos=bool(self.ignore_eos),
+                min_tokens=self.min_tokens or 0,
             ),
             stop_strings=_stop_strings(self.stop),
             num_choices=1 if self.n is None else self.n,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
         refuse(options.violations())
         return options
+
+
+def _logit_bias(value: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    for key in value:
+        if not TOKEN_ID.fullmatch(key):
+            raise invalid("logit_bias", f"{key!r:.80} is not allowed: keys are token ids in decimal")
+    return tuple(sorted((int(key), bias) for key, bias in value.items()))
 
 
 def _stop_strings(value: Any) -> tuple[str, ...]:

@@ -7,6 +7,10 @@
 is there, with error `error` says what, in the shape of every error here. With a single input an error is the answer's
 own status. Streamed, each event is `{"index", "text"}`, an output's last one carries the other fields as well, and
 `[DONE]` ends the stream.
+
+With `logprobs` (0 to 20: how many of the likeliest tokens beside each) an output has `logprobs`, one object per token:
+{"token_id", "text", "logprob", "text_offset", "top": [{"token_id", "text", "logprob"}, …]}; with `prompt_logprobs` the
+same for the input's tokens from the second on. Streamed, an event has those of its own text, if any.
 """
 
 from collections.abc import Sequence
@@ -19,12 +23,14 @@ from gateway.generation import Generation
 from gateway.http.body import invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.errors import error_object, error_of
-from gateway.http.fields import UNBUILT, GenerationFields, prompts_of
+from gateway.http.fields import GenerationFields, prompts_of
+from gateway.http.logprobs import plain_logprobs
 from gateway.http.openai_usage import usage_object
 from gateway.http.sse import DONE, event_stream, json_text
 from gateway.streams import Event
 from gateway.text_requests import text_request
 from tokenwire.errors import TokenwireError
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import Terminal
 
 PROMPT_FIELD = "inputs"
@@ -34,6 +40,8 @@ class GenerateBody(GenerationFields):
     """The body."""
 
     inputs: Any
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 def generate_routes(generation: Generation) -> APIRouter:
@@ -51,28 +59,36 @@ def generate_routes(generation: Generation) -> APIRouter:
 
 
 async def _answer(generation: Generation, call: HttpCall, body: GenerateBody) -> Response:
-    refuse_extras(body, UNBUILT)
+    refuse_extras(body, {})
     if body.n not in (None, 1):
         raise invalid("n", f"{body.n} is not allowed here: outputs stand beside inputs; give an input several times")
     prompts = prompts_of(body.inputs, PROMPT_FIELD)
     generation.refuse_prompt_count(len(prompts), PROMPT_FIELD)
-    model, options = body.model or "", body.options()
+    model = body.model or ""
+    options = body.options(logprobs=body.logprobs, prompt_logprobs=body.prompt_logprobs)
     requests = [text_request(p, model=model, options=options, truncate=bool(body.truncate)) for p in prompts]
     call.open(body, requests, model)
     chunks = GenerateChunks(single=len(prompts) == 1)
     if body.stream:
         return await event_stream(call, chunks, PROMPT_FIELD)
     texts: list[list[str]] = [[] for _ in prompts]
+    logprobs = [SequenceLogprobs() for _ in prompts]
     outputs: list[dict[str, Any]] = [{} for _ in prompts]
     while events := await call.next_events():
         for event in events:
             texts[event.prompt].append(event.text)
+            if event.logprobs is not None:
+                logprobs[event.prompt].extend(event.logprobs)
             if event.terminal is not None:
                 if chunks.single and (error := error_of(event.terminal, openai=False)) is not None:
                     raise error
                 outputs[event.prompt] = _end(event.prompt, event.terminal)
     for index, (output, pieces) in enumerate(zip(outputs, texts, strict=True)):
         outputs[index] = {"index": index, "text": "".join(pieces), **output}
+        if body.logprobs is not None:
+            outputs[index]["logprobs"] = plain_logprobs(logprobs[index].tokens)
+        if body.prompt_logprobs is not None:
+            outputs[index]["prompt_logprobs"] = plain_logprobs(logprobs[index].prompt)
     return JSONResponse({"outputs": outputs})
 
 
@@ -87,7 +103,7 @@ class GenerateChunks:
         """One event per output with something new."""
         pieces: list[str] = []
         for event in events:
-            head = f'data: {{"index":{event.prompt},"text":{json_text(event.text)}'
+            head = f'data: {{"index":{event.prompt},"text":{json_text(event.text)}{_logprobs_text(event.logprobs)}'
             if event.terminal is None:
                 pieces.append(head + "}\n\n")
                 continue
@@ -102,6 +118,14 @@ class GenerateChunks:
     def end(self) -> str:
         """The end mark."""
         return DONE
+
+
+def _logprobs_text(logprobs: SequenceLogprobs | None) -> str:
+    """The fields of an event that has some."""
+    if logprobs is None:
+        return ""
+    tokens = f',"logprobs":{json_text(plain_logprobs(logprobs.tokens))}' if logprobs.tokens else ""
+    return tokens + (f',"prompt_logprobs":{json_text(plain_logprobs(logprobs.prompt))}' if logprobs.prompt else "")
 
 
 def _end(index: int, terminal: Terminal) -> dict[str, Any]:

@@ -14,18 +14,17 @@ from pydantic import Field
 from gateway.generation import Generation
 from gateway.http.body import Body, invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
-from gateway.http.fields import HARMLESS, UNBUILT, GenerationFields, StreamOptions
+from gateway.http.fields import HARMLESS, GenerationFields, StreamOptions
+from gateway.http.logprobs import chat_logprobs
 from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
 from gateway.http.sse import event_stream
 from gateway.text_requests import Message, text_request
-from tokenwire.sampling import StopParams
+from tokenwire.sampling import MAX_LOGPROBS, StopParams
 
 UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
-    **UNBUILT,
     "audio": (None,),
     "function_call": (None, "none"),
     "functions": (None, []),
-    "logprobs": (None, False),
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "parallel_tool_calls": (None, True, False),
@@ -34,7 +33,6 @@ UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
@@ -56,6 +54,7 @@ SHAPE = ChunkShape(
     after_text="}",
     first='"delta":{"role":"assistant","content":""}',
     last='"delta":{}',
+    logprobs=chat_logprobs,
 )
 
 
@@ -72,6 +71,8 @@ class ChatBody(GenerationFields):
 
     messages: list[ChatMessageFields]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
 
 
@@ -96,7 +97,7 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
         raise invalid("max_completion_tokens", f"{body.max_completion_tokens} contradicts max_tokens {body.max_tokens}")
     for violation in StopParams(max_tokens=body.max_completion_tokens).violations():
         raise invalid("max_completion_tokens", violation.description)
-    options = body.options(max_tokens=body.max_completion_tokens)
+    options = body.options(max_tokens=body.max_completion_tokens, logprobs=_num_logprobs(body))
     if not body.messages:
         raise invalid("messages", "[] is not allowed: at least one message is needed")
     messages = tuple(_message(message, index) for index, message in enumerate(body.messages))
@@ -106,18 +107,28 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     if body.stream:
         chunks = OpenAIChunks(SHAPE, head, num_prompts=1, num_choices=options.num_choices, include_usage=include_usage)
         return await event_stream(call, chunks, "messages")
-    texts, reasons, usage = await collect(call, 1, options.num_choices)
+    outputs, usage = await collect(call, 1, options.num_choices)
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": reason,
+            "message": {"role": "assistant", "content": "".join(output.texts), "refusal": None},
+            "logprobs": None if options.logprobs is None else chat_logprobs(output.logprobs),
+            "finish_reason": output.reason,
         }
-        for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+        for index, output in enumerate(outputs)
     ]
     answer = {"id": head.id, "object": "chat.completion", "created": head.created, "model": head.model}
     return JSONResponse({**answer, "choices": choices, "usage": usage})
+
+
+def _num_logprobs(body: ChatBody) -> int | None:
+    """How many of the likeliest tokens are asked for; None where log-probabilities are not. Raises InvalidRequest."""
+    num_top = body.top_logprobs or 0
+    if not 0 <= num_top <= MAX_LOGPROBS:
+        raise invalid("top_logprobs", f"{num_top} is not allowed: an integer from 0 to {MAX_LOGPROBS}")
+    if num_top and not body.logprobs:
+        raise invalid("top_logprobs", f"{num_top} is not allowed without logprobs true")
+    return num_top if body.logprobs else None
 
 
 def refuse_stream_options(stream_options: StreamOptions | None, stream: bool) -> bool:

@@ -1,10 +1,11 @@
 """What OpenAI's two generating paths share: chunks with everything but the text prepared, and the collected answer.
 
-Per text: one JSON-escaped string between a prefix and a suffix made once per output.
+Per text: one JSON-escaped string between a prefix and a suffix made once per output; a suffix of its own where
+log-probabilities are asked for.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from gateway.http.openai_usage import FINISH_REASONS, UsageTotal, usage_object
 from gateway.http.sse import DONE, json_text
 from gateway.streams import Event
 from tokenwire.errors import TokenwireError
-from tokenwire.requests import FinishReason
+from tokenwire.requests import FinishReason, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class ChunkShape:
     """A choice's first, empty payload: `'"delta":{"role":"assistant",…}'`; None where there is none."""
     last: str
     """The payload beside finish_reason: `'"delta":{}'`."""
+    logprobs: Callable[[Sequence[TokenLogprob]], dict[str, Any]]
+    """What `logprobs` says of some tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class OpenAIChunks:
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self._begun: dict[int, str] = {}
         """Prefix of each output that has begun, by index."""
-        self._suffix = f'{shape.after_text},"logprobs":null,"finish_reason":null}}]{self._tail}'
+        self._suffix = self._suffix_of("null")
 
     def render(self, events: Sequence[Event]) -> tuple[str, TokenwireError | None]:
         """Chunks of these events, up to the first output that failed, and its error."""
@@ -74,7 +77,10 @@ class OpenAIChunks:
                 if error is not None and not event.text:
                     return "".join(pieces), error
                 prefix = self._begin(index, pieces)
-            if event.text:
+            if event.logprobs is not None and event.logprobs.tokens:
+                logprobs = json_text(self._shape.logprobs(event.logprobs.tokens))
+                pieces.append(prefix + json_text(event.text) + self._suffix_of(logprobs))
+            elif event.text:
                 pieces.append(prefix + json_text(event.text) + self._suffix)
             if error is not None:
                 return "".join(pieces), error
@@ -88,6 +94,9 @@ class OpenAIChunks:
         if not self._include_usage:
             return DONE
         return f'{self._head}"choices":[],"usage":{json_text(usage_object(self._total.usage))}}}\n\n{DONE}'
+
+    def _suffix_of(self, logprobs: str) -> str:
+        return f'{self._shape.after_text},"logprobs":{logprobs},"finish_reason":null}}]{self._tail}'
 
     def _begin(self, index: int, pieces: list[str]) -> str:
         prefix = self._begun[index] = f'{self._head}"choices":[{{"index":{index},{self._shape.before_text}'
@@ -108,20 +117,31 @@ def _error_at(event: Event, num_prompts: int) -> TokenwireError | None:
     return error if error is None or num_prompts == 1 else renamed(error, f"prompt[{event.prompt}]")
 
 
-async def collect(call: HttpCall, num_prompts: int, num_choices: int) -> tuple[list[str], list[str], dict[str, Any]]:
-    """Text and finish_reason of each output in order, and the usage. Raises the first error of an output."""
-    num_outputs = num_prompts * num_choices
-    texts: list[list[str]] = [[] for _ in range(num_outputs)]
-    reasons = [""] * num_outputs
+@dataclass(slots=True)
+class CollectedOutput:
+    """One whole output."""
+
+    texts: list[str] = field(default_factory=list)
+    """Its text in pieces."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reason: str = ""
+    """OpenAI's finish_reason."""
+
+
+async def collect(call: HttpCall, num_prompts: int, num_choices: int) -> tuple[list[CollectedOutput], dict[str, Any]]:
+    """Each output in order, and the usage. Raises the first error of an output."""
+    outputs = [CollectedOutput() for _ in range(num_prompts * num_choices)]
     total = UsageTotal()
     while events := await call.next_events():
         for event in events:
-            index = event.prompt * num_choices + event.choice
-            texts[index].append(event.text)
+            output = outputs[event.prompt * num_choices + event.choice]
+            output.texts.append(event.text)
+            if event.logprobs is not None:
+                output.logprobs += event.logprobs.tokens
             if event.terminal is not None:
                 error = _error_at(event, num_prompts)
                 if error is not None:
                     raise error
-                reasons[index] = FINISH_REASONS[event.terminal.reason]
+                output.reason = FINISH_REASONS[event.terminal.reason]
                 total.add(event)
-    return ["".join(pieces) for pieces in texts], reasons, usage_object(total.usage)
+    return outputs, usage_object(total.usage)

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 
+from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Ready, Refused
 from model_svc.engine.link import EngineLink
@@ -30,7 +31,7 @@ def main() -> None:
     logs.configure("engine")
     link = EngineLink(socket.socket(fileno=int(sys.argv[1])))
     try:
-        (settings,) = link.receive(wait=True)
+        (settings,) = link.receive(timeout_s=None)
         engine = build(link, settings)
         if engine is not None:
             loop(link, engine)
@@ -42,7 +43,7 @@ def build(link: EngineLink, settings: EngineSettings) -> Engine | None:
     """Load the model and say Ready; say Refused and return None when it cannot be served."""
     try:
         runner = importlib.import_module(RUNNERS[settings.engine]).build_runner(settings)
-        engine = Engine(runner, Limits(settings.max_batch_size, settings.max_step_tokens))
+        engine = Engine(runner, limits_of(settings, runner.info))
     except TokenwireError as error:
         link.send(Refused(error))
         return None
@@ -50,12 +51,24 @@ def build(link: EngineLink, settings: EngineSettings) -> Engine | None:
     return engine
 
 
+def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
+    """The scheduler's part of the settings, those left open as the runner chose them."""
+    return Limits(
+        max_batch_size=info.max_batch_size,
+        max_step_tokens=info.max_step_tokens,
+        window_s=settings.admission_window_ms / 1000,
+        window_requests=settings.admission_window_requests,
+        tenant_weights=dict(settings.tenant_weights),
+    )
+
+
 def loop(link: EngineLink, engine: Engine) -> None:
     """Step while there is work, wait while there is none. Raises EOFError when the other end is gone."""
     while True:
-        for inbox in link.receive(wait=not engine.has_work):
+        inboxes = link.receive(timeout_s=engine.idle_s())
+        for inbox in inboxes:
             engine.take(inbox)
-        if engine.has_work:
+        if inboxes or engine.has_work:
             link.send(engine.step())
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from model_svc.engine.sequence import Sequence
+from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
 
@@ -19,6 +20,19 @@ class ScheduledRow:
     def samples(self) -> bool:
         """Whether this row reaches the end of the sequence, so that the next token can be drawn from its logits."""
         return self.num_new_tokens == self.sequence.num_uncomputed_tokens
+
+    @property
+    def prompt_logprob_positions(self) -> range:
+        """Positions computed in this step whose logits give prompt log-probabilities that are still to be given out.
+
+        Position p gives that of the prompt's token p + 1. Empty where the sequence asks for none.
+        """
+        sequence = self.sequence
+        if sequence.prompt_logprobs is None:
+            return range(0)
+        first = max(sequence.num_computed_tokens, sequence.num_prompt_logprobs)
+        end = min(sequence.num_computed_tokens + self.num_new_tokens, sequence.num_original_prompt_tokens - 1)
+        return range(first, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +53,9 @@ class StepOutput:
 
     token_ids: tuple[int | None, ...]
     """One per row, in the rows' order; None for a row that does not sample, or that is in `errors`."""
-    errors: dict[int, str] = field(default_factory=dict)
-    """What went wrong in a row (its index in the batch), such as logits that are not numbers. That sequence must end
-    with this error; the other rows are as good as ever."""
+    errors: dict[int, TokenwireError] = field(default_factory=dict)
+    """What went wrong in a row (its index in the batch). That sequence must end with this error; the other rows are as
+    good as ever. Internal, as for logits that are not numbers: what its blocks hold is not to be trusted."""
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
     """By row: the sampled token's, where the sequence asks for it and a token was sampled."""
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
@@ -62,6 +76,10 @@ class RunnerInfo:
     """Positions per KV block."""
     num_blocks: int
     """KV blocks in the pool."""
+    max_batch_size: int
+    """Most sequences of one step."""
+    max_step_tokens: int
+    """Most tokens of one step."""
     eos_token_ids: tuple[int, ...]
     """End-of-sequence ids of the model's generation_config."""
     sampling_defaults: SamplingParams

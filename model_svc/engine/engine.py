@@ -8,7 +8,7 @@ import logging
 import time
 
 from model_svc.engine.batch import ModelRunner, ScheduledBatch
-from model_svc.engine.events import Inbox, StepResult
+from model_svc.engine.events import Inbox, NewTokens, StepResult
 from model_svc.engine.scheduler import Limits, Scheduler
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import Internal
@@ -30,11 +30,17 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do something."""
+        """Whether any sequence is open, or its end not reported."""
         return self.scheduler.has_work
+
+    def idle_s(self) -> float | None:
+        """Seconds until a step would do something, if nothing new comes: 0 now, None never."""
+        return self.scheduler.idle_s()
 
     def take(self, inbox: Inbox) -> None:
         """Take in new sequences, then what is taken back."""
+        if inbox.pause is not None:
+            self.scheduler.paused = inbox.pause
         for sequence in inbox.sequences:
             self.add(sequence)
         for abort in inbox.aborts:
@@ -49,19 +55,21 @@ class Engine:
         """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised."""
         started_s = time.perf_counter()
         batch = self.scheduler.schedule()
-        deltas = self._run(batch) if batch.rows else []
+        new = self._run(batch) if batch.rows else NewTokens()
+        stored, removed = self.scheduler.kv.pool.take_changes()
         return StepResult(
-            sequence_ids=[sequence_id for sequence_id, _ in deltas],
-            token_ids=[token_id for _, token_id in deltas],
+            new=new,
             ended=self.scheduler.take_ended(),
             load=self.scheduler.load(),
             num_received=self.num_received,
+            stored_hashes=stored,
+            removed_hashes=removed,
             num_batch_tokens=batch.num_tokens,
             num_batch_sequences=len(batch.rows),
             step_s=time.perf_counter() - started_s,
         )
 
-    def _run(self, batch: ScheduledBatch) -> list[tuple[int, int]]:
+    def _run(self, batch: ScheduledBatch) -> NewTokens:
         try:
             output = self.runner.run(batch)
         except Exception as error:
@@ -72,6 +80,6 @@ class Engine:
             failure = Internal(f"the engine step failed: {type(error).__name__}", reason="STEP_FAILED")
             for row in batch.rows:
                 self.scheduler.fail(row.sequence, failure)
-            return []
+            return NewTokens()
         self._num_failed_steps = 0
         return self.scheduler.update(batch, output)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
-from tokenwire.requests import CancelReason, Terminal
+from tokenwire.requests import CancelReason, Terminal, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Inbox:
 
     sequences: list[Sequence] = field(default_factory=list)
     aborts: list[Abort] = field(default_factory=list)
+    pause: bool | None = None
+    """Stop (True) or go on (False) starting new sequences; None: as before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,25 @@ class EngineLoad:
     queued: int = 0
     queued_tokens: int = 0
     kv_blocks_used: int = 0
+    kv_blocks_cached: int = 0
+    """Free ones whose content can be reused."""
     kv_blocks_total: int = 0
     step: int = 0
     num_preemptions: int = 0
     """Since the engine started."""
+    paused: bool = False
+
+
+@dataclass(slots=True)
+class NewTokens:
+    """What a step made. `sequence_ids` and `token_ids` are parallel; a sequence may occur several times, in order."""
+
+    sequence_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    """By sequence id, for those that ask: one per token of it."""
+    prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    """By sequence id, for those that ask: the prompt's next tokens, all before the first output token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +79,17 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """From the engine, once per step. `sequence_ids` and `token_ids` are parallel; deltas precede endings."""
+    """From the engine, once per step. Tokens precede ends."""
 
-    sequence_ids: list[int]
-    token_ids: list[int]
+    new: NewTokens
     ended: list[Ended]
     load: EngineLoad
     num_received: int
     """Sequences taken from the inbox since the engine started; those after are still on their way."""
+    stored_hashes: list[int] = field(default_factory=list)
+    """KV blocks that became findable in the prefix cache since the last result, by hash."""
+    removed_hashes: list[int] = field(default_factory=list)
+    """Those that are findable no more; none is in both lists."""
     num_batch_tokens: int = 0
     """Tokens computed in this step."""
     num_batch_sequences: int = 0

@@ -8,6 +8,7 @@ import pickle
 import select
 import socket
 import struct
+import time
 from typing import Any
 
 HEADER = struct.Struct("<I")
@@ -34,10 +35,14 @@ class EngineLink:
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError from None
 
-    def receive(self, *, wait: bool) -> list[Any]:
-        """All messages that have come whole; with `wait`, at least one. Raises EOFError when the other side is gone."""
+    def receive(self, *, timeout_s: float | None) -> list[Any]:
+        """All messages that have come whole; waits for the first up to `timeout_s` seconds, None: for ever.
+
+        Raises EOFError when the other side is gone.
+        """
         messages = self._parse()
-        while (wait and not messages) or self._readable():
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._readable(0.0 if messages else until_s and max(0.0, until_s - time.monotonic())):
             try:
                 data = self._socket.recv(1 << 20)
             except ConnectionResetError:
@@ -48,8 +53,8 @@ class EngineLink:
             messages += self._parse()
         return messages
 
-    def _readable(self) -> bool:
-        return bool(select.select([self._socket], [], [], 0)[0])
+    def _readable(self, timeout_s: float | None) -> bool:
+        return bool(select.select([self._socket], [], [], timeout_s)[0])
 
     def _parse(self) -> list[Any]:
         messages: list[Any] = []

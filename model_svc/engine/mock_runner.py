@@ -1,6 +1,9 @@
 """A runner without a model: takes the time a model would take and makes tokens that anyone can predict.
 
 For tests of the other tiers and for load tests. The scheduler, the blocks and the wire around it are the real ones.
+Every token is certain: its log-probability is 0 and it alone is among the likeliest. allowed_token_ids and min_tokens
+hold. There are no logits, so penalties, logit bias and banned sequences change nothing, nor do temperature (but for
+0 or not), top-k, top-p and min-p.
 """
 
 import time
@@ -11,6 +14,7 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, Ste
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
 from tokenwire.noise import uniform
+from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
 
 
@@ -38,6 +42,8 @@ class MockRunner:
             max_context_tokens=min(longest, settings.max_context_tokens or longest),
             block_size=settings.block_size,
             num_blocks=settings.mock_kv_blocks,
+            max_batch_size=settings.max_batch_size or 64,
+            max_step_tokens=settings.max_step_tokens or 512,
             eos_token_ids=(),
             sampling_defaults=NEUTRAL,
             device="mock",
@@ -50,7 +56,18 @@ class MockRunner:
         """Sleep for the step and make its tokens."""
         prefill_tokens = sum(row.num_new_tokens for row in batch.rows if row.num_new_tokens > 1)
         time.sleep(self._settings.mock_step_ms / 1000 + prefill_tokens / self._settings.mock_prefill_tokens_per_s)
-        return StepOutput(tuple(self._token(row) if row.samples else None for row in batch.rows))
+        token_ids = tuple(self._token(row) if row.samples else None for row in batch.rows)
+        logprobs = {
+            index: certain(token_id, row.sequence.logprobs)
+            for index, (row, token_id) in enumerate(zip(batch.rows, token_ids, strict=True))
+            if token_id is not None and row.sequence.logprobs is not None
+        }
+        prompt_logprobs = {
+            index: [certain(row.sequence.token_ids[p + 1], row.sequence.prompt_logprobs or 0) for p in positions]
+            for index, row in enumerate(batch.rows)
+            if (positions := row.prompt_logprob_positions)
+        }
+        return StepOutput(token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -58,7 +75,18 @@ class MockRunner:
     def _token(self, row: ScheduledRow) -> int:
         sequence = row.sequence
         seed = sequence.sampling.seed if sequence.sampling.temperature else None
-        return mock_token(original_prompt(sequence), seed, sequence.choice, sequence.num_outputs, self.info.vocab_size)
+        size = self.info.vocab_size
+        token_id = mock_token(original_prompt(sequence), seed, sequence.choice, sequence.num_outputs, size)
+        early = sequence.num_outputs < sequence.stop.min_tokens
+        barred = sequence.stop.stop_token_ids if early else ()
+        allowed = sequence.sampling.allowed_token_ids or range(size)
+        candidates = (allowed[(token_id + offset) % len(allowed)] for offset in range(len(allowed)))
+        return next((candidate for candidate in candidates if candidate not in barred), token_id)
+
+
+def certain(token_id: int, num_top: int) -> TokenLogprob:
+    """The entry of a token that could not have been another."""
+    return TokenLogprob(token_id, 0.0, (TokenLogprob(token_id, 0.0),) if num_top else ())
 
 
 def original_prompt(sequence: Sequence) -> list[int]:

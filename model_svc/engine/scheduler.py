@@ -2,43 +2,46 @@
 
 There is no prefill phase and no decode phase: every sequence's `num_computed_tokens` catches up with its length, within
 a token budget per step. Decodes go first, so a long prompt never stalls them; prefills share the rest in rank order.
-Rank is priority (higher first), then arrival. When blocks run out the lowest-ranked running sequence gives its blocks
-back and is computed anew later (preemption by recompute): the highest-ranked one always goes on, so there is no
-deadlock.
+Who starts next is `WaitingQueue`'s to say. Among what runs, rank is priority (higher first), then arrival: when blocks
+run out the lowest-ranked sequence gives its blocks back and is computed anew later (preemption by recompute), and so it
+does for a sequence of a higher priority level that could not start otherwise. The highest-ranked one always goes on, so
+there is no deadlock.
 """
 
 import bisect
+import heapq
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+from model_svc.engine.admission_window import AdmissionWindow
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
-from model_svc.engine.events import Ended, EngineLoad
-from model_svc.engine.kv_cache_manager import KVCacheManager
+from model_svc.engine.events import Ended, EngineLoad, NewTokens
+from model_svc.engine.fair_share import FairShare
+from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
 from model_svc.engine.sequence import Sequence, SequenceStatus
+from model_svc.engine.start_estimate import StartEstimate
 from model_svc.engine.stop_checker import reason_to_stop
-from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
-from tokenwire.requests import CancelReason, FinishReason, ModelTimings, Terminal, Usage
+from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
+from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
+from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError
+from tokenwire.requests import CancelReason, FinishReason
 
-FINISH_OF_CANCEL = {
-    CancelReason.CLIENT: FinishReason.CANCELLED,
-    CancelReason.STOP_STRING: FinishReason.STOP_STRING,
-    CancelReason.DEADLINE: FinishReason.DEADLINE,
-    CancelReason.SHUTDOWN: FinishReason.CANCELLED,
-}
+MAX_PROMPT_LOGPROBS_PER_STEP = 512
+"""Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one step."""
+    """Bounds of one step, and how the queue is kept."""
 
     max_batch_size: int
     max_step_tokens: int
-
-
-def rank(sequence: Sequence) -> tuple[int, float, int]:
-    """Sorts the sequence that should run first to the front."""
-    return (-sequence.priority, sequence.arrival_s, sequence.sequence_id)
+    window_s: float = 0.0
+    """See `AdmissionWindow`, as the next one."""
+    window_requests: int = 0
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    """See `FairShare`."""
 
 
 class Scheduler:
@@ -56,24 +59,60 @@ class Scheduler:
         self.max_context_tokens = info.max_context_tokens
         self.limits = limits
         self.kv = KVCacheManager(info.num_blocks, info.block_size)
+        self.shares = FairShare(limits.tenant_weights)
         self.sequences: dict[int, Sequence] = {}
-        self.waiting: list[Sequence] = []
-        """Sorted by rank."""
+        self.waiting = WaitingQueue(self.shares)
         self.running: list[Sequence] = []
         """Sorted by rank; each holds blocks for its whole prompt."""
         self.ended: list[Ended] = []
+        self.paused = False
+        """While set nothing new starts; what runs, or was preempted, goes on."""
         self.num_steps = 0
         self.num_preemptions = 0
+        self._window = AdmissionWindow(limits.window_s, limits.window_requests)
+        self._estimate = StartEstimate()
+        self._free_slots = list(range(limits.max_batch_size))
+        self._deadlines: list[tuple[float, int]] = []
+        """A heap of (deadline, sequence id), ended sequences among them."""
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do something."""
+        """Whether any sequence is open, or its end not taken."""
         return bool(self.sequences or self.ended)
 
+    def idle_s(self) -> float | None:
+        """Seconds until a step would do something, if nothing new comes: 0 now, None never."""
+        now_s = self.clock()
+        if self.running or self.ended:
+            return 0.0
+        due = [self._deadlines[0][0]] if self._deadlines else []
+        if len(self.waiting) > self.waiting.num_new:
+            return 0.0
+        if self.waiting.num_new and not self.paused:
+            self._update_window(now_s)
+            if any(self._window.lets_in(sequence.sequence_id) for sequence in self.waiting):
+                return 0.0
+            opens_s = self._window.opens_s(self.waiting.oldest_arrival_s)
+            due += [opens_s] if opens_s is not None else []
+        return max(0.0, min(due) - now_s) if due else None
+
     def add(self, sequence: Sequence) -> None:
-        """Take a new sequence in; it waits. It must fit the context, which admission has checked."""
+        """Take a new sequence in; it waits. It must fit the context, which admission has checked.
+
+        One whose deadline the queue before it will not let it meet ends at once, with an error that says when to retry.
+        """
         self.sequences[sequence.sequence_id] = sequence
-        bisect.insort(self.waiting, sequence, key=rank)
+        ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0
+        self.waiting.add(sequence)
+        self._window.add(sequence.sequence_id)
+        if sequence.deadline_s is None:
+            return
+        heapq.heappush(self._deadlines, (sequence.deadline_s, sequence.sequence_id))
+        wait_s, left_s = self._estimate.wait_s(ahead), sequence.deadline_s - self.clock()
+        if wait_s is not None and wait_s >= left_s > 0:
+            message = f"it would start in about {wait_s:.1f} s, and {left_s:.1f} s are left to it (context.timeout_ms)"
+            error = Overloaded(message, reason="DEADLINE_UNREACHABLE", retry_after_s=wait_s - left_s)
+            self.fail(sequence, error)
 
     def abort(self, sequence_id: int, reason: CancelReason) -> None:
         """End a sequence now; its blocks are free at once. Unknown or finished ones are ignored."""
@@ -82,48 +121,54 @@ class Scheduler:
             self._finish(sequence, FINISH_OF_CANCEL[reason])
 
     def schedule(self) -> ScheduledBatch:
-        """Choose this step's rows and give them their blocks. May end and preempt sequences."""
+        """Choose this step's rows and give them their blocks. May end, start and preempt sequences."""
         now_s = self.clock()
         self._expire(now_s)
-        budget = self.limits.max_step_tokens
-        rows = self._decodes(budget)
-        budget -= len(rows)
-        self._admit(budget)
-        decoding = {row.sequence.sequence_id for row in rows}
-        for sequence in self.running:
-            if budget > 0 and sequence.sequence_id not in decoding:
-                chunk = min(sequence.num_uncomputed_tokens, budget)
-                budget -= chunk
-                rows.append(ScheduledRow(sequence, chunk))
+        self._admit(now_s)
+        rows = self._decodes(self.limits.max_step_tokens)
+        rows += self._prefills({row.sequence.sequence_id for row in rows}, self.limits.max_step_tokens - len(rows))
         for row in rows:
             if row.sequence.first_scheduled_s is None:
                 row.sequence.first_scheduled_s = now_s
         return ScheduledBatch(tuple(rows))
 
-    def update(self, batch: ScheduledBatch, output: StepOutput) -> list[tuple[int, int]]:
-        """Enter what the runner computed. Returns (sequence_id, token_id) of each new token that is output."""
+    def update(self, batch: ScheduledBatch, output: StepOutput) -> NewTokens:
+        """Enter what the runner computed. Returns the new output tokens and the log-probabilities asked for."""
         now_s = self.clock()
         self.num_steps += 1
-        deltas: list[tuple[int, int]] = []
+        new = NewTokens()
+        served: dict[str, int] = {}
         for index, (row, token_id) in enumerate(zip(batch.rows, output.token_ids, strict=True)):
             sequence = row.sequence
             if sequence.status is not SequenceStatus.RUNNING:
                 continue
             if index in output.errors:
-                self.fail(sequence, Internal(output.errors[index], reason="SEQUENCE_FAILED"))
+                if isinstance(output.errors[index], Internal):
+                    self.kv.forget(sequence)
+                self.fail(sequence, output.errors[index])
                 continue
             sequence.num_computed_tokens += row.num_new_tokens
+            self.kv.commit(sequence)
+            if index in output.prompt_logprobs:
+                new.prompt_logprobs[sequence.sequence_id] = output.prompt_logprobs[index]
+                sequence.num_prompt_logprobs += len(output.prompt_logprobs[index])
             if token_id is None:
                 continue
             sequence.token_ids.append(token_id)
+            served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
             if sequence.first_token_s is None:
                 sequence.first_token_s = now_s
             reason = reason_to_stop(sequence, self.max_context_tokens)
             if reason is not FinishReason.STOP_TOKEN:
-                deltas.append((sequence.sequence_id, token_id))
+                new.sequence_ids.append(sequence.sequence_id)
+                new.token_ids.append(token_id)
+                if index in output.logprobs:
+                    new.logprobs[sequence.sequence_id] = [output.logprobs[index]]
             if reason is not None:
                 self._finish(sequence, reason)
-        return deltas
+        for tenant, num_tokens in served.items():
+            self.shares.charge(tenant, output_tokens=num_tokens)
+        return new
 
     def fail(self, sequence: Sequence, error: TokenwireError) -> None:
         """End a sequence with a typed error."""
@@ -139,31 +184,37 @@ class Scheduler:
         return EngineLoad(
             running=len(self.running),
             queued=len(self.waiting),
-            queued_tokens=sum(sequence.num_tokens for sequence in self.waiting),
+            queued_tokens=self.waiting.num_tokens,
             kv_blocks_used=self.kv.pool.num_used,
+            kv_blocks_cached=self.kv.pool.num_cached,
             kv_blocks_total=self.kv.pool.num_blocks,
             step=self.num_steps,
             num_preemptions=self.num_preemptions,
+            paused=self.paused,
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless lists, states and blocks agree."""
         self.kv.check_integrity(self.sequences.values())
-        listed = self.waiting + self.running
+        self.waiting.check_integrity()
+        listed = [*self.waiting, *self.running]
         if len(listed) != len(self.sequences) or {s.sequence_id for s in listed} != set(self.sequences):
             raise AssertionError("a sequence is in no list, or in two")
-        if any(s.status is not SequenceStatus.WAITING or s.block_table for s in self.waiting):
-            raise AssertionError("a waiting sequence has another status, or holds blocks")
+        if any(s.status is not SequenceStatus.WAITING or s.block_table or s.slot >= 0 for s in self.waiting):
+            raise AssertionError("a waiting sequence has another status, or holds blocks or a slot")
         if any(s.status is not SequenceStatus.RUNNING for s in self.running):
             raise AssertionError("a running sequence has another status")
-        for name, sequences in (("waiting", self.waiting), ("running", self.running)):
-            if sequences != sorted(sequences, key=rank):
-                raise AssertionError(f"{name} is not in rank order")
+        if self.running != sorted(self.running, key=rank):
+            raise AssertionError("running is not in rank order")
+        slots = sorted([s.slot for s in self.running] + self._free_slots)
+        if slots != list(range(self.limits.max_batch_size)):
+            raise AssertionError("a slot is lost, or has two owners")
 
     def _expire(self, now_s: float) -> None:
-        late = [s for s in self.sequences.values() if s.deadline_s is not None and s.deadline_s <= now_s]
-        for sequence in late:
-            self._finish(sequence, FinishReason.DEADLINE)
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            sequence = self.sequences.get(heapq.heappop(self._deadlines)[1])
+            if sequence is not None:
+                self._finish(sequence, FinishReason.DEADLINE)
 
     def _decodes(self, budget: int) -> list[ScheduledRow]:
         """One row for each running sequence that lacks only its last token, in rank order; preempts for blocks."""
@@ -182,56 +233,95 @@ class Scheduler:
                 rows.append(ScheduledRow(sequence, 1))
         return rows
 
-    def _admit(self, budget: int) -> None:
-        """Move waiting sequences, in rank order, to running while the batch, the budget and the blocks hold them.
+    def _prefills(self, decoding: set[int], budget: int) -> list[ScheduledRow]:
+        """Chunks of the other running sequences, in rank order."""
+        rows: list[ScheduledRow] = []
+        logprobs_budget = MAX_PROMPT_LOGPROBS_PER_STEP
+        for sequence in self.running:
+            chunk = min(sequence.num_uncomputed_tokens, budget)
+            if sequence.wants_prompt_logprobs:
+                chunk = min(chunk, logprobs_budget)
+                logprobs_budget -= chunk
+            if chunk > 0 and sequence.sequence_id not in decoding:
+                budget -= chunk
+                rows.append(ScheduledRow(sequence, chunk))
+        return rows
+
+    def _admit(self, now_s: float) -> None:
+        """Move waiting sequences to running while the batch, the budget and the blocks hold them.
 
         A sequence gets the blocks of its whole prompt at once, so that what is being prefilled cannot starve itself.
         """
-        budget -= sum(s.num_uncomputed_tokens for s in self.running if s.num_uncomputed_tokens > 1)
-        while self.waiting and budget > 0 and len(self.running) < self.limits.max_batch_size:
-            sequence = self.waiting[0]
-            if not self.kv.grow(sequence, sequence.num_tokens):
-                return
-            self.waiting.pop(0)
+        self._update_window(now_s)
+        budget = self.limits.max_step_tokens - sum(s.num_uncomputed_tokens == 1 for s in self.running)
+        taken_tokens = 0
+        for sequence in self.waiting.in_order():
+            new = is_new(sequence)
+            if new and (self.paused or not self._window.lets_in(sequence.sequence_id)):
+                continue
+            if budget <= self._num_prefill_tokens_before(sequence):
+                break
+            placement = self._place(sequence)
+            if placement is Placement.NO_ROOM:
+                break
+            if placement is Placement.PLACED and new:
+                taken_tokens += sequence.num_tokens
+                self.shares.charge(sequence.tenant, prompt_tokens=sequence.num_uncomputed_tokens)
+                sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_original_prompt_tokens)
+        self._estimate.observe(now_s, taken_tokens, waiting=bool(self.waiting.num_new) and not self.paused)
+
+    def _update_window(self, now_s: float) -> None:
+        oldest_s = self.waiting.oldest_arrival_s
+        self._window.update(
+            now_s, num_new=self.waiting.num_new, oldest_arrival_s=oldest_s, idle=not self.running
+        )  # fmt: skip
+
+    def _num_prefill_tokens_before(self, sequence: Sequence) -> int:
+        """Tokens that running sequences of a better rank have still to prefill."""
+        pending = ((s, s.num_uncomputed_tokens) for s in self.running)
+        own = rank(sequence)
+        return sum(num_tokens for s, num_tokens in pending if num_tokens > 1 and rank(s) < own)
+
+    def _place(self, sequence: Sequence) -> Placement:
+        """Move a waiting sequence to running if it gets its blocks and a slot, from lower priorities if need be.
+
+        A block for each running sequence stays free, so that what starts does not have to give way at once.
+        """
+        while True:
+            placement = Placement.NO_ROOM
+            if self._free_slots:
+                placement = self.kv.place(sequence, spare=len(self.running))
+            if placement is not Placement.NO_ROOM or not self.running or self.running[-1].priority >= sequence.priority:
+                break
+            self._preempt(self.running[-1])
+        if placement is Placement.PLACED:
+            self.waiting.remove(sequence)
             sequence.status = SequenceStatus.RUNNING
+            sequence.slot = heapq.heappop(self._free_slots)
             bisect.insort(self.running, sequence, key=rank)
-            budget -= sequence.num_uncomputed_tokens
+        return placement
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
         sequence.num_preemptions += 1
+        self._stop_running(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self.waiting.add(sequence)
+
+    def _stop_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.kv.release(sequence)
-        sequence.status = SequenceStatus.WAITING
-        bisect.insort(self.waiting, sequence, key=rank)
+        heapq.heappush(self._free_slots, sequence.slot)
+        sequence.slot = -1
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: TokenwireError | None = None) -> None:
-        (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(sequence)
-        self.kv.release(sequence)
+        if sequence.status is SequenceStatus.RUNNING:
+            self._stop_running(sequence)
+        else:
+            self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self.sequences[sequence.sequence_id]
         self.ended.append(Ended(sequence.sequence_id, terminal_of(sequence, reason, self.clock(), error)))
-
-
-def terminal_of(sequence: Sequence, reason: FinishReason, now_s: float, error: TokenwireError | None) -> Terminal:
-    """The terminal event of a sequence that ends at `now_s`."""
-    stopped = reason is FinishReason.STOP_TOKEN
-    started_s = sequence.first_scheduled_s or now_s
-    first_s = sequence.first_token_s or now_s
-    timings = ModelTimings(
-        queue_s=max(0.0, started_s - sequence.arrival_s),
-        prefill_s=max(0.0, first_s - started_s),
-        decode_s=max(0.0, now_s - first_s),
-    )
-    usage = Usage(
-        prompt_tokens=sequence.num_prompt_tokens - sequence.num_generated_before,
-        cached_tokens=sequence.num_cached_tokens,
-        completion_tokens=sequence.num_outputs - stopped,
-    )
-    return Terminal(
-        reason=reason,
-        usage=usage,
-        stop_token_id=sequence.token_ids[-1] if stopped else None,
-        error=error,
-        model_timings=timings,
-    )
+        if not self.sequences:
+            self.shares.forget(())
+            self._deadlines.clear()

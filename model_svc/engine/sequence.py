@@ -48,6 +48,8 @@ class Sequence:
     """Monotonic clock."""
     deadline_s: float | None = None
     """Monotonic clock; past it the sequence finishes with DEADLINE."""
+    cache_root: str = ""
+    """Sequences share cached prefixes only with those of the same root (see `tokenwire.block_hash.cache_root`)."""
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     """Tokens whose keys and values are in the cache."""
@@ -58,6 +60,12 @@ class Sequence:
     keeps per-sequence state under it, and finds out by `sequence_id` that a slot has another owner."""
     block_table: list[int] = field(default_factory=list)
     """Physical block of each run of `block_size` positions."""
+    block_hashes: list[int] = field(default_factory=list)
+    """Hash of each run of `block_size` tokens that were there when it was last looked at."""
+    num_stored_blocks: int = 0
+    """Blocks of the table that have been offered to the prefix cache."""
+    awaited_hash: int | None = None
+    """While it waits for another sequence to compute this block of their common prefix."""
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     num_preemptions: int = 0
@@ -71,6 +79,16 @@ class Sequence:
     def num_original_prompt_tokens(self) -> int:
         """The prompt without the output that a resumed request brings along."""
         return self.num_prompt_tokens - self.num_generated_before
+
+    @property
+    def num_cacheable_tokens(self) -> int:
+        """How many of its first tokens need not be computed where they are cached: their logits are not wanted."""
+        return self.num_prompt_logprobs if self.wants_prompt_logprobs else len(self.token_ids) - 1
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether log-probabilities of its prompt are asked for and not all given out."""
+        return self.prompt_logprobs is not None and self.num_prompt_logprobs < self.num_original_prompt_tokens - 1
 
     @property
     def num_new_outputs(self) -> int:

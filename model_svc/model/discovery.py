@@ -6,8 +6,7 @@ model's longest context, with the causal (and windowed) mask that the paged path
 Does not compare numbers; that is `probe`'s part.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +46,13 @@ class AttentionNotes:
 
 
 def discover(model: LoadedModel) -> tuple[LayerKVSpec, ...]:
-    """The cache each layer needs. Raises Unservable. Leaves the model as it was."""
+    """The cache each layer needs. Raises Unservable, or what the model raises. Leaves it as it was."""
     notes = AttentionNotes()
     token_ids = torch.tensor([[0, 1]], device=model.device) % model.vocab_size
     positions = torch.tensor([[0, 1]], device=model.device)
     model.module.set_attn_implementation(DISCOVERY_NAME)
     try:
-        with refusing_what_fails(), model.handover.carrying(notes):
+        with model.handover.carrying(notes):
             model.module(input_ids=token_ids, position_ids=positions, use_cache=False, return_dict=True)
     finally:
         model.module.set_attn_implementation(ATTENTION_NAME)
@@ -62,17 +61,6 @@ def discover(model: LoadedModel) -> tuple[LayerKVSpec, ...]:
     if getattr(text, "attn_logit_softcapping", None) and not notes.softcapped:
         raise Unservable("its config asks for a soft cap that its attention is not given")
     return tuple(notes.specs[layer] for layer in range(model.num_layers))
-
-
-@contextmanager
-def refusing_what_fails() -> Iterator[None]:
-    """Raise Unservable in place of any other error: whatever a model of unknown code raises is the reason."""
-    try:
-        yield
-    except Unservable:
-        raise
-    except Exception as error:
-        raise Unservable(f"a trial run failed: {type(error).__name__}: {error}") from error
 
 
 def check_calls(notes: AttentionNotes, num_layers: int) -> None:

@@ -7,6 +7,8 @@ through transformers' own eager attention. Then either one is swapped for anothe
 comparison needs no allowance for another order of additions, so it finds even small leaks in any dtype.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model_svc.model.attention import ATTENTION_NAME, AttentionBackend
-from model_svc.model.discovery import Unservable, discover, refusing_what_fails
+from model_svc.model.discovery import Unservable, discover
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import LayerKVSpec, PagedKV, allocate, plan_step, positions_and_slots
 from tokenwire.errors import FailedPrecondition
@@ -39,22 +41,43 @@ class ProbeSequence:
 
 
 @torch.inference_mode()
+def kv_specs(model: LoadedModel) -> tuple[LayerKVSpec, ...]:
+    """The cache each layer needs.
+
+    Raises FailedPrecondition with reason MODEL_UNSUPPORTED when its attention means something that is not computed
+    here. Leaves the model as it was.
+    """
+    with _refusals(model):
+        return discover(model)
+
+
+@torch.inference_mode()
 def probe(
-    model: LoadedModel, backend: AttentionBackend, *, block_size: int, max_context_tokens: int
-) -> tuple[LayerKVSpec, ...]:
-    """The cache each layer needs, once the model has shown that it is served rightly.
+    model: LoadedModel,
+    backend: AttentionBackend,
+    specs: tuple[LayerKVSpec, ...],
+    *,
+    block_size: int,
+    max_context_tokens: int,
+) -> None:
+    """Let the model, with its `kv_specs`, show that it is served rightly up to this context.
 
     Raises FailedPrecondition with reason MODEL_UNSUPPORTED, naming the reason. Leaves the model as it was.
     """
+    with _refusals(model):
+        _Trial(model, backend, specs, block_size, max_context_tokens).run()
+
+
+@contextmanager
+def _refusals(model: LoadedModel) -> Iterator[None]:
+    """What makes a model unservable, as the error that an operator reads. Whatever its unknown code raises does."""
     try:
-        specs = discover(model)
-        with refusing_what_fails():
-            _Trial(model, backend, specs, block_size, max_context_tokens).run()
-    except Unservable as reason:
+        yield
+    except Exception as error:
+        reason = error if isinstance(error, Unservable) else f"a trial run failed: {type(error).__name__}: {error}"
         raise FailedPrecondition(
             f"model: {type(model.module).__name__} cannot be served: {reason}", reason="MODEL_UNSUPPORTED"
-        ) from reason
-    return specs
+        ) from error
 
 
 class _Trial:

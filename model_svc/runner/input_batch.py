@@ -24,11 +24,28 @@ class StepInput:
     """[T] int64."""
     positions: Tensor
     """[T] int64."""
-    sampled_tokens: Tensor
-    """[S] int64: index into the flattened row of each token whose logits are wanted."""
+    kept_tokens: Tensor
+    """[S + P] int64: index into the flattened row of each token whose logits are wanted: first to sample from, then
+    for prompt log-probabilities."""
     sampled_rows: list[int]
-    """[S]: the row of the batch each of them belongs to."""
+    """[S]: the row of the batch each of the former belongs to."""
+    prompt_spans: list["PromptSpan"]
+    """The latter, row by row; P positions in all."""
+    prompt_targets: Tensor
+    """[P] int64: the prompt's token that follows each of them."""
     step: PagedStep
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpan:
+    """Prompt log-probabilities that one row gives."""
+
+    row: int
+    """Of the batch."""
+    token_ids: list[int]
+    """The prompt's tokens they are of."""
+    num_top: int
+    """Likeliest tokens wanted beside each."""
 
 
 class HostBuffer:
@@ -53,7 +70,8 @@ class InputBatch:
         self._token_ids = HostBuffer(max_tokens, device=kv.device)
         self._positions = HostBuffer(max_tokens, device=kv.device)
         self._slots = HostBuffer(max_tokens, device=kv.device)
-        self._sampled = HostBuffer(max_rows, device=kv.device)
+        self._kept = HostBuffer(max_tokens, device=kv.device)
+        self._targets = HostBuffer(max_tokens, device=kv.device)
         self._lengths = HostBuffer(max_rows, device=kv.device)
         self._table = HostBuffer(max_rows, max_blocks, device=kv.device)
 
@@ -76,7 +94,10 @@ class InputBatch:
 
         samples = np.array([row.samples for row in rows], dtype=bool)
         num_sampled = int(np.count_nonzero(samples))
-        self._sampled.array[:num_sampled] = (np.cumsum(num_new) - 1)[samples]
+        ends = np.cumsum(num_new)
+        self._kept.array[:num_sampled] = (ends - 1)[samples]
+        spans = self._keep_prompt(rows, order, ends - num_new, num_sampled)
+        num_prompt = sum(len(span.token_ids) for span in spans)
         step = plan_step(
             self.kv, num_computed, num_new, self._slots.front(num_tokens),
             self._table.front(num_rows)[:, : table.shape[1]], self._lengths.front(num_rows),
@@ -84,8 +105,10 @@ class InputBatch:
         return StepInput(
             self._token_ids.front(num_tokens),
             self._positions.front(num_tokens),
-            self._sampled.front(num_sampled),
+            self._kept.front(num_sampled + num_prompt),
             order[samples].tolist(),
+            spans,
+            self._targets.front(num_prompt),
             step,
         )
 
@@ -102,6 +125,25 @@ class InputBatch:
         if (given < num_blocks).any():
             row = int(np.argmax(given < num_blocks))
             raise Internal(f"row {row} has {given[row]} blocks where its tokens need {num_blocks[row]}")
+
+    def _keep_prompt(
+        self, rows: list[ScheduledRow], order: Ints, first_tokens: Ints, num_kept: int
+    ) -> list[PromptSpan]:
+        """Keep the tokens whose logits give prompt log-probabilities, after the first `num_kept`."""
+        spans: list[PromptSpan] = []
+        num_targets = 0
+        for row, index, first_token in zip(rows, order.tolist(), first_tokens.tolist(), strict=True):
+            positions = row.prompt_logprob_positions
+            if positions:
+                sequence = row.sequence
+                token_ids = sequence.token_ids[positions.start + 1 : positions.stop + 1]
+                tokens = np.array(positions) - sequence.num_computed_tokens + first_token
+                end = num_targets + len(tokens)
+                self._kept.array[num_kept + num_targets : num_kept + end] = tokens
+                self._targets.array[num_targets:end] = token_ids
+                spans.append(PromptSpan(index, token_ids, sequence.prompt_logprobs or 0))
+                num_targets = end
+        return spans
 
     def _fill_table(self, rows: list[ScheduledRow]) -> Ints:
         """Block tables [N, M], a shorter one padded with its own first block; M is the longest table's length."""

@@ -1,4 +1,4 @@
-"""The torch ModelRunner: the only caller of the device. Batch in, sampled tokens out.
+"""The torch ModelRunner: the only caller of the device. Batch in, sampled tokens and log-probabilities out.
 
 Knows the model, its cache and its buffers. Does not know why a batch looks as it does (the scheduler's business),
 nor the wire.
@@ -11,9 +11,11 @@ from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV
 from model_svc.runner.input_batch import InputBatch, StepInput
-from model_svc.runner.sampler import NOT_FINITE, RowSampling, sample
-
-NOT_FINITE_ERROR = "the model's scores for the next token are not finite (NaN or infinity), so none can be drawn"
+from model_svc.runner.logits import LogitsChanger
+from model_svc.runner.logprobs import score_prompt, score_sampled
+from model_svc.runner.next_token import next_tokens
+from model_svc.runner.step_output import make_step_output
+from tokenwire.errors import Internal
 
 
 class TorchModelRunner:
@@ -22,45 +24,50 @@ class TorchModelRunner:
     info: RunnerInfo
 
     def __init__(
-        self, model: LoadedModel, kv: PagedKV, backend: AttentionBackend, input_batch: InputBatch, info: RunnerInfo
+        self,
+        model: LoadedModel,
+        kv: PagedKV,
+        backend: AttentionBackend,
+        input_batch: InputBatch,
+        info: RunnerInfo,
     ) -> None:
         self.info = info
         self._model = model
         self._kv = kv
         self._backend = backend
         self._input_batch = input_batch
+        self._changer = LogitsChanger(info.max_batch_size, model.vocab_size, model.device)
         self._tainted_blocks: set[int] = set()
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> StepOutput:
-        """See `ModelRunner.run`. A row whose logits are not finite gets None and an entry in `errors`."""
+        """See `ModelRunner.run`. A row that no token can be drawn for gets None and an entry in `errors`."""
         if self._tainted_blocks:
             self._clean_fresh_blocks(batch)
         inputs = self._input_batch.build(batch)
-        logits = self._forward(inputs)
-        if not inputs.sampled_rows:
+        logits = self._forward(inputs)  # [S + P, vocab_size]
+        if not len(logits):
             return StepOutput(token_ids=(None,) * len(batch.rows))
+        num_sampled = len(inputs.sampled_rows)
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
-        drawn = sample(logits, [RowSampling(s.sampling, s.choice, s.num_outputs) for s in sequences])
-        token_ids: list[int | None] = [None] * len(batch.rows)
-        errors: dict[int, str] = {}
-        for row, token_id in zip(inputs.sampled_rows, drawn, strict=True):
-            if token_id == NOT_FINITE:
-                errors[row] = NOT_FINITE_ERROR
+        tokens = next_tokens(logits[:num_sampled], sequences, self._changer)
+        sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
+        prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
+        output = make_step_output(batch, inputs, tokens, sampled, prompt)
+        for row, error in output.errors.items():
+            if isinstance(error, Internal):
                 self._tainted_blocks.update(batch.rows[row].sequence.block_table)
-            else:
-                token_ids[row] = token_id
-        return StepOutput(token_ids=tuple(token_ids), errors=errors)
+        return output
 
     def close(self) -> None:
         """Drop the model and its cache; the runner is of no use afterwards."""
         on_gpu = self._model.device.type == "cuda"
-        del self._model, self._kv, self._input_batch
+        del self._model, self._kv, self._input_batch, self._changer
         if on_gpu:
             torch.cuda.empty_cache()
 
     def _forward(self, inputs: StepInput) -> torch.Tensor:
-        return self._model.logits(inputs.token_ids, inputs.positions, inputs.sampled_tokens, inputs.step, self._backend)
+        return self._model.logits(inputs.token_ids, inputs.positions, inputs.kept_tokens, inputs.step, self._backend)
 
     def _clean_fresh_blocks(self, batch: ScheduledBatch) -> None:
         """Zero the blocks that a row begins in this step and that a NaN may have been left in.

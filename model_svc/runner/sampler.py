@@ -10,10 +10,12 @@ that greedy rows pay for no softmax and unfiltered rows for no sort. Does not kn
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model_svc.runner.noise import as_int64, uniform
+from model_svc.runner.transfer import to_device
 from tokenwire.sampling import SamplingParams
 
 NOT_FINITE = -1
@@ -22,8 +24,8 @@ NOT_FINITE = -1
 NUCLEUS_SIZES = (256, 2048)
 """On a CPU, top-p first looks among this many likeliest tokens; a full sort is some twenty times slower."""
 
-SMALLEST_TEMPERATURE = 1e-30
-"""Below it a temperature would be 0 in fp32; the result is greedy either way."""
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-30, 1e30
+"""Beyond them a temperature could be 0 or infinite in fp32; the result is greedy, or uniform, either way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,20 @@ class _Columns:
 
     temperature: Tensor
     top_k: Tensor
+    """0 where it cuts nothing."""
     top_p: Tensor
     min_p: Tensor
     uniform: Tensor
+    largest_k: int
+    """The largest top_k that cuts anything; 0: none does."""
+    any_nucleus: bool
+    """Whether any row's top_p is below 1."""
 
 
-def sample(logits: Tensor, rows: Rows[RowSampling]) -> list[int]:
-    """One token id per row, or `NOT_FINITE`. `logits`: [N, vocab_size], any float type; not changed.
+def sample(logits: Tensor, rows: Rows[RowSampling]) -> Tensor:
+    """[N] int64: one token id per row, or `NOT_FINITE`. `logits`: [N, vocab_size], any float type; not changed.
 
-    The only wait for the device is the copy of the result.
+    Does not wait for a GPU.
     """
     tokens = logits.argmax(dim=-1)
     finite = logits.gather(-1, tokens[:, None]).squeeze(-1).isfinite()  # argmax finds a NaN wherever there is one
@@ -62,10 +69,10 @@ def sample(logits: Tensor, rows: Rows[RowSampling]) -> list[int]:
             (filtered if is_filtered(row.params) else plain).append(index)
     for group in (plain, filtered):
         if group:
-            chosen = torch.tensor(group, device=logits.device)
-            columns = _columns([rows[i] for i in group], logits.device)
+            chosen = to_device(np.array(group), logits.device)
+            columns = _columns([rows[i] for i in group], logits)
             tokens[chosen] = _draw(logits[chosen].float(), columns, filtered=group is filtered)
-    return torch.where(finite, tokens, NOT_FINITE).tolist()
+    return torch.where(finite, tokens, NOT_FINITE)
 
 
 def is_filtered(params: SamplingParams) -> bool:
@@ -73,16 +80,24 @@ def is_filtered(params: SamplingParams) -> bool:
     return bool(params.top_k) or params.top_p != 1.0 or bool(params.min_p)
 
 
-def _columns(rows: Rows[RowSampling], device: torch.device) -> _Columns:
-    floats = torch.tensor([[r.params.temperature, r.params.top_p, r.params.min_p] for r in rows], device=device)
-    integers = torch.tensor(
-        [[as_int64(r.params.seed or 0), r.choice, r.position, min(r.params.top_k or 0, 2**62)] for r in rows],
-        dtype=torch.int64, device=device,
-    )  # fmt: skip
+def _columns(rows: Rows[RowSampling], logits: Tensor) -> _Columns:
+    device, vocab_size = logits.device, logits.shape[-1]
+    values = [[_tame(r.params.temperature or 0.0), r.params.top_p, r.params.min_p] for r in rows]
+    limits = [r.params.top_k if r.params.top_k and r.params.top_k < vocab_size else 0 for r in rows]
+    counters = [
+        [as_int64(r.params.seed or 0), r.choice, r.position, limit] for r, limit in zip(rows, limits, strict=True)
+    ]
+    floats = to_device(np.array(values, dtype=np.float32), device)
+    integers = to_device(np.array(counters, dtype=np.int64), device)
     seeds, choices, positions, top_k = integers.unbind(1)
     temperature, top_p, min_p = floats[:, 0:1], floats[:, 1:2], floats[:, 2:3]
     noise = uniform(seeds, choices, positions)[:, None]
-    return _Columns(temperature.clamp(min=SMALLEST_TEMPERATURE), top_k[:, None], top_p, min_p, noise)
+    any_nucleus = any(r.params.top_p != 1.0 for r in rows)
+    return _Columns(temperature, top_k[:, None], top_p, min_p, noise, max(limits), any_nucleus)
+
+
+def _tame(temperature: float) -> float:
+    return min(max(temperature, SMALLEST_TEMPERATURE), LARGEST_TEMPERATURE)
 
 
 def _draw(logits: Tensor, columns: _Columns, *, filtered: bool) -> Tensor:
@@ -98,30 +113,25 @@ def tempered(logits: Tensor, columns: _Columns) -> Tensor:
 
 def filtered_probabilities(logits: Tensor, columns: _Columns) -> Tensor:
     """[N, V]: probabilities, zero where a filter cuts; not scaled back to sum to 1."""
-    scores = keep_top_k(tempered(logits, columns), columns.top_k)
+    scores = tempered(logits, columns)
+    if columns.largest_k:
+        scores = keep_top_k(scores, columns.top_k, columns.largest_k)
     probabilities = scores.softmax(-1)
-    threshold = torch.maximum(
-        nucleus_threshold(probabilities, columns.top_p), columns.min_p * probabilities.amax(-1, keepdim=True)
-    )
+    threshold = columns.min_p * probabilities.amax(-1, keepdim=True)
+    if columns.any_nucleus:
+        threshold = torch.maximum(nucleus_threshold(probabilities, columns.top_p), threshold)
     return probabilities.masked_fill_(probabilities < threshold, 0.0)
 
 
-def keep_top_k(scores: Tensor, top_k: Tensor) -> Tensor:
+def keep_top_k(scores: Tensor, top_k: Tensor, largest_k: int) -> Tensor:
     """Scores below a row's k-th largest become -infinity; 0 keeps the row whole."""
-    vocab_size = scores.shape[-1]
-    limited = torch.where((top_k > 0) & (top_k < vocab_size), top_k, 0)
-    largest_k = int(limited.max())
-    if largest_k == 0:
-        return scores
-    kth = scores.topk(largest_k, dim=-1).values.gather(-1, (limited - 1).clamp(min=0))
-    return scores.masked_fill((limited > 0) & (scores < kth), -torch.inf)
+    kth = scores.topk(largest_k, dim=-1).values.gather(-1, (top_k - 1).clamp(min=0))
+    return scores.masked_fill((top_k > 0) & (scores < kth), -torch.inf)
 
 
 def nucleus_threshold(probabilities: Tensor, top_p: Tensor) -> Tensor:
     """[N, 1]: the smallest probability within the nucleus; 0 where top_p is 1."""
     sizes = [*NUCLEUS_SIZES, probabilities.shape[-1]] if probabilities.device.type == "cpu" else []
-    if bool((top_p == 1.0).all()):
-        return torch.zeros_like(top_p)
     for size in sizes:
         likeliest = probabilities.topk(min(size, probabilities.shape[-1]), dim=-1).values
         if bool(((likeliest.sum(-1, keepdim=True, dtype=torch.float64) >= top_p) | (top_p == 1.0)).all()):

@@ -17,10 +17,11 @@ from model_svc.model.attention import AttentionBackend, make_backend
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import allocate
-from model_svc.model.probe import probe
+from model_svc.model.probe import kv_specs, probe
 from model_svc.runner.host import usable_cores
 from model_svc.runner.input_batch import InputBatch
-from model_svc.runner.kv_cache import num_kv_blocks
+from model_svc.runner.kv_cache import KVSize, kv_size
+from model_svc.runner.limits import StepLimits, step_limits
 from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.settings import EngineSettings
 from tokenwire.errors import FailedPrecondition
@@ -36,29 +37,32 @@ def start_runner(settings: EngineSettings, phases_s: dict[str, float]) -> TorchM
     """
     torch.set_num_threads(settings.threads or usable_cores())
     device = resolve_device(settings.device)
+    limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
     backend = make_backend(settings.attention)
     with timed(phases_s, "load"):
         model = load_model(Path(settings.model), device, settings.dtype)
-        max_context_tokens = context_limit(settings.max_context_tokens, model.max_context_tokens)
     with timed(phases_s, "probe"):
-        specs = probe(model, backend, block_size=settings.block_size, max_context_tokens=max_context_tokens)
-    with timed(phases_s, "kv"):
-        num_blocks = num_kv_blocks(
+        specs = kv_specs(model)
+        size = kv_size(
             specs, block_size=settings.block_size, dtype=model.dtype, device=device,
-            kv_memory_bytes=settings.kv_memory, max_context_tokens=max_context_tokens,
-            max_batch_size=settings.max_batch_size,
+            kv_memory_bytes=settings.kv_memory,
+            max_context_tokens=context_limit(settings.max_context_tokens, model.max_context_tokens),
+            context_is_wish=not settings.max_context_tokens, max_batch_size=limits.max_batch_size,
         )  # fmt: skip
-        kv = allocate(specs, num_blocks, settings.block_size, model.dtype, device)
+        probe(model, backend, specs, block_size=settings.block_size, max_context_tokens=size.max_context_tokens)
+    with timed(phases_s, "kv"):
+        kv = allocate(specs, size.num_blocks, settings.block_size, model.dtype, device)
     input_batch = InputBatch(
         kv,
-        max_tokens=settings.max_step_tokens,
-        max_rows=settings.max_batch_size,
-        max_blocks=-(-max_context_tokens // settings.block_size),
+        max_tokens=limits.max_step_tokens,
+        max_rows=limits.max_batch_size,
+        max_blocks=-(-size.max_context_tokens // settings.block_size),
     )
-    info = runner_info(settings, model, backend, max_context_tokens, num_blocks, phases_s)
-    runner = TorchModelRunner(model, kv, backend, input_batch, info)
+    runner = TorchModelRunner(
+        model, kv, backend, input_batch, runner_info(settings, model, backend, size, limits, phases_s)
+    )
     with timed(phases_s, "warmup"):
-        warm_up(runner, min(WARMUP_PROMPT_TOKENS, settings.max_step_tokens, max_context_tokens - 1))
+        warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
     return runner
 
 
@@ -66,17 +70,19 @@ def runner_info(
     settings: EngineSettings,
     model: LoadedModel,
     backend: AttentionBackend,
-    max_context_tokens: int,
-    num_blocks: int,
+    size: KVSize,
+    limits: StepLimits,
     phases_s: dict[str, float],
 ) -> RunnerInfo:
     """What is told of the model. `phases_s` stays shared, so that later phases appear in it."""
     return RunnerInfo(
         model=settings.served_name or Path(settings.model).name,
         vocab_size=model.vocab_size,
-        max_context_tokens=max_context_tokens,
+        max_context_tokens=size.max_context_tokens,
         block_size=settings.block_size,
-        num_blocks=num_blocks,
+        num_blocks=size.num_blocks,
+        max_batch_size=limits.max_batch_size,
+        max_step_tokens=limits.max_step_tokens,
         eos_token_ids=model.eos_token_ids,
         sampling_defaults=model.sampling_defaults,
         device=str(model.device),

@@ -1,4 +1,5 @@
 """A gateway without tiers behind it: answers with the words of the prompt, and misbehaves when the prompt says so.
+Log-probabilities come where they are asked for.
 
     "overload"   refused with Overloaded, retry after 1.5 s
     "bug"        the handler raises what no client should see
@@ -19,11 +20,12 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from tests.fakes.logprobs import logprob_of, logprobs_of
 from tokenwire.errors import InvalidRequest, Overloaded, Unavailable
 from tokenwire.interceptor import TypedErrors
 from tokenwire.requests import FinishReason, ModelTimings, Terminal, Usage
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
-from tokenwire.wire import terminal_to_wire
+from tokenwire.wire import logprob_to_wire, terminal_to_wire
 
 MODEL = "words"
 ENDS = {
@@ -85,7 +87,13 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
             raise InvalidRequest("prompts[0]: empty")
         limit = options.stop.max_tokens if options.stop.HasField("max_tokens") else len(words)
         for i, word in enumerate(words[:limit]):
-            yield gateway_pb2.Delta(text=word if i == 0 else f" {word}", num_tokens=1, token_ids=[i]), None
+            delta = gateway_pb2.Delta(text=word if i == 0 else f" {word}", num_tokens=1, token_ids=[i])
+            if options.output.HasField("logprobs"):
+                delta.logprobs.append(logprob_to_wire(logprob_of(i, options.output.logprobs, text=delta.text)))
+            if options.output.HasField("prompt_logprobs") and i == 0:
+                prompt = logprobs_of(range(1, 4), options.output.prompt_logprobs)
+                delta.prompt_logprobs.extend(map(logprob_to_wire, prompt))
+            yield delta, None
             if what == "hang":
                 try:
                     await asyncio.Event().wait()

@@ -14,9 +14,9 @@ from tests.fakes.model_tier import FakeModelTier, fake_model_tier
 from tokenizer_svc.server import TokenizerTier
 from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.requests import CancelReason, Terminal
+from tokenwire.requests import CancelReason, Terminal, TokenLogprob
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from tokenwire.wire import CANCEL_TO_WIRE, terminal_from_wire
+from tokenwire.wire import CANCEL_TO_WIRE, logprob_from_wire, terminal_from_wire
 
 
 @dataclass
@@ -83,6 +83,8 @@ class TextPeer:
         self.texts: dict[int, str] = {}
         self.num_tokens: dict[int, int] = {}
         self.token_ids: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[TokenLogprob]] = {}
+        self.prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         self.terminals: dict[int, Terminal] = {}
         self.finishes: dict[int, common_pb2.Finish] = {}
         self.frames: list[Any] = []
@@ -115,6 +117,10 @@ class TextPeer:
             self.num_tokens[handle] = self.num_tokens.get(handle, 0) + num_tokens
         for extras in frame.extras:
             self.token_ids.setdefault(extras.handle, []).extend(extras.token_ids)
+            self.logprobs.setdefault(extras.handle, []).extend(map(logprob_from_wire, extras.logprobs))
+            if extras.prompt_logprobs:
+                assert not self.logprobs[extras.handle], "the prompt's come before the output's"
+            self.prompt_logprobs.setdefault(extras.handle, []).extend(map(logprob_from_wire, extras.prompt_logprobs))
         for finish in frame.finishes:
             assert finish.handle not in self.finishes, "a second terminal event"
             self.finishes[finish.handle] = finish

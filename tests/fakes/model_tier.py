@@ -1,7 +1,8 @@
 """A model tier without a model, speaking the real wire on a free port: it says what the test tells it to.
 
-By default every request is answered by `reply` (token ids) and `terminal`, one token per frame. With `hold` nothing is
-answered by itself: the test sends with `say` and `end`. What arrived is in `requests` and `cancels`.
+By default every request is answered by `reply` (token ids) and `terminal`, one token per frame, with log-probabilities
+where they are asked for. With `hold` nothing is answered by itself: the test sends with `say`, `say_prompt` and `end`.
+What arrived is in `requests` and `cancels`.
 """
 
 import asyncio
@@ -12,11 +13,12 @@ from typing import Any
 
 import grpc
 
+from tests.fakes.logprobs import logprobs_of
 from tokenwire.channels import server_options
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.session import PROTOCOL_VERSION
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
-from tokenwire.wire import CANCEL_FROM_WIRE, terminal_to_wire
+from tokenwire.wire import CANCEL_FROM_WIRE, logprob_to_wire, terminal_to_wire
 
 Frame = model_pb2.ModelServiceSessionResponse
 
@@ -35,7 +37,19 @@ class Received:
 
     async def say(self, *token_ids: int, choice: int = 0) -> None:
         """One frame with these tokens."""
-        await self.session.send(Frame(handles=[self.handle + choice], counts=[len(token_ids)], token_ids=token_ids))
+        frame = Frame(handles=[self.handle + choice], counts=[len(token_ids)], token_ids=token_ids)
+        output = self.request.options.output
+        if output.HasField("logprobs"):
+            tokens = map(logprob_to_wire, logprobs_of(token_ids, output.logprobs))
+            frame.logprobs.add(handle=self.handle + choice, tokens=tokens)
+        await self.session.send(frame)
+
+    async def say_prompt(self, *token_ids: int, choice: int = 0) -> None:
+        """One frame with the log-probabilities of these tokens of the prompt."""
+        prompt = map(logprob_to_wire, logprobs_of(token_ids, self.request.options.output.prompt_logprobs))
+        frame = Frame()
+        frame.logprobs.add(handle=self.handle + choice, prompt=prompt)
+        await self.session.send(frame)
 
     async def end(self, terminal: Terminal, choice: int = 0) -> None:
         """The terminal event."""
@@ -133,6 +147,8 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         ids = list(self.reply(received.request))
         limit = received.request.options.stop.max_tokens or len(ids)
         for choice in range(received.request.options.num_choices or 1):
+            if received.request.options.output.HasField("prompt_logprobs"):
+                await received.say_prompt(*received.prompt[1:], choice=choice)
             for token_id in ids[:limit]:
                 await received.say(token_id, choice=choice)
             usage = Usage(len(received.request.token_ids), 0, len(ids[:limit]))

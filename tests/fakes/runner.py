@@ -1,6 +1,8 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from tokenwire.errors import Internal, TokenwireError
+from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
 
 
@@ -13,6 +15,8 @@ def runner_info(
         max_context_tokens=max_context_tokens,
         block_size=block_size,
         num_blocks=num_blocks,
+        max_batch_size=8,
+        max_step_tokens=32,
         eos_token_ids=eos,
         sampling_defaults=NEUTRAL,
         device="fake",
@@ -22,23 +26,38 @@ def runner_info(
     )
 
 
+START = 17
+WRONG = 999
+"""Never what follows anything."""
+
+
 def next_token(token_ids: list[int]) -> int:
     """What the fake model says after these tokens: it depends on every one of them."""
-    value = 17
+    value = START
     for token_id in token_ids:
-        value = (value * 31 + token_id) % 997
+        value = after(value, token_id)
     return value
 
 
-class FakeRunner:
-    """Keeps, per physical block and offset, which token was written there, and reads its context back from there.
+def after(value: int, token_id: int) -> int:
+    """What follows a context that `value` followed, once this token is added to it."""
+    return (value * 31 + token_id) % 997
 
-    A sequence whose blocks were given to another, or whose context was not computed in order, gets wrong tokens.
+
+def prompt_logprobs_of(row: ScheduledRow) -> list[TokenLogprob]:
+    return [TokenLogprob(row.sequence.token_ids[position + 1], -1.0) for position in row.prompt_logprob_positions]
+
+
+class FakeRunner:
+    """Keeps, per physical block and offset, which token was written there after which context, and reads them back.
+
+    A sequence whose blocks were given to another, or belong to another prefix, or whose context was not computed in
+    order, gets wrong tokens.
     """
 
     def __init__(self, info: RunnerInfo) -> None:
         self.info = info
-        self.cache: dict[tuple[int, int], int] = {}
+        self.cache: dict[tuple[int, int], tuple[int, int]] = {}
         self.batches: list[ScheduledBatch] = []
         self.fail_next = False
         self.bad_sequences: set[int] = set()
@@ -52,10 +71,20 @@ class FakeRunner:
             self._write(row)
         bad = {index for index, row in enumerate(batch.rows) if row.sequence.sequence_id in self.bad_sequences}
         tokens = tuple(
-            next_token(self._context(row)) if row.samples and index not in bad else None
-            for index, row in enumerate(batch.rows)
+            self._next_token(row) if row.samples and index not in bad else None for index, row in enumerate(batch.rows)
         )
-        return StepOutput(tokens, dict.fromkeys(bad, "logits are not numbers"))
+        errors: dict[int, TokenwireError] = {i: Internal("not numbers", reason="SEQUENCE_FAILED") for i in bad}
+        logprobs = {
+            index: TokenLogprob(token, -1.0)
+            for index, (row, token) in enumerate(zip(batch.rows, tokens, strict=True))
+            if token is not None and row.sequence.logprobs is not None
+        }
+        prompt_logprobs = {
+            index: found
+            for index, row in enumerate(batch.rows)
+            if index not in bad and (found := prompt_logprobs_of(row))
+        }
+        return StepOutput(tokens, errors, logprobs, prompt_logprobs)
 
     def close(self) -> None:
         pass
@@ -66,8 +95,15 @@ class FakeRunner:
     def _write(self, row: ScheduledRow) -> None:
         start = row.sequence.num_computed_tokens
         for position in range(start, start + row.num_new_tokens):
-            self.cache[self._slot(row, position)] = row.sequence.token_ids[position]
+            before = self.cache[self._slot(row, position - 1)][1] if position else START
+            token_id = row.sequence.token_ids[position]
+            self.cache[self._slot(row, position)] = (token_id, after(before, token_id))
 
-    def _context(self, row: ScheduledRow) -> list[int]:
-        end = row.sequence.num_computed_tokens + row.num_new_tokens
-        return [self.cache[self._slot(row, position)] for position in range(end)]
+    def _next_token(self, row: ScheduledRow) -> int:
+        value = START
+        for position in range(row.sequence.num_computed_tokens + row.num_new_tokens):
+            token_id, written = self.cache[self._slot(row, position)]
+            value = after(value, token_id)
+            if value != written:
+                return WRONG
+        return value

@@ -1,14 +1,20 @@
 """The least of a scheduler: enough to drive a runner through prefill chunks and decodes."""
 
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
+from typing import Any
 
 from model_svc.engine.batch import ModelRunner, ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
+from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL, SamplingParams, StopParams
 
 GREEDY = replace(NEUTRAL, seed=0)
+SEQUENCE_IDS = count(1)
+"""Loops may share a runner, which takes equal ids for one sequence."""
 
 
 class StepLoop:
@@ -21,22 +27,30 @@ class StepLoop:
         random.Random(0).shuffle(self.free)
         self.running: list[Sequence] = []
         self.errors: dict[int, str] = {}
-        self.num_added = 0
+        self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
+        self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
 
     def add(
-        self, prompt: list[int], max_tokens: int, sampling: SamplingParams = GREEDY, *, choice: int = 0, before: int = 0
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        *,
+        before: int = 0,
+        stop_token_ids: tuple[int, ...] = (),
+        min_tokens: int = 0,
+        **fields: Any,
     ) -> Sequence:
-        """Start a sequence in the next step."""
+        """Start a sequence in the next step; `fields` are more of Sequence's."""
         sequence = Sequence(
-            sequence_id=self.num_added,
+            sequence_id=next(SEQUENCE_IDS),
             token_ids=list(prompt),
             num_prompt_tokens=len(prompt),
             sampling=sampling,
-            stop=StopParams(max_tokens=max_tokens),
-            choice=choice,
+            stop=StopParams(max_tokens=max_tokens, stop_token_ids=stop_token_ids, min_tokens=min_tokens),
             num_generated_before=before,
+            **fields,
         )
-        self.num_added += 1
         self.running.append(sequence)
         return sequence
 
@@ -44,6 +58,9 @@ class StepLoop:
         """Run one batch and take in what it gave."""
         rows: list[ScheduledRow] = []
         for sequence in self.running:
+            if sequence.slot < 0:
+                taken = {other.slot for other in self.running}
+                sequence.slot = next(slot for slot in count() if slot not in taken)
             num_new = min(self.chunk, sequence.num_uncomputed_tokens)
             needed = -(-(sequence.num_computed_tokens + num_new) // self.runner.info.block_size)
             while len(sequence.block_table) < needed:
@@ -55,24 +72,33 @@ class StepLoop:
         for index, row in enumerate(rows):
             token_id = output.token_ids[index]
             assert (token_id is not None) == (sampled[index] and index not in output.errors)
-            row.sequence.num_computed_tokens += row.num_new_tokens
+            sequence = row.sequence
+            sequence.num_computed_tokens += row.num_new_tokens
+            given = output.prompt_logprobs.get(index, [])
+            self.prompt_logprobs[sequence.sequence_id] += given
+            sequence.num_prompt_logprobs += len(given)
+            assert (index in output.logprobs) == (token_id is not None and sequence.logprobs is not None)
             if token_id is not None:
-                row.sequence.token_ids.append(token_id)
+                sequence.token_ids.append(token_id)
+            if index in output.logprobs:
+                self.logprobs[sequence.sequence_id].append(output.logprobs[index])
             if index in output.errors:
-                self.errors[row.sequence.sequence_id] = output.errors[index]
-                self.release(row.sequence)
-            elif row.sequence.num_new_outputs == row.sequence.stop.max_tokens:
-                self.release(row.sequence)
+                self.errors[sequence.sequence_id] = output.errors[index].message
+                self.release(sequence)
+            elif sequence.num_new_outputs == sequence.stop.max_tokens or token_id in sequence.stop.stop_token_ids:
+                self.release(sequence)
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence out; its blocks are the next to be handed out."""
         self.running.remove(sequence)
+        sequence.slot = -1
         self.free.extend(sequence.block_table)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Give its blocks back and compute it again from the start, in other blocks."""
+        """Give its blocks and slot back and compute it again from the start, in other blocks."""
         self.free[:0] = sequence.block_table
         sequence.block_table = []
+        sequence.slot = -1
         sequence.num_computed_tokens = 0
 
     def run(self, before_step: Callable[[int], None] = lambda _: None) -> None:

@@ -1,6 +1,7 @@
 """A tokenizer tier without a model behind it, on the real wire: answers with the words of the prompt.
 
-A word is a token. A prompt whose first word begins with `!` is a script:
+A word is a token, numbered from 0. Log-probabilities are sent where they are asked for; a prompt has those of three
+tokens. A prompt whose first word begins with `!` is a script:
     !hold a b      sends `a`, then waits until cancelled (or for ever, when the tier is deaf)
     !hang          sends nothing, then waits likewise
     !step a b c    sends a word per `step()` of the tier
@@ -16,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.fakes.logprobs import logprob_of, logprobs_of
 from tokenwire.errors import (
     FieldViolation,
     Internal,
@@ -25,8 +27,9 @@ from tokenwire.errors import (
     Unavailable,
     Unsupported,
 )
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
-from tokenwire.requests import CancelReason, FinishReason, Terminal, Usage
+from tokenwire.requests import CancelReason, FinishReason, GenerationOptions, Terminal, Usage
 from tokenwire.server import GrpcServer
 from tokenwire.session_server import run_session
 from tokenwire.settings import ServerSettings
@@ -161,7 +164,7 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
             piece = word if number == 0 else f" {word}"
             sent.append(piece)
             ids = [number] if options.return_token_ids else []
-            outbox.add_text(job.handle, piece, 1, ids)
+            outbox.add_text(job.handle, piece, 1, ids, self.logprobs(options, number, sent))
             await asyncio.sleep(0)
         usage = Usage(num_prompt, min(1, num_prompt), len(sent))
         if script in ("!hold", "!hang"):
@@ -173,6 +176,16 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         if len(sent) >= limit:
             return Terminal(FinishReason.LENGTH, usage=usage)
         return Terminal(FinishReason.STOP_TOKEN, usage=usage, stop_token_id=0)
+
+    def logprobs(self, options: GenerationOptions, number: int, sent: list[str]) -> SequenceLogprobs | None:
+        """Of the last word that was sent; with the first one the prompt's."""
+        found = SequenceLogprobs()
+        if options.prompt_logprobs is not None and number == 0:
+            found.prompt += logprobs_of(range(1, 4), options.prompt_logprobs)
+        if options.logprobs is not None:
+            offset = sum(map(len, sent[:-1]))
+            found.tokens.append(logprob_of(number, options.logprobs, text=sent[-1], text_offset=offset))
+        return found if found.tokens or found.prompt else None
 
     async def _wait_change(self) -> None:
         self._changed.clear()

@@ -14,8 +14,11 @@ from tokenwire.status import from_wire
 class BrokenSink:
     """Has a bug."""
 
-    def on_token(self, handle: int, token_id: int) -> None:
+    def on_token(self, handle: int, token_id: int, logprob: object) -> None:
         raise ZeroDivisionError("a bug")
+
+    def on_prompt_logprobs(self, handle: int, logprobs: object) -> None:
+        pass
 
     def on_end(self, handle: int, terminal: Terminal) -> None:
         pass

@@ -4,12 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.logprobs import logprobs_of
 from tests.fakes.tokenizers_trained import byte_level_bpe
 from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.generation import ChoiceText
+from tokenizer_svc.logprob_texts import LogprobTexts
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.errors import Unavailable
+from tokenwire.errors import Internal, Unavailable
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import FinishReason, ModelTimings, Terminal, Usage
 
 
@@ -22,9 +25,15 @@ def ids_of(text: str) -> list[int]:
     return tokenizer().encode(text, add_special_tokens=False).token_ids
 
 
-def choice(*stop_strings: str, include: bool = False) -> ChoiceText:
+def choice(*stop_strings: str, include: bool = False, min_tokens: int = 0, logprobs: bool = False) -> ChoiceText:
     matcher = StopStringMatcher(stop_strings, include_stop_string=include) if stop_strings else None
-    return ChoiceText(Detokenizer(tokenizer()), matcher, 5)
+    texts = LogprobTexts(tokenizer(), [0], every_token=True) if logprobs else None
+    return ChoiceText(Detokenizer(tokenizer()), matcher, 5, min_tokens=min_tokens, logprob_texts=texts)
+
+
+def letters(text: str) -> list[int]:
+    """One token per character."""
+    return [tokenizer().backend.token_to_id(letter) for letter in text]
 
 
 def test_without_stop_strings_the_model_tiers_end_is_the_end() -> None:
@@ -96,3 +105,67 @@ def test_the_result_does_not_depend_on_how_tokens_are_grouped(text: str, cuts: l
     if position < len(ids):
         grouped.append(ids[position:])
     assert run(grouped) == run([[token_id] for token_id in ids])
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "text", "num_tokens"),
+    [
+        (0, "ab", 5),
+        (2, "ab", 5),  # begins with the first token behind them
+        (3, "abENDxy", 10),  # begins within the first 3
+        (4, "abENDxy", 10),
+        (5, "abENDxy", 10),  # complete within the first 5, that is, before anything is looked for
+        (7, "abENDxy", 10),
+        (8, "abENDxyENDz", 11),
+        (99, "abENDxyENDz", 11),
+    ],
+)
+def test_no_stop_string_begins_within_the_first_tokens(min_tokens: int, text: str, num_tokens: int) -> None:
+    ids = letters("abENDxyENDz")
+    for size in (1, 4, len(ids)):
+        state = choice("END", min_tokens=min_tokens)
+        out, end = "", 0
+        while end < len(ids) and state.stop_string is None:
+            out += state.push(ids[end : end + size]).text
+            end += size
+        rest, terminal = state.finish(Terminal(FinishReason.LENGTH, Usage(5, 0, len(ids))))
+        assert (out + rest, state.num_tokens) == (text, num_tokens)
+        assert terminal.reason is (FinishReason.STOP_STRING if num_tokens < len(ids) else FinishReason.LENGTH)
+
+
+def test_a_character_completed_behind_the_first_tokens_counts_as_behind_them() -> None:
+    ids = ids_of("\N{FOX FACE}")
+    state = choice("\N{FOX FACE}", min_tokens=len(ids) - 1)
+    assert state.push(ids).stopped
+    state = choice("\N{FOX FACE}", min_tokens=len(ids))
+    assert state.push(ids).text == "\N{FOX FACE}" and state.stop_string is None
+
+
+def test_bytes_at_the_end_of_the_first_tokens_complete_no_stop_string() -> None:
+    text = choice("\ufffd", min_tokens=2)
+    text.push(letters("aâ"))
+    assert text.finish(Terminal(FinishReason.LENGTH, Usage(5, 0, 2)))[0] == "\ufffd"
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("abS TOP é😀", max_size=30), size=st.integers(1, 7), include=st.booleans())
+def test_every_token_has_one_log_probability_however_text_is_held_back(text: str, size: int, include: bool) -> None:
+    ids = ids_of(text)
+    plain, state = choice("STOP", "é", include=include), choice("STOP", "é", include=include, logprobs=True)
+    for begin in range(0, len(ids), size):
+        group = ids[begin : begin + size]
+        expected = plain.push(group)
+        delta = state.push(group, SequenceLogprobs(logprobs_of(group, 2)))
+        assert (delta.text, delta.num_tokens, delta.stopped) == (expected.text, expected.num_tokens, expected.stopped)
+        assert delta.logprobs is not None
+        assert [t.token_id for t in delta.logprobs.tokens] == group[: delta.num_tokens]
+        if delta.stopped:
+            break
+    below = Terminal(FinishReason.LENGTH, Usage(5, 0, len(ids)))
+    assert state.finish(below) == plain.finish(below)
+
+
+def test_a_token_without_its_log_probability_is_an_error() -> None:
+    for given_ids in ([], [1], [1, 2, 3]):
+        with pytest.raises(Internal, match=f"{len(given_ids)} log-probabilities came for 2 tokens"):
+            choice(logprobs=True).push([1, 2], SequenceLogprobs(logprobs_of(given_ids, 0)))

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.fakes.logprobs import logprobs_of
 from tokenizer_svc.backends import ModelReplica
 from tokenizer_svc.router import TokenReceiver
 from tokenwire.errors import Internal, TokenwireError
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.session import SessionStream
 from tokenwire.v1 import common_pb2, model_pb2
-from tokenwire.wire import terminal_to_wire
+from tokenwire.wire import logprob_to_wire, terminal_to_wire
 
 Frame = model_pb2.ModelServiceSessionResponse
 
@@ -19,13 +21,16 @@ class Receiver:
     def __init__(self, *, broken: bool = False) -> None:
         self.broken = broken
         self.tokens: list[int] = []
+        self.logprobs = SequenceLogprobs()
         self.terminal: Terminal | None = None
         self.failed: TokenwireError | None = None
 
-    def on_tokens(self, token_ids: Sequence[int]) -> None:
+    def on_tokens(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> None:
         if self.broken:
             raise ZeroDivisionError
         self.tokens += token_ids
+        if logprobs is not None:
+            self.logprobs.extend(logprobs)
 
     def on_finish(self, terminal: Terminal) -> None:
         self.terminal = terminal
@@ -55,6 +60,21 @@ def test_columns_are_handed_out_row_by_row() -> None:
     model.on_frame(stream, Frame(handles=[1, 2], token_ids=[10, 20]))
     model.on_frame(stream, Frame(handles=[3, 99, 1], counts=[2, 1, 3], token_ids=[30, 31, 7, 11, 12, 13]))
     assert (a.tokens, b.tokens, c.tokens) == ([10, 11, 12, 13], [20], [30, 31])
+
+
+def test_log_probabilities_are_handed_out_with_their_tokens_and_the_prompts_without_any() -> None:
+    a, b = Receiver(), Receiver()
+    stream, model = stream_of(a, b), replica()
+    frame = Frame(handles=[1], counts=[2], token_ids=[10, 11])
+    frame.logprobs.add(handle=1, tokens=map(logprob_to_wire, logprobs_of([10, 11], 2)))
+    frame.logprobs.add(handle=2, prompt=map(logprob_to_wire, logprobs_of([5], 1)))
+    frame.logprobs.add(handle=99, prompt=map(logprob_to_wire, logprobs_of([6], 0)))
+    model.on_frame(stream, frame)
+    frame = Frame()
+    frame.logprobs.add(handle=2, prompt=map(logprob_to_wire, logprobs_of([7], 1)))
+    model.on_frame(stream, frame)
+    assert (a.tokens, a.logprobs) == ([10, 11], SequenceLogprobs(logprobs_of([10, 11], 2)))
+    assert (b.tokens, b.logprobs) == ([], SequenceLogprobs(prompt=logprobs_of([5, 7], 1)))
 
 
 def test_tokens_come_before_the_end_and_nothing_after_it() -> None:

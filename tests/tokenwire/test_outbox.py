@@ -1,5 +1,10 @@
 import asyncio
+from collections.abc import Sequence
 
+import pytest
+
+from tests.fakes.logprobs import logprobs_of
+from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import MAX_FRAME_CHARS, TextOutbox
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.v1 import common_pb2 as pb
@@ -155,3 +160,64 @@ def test_much_text_is_spread_over_frames() -> None:
         outbox.add_text(handle, "x" * (MAX_FRAME_CHARS // 2), 1)
     assert list(take(outbox).handles) == [1, 2]
     assert list(take(outbox).handles) == [3]
+
+
+def logprobs(*token_ids: int, prompt: Sequence[int] = (), num_top: int = 0) -> SequenceLogprobs:
+    return SequenceLogprobs(logprobs_of(token_ids, num_top), logprobs_of(prompt, num_top))
+
+
+def logprob_ids(frame) -> list[tuple[int, list[int], list[int]]]:
+    """Handle, tokens and prompt tokens of each row that has log-probabilities."""
+    return [(e.handle, [t.token_id for t in e.logprobs], [t.token_id for t in e.prompt_logprobs]) for e in frame.extras]
+
+
+def test_log_probabilities_are_merged_with_their_text() -> None:
+    outbox = TextOutbox()
+    outbox.open(1)
+    outbox.open(2)
+    outbox.add_text(1, "", 0, logprobs=logprobs(prompt=[4, 5]))
+    outbox.add_text(1, "a", 1, [7], logprobs(7))
+    outbox.add_text(2, "x", 1)
+    outbox.add_text(1, "bc", 2, [8, 9], logprobs(8, 9))
+    outbox.add_text(1, "held back", 0)
+    frame = take(outbox)
+    assert rows(frame) == [(1, "abcheld back", 3), (2, "x", 1)]
+    assert logprob_ids(frame) == [(1, [7, 8, 9], [4, 5])] and list(frame.extras[0].token_ids) == [7, 8, 9]
+
+
+def test_log_probabilities_follow_the_last_of_their_tokens_and_the_prompts_need_no_credit() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=0)
+    outbox.add_text(1, "", 0, logprobs=logprobs(prompt=[4, 5]))
+    outbox.add_text(1, "abc", 3, logprobs=logprobs(1, 2, 3))
+    outbox.add_text(1, "d", 1, logprobs=logprobs(4))
+    frame = take(outbox)
+    assert rows(frame) == [(1, "", 0)] and logprob_ids(frame) == [(1, [], [4, 5])]
+    assert is_silent(outbox)
+    outbox.grant(1, 2)
+    frame = take(outbox)
+    assert rows(frame) == [(1, "", 2)] and logprob_ids(frame) == []
+    outbox.grant(1, 2)
+    frame = take(outbox)
+    assert rows(frame) == [(1, "abcd", 2)] and logprob_ids(frame) == [(1, [1, 2, 3, 4], [])]
+
+
+@pytest.mark.parametrize("credit", [None, 2000])
+def test_many_log_probabilities_are_spread_over_frames_that_a_client_can_read(credit: int | None) -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit)
+    prompt, tokens = range(1, 3000), range(1000)
+    outbox.add_text(1, "", 0, logprobs=logprobs(prompt=prompt, num_top=20))
+    for token in tokens:
+        outbox.add_text(1, "x", 1, [token], logprobs(token, num_top=20))
+    outbox.finish(1, LENGTH)
+    frames = []
+    while outbox.num_open:
+        frames.append(take(outbox))
+    assert all(frame.ByteSize() < 4 * 2**20 and len(frame.handles) == 1 for frame in frames) and len(frames) > 3
+    found = [row for frame in frames for row in logprob_ids(frame)]
+    assert [token for _, _, row in found for token in row] == list(prompt)
+    assert [token for _, row, _ in found for token in row] == list(tokens)
+    assert [len(frame.extras[0].logprobs) for frame in frames] == [frame.num_tokens[0] for frame in frames]
+    assert "".join(frame.texts[0] for frame in frames) == "x" * len(tokens)
+    assert [len(frame.finishes) for frame in frames] == [0] * (len(frames) - 1) + [1]

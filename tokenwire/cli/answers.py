@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tokenwire.client import Finished, Output, Stream, TextDelta
+from tokenwire.client import Finished, Output, Stream, TextDelta, TokenLogprob
 
 
 @dataclass
@@ -99,6 +99,15 @@ def as_json(output: Output) -> dict[str, Any]:
     }
     if output.token_ids:
         found["token_ids"] = list(output.token_ids)
+    if output.logprobs:
+        found["logprobs"] = [
+            {**_token_json(token), "text_offset": token.text_offset, "top": list(map(_token_json, token.top))}
+            for token in output.logprobs
+        ]
     if error is not None:
         found["error"] = {"reason": error.reason, "message": error.message}
     return found
+
+
+def _token_json(token: TokenLogprob) -> dict[str, Any]:
+    return {"token_id": token.token_id, "text": token.text, "logprob": token.logprob}

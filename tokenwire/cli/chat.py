@@ -40,7 +40,7 @@ Ctrl-C stops an answer."""
 @json_option
 def chat(message: str | None, target: str, system: str, stats: bool, as_json: bool, **options: Any) -> None:
     """Talk with a model. With MESSAGE ("-" for standard input): print its answer and leave."""
-    given = given_options(options)
+    given = given_options(options, as_json=as_json)
     with connected(target) as client:
         conversation = Conversation(client, given, system, stats)
         if message is None:

@@ -32,8 +32,9 @@ from tokenwire.cli.options import (
 @json_option
 def generate(prompts: tuple[str, ...], target: str, stats: bool, as_json: bool, **options: Any) -> None:
     """Continue each PROMPT; "-" reads one from standard input. A single answer is printed as it comes."""
+    given = given_options(options, as_json=as_json)
     texts = [text_argument(prompt) for prompt in prompts]
-    with connected(target) as client, client.generate(*texts, **given_options(options)) as stream:
+    with connected(target) as client, client.generate(*texts, **given) as stream:
         if as_json:
             show_json(stream.outputs())
         elif len(texts) > 1 or (options["num_choices"] or 1) > 1:

@@ -28,8 +28,15 @@ GENERATION_OPTIONS = (
     click.option("--top-k", type=int, help="Keep this many likeliest tokens; 0 keeps all."),
     click.option("--top-p", type=float, help="Keep the likeliest tokens up to this probability."),
     click.option("--min-p", type=float, help="Drop tokens less likely than this times the likeliest."),
+    click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of prompt and output less likely."),
+    click.option("--presence-penalty", type=float, help="Above 0 makes tokens of the output less likely; at most 2."),
+    click.option("--frequency-penalty", type=float, help="The same per occurrence; at most 2."),
+    click.option("--min-tokens", type=int, help="No end before this many tokens."),
     click.option("--seed", type=int, help="Equal seeds give equal answers."),
     click.option("--stop", multiple=True, help="End before this text; may be given several times."),
+    click.option(
+        "--logprobs", type=int, help="Show each token's log-probability and this many likeliest; with --json."
+    ),
     click.option("--timeout", "timeout_s", type=float, help="Seconds after which to take what there is."),
 )
 """Named as the client's options are; an absent one is left to the model."""
@@ -42,8 +49,10 @@ def generation_options(command: F) -> F:
     return command
 
 
-def given_options(values: dict[str, Any]) -> CallOptions:
-    """What was given on the command line, as the client takes it."""
+def given_options(values: dict[str, Any], *, as_json: bool) -> CallOptions:
+    """What was given on the command line, as the client takes it. Raises UsageError for what would not be shown."""
+    if values["logprobs"] is not None and not as_json:
+        raise click.UsageError("--logprobs needs --json")
     options: Any = {name: value for name, value in values.items() if value not in (None, "", ())}
     call_options: CallOptions = options
     return call_options

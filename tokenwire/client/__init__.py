@@ -15,7 +15,7 @@ from tokenwire.client.clients import AsyncClient, Client
 from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Output, TextDelta
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
-from tokenwire.requests import FinishReason, Terminal, Usage
+from tokenwire.requests import FinishReason, Terminal, TokenLogprob, Usage
 
 __all__ = [
     "AsyncClient",
@@ -32,5 +32,6 @@ __all__ = [
     "Stream",
     "Terminal",
     "TextDelta",
+    "TokenLogprob",
     "Usage",
 ]

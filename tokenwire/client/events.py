@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenwire.errors import Cancelled, DeadlineExceeded, Internal, TokenwireError
-from tokenwire.requests import FinishReason, Terminal
+from tokenwire.logprobs import SequenceLogprobs
+from tokenwire.requests import FinishReason, Terminal, TokenLogprob
 
 Prompt = str | Sequence[int]
 """A text, or token ids used as they are."""
@@ -33,6 +34,10 @@ class TextDelta:
     """Which prompt."""
     choice: int = 0
     """Which of `num_choices`."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token, if `logprobs` was asked for."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """The prompt's next tokens, from its second on, if `prompt_logprobs` was asked for; before the first text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,10 @@ class Output:
     terminal: Terminal
     index: int = 0
     choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token, if `logprobs` was asked for."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token of the prompt but the first, if `prompt_logprobs` was asked for."""
 
     @property
     def error(self) -> TokenwireError | None:
@@ -101,6 +110,7 @@ class OutputCollector:
         self.num_open = num_outputs
         self._texts: dict[tuple[int, int], list[str]] = {}
         self._token_ids: dict[tuple[int, int], list[int]] = {}
+        self._logprobs: dict[tuple[int, int], SequenceLogprobs] = {}
         self._terminals: dict[tuple[int, int], Terminal] = {}
 
     def add(self, event: Event) -> None:
@@ -112,10 +122,15 @@ class OutputCollector:
         else:
             self._texts.setdefault(key, []).append(event.text)
             self._token_ids.setdefault(key, []).extend(event.token_ids)
+            if event.logprobs or event.prompt_logprobs:
+                more = SequenceLogprobs(list(event.logprobs), list(event.prompt_logprobs))
+                self._logprobs.setdefault(key, SequenceLogprobs()).extend(more)
 
     def outputs(self) -> list[Output]:
         """Every finished output, by prompt and choice."""
-        return [
-            Output("".join(self._texts.get(key, ())), tuple(self._token_ids.get(key, ())), terminal, *key)
-            for key, terminal in sorted(self._terminals.items())
-        ]
+        return [self._output(key, self._terminals[key]) for key in sorted(self._terminals)]
+
+    def _output(self, key: tuple[int, int], terminal: Terminal) -> Output:
+        text, token_ids = "".join(self._texts.get(key, ())), tuple(self._token_ids.get(key, ()))
+        logprobs = self._logprobs.get(key, SequenceLogprobs())
+        return Output(text, token_ids, terminal, *key, tuple(logprobs.tokens), tuple(logprobs.prompt))

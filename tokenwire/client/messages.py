@@ -9,7 +9,7 @@ from tokenwire.client.options import CallOptions, generation_options, refuse_bad
 from tokenwire.errors import FieldViolation, InvalidRequest
 from tokenwire.sampling import MAX_TOKEN_ID, refuse
 from tokenwire.v1 import common_pb2, gateway_pb2, tokenizer_pb2
-from tokenwire.wire import context_to_wire, options_to_wire, terminal_from_wire
+from tokenwire.wire import context_to_wire, logprob_from_wire, options_to_wire, terminal_from_wire
 
 DEADLINE_GRACE_S = 2.0
 """How much longer than its request a call may take, so that the terminal event outruns the transport's own timer."""
@@ -124,7 +124,17 @@ def _events(response: Any, index: int) -> list[Event]:
     found: list[Event] = []
     if response.HasField("delta"):
         delta = response.delta
-        found.append(TextDelta(delta.text, delta.num_tokens, tuple(delta.token_ids), index, response.choice))
+        found.append(
+            TextDelta(
+                delta.text,
+                delta.num_tokens,
+                tuple(delta.token_ids),
+                index,
+                response.choice,
+                tuple(map(logprob_from_wire, delta.logprobs)),
+                tuple(map(logprob_from_wire, delta.prompt_logprobs)),
+            )
+        )
     if response.HasField("finish"):
         found.append(Finished(terminal_from_wire(response.finish), index, response.choice))
     return found

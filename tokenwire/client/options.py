@@ -1,7 +1,7 @@
 """The keyword arguments that `generate` and `chat` share, and what they become. Does not know the wire."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from tokenwire.errors import FieldViolation
@@ -26,6 +26,20 @@ class CallOptions(TypedDict, total=False):
     min_p: float
     seed: int
     """Fixes the noise: equal seed, equal tokens."""
+    repetition_penalty: float
+    """Above 1: tokens of prompt and output become less likely; 1 changes nothing."""
+    presence_penalty: float
+    """Subtracted once from the logits of tokens of the output; from -2 to 2."""
+    frequency_penalty: float
+    """Subtracted per occurrence from the logits of tokens of the output; from -2 to 2."""
+    logit_bias: Mapping[int, float]
+    """Token id → what is added to its logit; from -100 to 100."""
+    allowed_token_ids: Sequence[int]
+    """Only these may be drawn."""
+    banned_sequences: Sequence[Sequence[int]]
+    """Runs of token ids of which the last may not follow the others."""
+    min_tokens: int
+    """No end before this many tokens: until then no stop id is drawn and no stop string looked for."""
     stop: str | Sequence[str]
     """Ends the text before the first of these."""
     stop_token_ids: Sequence[int]
@@ -33,6 +47,10 @@ class CallOptions(TypedDict, total=False):
     ignore_eos: bool
     skip_special_tokens: bool
     return_token_ids: bool
+    logprobs: int
+    """Log-probability of each token, and of this many likeliest ones; from 0 to 20."""
+    prompt_logprobs: int
+    """The same for the prompt's tokens from the second on."""
     num_choices: int
     """Outputs per prompt; where the model's default is greedy they are equal unless `temperature` is above 0."""
     truncate: bool
@@ -56,17 +74,26 @@ def generation_options(given: CallOptions) -> GenerationOptions:
             top_p=given.get("top_p"),
             min_p=given.get("min_p"),
             seed=given.get("seed"),
+            repetition_penalty=given.get("repetition_penalty"),
+            presence_penalty=given.get("presence_penalty"),
+            frequency_penalty=given.get("frequency_penalty"),
+            logit_bias=tuple(sorted(given.get("logit_bias", {}).items())),
+            allowed_token_ids=tuple(given.get("allowed_token_ids", ())),
+            banned_sequences=tuple(map(tuple, given.get("banned_sequences", ()))),
         ),
         stop=StopParams(
             max_tokens=given.get("max_tokens"),
             stop_token_ids=tuple(given.get("stop_token_ids", ())),
             ignore_eos=given.get("ignore_eos", False),
+            min_tokens=given.get("min_tokens", 0),
         ),
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
         include_stop_string=given.get("include_stop_string", False),
         skip_special_tokens=given.get("skip_special_tokens", True),
         return_token_ids=given.get("return_token_ids", False),
         num_choices=given.get("num_choices", 1),
+        logprobs=given.get("logprobs"),
+        prompt_logprobs=given.get("prompt_logprobs"),
     )
     refuse(options.violations())
     return options

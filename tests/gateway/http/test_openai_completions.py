@@ -77,7 +77,6 @@ def test_a_stream_tags_each_text_with_its_index() -> None:
         ({"prompt": "x", "echo": True}, "echo"),
         ({"prompt": "x", "best_of": 3}, "best_of"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
-        ({"prompt": "x", "logprobs": 0}, "logprobs"),
         ({"prompt": "x", "max_completion_tokens": 5}, "max_completion_tokens"),
     ],
 )

@@ -17,6 +17,8 @@ def test_blocks_are_handed_out_once_and_come_back() -> None:
 def test_the_block_freed_longest_ago_is_reused_first() -> None:
     pool = BlockPool(3)
     a, b, c = pool.allocate(3)
+    for block in (a, b, c):
+        pool.store(block, "", (block,), block)
     pool.release([b])
     pool.release([a])
     pool.release([c])

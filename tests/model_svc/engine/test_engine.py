@@ -26,7 +26,7 @@ def test_a_step_reports_tokens_ends_load_and_what_was_received() -> None:
     subject, _ = engine()
     subject.take(Inbox([make(1, max_tokens=1), make(2)]))
     result = subject.step()
-    assert result.sequence_ids == [1, 2] and len(result.token_ids) == 2
+    assert result.new.sequence_ids == [1, 2] and len(result.new.token_ids) == 2
     assert [ended.sequence_id for ended in result.ended] == [1]
     assert (result.num_received, result.load.running, result.load.kv_blocks_used) == (2, 1, 1)
     assert (result.num_batch_tokens, result.num_batch_sequences) == (6, 2)

@@ -19,7 +19,7 @@ def test_messages_arrive_whole_and_in_order_however_they_are_cut(ends: tuple[Eng
     received: list[object] = []
     for start in range(0, len(data), 9973):
         other.sendall(data[start : start + 9973])
-        received += link.receive(wait=False)
+        received += link.receive(timeout_s=0)
     assert received == [["one"], {"two": 2}, "x" * 100_000]
 
 
@@ -27,15 +27,15 @@ def test_waiting_for_nothing_returns_at_once_and_for_something_blocks_until_it_i
     ends: tuple[EngineLink, socket.socket],
 ) -> None:
     link, other = ends
-    assert link.receive(wait=False) == []
+    assert link.receive(timeout_s=0) == []
     other.sendall(encode(7))
-    assert link.receive(wait=True) == [7]
+    assert link.receive(timeout_s=None) == [7]
 
 
 def test_a_closed_other_end_is_an_eof_both_ways(ends: tuple[EngineLink, socket.socket]) -> None:
     link, other = ends
     other.close()
     with pytest.raises(EOFError):
-        link.receive(wait=True)
+        link.receive(timeout_s=None)
     with pytest.raises(EOFError):
         link.send("anyone?")

@@ -1,100 +1,13 @@
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_svc.engine.events import Ended
-from model_svc.engine.scheduler import Limits, Scheduler
 from model_svc.engine.sequence import Sequence
-from tests.fakes.runner import FakeRunner, next_token, runner_info
+from tests.fakes.scheduling import Harness, expected_output, sequence
 from tokenwire.errors import FailedPrecondition, Internal
 from tokenwire.requests import CancelReason, FinishReason
-from tokenwire.sampling import NEUTRAL, StopParams
-
-IDS = count(1)
-GREEDY = replace(NEUTRAL, seed=0)
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def sequence(
-    prompt: list[int],
-    *,
-    max_tokens: int = 8,
-    stop: tuple[int, ...] = (),
-    priority: int = 0,
-    arrival_s: float = 100.0,
-    deadline_s: float | None = None,
-) -> Sequence:
-    return Sequence(
-        sequence_id=next(IDS),
-        token_ids=list(prompt),
-        num_prompt_tokens=len(prompt),
-        sampling=GREEDY,
-        stop=StopParams(max_tokens, stop),
-        priority=priority,
-        arrival_s=arrival_s,
-        deadline_s=deadline_s,
-    )
-
-
-def expected_output(prompt: list[int], num_tokens: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(num_tokens):
-        tokens.append(next_token(tokens))
-    return tokens[len(prompt) :]
-
-
-class Harness:
-    """A scheduler with the fake runner under it; checks integrity after every step."""
-
-    def __init__(self, *, batch: int = 8, budget: int = 32, **info: int) -> None:
-        self.clock = Clock()
-        self.runner = FakeRunner(runner_info(**info))  # type: ignore[arg-type]
-        self.limits = Limits(batch, budget)
-        self.scheduler = Scheduler(self.runner.info, self.limits, self.clock)
-        self.outputs: dict[int, list[int]] = {}
-        self.ended: dict[int, Ended] = {}
-
-    def add(self, *sequences: Sequence) -> None:
-        for added in sequences:
-            self.outputs[added.sequence_id] = []
-            self.scheduler.add(added)
-
-    def step(self) -> None:
-        batch = self.scheduler.schedule()
-        self.scheduler.check_integrity()
-        assert batch.num_tokens <= self.limits.max_step_tokens
-        assert len(batch.rows) <= self.limits.max_batch_size
-        assert len({row.sequence.sequence_id for row in batch.rows}) == len(batch.rows)
-        assert all(row.num_new_tokens >= 1 for row in batch.rows)
-        if batch.rows:
-            for sequence_id, token_id in self.scheduler.update(batch, self.runner.run(batch)):
-                assert sequence_id not in self.ended
-                self.outputs[sequence_id].append(token_id)
-        self.scheduler.check_integrity()
-        for ended in self.scheduler.take_ended():
-            assert ended.sequence_id not in self.ended, "a second terminal event"
-            self.ended[ended.sequence_id] = ended
-        self.clock.now_s += 0.01
-
-    def run(self, until: Callable[[], bool] | None = None, max_steps: int = 2000) -> None:
-        for _ in range(max_steps):
-            if until() if until else not self.scheduler.has_work:
-                return
-            self.step()
-        raise AssertionError("no end in sight")
-
-    def reason(self, of: Sequence) -> FinishReason:
-        return self.ended[of.sequence_id].terminal.reason
 
 
 def test_one_sequence_runs_to_its_limit() -> None:
@@ -223,45 +136,147 @@ def test_a_pool_smaller_than_one_context_is_refused_with_the_numbers() -> None:
         Harness(num_blocks=4)
 
 
+def test_a_higher_priority_that_finds_no_room_takes_that_of_a_lower_one() -> None:
+    harness = Harness(batch=2, num_blocks=16, max_context_tokens=60)
+    low = [sequence([i] * 8, max_tokens=30, arrival_s=100.0 + i) for i in range(2)]
+    harness.add(*low)
+    for _ in range(5):
+        harness.step()
+    urgent = sequence([7] * 30, max_tokens=3, priority=2, arrival_s=105.0)
+    harness.add(urgent)
+    harness.step()
+    assert urgent.slot >= 0 and low[1].num_preemptions == 1 and low[0].slot >= 0
+    harness.run()
+    for each in (*low, urgent):
+        prompt = each.token_ids[: each.num_prompt_tokens]
+        assert harness.outputs[each.sequence_id] == expected_output(prompt, each.stop.max_tokens or 0)
+
+
+def test_fair_shares_never_preempt() -> None:
+    harness = Harness(batch=1)
+    harness.add(sequence([1] * 20, max_tokens=30, tenant="a"))
+    harness.step()
+    harness.add(sequence([2], max_tokens=2, tenant="b"))
+    harness.run()
+    assert harness.scheduler.num_preemptions == 0
+
+
+def test_an_urgent_prompt_does_not_wait_behind_the_prefill_of_a_long_one() -> None:
+    harness = Harness(budget=8, max_context_tokens=200)
+    long, urgent = sequence(list(range(150)), max_tokens=2), sequence([9] * 8, max_tokens=2, priority=1)
+    harness.add(long)
+    harness.step()
+    harness.add(urgent)
+    for _ in range(3):
+        harness.step()
+    assert len(harness.outputs[urgent.sequence_id]) == 2
+    harness.run()
+
+
+def test_paused_nothing_new_starts_and_what_runs_goes_on_even_after_preemption() -> None:
+    harness = Harness(num_blocks=8, max_context_tokens=32)
+    running = [sequence([i] * 6, max_tokens=20, arrival_s=100.0 + i) for i in range(3)]
+    harness.add(*running)
+    harness.step()
+    harness.scheduler.paused = True
+    waiting, expiring = sequence([9], max_tokens=2), sequence([8], max_tokens=2, deadline_s=100.05)
+    harness.add(waiting, expiring)
+    harness.run(until=lambda: all(each.sequence_id in harness.ended for each in running))
+    assert harness.scheduler.num_preemptions > 0
+    assert harness.reason(expiring) is FinishReason.DEADLINE
+    assert waiting.first_scheduled_s is None and harness.scheduler.load().paused
+    assert harness.scheduler.idle_s() is None, "a paused engine with nothing running sleeps"
+    harness.scheduler.paused = False
+    assert harness.scheduler.idle_s() == 0
+    harness.run()
+    assert harness.outputs[waiting.sequence_id] == expected_output([9], 2)
+
+
+def test_a_paused_engine_wakes_for_the_next_deadline() -> None:
+    harness = Harness()
+    harness.scheduler.paused = True
+    harness.add(sequence([8], deadline_s=harness.clock.now_s + 0.25), sequence([9]))
+    assert harness.scheduler.idle_s() == pytest.approx(0.25)
+    harness.clock.now_s += 0.25
+    harness.step()
+    assert len(harness.ended) == 1 and harness.scheduler.idle_s() is None
+
+
+def test_what_starts_does_not_have_to_give_way_at_once() -> None:
+    """A block for each running sequence stays free when another starts: the next token of one that runs needs it."""
+    harness = Harness(num_blocks=16, max_context_tokens=60, budget=60)
+    first, second = sequence([1] * 8, max_tokens=8), sequence([2] * 56, max_tokens=2, arrival_s=101.0)
+    harness.add(first)
+    harness.step()
+    harness.add(second)
+    harness.run()
+    assert harness.scheduler.num_preemptions == 0
+    assert harness.outputs[second.sequence_id] == expected_output([2] * 56, 2)
+
+
 ACTIONS = st.one_of(
-    st.tuples(st.just("add"), st.integers(1, 30), st.integers(1, 25), st.integers(-2, 2), st.integers(0, 3)),
+    st.tuples(
+        st.just("add"), st.integers(1, 30), st.integers(1, 25), st.integers(-2, 2), st.integers(0, 3),
+        st.integers(0, 2), st.integers(1, 3), st.sampled_from([None, 0]),
+    ),
     st.tuples(st.just("abort"), st.integers(0, 1000)),
+    st.tuples(st.just("pause"), st.booleans()),
     st.tuples(st.just("step"), st.integers(1, 6)),
+)  # fmt: skip
+LIMITS = st.fixed_dictionaries(
+    {"window_s": st.sampled_from([0.0, 0.05]), "window_requests": st.integers(0, 3)},
+    optional={"tenant_weights": st.just({"t1": 2.5})},
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     st.lists(ACTIONS, max_size=40),
     st.integers(1, 6),
     st.integers(1, 24),
     st.integers(16, 30),
+    LIMITS,
 )
 def test_any_history_ends_every_sequence_once_with_the_right_tokens(
-    actions: list[tuple], batch: int, budget: int, blocks: int
+    actions: list[tuple], batch: int, budget: int, blocks: int, limits: dict[str, Any]
 ) -> None:
-    harness = Harness(batch=batch, budget=budget, num_blocks=blocks, max_context_tokens=60)
+    """Tenants, priorities, shared prefixes, choices, deadlines, cancels and pauses, in any order; nobody starves."""
+    harness = Harness(batch=batch, budget=budget, num_blocks=blocks, max_context_tokens=60, limits=limits)
     added: list[tuple[Sequence, list[int], int]] = []
     for name, *values in actions:
         if name == "add":
-            length, max_tokens, priority, deadline = values
-            prompt = [(length * 7 + i) % 1000 for i in range(length)]
-            deadline_s = harness.clock.now_s + 0.2 * deadline if deadline else None
-            new = sequence(
-                prompt, max_tokens=max_tokens, priority=priority, arrival_s=harness.clock.now_s, deadline_s=deadline_s
-            )
-            added.append((new, prompt, max_tokens))
-            harness.add(new)
+            length, max_tokens, priority, deadline, tenant, num_choices, logprobs = values
+            prompt = [(tenant // 2) * 7 + i for i in range(length)]  # two of three tenants share their prefixes
+            for choice in range(num_choices):
+                new = sequence(
+                    prompt,
+                    max_tokens=max_tokens,
+                    priority=priority,
+                    arrival_s=harness.clock.now_s,
+                    deadline_s=harness.clock.now_s + 0.2 * deadline if deadline else None,
+                    tenant=f"t{tenant}",
+                    choice=choice,
+                    prompt_logprobs=logprobs,
+                    logprobs=logprobs,
+                )
+                added.append((new, prompt, max_tokens))
+                harness.add(new)
         elif name == "abort" and added:
             harness.scheduler.abort(added[values[0] % len(added)][0].sequence_id, CancelReason.CLIENT)
+        elif name == "pause":
+            harness.scheduler.paused = values[0]
         elif name == "step":
             for _ in range(values[0]):
                 harness.step()
+    harness.scheduler.paused = False
     harness.run()
     assert set(harness.ended) == {each.sequence_id for each, _, _ in added}
     assert harness.scheduler.kv.pool.num_used == 0
+    assert len(harness.scheduler.waiting) == 0 and harness.scheduler.idle_s() is None
     for each, prompt, max_tokens in added:
         output = harness.outputs[each.sequence_id]
         assert output == expected_output(prompt, len(output))
         if harness.reason(each) is FinishReason.LENGTH:
             assert len(output) == max_tokens
+        if output and each.prompt_logprobs is not None:
+            assert harness.prompt_logprobs.get(each.sequence_id, []) == prompt[1:]

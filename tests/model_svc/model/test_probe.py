@@ -8,7 +8,7 @@ import torch
 from model_svc.model.attention import make_backend
 from model_svc.model.loader import load_model
 from model_svc.model.paged import LayerKVSpec
-from model_svc.model.probe import probe
+from model_svc.model.probe import kv_specs, probe
 from tests.fakes.tiny_models import CONTEXT, LONGROPE, write_model
 from tokenwire.errors import FailedPrecondition
 
@@ -59,7 +59,9 @@ DTYPES = ("float32", "bfloat16")
 
 def run_probe(folder: Path, dtype: str, max_context_tokens: int = CONTEXT) -> tuple[LayerKVSpec, ...]:
     model = load_model(folder, torch.device("cpu"), dtype)
-    return probe(model, make_backend("sdpa"), block_size=4, max_context_tokens=max_context_tokens)
+    specs = kv_specs(model)
+    probe(model, make_backend("sdpa"), specs, block_size=4, max_context_tokens=max_context_tokens)
+    return specs
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -100,7 +102,7 @@ def test_a_window_that_attention_is_not_told_of_is_refused(tmp_path: Path) -> No
     for layer in model.module.model.layers:
         layer.self_attn.sliding_window = None
     with pytest.raises(FailedPrecondition, match="mask is not causal"):
-        probe(model, make_backend("sdpa"), block_size=4, max_context_tokens=CONTEXT)
+        kv_specs(model)
 
 
 def test_a_scale_that_differs_from_eager_is_refused(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_a_scale_that_differs_from_eager_is_refused(tmp_path: Path) -> None:
 
     model = load_model(write_model(tmp_path, "llama"), torch.device("cpu"), "float32")
     with pytest.raises(FailedPrecondition, match="differs from transformers' eager attention"):
-        probe(model, WrongScale(), block_size=4, max_context_tokens=CONTEXT)
+        probe(model, WrongScale(), kv_specs(model), block_size=4, max_context_tokens=CONTEXT)
 
 
 def test_a_pass_that_raises_is_refused_with_what_it_raised(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_pass_that_raises_is_refused_with_what_it_raised(tmp_path: Path) -> No
 
     model = load_model(write_model(tmp_path, "llama"), torch.device("cpu"), "float32")
     with pytest.raises(FailedPrecondition, match="a trial run failed: ZeroDivisionError: no such thing"):
-        probe(model, Broken(), block_size=4, max_context_tokens=CONTEXT)
+        probe(model, Broken(), kv_specs(model), block_size=4, max_context_tokens=CONTEXT)
 
 
 def test_a_context_too_short_to_check_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import torch
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
 from model_svc.model.paged import LayerKVSpec, allocate
-from model_svc.runner.input_batch import InputBatch
+from model_svc.runner.input_batch import InputBatch, PromptSpan
 from tests.fakes.step_loop import GREEDY
 from tokenwire.errors import Internal
 from tokenwire.sampling import StopParams
@@ -36,7 +36,7 @@ def test_rows_are_flattened_decodes_first(input_batch: InputBatch) -> None:
     assert step.token_ids.tolist() == [45, 22, 12, 13, 14, 30, 31]
     assert step.positions.tolist() == [5, 2, 2, 3, 4, 0, 1]
     assert step.step.slots.tolist() == [3 * 4 + 1, 5 * 4 + 2, 30, 31, 2 * 4, 36, 37]
-    assert step.sampled_tokens.tolist() == [0, 1, 6]
+    assert step.kept_tokens.tolist() == [0, 1, 6]
     assert step.sampled_rows == [3, 1, 2]
     (group,) = step.step.decodes
     assert (group.start, group.stop, group.num_positions) == (0, 2, 6)
@@ -45,6 +45,23 @@ def test_rows_are_flattened_decodes_first(input_batch: InputBatch) -> None:
         (2, 5, 2, [7, 2]),
         (5, 7, 0, [9]),
     ]
+
+
+def test_prompt_positions_are_kept_after_the_sampled_ones(input_batch: InputBatch) -> None:
+    asking = row([10, 11, 12, 13, 14, 15, 16], 2, 3, [7, 2])
+    asking.sequence.prompt_logprobs = 4
+    whole = row([30, 31, 32], 0, 3, [9])
+    whole.sequence.prompt_logprobs = 0
+    decode = row([20, 21, 22], 2, 1, [5])
+    decode.sequence.prompt_logprobs = 2
+    again = row([50, 51, 52, 53], 0, 4, [11])  # computed again after its first two were given out
+    again.sequence.prompt_logprobs, again.sequence.num_prompt_logprobs = 1, 2
+    step = input_batch.build(ScheduledBatch((asking, whole, decode, again)))
+    assert step.token_ids.tolist() == [22, 12, 13, 14, 30, 31, 32, 50, 51, 52, 53]
+    assert step.sampled_rows == [2, 1, 3]
+    assert step.kept_tokens.tolist() == [0, 6, 10, 1, 2, 3, 4, 5, 9]
+    assert step.prompt_spans == [PromptSpan(0, [13, 14, 15], 4), PromptSpan(1, [31, 32], 0), PromptSpan(3, [53], 1)]
+    assert step.prompt_targets.tolist() == [13, 14, 15, 31, 32, 53]
 
 
 def test_a_batch_beyond_the_limits_is_a_bug_and_says_so(input_batch: InputBatch) -> None:

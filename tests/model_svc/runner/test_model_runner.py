@@ -6,18 +6,19 @@ That each family gives the tokens of transformers is for `tests/model_svc/test_g
 import random
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from model_svc.engine.batch import ModelRunner
 from model_svc.model import paged
-from model_svc.runner.model_runner import NOT_FINITE_ERROR
 from model_svc.runner.startup import start_runner
+from model_svc.runner.step_output import NOT_FINITE_ERROR
 from model_svc.settings import EngineSettings
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import StepLoop, outputs
 from tests.fakes.tiny_models import VOCAB_SIZE
-from tokenwire.sampling import SamplingParams
+from tokenwire.sampling import NEUTRAL, SamplingParams
 
 Folders = Callable[[str], str]
 Runners = Callable[[str], ModelRunner]
@@ -63,7 +64,7 @@ def test_recompute_after_preemption_changes_nothing(tiny_folder: Folders, tiny_r
 
 
 def stochastic(seed: int) -> SamplingParams:
-    return SamplingParams(temperature=1.0, top_k=20, top_p=0.95, min_p=0.01, seed=seed)
+    return replace(NEUTRAL, temperature=1.0, top_k=20, top_p=0.95, min_p=0.01, seed=seed)
 
 
 def test_equal_seed_equal_tokens_alone_and_among_32(tiny_runner: Runners) -> None:
@@ -84,7 +85,7 @@ def test_equal_seed_equal_tokens_alone_and_among_32(tiny_runner: Runners) -> Non
 def test_choices_and_seeds_draw_differently(tiny_runner: Runners) -> None:
     loop = StepLoop(tiny_runner("qwen3"))
     prompt = prompts(1)[0]
-    plain = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=5)
+    plain = replace(NEUTRAL, temperature=1.5, seed=5)
     made = [loop.add(prompt, NUM_OUTPUTS, plain, choice=choice) for choice in (0, 1, 0)]
     made.append(loop.add(prompt, NUM_OUTPUTS, stochastic(6)))
     loop.run()
@@ -135,6 +136,23 @@ def test_logits_that_are_not_finite_end_one_row_only(tiny_folder: Folders) -> No
     assert {sequence.block_table[0] for sequence in sequences[2:5]} == set(broken.block_table)
     loop.run()
     assert [outputs(sequence) for sequence in sequences] == wanted
+
+
+def test_prompt_logprobs_that_are_not_finite_end_one_row_only(tiny_folder: Folders) -> None:
+    """At the chunk that computes them, long before there is a token to draw."""
+    settings = EngineSettings(
+        model=tiny_folder("llama"), device="cpu", dtype="float32", threads=1, kv_memory=2**20, max_batch_size=2
+    )
+    runner = start_runner(settings, {})
+    runner._model.module.get_input_embeddings().weight.data[17] = float("nan")
+    loop = StepLoop(runner, chunk=6)
+    broken = loop.add([5, 17, 7, 8, 9, 10, 11, 12, 13], 1, prompt_logprobs=0)
+    fine = loop.add([5, 7, 8, 9, 10, 11, 12, 13], 1, prompt_logprobs=0)
+    loop.step()
+    assert loop.errors == {broken.sequence_id: NOT_FINITE_ERROR}
+    assert loop.prompt_logprobs[broken.sequence_id] == []
+    assert len(loop.prompt_logprobs[fine.sequence_id]) == 6
+    assert runner._tainted_blocks == set(broken.block_table)
 
 
 def test_close_frees_the_cache(tiny_folder: Folders) -> None:

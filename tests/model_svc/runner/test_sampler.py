@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from model_svc.runner import sampler
-from model_svc.runner.sampler import NOT_FINITE, RowSampling, sample
+from model_svc.runner.sampler import NOT_FINITE, RowSampling
+from tests.fakes.distributions import chi_square_fits, filtered
 from tokenwire.sampling import MAX_SEED, SamplingParams
 
 
@@ -15,21 +15,12 @@ def params(
     return SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
 
 
+def sample(logits: torch.Tensor, rows: list[RowSampling]) -> list[int]:
+    return sampler.sample(logits, rows).tolist()
+
+
 def rows_of(sampling: SamplingParams, num: int) -> list[RowSampling]:
     return [RowSampling(sampling, 0, position) for position in range(num)]
-
-
-def exact(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
-    """The distribution that transformers would draw from."""
-    ids, scores = torch.zeros(1, 1, dtype=torch.int64), logits[None].clone()
-    scores = TemperatureLogitsWarper(sampling.temperature)(ids, scores)
-    if sampling.top_k:
-        scores = TopKLogitsWarper(sampling.top_k)(ids, scores)
-    if sampling.top_p != 1.0:
-        scores = TopPLogitsWarper(sampling.top_p)(ids, scores)
-    if sampling.min_p:
-        scores = MinPLogitsWarper(sampling.min_p)(ids, scores)
-    return scores.softmax(-1)[0]
 
 
 CASES = [
@@ -50,16 +41,8 @@ def test_frequencies_match_the_exact_distribution(sampling: SamplingParams) -> N
     """Chi-square at p = 0.001 over 20,000 draws with fixed seeds; nothing outside the support."""
     num = 20_000
     logits = torch.randn(40, generator=torch.Generator().manual_seed(3)) * 1.5
-    wanted = exact(logits, sampling)
     drawn = sample(logits.expand(num, -1), rows_of(sampling, num))
-    counts = torch.bincount(torch.tensor(drawn), minlength=40).double()
-    assert counts[wanted == 0].sum() == 0
-    expected = wanted.double()[wanted > 0] * num
-    statistic = ((counts[wanted > 0] - expected) ** 2 / expected).sum()
-    degrees = len(expected) - 1
-    # Wilson and Hilferty's approximation of the quantile.
-    limit = degrees * (1 - 2 / (9 * degrees) + 3.09 * (2 / (9 * degrees)) ** 0.5) ** 3 if degrees else 1e-9
-    assert statistic <= limit
+    assert chi_square_fits(drawn, filtered(logits, sampling))
 
 
 @pytest.mark.parametrize("sampling", CASES, ids=str)
@@ -101,7 +84,7 @@ def test_a_wide_nucleus_is_found_by_the_longer_searches(top_p: float, monkeypatc
         drawn.append(sample(logits, rows_of(params(top_p=top_p), 8)))
     assert drawn[0] == drawn[1] == drawn[2]
     for row, token in enumerate(drawn[0]):
-        assert exact(logits[row], params(top_p=top_p))[token] > 0
+        assert filtered(logits[row], params(top_p=top_p))[token] > 0
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-20, 1e-4])

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from model_svc.runner import build_runner
+from model_svc.runner import build_runner, kv_cache
+from model_svc.runner.limits import StepLimits, step_limits
 from model_svc.runner.startup import context_limit
 from model_svc.settings import EngineSettings
 from tests.fakes.tiny_models import CONTEXT, VOCAB_SIZE
@@ -44,6 +45,28 @@ def test_kv_memory_below_one_context_is_refused(settings: EngineSettings) -> Non
         FailedPrecondition, match=rf"kv_memory: .* one full context has {CONTEXT}.*--max-context-tokens"
     ):
         build_runner(replace(settings, kv_memory=1024))
+
+
+def test_a_context_nobody_asked_for_is_what_the_memory_holds(
+    settings: EngineSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kv_cache, "LEAST_CONTEXT_TOKENS", 64)
+    block_bytes = 2 * 8 * 2 * (8 + 8) * 4
+    info = build_runner(replace(settings, kv_memory=9 * block_bytes)).info
+    assert (info.num_blocks, info.max_context_tokens) == (9, 72)
+    assert f"one full context has {CONTEXT}" in caplog.text and "requests may have 72" in caplog.text
+    with pytest.raises(FailedPrecondition, match="hold 72 positions"):
+        build_runner(replace(settings, kv_memory=9 * block_bytes, max_context_tokens=CONTEXT))
+    with pytest.raises(FailedPrecondition, match="hold 56 positions"):
+        build_runner(replace(settings, kv_memory=7 * block_bytes))
+
+
+def test_limits_of_a_step_that_are_left_open() -> None:
+    assert step_limits(0, 0, "cpu") == StepLimits(64, 512)
+    assert step_limits(0, 0, "cuda") == StepLimits(256, 8192)
+    assert step_limits(1000, 0, "cpu") == StepLimits(1000, 1000)
+    assert step_limits(0, 16, "cpu") == StepLimits(16, 16)
+    assert step_limits(8, 4, "cpu") == StepLimits(8, 4)
 
 
 def test_kv_memory_beyond_the_machine_is_refused(settings: EngineSettings) -> None:

@@ -75,6 +75,35 @@ def test_json_has_everything(run: Any) -> None:
     assert lost["error"] == {"reason": "MODEL_LOST", "message": "the model tier was lost"}
 
 
+def test_json_shows_log_probabilities_when_asked_for(run: Any) -> None:
+    (output,) = json.loads(run("generate", "--json", "--logprobs", "1", "a b").stdout)["outputs"]
+    assert output["logprobs"] == [
+        {
+            "token_id": i, "text": text, "logprob": -0.25 - i, "text_offset": 0,
+            "top": [{"token_id": i, "text": text, "logprob": -0.25}],
+        }
+        for i, text in enumerate(["a", " b"])
+    ]  # fmt: skip
+    (answer,) = json.loads(run("chat", "--json", "--logprobs", "0", "a").stdout)["outputs"]
+    assert [token["top"] for token in answer["logprobs"]] == [[]]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_log_probabilities_that_would_not_be_shown_are_refused(run: Any, command: str) -> None:
+    result = run(command, "--logprobs", "1", "a")
+    assert result.exit_code == 2 and "--logprobs needs --json" in result.stderr
+
+
+def test_penalties_and_min_tokens_reach_the_gateway(run: Any, gateway: FakeGateway) -> None:
+    penalties = ("--repetition-penalty", "1.5", "--presence-penalty", "0", "--frequency-penalty", "-0.5")
+    for command in ("generate", "chat"):
+        assert run(command, "a", *penalties, "--min-tokens", "2").exit_code == 0
+    for request in gateway.requests:
+        sampling = request.options.sampling
+        assert (sampling.repetition_penalty, sampling.frequency_penalty) == (1.5, -0.5)
+        assert sampling.HasField("presence_penalty") and request.options.stop.min_tokens == 2
+
+
 def test_options_reach_the_gateway_and_absent_ones_do_not(run: Any, gateway: FakeGateway) -> None:
     run("generate", "a", "--temperature", "0", "--seed", "3", "--stop", "x", "--stop", "y", "--model", MODEL)
     (request,) = gateway.requests

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.gateway import MODEL, FakeGateway, running_gateway
+from tests.fakes.logprobs import logprob_of, logprobs_of
 from tokenwire.client import AsyncClient, Client, Finished, FinishReason, Message, TextDelta
 from tokenwire.client.messages import DEADLINE_GRACE_S
 from tokenwire.errors import (
@@ -78,11 +79,28 @@ def test_a_text_is_one_message_of_the_user(client: Client, gateway: FakeGateway)
     assert gateway.requests[0].conversation.messages[0].role == "user"
 
 
+def test_log_probabilities_come_with_events_and_whole_outputs(client: Client) -> None:
+    for stream in (
+        client.generate("to be or", logprobs=2, prompt_logprobs=1),
+        client.chat("to be or", logprobs=2, prompt_logprobs=1),
+    ):
+        deltas = [event for event in stream if isinstance(event, TextDelta)]
+        expected = [logprob_of(i, 2, text=text) for i, text in enumerate(["to", " be", " or"])]
+        assert [delta.logprobs for delta in deltas] == [(logprob,) for logprob in expected]
+        assert [delta.prompt_logprobs for delta in deltas] == [tuple(logprobs_of(range(1, 4), 1)), (), ()]
+        (output,) = stream.outputs()
+        assert output.logprobs == tuple(expected) and output.prompt_logprobs == tuple(logprobs_of(range(1, 4), 1))
+    (plain,) = client.generate("to be").outputs()
+    assert plain.logprobs == plain.prompt_logprobs == ()
+
+
 def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> None:
     client.generate(
         "a", model=MODEL, max_tokens=5, temperature=0.5, top_k=4, top_p=0.25, min_p=0.125, seed=2**64 - 1, stop="END",
         stop_token_ids=[3], include_stop_string=True, ignore_eos=True, skip_special_tokens=False,
         return_token_ids=True, num_choices=1, truncate=True, timeout_s=9, request_id="mine", priority=-5, tenant="t",
+        repetition_penalty=1.5, presence_penalty=0, frequency_penalty=-0.5, logit_bias={9: -1, 3: 0.5},
+        allowed_token_ids=[1, 2], banned_sequences=[[5], (6, 7)], min_tokens=2, logprobs=0, prompt_logprobs=3,
     ).outputs()  # fmt: skip
     (request,) = gateway.requests
     options, context = request.options, request.context
@@ -94,6 +112,12 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     )  # fmt: skip
     assert options.stop.include_stop_string and options.stop.ignore_eos and options.output.return_token_ids
     assert options.output.HasField("skip_special_tokens") and not options.output.skip_special_tokens
+    assert (options.sampling.repetition_penalty, options.sampling.frequency_penalty) == (1.5, -0.5)
+    assert options.sampling.HasField("presence_penalty") and options.sampling.presence_penalty == 0
+    assert dict(options.sampling.logit_bias) == {3: 0.5, 9: -1}
+    assert list(options.sampling.allowed_token_ids) == [1, 2] and options.stop.min_tokens == 2
+    assert [list(sequence.ids) for sequence in options.sampling.banned_sequences] == [[5], [6, 7]]
+    assert options.output.HasField("logprobs") and (options.output.logprobs, options.output.prompt_logprobs) == (0, 3)
     assert (context.request_id, context.priority, context.tenant) == ("mine", -5, "t")
     assert 0 < context.timeout_ms <= 9000
     (limit,) = gateway.metadata_timeouts
@@ -107,6 +131,11 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
         ({"top_k": 2**32}, "options.sampling.top_k"),
         ({"stop_token_ids": [2**32]}, "options.stop.stop_token_ids"),
         ({"stop": "\ud800"}, "options.stop.stop_strings"),
+        ({"logit_bias": {-1: 1}}, "options.sampling.logit_bias"),
+        ({"allowed_token_ids": [2**32]}, "options.sampling.allowed_token_ids"),
+        ({"banned_sequences": [[2**32]]}, "options.sampling.banned_sequences"),
+        ({"min_tokens": 2**32}, "options.stop.min_tokens"),
+        ({"logprobs": 2**32}, "options.output.logprobs"),
         ({"priority": 2**31}, "context.priority"),
         ({"tenant": "\ud800"}, "tenant"),
         ({"model": "\ud800"}, "model"),

@@ -1,0 +1,61 @@
+"""How much room in the queue each session is told it has: admission credits, leased by demand.
+
+The tier above holds what it has no credit for, where it can still be re-ordered, re-routed and expired. Credits are
+advice with an end: what is refused at the limit is refused whoever was promised what. Knows counts; not the wire.
+"""
+
+from dataclasses import dataclass
+
+TTL_S = 2.0
+"""How long a lease holds; idle sessions are sent one every second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What one session may submit until its next lease, or for TTL_S."""
+
+    requests: int
+    tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """What one session wants: a part for itself, and what its peer holds back.
+
+    The part of its own lets a first request come without asking before.
+    """
+
+    requests: int = 1
+    tokens: int = 1
+
+
+class Lessor:
+    """All sessions of a tier. `open` and `close` a claim; work per call does not depend on how many there are."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._tokens = 0
+
+    def open(self) -> Claim:
+        """A session begins."""
+        claim = Claim(0, 0)
+        self.report(claim, 0, 0)
+        return claim
+
+    def report(self, claim: Claim, held_requests: int, held_tokens: int) -> None:
+        """A session's peer holds back so much now."""
+        self._requests += held_requests + 1 - claim.requests
+        self._tokens += held_tokens + 1 - claim.tokens
+        claim.requests, claim.tokens = held_requests + 1, held_tokens + 1
+
+    def close(self, claim: Claim) -> None:
+        """A session ends; its claim counts no more."""
+        self._requests -= claim.requests
+        self._tokens -= claim.tokens
+
+    def lease(self, claim: Claim, free_requests: int, free_tokens: int) -> Lease:
+        """The claim's part of what is free, in proportion to all open claims."""
+        return Lease(
+            requests=max(0, free_requests) * claim.requests // self._requests,
+            tokens=max(0, free_tokens) * claim.tokens // self._tokens,
+        )

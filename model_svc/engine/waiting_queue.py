@@ -1,0 +1,148 @@
+"""What waits to run, in the order in which it should: priority, then fair shares, then arrival.
+
+Knows ranks and tokens; does not know blocks, nor why a sequence waits.
+"""
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from model_svc.engine.fair_share import FairShare
+from model_svc.engine.sequence import Sequence
+
+
+def rank(sequence: Sequence) -> tuple[int, float, int]:
+    """Sorts what should run first to the front, among sequences that run and within a tenant."""
+    return (-sequence.priority, sequence.arrival_s, sequence.sequence_id)
+
+
+def is_new(sequence: Sequence) -> bool:
+    """Whether a waiting sequence has never run."""
+    return not sequence.num_preemptions
+
+
+@dataclass(slots=True)
+class _Line:
+    """One tenant's sequences of one priority, by arrival."""
+
+    sequences: list[Sequence] = field(default_factory=list)
+    num_tokens: int = 0
+
+    def add(self, sequence: Sequence) -> None:
+        bisect.insort(self.sequences, sequence, key=rank)
+        self.num_tokens += sequence.num_tokens
+
+    def remove(self, sequence: Sequence) -> None:
+        index = bisect.bisect_left(self.sequences, rank(sequence), key=rank)
+        if index == len(self.sequences) or self.sequences[index] is not sequence:
+            raise ValueError(f"sequence {sequence.sequence_id} does not wait in this line")
+        del self.sequences[index]
+        self.num_tokens -= sequence.num_tokens
+
+
+class WaitingQueue:
+    """Every waiting sequence, new or preempted; one line per priority and tenant."""
+
+    def __init__(self, shares: FairShare) -> None:
+        self.shares = shares
+        self.num_new = 0
+        """Those that have not run yet."""
+        self._lines: dict[int, dict[str, _Line]] = {}
+        """By priority, then tenant; without empty ones."""
+        self._num_of_tenant: dict[str, int] = {}
+        """Sequences of each tenant that has any."""
+
+    def __len__(self) -> int:
+        return sum(self._num_of_tenant.values())
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """All of them, in no order that matters."""
+        for line in self._all_lines():
+            yield from line.sequences
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all waiting sequences."""
+        return sum(line.num_tokens for line in self._all_lines())
+
+    @property
+    def oldest_arrival_s(self) -> float | None:
+        """When the new sequence that waits longest arrived; None: none waits."""
+        first = (next((s.arrival_s for s in line.sequences if is_new(s)), None) for line in self._all_lines())
+        return min((arrival_s for arrival_s in first if arrival_s is not None), default=None)
+
+    def add(self, sequence: Sequence) -> None:
+        """A sequence waits, to start or to go on."""
+        tenant = sequence.tenant
+        if tenant not in self._num_of_tenant:
+            self.shares.begin_to_wait(tenant, self._num_of_tenant)
+        self._num_of_tenant[tenant] = self._num_of_tenant.get(tenant, 0) + 1
+        self.num_new += is_new(sequence)
+        self._lines.setdefault(sequence.priority, {}).setdefault(tenant, _Line()).add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a waiting sequence out. Raises ValueError for one that does not wait."""
+        priority, tenant = sequence.priority, sequence.tenant
+        lines = self._lines[priority]
+        lines[tenant].remove(sequence)
+        if not lines[tenant].sequences:
+            del lines[tenant]
+        if not lines:
+            del self._lines[priority]
+        self.num_new -= is_new(sequence)
+        self._num_of_tenant[tenant] -= 1
+        if not self._num_of_tenant[tenant]:
+            del self._num_of_tenant[tenant]
+            self.shares.stop_waiting(tenant)
+
+    def in_order(self) -> Iterator[Sequence]:
+        """The sequences in order, as shares stand when each is asked for. The one given last may be removed."""
+        for priority in sorted(self._lines, reverse=True):
+            heads = {tenant: _still_there(line.sequences) for tenant, line in self._lines.get(priority, {}).items()}
+            while heads:
+                tenant = min(heads, key=lambda t: (self.shares.counter(t), t))
+                sequence = next(heads[tenant], None)
+                if sequence is None:
+                    del heads[tenant]
+                else:
+                    yield sequence
+
+    def num_tokens_ahead(self, sequence: Sequence) -> float:
+        """Tokens that are likely to be served before a sequence that joins now; rather too few than too many.
+
+        Everything of a higher priority, the tenant's own of its priority, and of the others' as much as their share
+        while its own are served.
+        """
+        higher = [lines for priority, lines in self._lines.items() if priority > sequence.priority]
+        ahead = float(sum(line.num_tokens for lines in higher for line in lines.values()))
+        lines = self._lines.get(sequence.priority, {})
+        own = lines[sequence.tenant].num_tokens if sequence.tenant in lines else 0
+        for tenant, line in lines.items():
+            share = own * self.shares.weight(tenant) / self.shares.weight(sequence.tenant)
+            ahead += min(line.num_tokens, share)
+        return ahead
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless lines are sorted, counted and without empty ones."""
+        for line in self._all_lines():
+            if not line.sequences or line.sequences != sorted(line.sequences, key=rank):
+                raise AssertionError("a line of waiting sequences is empty, or not in order")
+            if line.num_tokens != sum(sequence.num_tokens for sequence in line.sequences):
+                raise AssertionError("the tokens of a line are miscounted")
+        everyone = list(self)
+        if len(everyone) != len(self) or sum(map(is_new, everyone)) != self.num_new:
+            raise AssertionError("waiting sequences are miscounted")
+
+    def _all_lines(self) -> Iterator[_Line]:
+        for lines in self._lines.values():
+            yield from lines.values()
+
+
+def _still_there(sequences: list[Sequence]) -> Iterator[Sequence]:
+    """Each of a list of which the one last given may be removed."""
+    index = 0
+    while index < len(sequences):
+        given = sequences[index]
+        yield given
+        if index < len(sequences) and sequences[index] is given:
+            index += 1

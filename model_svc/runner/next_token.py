@@ -1,0 +1,38 @@
+"""Chooses each row's next token: changes its logits where its request asks for that, then draws.
+
+Knows which sequences the rows belong to. Does not know the model, nor what a token means.
+"""
+
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from model_svc.engine.sequence import Sequence
+from model_svc.runner.logits import LogitsChanger
+from model_svc.runner.sampler import NOT_FINITE, RowSampling, sample
+from tokenwire.sampling import NEUTRAL
+
+NO_TOKEN = -2
+"""Stands for the token of a row whose logits are sound and whose request bans them all."""
+
+UNCHANGED = RowSampling(NEUTRAL, choice=0, position=0)
+"""The cheapest draw: only tells whether the model's logits are finite."""
+
+
+def next_tokens(logits: Tensor, sequences: Rows[Sequence], changer: LogitsChanger) -> Tensor:
+    """[N] int64 on the device: a token id per row, `NOT_FINITE` or `NO_TOKEN`. Does not wait for a GPU.
+
+    `logits`: [N, vocab_size] of each sequence's last token, any float type; not changed.
+    """
+    draws = [RowSampling(s.sampling, s.choice, s.num_outputs) for s in sequences]
+    changed = changer.change(logits, sequences)
+    if changed is None:
+        return sample(logits, draws)
+    drawn = sample(changed.logits, [draws[row] for row in changed.rows])
+    for row in changed.rows:
+        draws[row] = UNCHANGED
+    tokens = sample(logits, draws)
+    drawn = torch.where(drawn == NOT_FINITE, NO_TOKEN, drawn)
+    tokens[changed.index] = torch.where(tokens[changed.index] == NOT_FINITE, NOT_FINITE, drawn)
+    return tokens

@@ -1,0 +1,67 @@
+"""Brings what a step made to the host, with one wait, and puts it into the words of the scheduler.
+
+Knows which row of the batch each number belongs to. Does not know how any of them was made.
+"""
+
+from itertools import chain, repeat
+
+from torch import Tensor
+
+from model_svc.engine.batch import ScheduledBatch, StepOutput
+from model_svc.runner.input_batch import PromptSpan, StepInput
+from model_svc.runner.logprobs import Scores, entries
+from model_svc.runner.next_token import NO_TOKEN
+from model_svc.runner.sampler import NOT_FINITE
+from model_svc.runner.transfer import to_host
+from tokenwire.errors import Internal, InvalidRequest, TokenwireError
+from tokenwire.requests import TokenLogprob
+
+NOT_FINITE_ERROR = "the model's scores for the next token are not finite (NaN or infinity), so none can be drawn"
+NO_TOKEN_ERROR = (
+    "the request's constraints (allowed_token_ids, banned_sequences, min_tokens) leave no token that may be drawn"
+)
+
+
+def make_step_output(
+    batch: ScheduledBatch, inputs: StepInput, tokens: Tensor, sampled: Scores | None, prompt: Scores | None
+) -> StepOutput:
+    """The step's output. `tokens` [S] as `next_tokens` gives them; `sampled` scores those of the rows that ask.
+
+    A row whose prompt log-probabilities are not numbers is in `errors`, like one whose next token is none.
+    """
+    fetched = to_host([tokens, *(sampled or ()), *(prompt or ())])
+    drawn = dict(zip(inputs.sampled_rows, fetched[0].tolist(), strict=True))
+    errors = {row: error_of(token_id) for row, token_id in drawn.items() if token_id in (NOT_FINITE, NO_TOKEN)}
+    prompt_logprobs: dict[int, list[TokenLogprob]] = {}
+    if prompt is not None:
+        prompt_logprobs = by_span(Scores(*fetched[-len(prompt) :]), inputs.prompt_spans)
+        for row, made in prompt_logprobs.items():
+            if any(entry.logprob != entry.logprob for entry in made):
+                errors[row] = error_of(NOT_FINITE)
+    logprobs: dict[int, TokenLogprob] = {}
+    if sampled is not None:
+        asked = {row: batch.rows[row].sequence.logprobs for row in inputs.sampled_rows}
+        num_top = {row: num for row, num in asked.items() if num is not None}
+        made = entries(Scores(*fetched[1 : 1 + len(sampled)]), [drawn[row] for row in num_top], list(num_top.values()))
+        logprobs = dict(zip(num_top, made, strict=True))
+    return StepOutput(
+        token_ids=tuple(None if row in errors else drawn.get(row) for row in range(len(batch.rows))),
+        errors=errors,
+        logprobs={row: entry for row, entry in logprobs.items() if row not in errors},
+        prompt_logprobs={row: made for row, made in prompt_logprobs.items() if row not in errors},
+    )
+
+
+def error_of(token_id: int) -> TokenwireError:
+    """What stands behind `NOT_FINITE`, the model's fault, and `NO_TOKEN`, the request's."""
+    if token_id == NO_TOKEN:
+        return InvalidRequest(NO_TOKEN_ERROR, reason="NO_TOKEN_LEFT")
+    return Internal(NOT_FINITE_ERROR, reason="SEQUENCE_FAILED")
+
+
+def by_span(scores: Scores, spans: list[PromptSpan]) -> dict[int, list[TokenLogprob]]:
+    """Prompt log-probabilities by row of the batch, in the prompt's order."""
+    token_ids = list(chain.from_iterable(span.token_ids for span in spans))
+    num_top = list(chain.from_iterable(repeat(span.num_top, len(span.token_ids)) for span in spans))
+    made = iter(entries(scores, token_ids, num_top))
+    return {span.row: [next(made) for _ in span.token_ids] for span in spans}

@@ -1,0 +1,36 @@
+"""Moves a step's small tensors between host and device so that the host waits once, at the end.
+
+Up: many arrays in one copy, from pinned memory, in flight while the host goes on. Down: every tensor's copy is started
+before the first is waited for. On a CPU nothing moves. Does not know what the numbers mean.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_svc.model.paged import Ints
+
+
+def to_device(array: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> Tensor:
+    """The array as a tensor on the device. It shares the array's memory on a CPU; do not change it afterwards."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def together(arrays: Sequence[Ints], device: torch.device) -> list[Tensor]:
+    """Each array as a tensor on the device, all in one copy."""
+    lengths = [len(array) for array in arrays]
+    return list(torch.split(to_device(np.concatenate(arrays), device), lengths))
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor on the host. The only wait of a step."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if any(tensor.is_cuda for tensor in tensors):
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        done.synchronize()
+    return copies

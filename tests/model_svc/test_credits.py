@@ -1,0 +1,46 @@
+import asyncio
+
+from model_svc.credits import Lease, Lessor
+from tests.fakes.live_model_tier import RawSession, live_model_tier, token_request
+from tokenwire.v1 import common_pb2
+
+
+def test_room_is_leased_in_proportion_to_what_is_held_back() -> None:
+    lessor = Lessor()
+    claims = [lessor.open() for _ in range(3)]
+    lessor.report(claims[1], 5, 5)
+    lessor.report(claims[1], 9, 99)
+    lessor.report(claims[2], 29, 299)
+    leases = [lessor.lease(claim, 410, 4020) for claim in claims]
+    assert [each.requests for each in leases] == [10, 100, 300]
+    assert [each.tokens for each in leases] == [10, 1002, 3007]
+    assert sum(each.requests for each in leases) <= 410 and sum(each.tokens for each in leases) <= 4020
+    lessor.close(claims[2])
+    assert lessor.lease(claims[1], 11, 101) == Lease(10, 100)
+
+
+def test_a_full_queue_leases_nothing_and_one_alone_gets_everything() -> None:
+    lessor = Lessor()
+    only = lessor.open()
+    assert lessor.lease(only, 0, -3) == Lease(0, 0)
+    assert lessor.lease(only, 7, 90) == Lease(7, 90)
+
+
+def test_sessions_are_told_their_room_and_it_follows_demand_and_the_queue() -> None:
+    async def main() -> None:
+        async with live_model_tier(max_batch_size=1, max_queued_requests=10, max_queued_tokens=1000) as live:
+            first = await RawSession.open(live.stub)
+            credit = first.frames[0].credit
+            assert (credit.requests, credit.tokens, credit.ttl_ms) == (10, 1000, 2000)
+            second = await RawSession.open(live.stub)
+            assert second.frames[0].credit.requests == 5
+            await second.send(demand=[common_pb2.Demand(requests=9, tokens=499)])
+            frame = await second.read()
+            assert (frame.credit.requests, frame.credit.tokens) == (9, 998)
+            await first.submit({h: token_request([1] * 10, max_tokens=8000) for h in range(1, 6)})
+            async with asyncio.timeout(5):
+                while frame.credit.requests != 5:  # four wait
+                    frame = await second.read()
+            assert frame.credit.tokens == 960 * 500 // 501
+
+    asyncio.run(main())
