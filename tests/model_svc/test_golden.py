@@ -124,13 +124,11 @@ def test_after_hits_in_the_prefix_cache(tiny_runner: Runners, references: Refere
     loop = EngineLoop(tiny_runner(family))
     check(loop.run(BATCH, NUM_OUTPUTS) + loop.run(SHARING[:1], NUM_OUTPUTS), references(family))
     again = loop.run(BATCH, NUM_OUTPUTS, staggered=True) + loop.run(SHARING, NUM_OUTPUTS, staggered=True)
-    # needs the prefix cache
-    # longer = [s for s in again if s.num_prompt_tokens > loop.runner.info.block_size]
-    # assert all(loop.terminals[sequence.sequence_id].usage.cached_tokens > 0 for sequence in longer)
+    longer = [s for s in again if s.num_prompt_tokens > loop.runner.info.block_size]
+    assert all(loop.terminals[sequence.sequence_id].usage.cached_tokens > 0 for sequence in longer)
     check(again, references(family))
 
 
-@pytest.mark.skip(reason="the runner gives no log-probabilities yet")  # needs log-probabilities
 @pytest.mark.parametrize("few_blocks", [False, True], ids=["chunked", "preempted"])
 @each_family
 def test_logprobs(tiny_runner: Runners, references: References, family: str, few_blocks: bool) -> None:
