@@ -74,6 +74,13 @@ BLANK = {"vocab_size": VOCAB_SIZE, "bos_token_id": None, "eos_token_id": None, "
 CONFIGS: dict[str, Any] = {
     "llama": lambda: LlamaConfig(**BASE),
     "llama_tied": lambda: LlamaConfig(**BASE, tie_word_embeddings=True),
+    "llama3_rope": lambda: LlamaConfig(
+        **BASE,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+        },
+    ),
     "llama_dynamic_rope": lambda: LlamaConfig(
         **BASE, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     ),
@@ -82,6 +89,12 @@ CONFIGS: dict[str, Any] = {
         **BASE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
     ),
     "qwen3": lambda: Qwen3Config(**BASE, head_dim=16),
+    "qwen3_yarn": lambda: Qwen3Config(
+        **BASE, head_dim=16,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32
+        },
+    ),
     "qwen3_moe": lambda: Qwen3MoeConfig(
         **BASE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
     ),

@@ -15,19 +15,19 @@ import torch
 
 from model_svc.engine.batch import ModelRunner
 from model_svc.engine.sequence import Sequence
-from model_svc.runner import build_runner
-from model_svc.settings import EngineSettings
 from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import outputs
-from tests.fakes.tiny_models import LONGROPE, VOCAB_SIZE
+from tests.fakes.tiny_models import LONGROPE, VOCAB_SIZE, write_model
+from tests.fakes.tiny_runner import tiny_runner_of
 from tokenwire.requests import FinishReason, TokenLogprob
 
+Folders = Callable[[str], str]
 Runners = Callable[[str], ModelRunner]
 References = Callable[[str], Reference]
 
 FAMILIES = [
-    "llama", "llama_tied", "mistral", "qwen2", "qwen2_window", "qwen3", "gemma2", "gemma3",
+    "llama", "llama_tied", "llama3_rope", "mistral", "qwen2", "qwen2_window", "qwen3", "qwen3_yarn", "gemma2", "gemma3",
     "gemma3_multimodal", "phi3", "olmo2", "granite",
     "gpt_neox", "gpt_neox_sequential", "stablelm", "stablelm_parallel", "nemotron", "cohere", "cohere2", "smollm3",
     "mixtral", "qwen3_moe", "olmoe", "granite_moe", "gpt_oss", "deepseek_v3",
@@ -66,8 +66,18 @@ TALLY = Tally()
 
 
 @pytest.fixture(scope="module")
-def references(tiny_folder: Callable[[str], str]) -> References:
-    return cache(lambda family: Reference(tiny_folder(family)))
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return cache(lambda family: str(write_model(tmp_path_factory.mktemp("golden") / family, family)))
+
+
+@pytest.fixture(scope="module")
+def runners(folders: Folders) -> Runners:
+    return cache(lambda family: tiny_runner_of(folders(family)))
+
+
+@pytest.fixture(scope="module")
+def references(folders: Folders) -> References:
+    return cache(lambda family: Reference(folders(family)))
 
 
 def check(sequences: list[Sequence], reference: Reference, num_outputs: int = NUM_OUTPUTS) -> None:
@@ -88,30 +98,28 @@ def prompt_of(sequence: Sequence) -> list[int]:
 
 
 @each_family
-def test_alone(tiny_runner: Runners, references: References, family: str) -> None:
-    loop = EngineLoop(tiny_runner(family))
+def test_alone(runners: Runners, references: References, family: str) -> None:
+    loop = EngineLoop(runners(family))
     for prompt in BATCH[:4]:
         check(loop.run([prompt], NUM_OUTPUTS), references(family))
     assert {terminal.reason for terminal in loop.terminals.values()} == {FinishReason.LENGTH}
 
 
 @each_family
-def test_in_a_batch_of_16_that_fills_up_while_it_runs(
-    tiny_runner: Runners, references: References, family: str
-) -> None:
-    check(EngineLoop(tiny_runner(family)).run(BATCH, NUM_OUTPUTS, staggered=True), references(family))
+def test_in_a_batch_of_16_that_fills_up_while_it_runs(runners: Runners, references: References, family: str) -> None:
+    check(EngineLoop(runners(family)).run(BATCH, NUM_OUTPUTS, staggered=True), references(family))
 
 
 @each_family
-def test_prompts_in_chunks_of_7(tiny_runner: Runners, references: References, family: str) -> None:
+def test_prompts_in_chunks_of_7(runners: Runners, references: References, family: str) -> None:
     """Decodes take their share of the 7 too, so chunks of every size down to 1 occur."""
-    loop = EngineLoop(tiny_runner(family), step_tokens=CHUNK)
+    loop = EngineLoop(runners(family), step_tokens=CHUNK)
     check(loop.run(BATCH, NUM_OUTPUTS), references(family))
 
 
 @each_family
-def test_across_preemptions(tiny_runner: Runners, references: References, family: str) -> None:
-    runner = tiny_runner(family)
+def test_across_preemptions(runners: Runners, references: References, family: str) -> None:
+    runner = runners(family)
     loop = EngineLoop(runner, info=replace(runner.info, num_blocks=FEW_BLOCKS))
     sequences = loop.run(BATCH, NUM_OUTPUTS)
     assert loop.num_preemptions > 0
@@ -119,9 +127,9 @@ def test_across_preemptions(tiny_runner: Runners, references: References, family
 
 
 @each_family
-def test_after_hits_in_the_prefix_cache(tiny_runner: Runners, references: References, family: str) -> None:
+def test_after_hits_in_the_prefix_cache(runners: Runners, references: References, family: str) -> None:
     """The same prompts again, and prompts that share a beginning whose end is within a block."""
-    loop = EngineLoop(tiny_runner(family))
+    loop = EngineLoop(runners(family))
     check(loop.run(BATCH, NUM_OUTPUTS) + loop.run(SHARING[:1], NUM_OUTPUTS), references(family))
     again = loop.run(BATCH, NUM_OUTPUTS, staggered=True) + loop.run(SHARING, NUM_OUTPUTS, staggered=True)
     longer = [s for s in again if s.num_prompt_tokens > loop.runner.info.block_size]
@@ -131,9 +139,9 @@ def test_after_hits_in_the_prefix_cache(tiny_runner: Runners, references: Refere
 
 @pytest.mark.parametrize("few_blocks", [False, True], ids=["chunked", "preempted"])
 @each_family
-def test_logprobs(tiny_runner: Runners, references: References, family: str, few_blocks: bool) -> None:
+def test_logprobs(runners: Runners, references: References, family: str, few_blocks: bool) -> None:
     """Those of prompt and output, of each token and of the likeliest, from a batch whose prompts come in chunks."""
-    runner = tiny_runner(family)
+    runner = runners(family)
     info = replace(runner.info, num_blocks=FEW_BLOCKS) if few_blocks else runner.info
     loop = EngineLoop(runner, step_tokens=CHUNK * 4, info=info)
     sequences = loop.run(BATCH, NUM_OUTPUTS, staggered=True, logprobs=3, prompt_logprobs=2)
@@ -161,15 +169,9 @@ def assert_within_1e_4(given: list[float] | list[list[float]], wanted: torch.Ten
     torch.testing.assert_close(torch.tensor(given), wanted, rtol=0, atol=1e-4)
 
 
-def test_longrope_up_to_its_threshold_next_to_long_neighbours(
-    tiny_folder: Callable[[str], str], references: References
-) -> None:
+def test_longrope_up_to_its_threshold_next_to_long_neighbours(folders: Folders, references: References) -> None:
     """The longest sequences end exactly where long factors would begin; that one more is refused is the probe's."""
-    settings = EngineSettings(
-        model=tiny_folder("phi3_longrope"), device="cpu", dtype="float32", threads=1, block_size=4,
-        max_context_tokens=SHORT_RANGE, kv_memory=2**20,
-    )  # fmt: skip
-    runner = build_runner(settings)
+    runner = tiny_runner_of(folders("phi3_longrope"), max_context_tokens=SHORT_RANGE)
     longest = SHORT_RANGE - NUM_OUTPUTS
     given = [random_tokens(length) for length in (longest, 3, longest - 1, 9, 1, longest)]
     check(EngineLoop(runner).run(given, NUM_OUTPUTS), references("phi3_longrope"))

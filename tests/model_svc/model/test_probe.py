@@ -15,9 +15,11 @@ from tokenwire.errors import FailedPrecondition
 SERVED = {
     "llama": LayerKVSpec(2, 8, 8),
     "llama_tied": LayerKVSpec(2, 8, 8),
+    "llama3_rope": LayerKVSpec(2, 8, 8),
     "qwen2": LayerKVSpec(2, 8, 8),
     "qwen2_window": LayerKVSpec(2, 8, 8),
     "qwen3": LayerKVSpec(2, 16, 16),
+    "qwen3_yarn": LayerKVSpec(2, 16, 16),
     "qwen3_moe": LayerKVSpec(2, 16, 16),
     "gemma2": LayerKVSpec(2, 16, 16),
     "gemma3": LayerKVSpec(2, 16, 16),
