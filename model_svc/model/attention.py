@@ -1,8 +1,8 @@
 """Paged attention for models from `transformers`, through its AttentionInterface.
 
-A model loaded with `attn_implementation=ATTENTION_NAME` calls `paged_attention` in every layer. All it needs arrives as
-keyword arguments of `model.forward` (`paged=`, `backend=`), which `transformers` hands down to each layer: there is no
-global state. The name is deliberately absent from the AttentionMaskInterface: `transformers` then builds no mask.
+A model loaded with `attn_implementation=ATTENTION_NAME` calls `paged_attention` in every layer. What that needs besides
+the tensors, the step's plan and the backend, comes through the model's `Handover`: there is no global state. The name
+is deliberately absent from the AttentionMaskInterface: `transformers` then builds no mask.
 
 A backend writes nothing: `paged_attention` has put the new keys and values into the cache before it is called.
 Knows no model; whether a model really calls this, once per layer and with the meaning assumed, is for `probe` to find.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from model_svc.model.handover import handed_to
 from model_svc.model.paged import DecodeGroup, LayerKV, PagedStep, PrefillChunk
 from tokenwire.errors import FailedPrecondition
 
@@ -48,6 +49,13 @@ class AttentionBackend(Protocol):
         """
 
 
+class AttentionCall(NamedTuple):
+    """What a forward pass hands to every call of `paged_attention`."""
+
+    step: PagedStep
+    backend: AttentionBackend
+
+
 def paged_attention(
     module: nn.Module,
     query: Tensor,
@@ -55,8 +63,6 @@ def paged_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    paged: PagedStep,
-    backend: AttentionBackend,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -65,14 +71,15 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """What `transformers` calls in each layer. Writes the new keys and values into the cache, then attends.
 
-    Shapes as in `AttentionBackend.attend`. Arguments that would change the result and are not taken here make the
-    probe refuse the model at load.
+    Shapes as in `AttentionBackend.attend`; an `AttentionCall` is handed to `module`. Arguments that would change the
+    result and are not taken here make the probe refuse the model at load.
     """
-    layer = paged.kv.layers[module.layer_idx]  # type: ignore[index]
-    layer.key_slots.index_copy_(0, paged.slots, key[0].transpose(0, 1))
-    layer.value_slots.index_copy_(0, paged.slots, value[0].transpose(0, 1))
+    step, backend = handed_to(module)
+    layer = step.kv.layers[module.layer_idx]
+    layer.key_slots.index_copy_(0, step.slots, key[0].transpose(0, 1))
+    layer.value_slots.index_copy_(0, step.slots, value[0].transpose(0, 1))
     options = AttentionOptions(scaling, sliding_window, softcap, s_aux)
-    return backend.attend(query, key, value, layer, paged, options), None
+    return backend.attend(query, key, value, layer, step, options), None
 
 
 class SdpaBackend:

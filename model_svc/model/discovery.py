@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from model_svc.model.attention import ATTENTION_NAME
+from model_svc.model.handover import handed_to
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import LayerKVSpec
 
@@ -37,7 +38,7 @@ class Unservable(Exception):
 
 @dataclass(slots=True)
 class AttentionNotes:
-    """What the note-taking attention saw. Handed down as a keyword argument, like everything attention needs."""
+    """What the note-taking attention saw. Handed to it by the model's `Handover`, as a step's plan is."""
 
     specs: dict[int, LayerKVSpec] = field(default_factory=dict)
     num_calls: dict[int, int] = field(default_factory=dict)
@@ -45,17 +46,14 @@ class AttentionNotes:
 
 
 def discover(model: LoadedModel) -> tuple[LayerKVSpec, ...]:
-    """The cache each layer needs. Raises Unservable. Leaves the model as it was."""
+    """The cache each layer needs. Raises Unservable, or what the model raises. Leaves it as it was."""
     notes = AttentionNotes()
     token_ids = torch.tensor([[0, 1]], device=model.device) % model.vocab_size
     positions = torch.tensor([[0, 1]], device=model.device)
     model.module.set_attn_implementation(DISCOVERY_NAME)
     try:
-        model.module(input_ids=token_ids, position_ids=positions, use_cache=False, return_dict=True, notes=notes)
-    except Unservable:
-        raise
-    except Exception as error:  # whatever a model of unknown code raises is the reason not to serve it
-        raise Unservable(f"a trial run with paged attention failed: {type(error).__name__}: {error}") from error
+        with model.handover.carrying(notes):
+            model.module(input_ids=token_ids, position_ids=positions, use_cache=False, return_dict=True)
     finally:
         model.module.set_attn_implementation(ATTENTION_NAME)
     check_calls(notes, model.num_layers)
@@ -84,14 +82,12 @@ def note_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    notes: AttentionNotes | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, None]:
     """Stands in for attention in `discover`: records the call, gives zeros of the right shape."""
-    if notes is None:
-        raise Unservable("it does not hand keyword arguments of its forward down to its attention")
+    notes: AttentionNotes = handed_to(module)
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise Unservable(f"its {type(module).__name__} has no layer_idx")

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from model_svc.model.attention import ATTENTION_NAME, AttentionBackend
+from model_svc.model.attention import ATTENTION_NAME, AttentionBackend, AttentionCall
 from model_svc.model.device import resolve_dtype
+from model_svc.model.handover import Handover
 from model_svc.model.paged import PagedStep
 from tokenwire.errors import FailedPrecondition, NotFound
 from tokenwire.sampling import SamplingParams
@@ -32,6 +33,8 @@ class LoadedModel:
 
     module: Any
     """The `transformers` PreTrainedModel."""
+    handover: Handover
+    """Brings to its attention what a forward pass computes with."""
     device: torch.device
     dtype: torch.dtype
     vocab_size: int
@@ -51,10 +54,11 @@ class LoadedModel:
         `token_ids`, `positions`: [T] int64. Writes the tokens' keys and values into the step's cache.
         """
         arguments = {"logits_to_keep": keep} if self.takes_logits_to_keep else {}
-        output = self.module(
-            input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, return_dict=True,
-            paged=step, backend=backend, **arguments,
-        )  # fmt: skip
+        with self.handover.carrying(AttentionCall(step, backend)):
+            output = self.module(
+                input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False,
+                return_dict=True, **arguments,
+            )  # fmt: skip
         logits: Tensor = output.logits[0]
         return logits if self.takes_logits_to_keep else logits[keep]
 
@@ -76,7 +80,11 @@ def load_model(folder: Path, device: torch.device, dtype: str) -> LoadedModel:
         raise corrupt(folder, f"a weights file cannot be read ({error})") from error
     except (OSError, json.JSONDecodeError) as error:
         raise corrupt(folder, str(error)) from error
-    except (ValueError, KeyError, AttributeError, ImportError, TypeError, RuntimeError) as error:
+    except KeyError as error:  # raised by models that look attention up in a table of their own
+        if error.args == (ATTENTION_NAME,):
+            raise unsupported(folder, "its attention is its own, and takes no other implementation") from error
+        raise unsupported(folder, f"transformers gives KeyError: {error}") from error
+    except (ValueError, AttributeError, ImportError, TypeError, RuntimeError) as error:
         raise unsupported(folder, f"transformers gives {type(error).__name__}: {error}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if report[kind]:
@@ -85,6 +93,7 @@ def load_model(folder: Path, device: torch.device, dtype: str) -> LoadedModel:
     text = config.get_text_config()
     return LoadedModel(
         module=module.eval().requires_grad_(False).to(device),
+        handover=Handover(module),
         device=device,
         dtype=torch_dtype,
         vocab_size=int(text.vocab_size),

@@ -70,13 +70,14 @@ def probe(
 
 @contextmanager
 def _refusals(model: LoadedModel) -> Iterator[None]:
-    """What makes a model unservable, as the error that an operator reads."""
+    """What makes a model unservable, as the error that an operator reads. Whatever its unknown code raises does."""
     try:
         yield
-    except Unservable as reason:
+    except Exception as error:
+        reason = error if isinstance(error, Unservable) else f"a trial run failed: {type(error).__name__}: {error}"
         raise FailedPrecondition(
             f"model: {type(model.module).__name__} cannot be served: {reason}", reason="MODEL_UNSUPPORTED"
-        ) from reason
+        ) from error
 
 
 class _Trial:
@@ -110,10 +111,12 @@ class _Trial:
         eager = [self.eager(long), self.eager(short)]
 
         heads = [self.num_long - TAIL_TOKENS, self.num_short - TAIL_TOKENS]
-        with_other_short = self.step([long, other_short], heads, restart=True)
+        all_of_short = [heads[0], self.num_short]  # up to the last position that there is
+        with_short = self.step([long, short], all_of_short, restart=True)
+        with_other_short = self.step([long, other_short], all_of_short, restart=True)
         with_other_long = self.step([other_long, short], heads, restart=True)
         together = self.step([long, short], heads, restart=True)
-        if not difference(together[0], with_other_short[0]) <= self.neighbour_tolerance:
+        if not difference(with_short[0], with_other_short[0]) <= self.neighbour_tolerance:
             raise Unservable(
                 "a sequence's result changes with the positions or tokens of its neighbour in the batch (rotary "
                 "scaling by the longest position, if any, can be avoided by a lower --max-context-tokens)"

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from model_svc.model import paged
-from model_svc.model.attention import AttentionOptions, make_backend, paged_attention
+from model_svc.model.attention import AttentionCall, AttentionOptions, make_backend, paged_attention
+from model_svc.model.handover import Handover
 from model_svc.model.paged import LayerKVSpec, allocate, plan_step, positions_and_slots, row_order
 from tokenwire.errors import FailedPrecondition
 
@@ -67,10 +68,12 @@ def test_steps_of_mixed_rows_equal_dense_attention(
         )
         parts = [[x[computed[r] : computed[r] + n] for x in data[r]] for r, n in zip(rows, new, strict=True)]
         query, key, value = (torch.cat(x).transpose(0, 1)[None] for x in zip(*parts, strict=True))
-        output, _ = paged_attention(
-            Layer(), query, key, value, None, paged=step, backend=make_backend("auto"), scaling=options.scale,
-            sliding_window=options.window, softcap=options.softcap, s_aux=options.sinks,
-        )  # fmt: skip
+        layer = Layer()
+        with Handover(layer).carrying(AttentionCall(step, make_backend("auto"))):
+            output, _ = paged_attention(
+                layer, query, key, value, None, scaling=options.scale, sliding_window=options.window,
+                softcap=options.softcap, s_aux=options.sinks,
+            )  # fmt: skip
         assert output.shape == (1, new.sum(), NUM_HEADS, VALUE_SIZE)
         for r, part in zip(rows, output[0].split(new.tolist()), strict=True):
             found[r][computed[r] : computed[r] + len(part)] = part

@@ -4,9 +4,8 @@ from functools import cache
 import pytest
 
 from model_svc.engine.batch import ModelRunner
-from model_svc.runner import build_runner
-from model_svc.settings import EngineSettings
 from tests.fakes.tiny_models import write_model
+from tests.fakes.tiny_runner import tiny_runner_of
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +17,4 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str
 @pytest.fixture(scope="session")
 def tiny_runner(tiny_folder: Callable[[str], str]) -> Callable[[str], ModelRunner]:
     """A runner of the tiny model with the given name, in fp32 on one thread; built once."""
-    return cache(
-        lambda name: build_runner(
-            EngineSettings(
-                model=tiny_folder(name), device="cpu", dtype="float32", threads=1, block_size=4, max_batch_size=32,
-                kv_memory=16 * 2**20,
-            )
-        )
-    )  # fmt: skip
+    return cache(lambda name: tiny_runner_of(tiny_folder(name)))

@@ -1,4 +1,7 @@
-"""The runner against transformers' own greedy loop, token for token, and what it promises besides."""
+"""What the runner promises: rows do not disturb each other, and noise depends on nothing but seed and position.
+
+That each family gives the tokens of transformers is for `tests/model_svc/test_golden.py`.
+"""
 
 import random
 import weakref
@@ -6,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from model_svc.engine.batch import ModelRunner
 from model_svc.model import paged
 from model_svc.runner.startup import start_runner
 from model_svc.runner.step_output import NOT_FINITE_ERROR
 from model_svc.settings import EngineSettings
+from tests.fakes.reference import Reference
 from tests.fakes.step_loop import StepLoop, outputs
 from tests.fakes.tiny_models import VOCAB_SIZE
 from tokenwire.sampling import NEUTRAL, SamplingParams
@@ -21,7 +23,6 @@ from tokenwire.sampling import NEUTRAL, SamplingParams
 Folders = Callable[[str], str]
 Runners = Callable[[str], ModelRunner]
 
-FAMILIES = ["llama", "qwen2_window", "qwen3", "gemma2", "mistral", "phi3", "gpt_oss", "qwen3_moe", "deepseek_v3"]
 NUM_OUTPUTS = 12
 
 
@@ -30,36 +31,8 @@ def prompts(num: int, longest: int = 40) -> list[list[int]]:
     return [[rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, longest))] for _ in range(num)]
 
 
-def greedy_reference(folder: str, prompt: list[int], num_outputs: int = NUM_OUTPUTS) -> list[int]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    ids = torch.tensor([prompt])
-    made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_outputs)
-    return made[0, len(prompt) :].tolist()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_transformers(tiny_folder: Folders, tiny_runner: Runners, family: str) -> None:
-    """Alone; and in a batch of 16 that fills up while it runs, with prompts cut into chunks of 7."""
-    runner = tiny_runner(family)
-    given = prompts(16)
-    wanted = [greedy_reference(tiny_folder(family), prompt) for prompt in given]
-
-    loop = StepLoop(runner)
-    alone = loop.add(given[0], NUM_OUTPUTS)
-    loop.run()
-    assert outputs(alone) == wanted[0]
-
-    loop = StepLoop(runner, chunk=7)
-    sequences = [loop.add(given[0], NUM_OUTPUTS)]
-    arrivals = iter(given[1:])
-
-    def arrive(step: int) -> None:
-        for _ in range(1 + step % 2):
-            if prompt := next(arrivals, None):
-                sequences.append(loop.add(prompt, NUM_OUTPUTS))
-
-    loop.run(arrive)
-    assert [outputs(sequence) for sequence in sequences] == wanted
+def greedy_reference(folder: str, prompt: list[int]) -> list[int]:
+    return Reference(folder).greedy(prompt, NUM_OUTPUTS).token_ids
 
 
 def test_contexts_of_very_different_length_share_a_step(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

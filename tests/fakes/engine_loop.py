@@ -1,0 +1,89 @@
+"""The real engine over a runner, stepped by hand, with every sequence and every end kept for a test to look at."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+from model_svc.engine.batch import ModelRunner, RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.engine import Engine
+from model_svc.engine.events import Inbox
+from model_svc.engine.scheduler import Limits
+from model_svc.engine.sequence import Sequence
+from tests.fakes.step_loop import GREEDY
+from tokenwire.requests import Terminal, TokenLogprob
+from tokenwire.sampling import StopParams
+
+SEQUENCE_IDS = count(10**6)
+"""A runner takes equal ids for one sequence, and other loops may have used it."""
+
+
+class RecordingRunner:
+    """Keeps the log-probabilities that a runner gives out, by sequence id. `info` may differ from the runner's own."""
+
+    def __init__(self, runner: ModelRunner, info: RunnerInfo) -> None:
+        self.runner, self.info = runner, info
+        self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
+        self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
+
+    def run(self, batch: ScheduledBatch) -> StepOutput:
+        output = self.runner.run(batch)
+        for row, logprob in output.logprobs.items():
+            self.logprobs[batch.rows[row].sequence.sequence_id].append(logprob)
+        for row, logprobs in output.prompt_logprobs.items():
+            self.prompt_logprobs[batch.rows[row].sequence.sequence_id] += logprobs
+        return output
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+class EngineLoop:
+    """One engine; its scheduler is checked after every step."""
+
+    def __init__(
+        self, runner: ModelRunner, *, batch: int = 16, step_tokens: int = 512, info: RunnerInfo | None = None
+    ) -> None:
+        self.runner = RecordingRunner(runner, info or runner.info)
+        self.step_tokens = step_tokens
+        self.engine = Engine(self.runner, Limits(batch, step_tokens))
+        self.terminals: dict[int, Terminal] = {}
+
+    def run(
+        self, prompts: list[list[int]], num_outputs: int, *, staggered: bool = False, **fields: Any
+    ) -> list[Sequence]:
+        """Serve the prompts to their end and give their sequences; `fields` are more of Sequence's.
+
+        `staggered`: one or two of them come before each step, instead of all before the first.
+        """
+        sequences = [self._sequence(prompt, num_outputs, **fields) for prompt in prompts]
+        for arriving in _one_or_two(sequences) if staggered else [sequences]:
+            self.engine.take(Inbox(sequences=arriving))
+            self._step()
+        while self.engine.has_work:
+            self._step()
+        return sequences
+
+    @property
+    def num_preemptions(self) -> int:
+        return self.engine.scheduler.num_preemptions
+
+    def _step(self) -> None:
+        result = self.engine.step()
+        self.engine.scheduler.check_integrity()
+        assert result.num_batch_tokens <= self.step_tokens
+        self.terminals |= {ended.sequence_id: ended.terminal for ended in result.ended}
+
+    def _sequence(self, prompt: list[int], num_outputs: int, **fields: Any) -> Sequence:
+        number = next(SEQUENCE_IDS)
+        return Sequence(
+            sequence_id=number, token_ids=list(prompt), num_prompt_tokens=len(prompt), sampling=GREEDY,
+            stop=StopParams(max_tokens=num_outputs), arrival_s=float(number), **fields,
+        )  # fmt: skip
+
+
+def _one_or_two(sequences: list[Sequence]) -> Iterator[list[Sequence]]:
+    start, size = 0, 1
+    while start < len(sequences):
+        yield sequences[start : start + size]
+        start, size = start + size, 3 - size

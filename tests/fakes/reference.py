@@ -1,0 +1,41 @@
+"""What `transformers` itself makes of a model folder: eager attention, one sequence at a time, nothing paged."""
+
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+class Greedy(NamedTuple):
+    """Tokens of a greedy generation, and how far the likeliest logit was above the second at each."""
+
+    token_ids: list[int]
+    gaps: list[float]
+
+
+class Reference:
+    """The model in `folder`, in fp32 on the CPU. Remembers what it has generated."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        self._made: dict[tuple[tuple[int, ...], int], Greedy] = {}
+
+    def greedy(self, prompt: list[int], num_outputs: int) -> Greedy:
+        """transformers' own `generate`."""
+        key = (tuple(prompt), num_outputs)
+        if key not in self._made:
+            ids = torch.tensor([prompt])
+            made = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_outputs,
+                output_logits=True, return_dict_in_generate=True,
+            )  # fmt: skip
+            likeliest = torch.cat(made.logits).topk(2).values
+            gaps = (likeliest[:, 0] - likeliest[:, 1]).tolist()
+            self._made[key] = Greedy(made.sequences[0, len(prompt) :].tolist(), gaps)
+        return self._made[key]
+
+    @torch.inference_mode()
+    def logprobs(self, token_ids: list[int]) -> torch.Tensor:
+        """[n - 1, V]: log-probabilities of what follows each of n tokens but the last, from one plain forward."""
+        logits = self.model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0, :-1]
+        return logits.log_softmax(-1)
