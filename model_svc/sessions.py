@@ -4,12 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 
 from model_svc.admission import TokenRequest
 from model_svc.credits import TTL_S, Lessor
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
+from model_svc.token_frame import TokenFrames
 from tokenwire.errors import AlreadyExists, TokenwireError
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage, name_violations
 from tokenwire.sampling import refuse
@@ -17,7 +17,7 @@ from tokenwire.session import PROTOCOL_VERSION
 from tokenwire.session_server import handles_of
 from tokenwire.v1 import common_pb2, model_pb2
 from tokenwire.version import __version__
-from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire, logprob_to_wire, options_from_wire, terminal_to_wire
+from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire, options_from_wire
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class OpenRequest:
 
 
 class TokenSession:
-    """One peer's session. Also the sink of its sequences: columns fill until the writer takes the frame."""
+    """One peer's session. Also the sink of its sequences: frames fill until the writer takes them."""
 
     def __init__(
         self, engine: EngineClient, state: TierState, lessor: Lessor, on_close: Callable[["TokenSession"], None]
@@ -63,9 +63,7 @@ class TokenSession:
         self._requests: dict[str, OpenRequest] = {}
         """By request id; a request that is being taken back does not hold its id any more."""
         self._last_handle = 0
-        self._tokens: dict[int, list[int]] = {}
-        self._logprobs: dict[int, model_pb2.SequenceLogprobs] = {}
-        self._finishes: list[common_pb2.Finish] = []
+        self._frames = TokenFrames()
         self._drain: common_pb2.Drain | None = None
         self._wake = asyncio.Event()
         self._half_closed = False
@@ -118,7 +116,7 @@ class TokenSession:
         except TimeoutError:
             return model_pb2.ModelServiceSessionResponse(load=self._state.load(), credit=self._credit())
         self._wake.clear()
-        nothing_waits = not (self._tokens or self._finishes or self._logprobs)
+        nothing_waits = self._frames.is_empty
         if self._error is not None and nothing_waits:
             raise self._error
         if self._half_closed and nothing_waits and not self._open:
@@ -135,17 +133,11 @@ class TokenSession:
 
     def on_token(self, handle: int, token_id: int, logprob: TokenLogprob | None) -> None:
         """Add to the frame being filled."""
-        if logprob is not None:
-            self._logprobs_of(handle).tokens.append(logprob_to_wire(logprob))
-        tokens = self._tokens.get(handle)
-        if tokens is None:
-            self._tokens[handle] = [token_id]
-        else:
-            tokens.append(token_id)
+        self._frames.add_token(handle, token_id, logprob)
 
     def on_prompt_logprobs(self, handle: int, logprobs: list[TokenLogprob]) -> None:
         """Add to the frame being filled."""
-        self._logprobs_of(handle).prompt.extend(map(logprob_to_wire, logprobs))
+        self._frames.add_prompt_logprobs(handle, logprobs)
 
     def on_end(self, handle: int, terminal: Terminal) -> None:
         """Add the terminal event to the frame being filled."""
@@ -155,31 +147,22 @@ class TokenSession:
             request.num_open -= 1
             if not request.num_open:
                 self._release_id(request)
-        self._finishes.append(terminal_to_wire(terminal, handle))
+        self._frames.add_end(handle, terminal)
 
     def flush(self) -> None:
         """Let the writer take what has been filled in."""
+        self._frames.end_step()
         self._wake.set()
 
     def _take_frame(self) -> model_pb2.ModelServiceSessionResponse:
-        tokens, self._tokens = self._tokens, {}
-        finishes, self._finishes = self._finishes, []
-        logprobs, self._logprobs = self._logprobs, {}
-        frame = model_pb2.ModelServiceSessionResponse(
-            handles=tokens.keys(),
-            token_ids=chain.from_iterable(tokens.values()),
-            logprobs=logprobs.values(),
-            finishes=finishes,
-            load=self._state.load(),
-            credit=self._credit(),
-        )
-        if any(len(ids) != 1 for ids in tokens.values()):
-            frame.counts.extend(map(len, tokens.values()))
+        frame = self._frames.take()
+        frame.load.CopyFrom(self._state.load())
+        frame.credit.CopyFrom(self._credit())
         if self._drain is not None:
             frame.drain.CopyFrom(self._drain)
             self._drain = None
-        if self._error is not None or (self._half_closed and not self._open):
-            self._wake.set()  # this was the last
+        if self._frames.has_more or self._error is not None or (self._half_closed and not self._open):
+            self._wake.set()  # there is another, or this was the last
         return frame
 
     def _credit(self) -> common_pb2.AdmissionCredit:
@@ -187,12 +170,6 @@ class TokenSession:
         return common_pb2.AdmissionCredit(
             requests=leased.requests, tokens=leased.tokens, ttl_ms=round(TTL_S * 1000)
         )  # fmt: skip
-
-    def _logprobs_of(self, handle: int) -> model_pb2.SequenceLogprobs:
-        found = self._logprobs.get(handle)
-        if found is None:
-            found = self._logprobs[handle] = model_pb2.SequenceLogprobs(handle=handle)
-        return found
 
     def _submit(self, submit: model_pb2.TokenSubmit) -> None:
         handles = handles_of(submit.handle, submit.request.options.num_choices, self._last_handle)
