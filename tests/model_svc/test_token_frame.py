@@ -28,7 +28,7 @@ def test_logprobs_are_parallel_to_tokens_and_spread_over_frames(monkeypatch: pyt
     frames.add_prompt_logprobs(7, [TokenLogprob(i, -2.0) for i in range(3)])
     frames.end_step()
     assert not frames.is_empty
-    for token_id in range(8):
+    for token_id in range(9):
         frames.add_token(7, token_id, TokenLogprob(token_id, -0.5, TOP))
         frames.add_token(8, token_id, None)
         frames.end_step()
@@ -45,5 +45,5 @@ def test_logprobs_are_parallel_to_tokens_and_spread_over_frames(monkeypatch: pyt
         (entries,) = frame.logprobs
         assert entries.handle == 7 and len(entries.tokens) == counts[7]
         seen += [entry.token_id for entry in entries.tokens]
-    assert seen == list(range(8))
+    assert seen == list(range(9))
     assert [bool(frame.finishes) for frame in taken] == [False, False, True]
