@@ -143,11 +143,6 @@ class BlockPool:
                 self._free.move_to_end(gone.block, last=False)
             gone.block = -1
 
-    def forget_all(self) -> None:
-        """Nothing is cached any more."""
-        for block in range(self.num_blocks):
-            self.forget(block)
-
     def take_changes(self) -> tuple[list[int], list[int]]:
         """Hashes that became cached, and hashes that are no more, since the last call; none is in both."""
         changes, self._changes = self._changes, {}

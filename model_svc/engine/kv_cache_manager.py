@@ -45,7 +45,7 @@ class KVCacheManager:
 
         When PLACED, its `num_computed_tokens` are what the cache held, always fewer than its tokens.
         """
-        if sequence.awaited_hash is not None and sequence.awaited_hash in self._computing:
+        if self.awaits_prefix(sequence):
             return Placement.AWAITS_PREFIX
         self._extend_hashes(sequence)
         hits = self._find_prefix(sequence)
@@ -64,6 +64,10 @@ class KVCacheManager:
         for uncomputed in sequence.block_hashes[len(hits) :]:
             self._computing.setdefault(uncomputed, sequence)
         return Placement.PLACED
+
+    def awaits_prefix(self, sequence: Sequence) -> bool:
+        """Whether what `place` last found it to wait for is still being computed."""
+        return sequence.awaited_hash is not None and sequence.awaited_hash in self._computing
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Extend the table to hold `num_tokens` positions; False, and nothing changed, when blocks run out."""

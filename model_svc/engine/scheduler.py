@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from model_svc.engine.admission_window import AdmissionWindow
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.deadlines import Deadlines
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
 from model_svc.engine.fair_share import FairShare
 from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
@@ -29,10 +30,6 @@ from tokenwire.requests import CancelReason, FinishReason
 
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
-
-
-MAX_STALE_DEADLINES = 64
-"""Deadlines of ended sequences that are kept, beyond as many as there are sequences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +73,7 @@ class Scheduler:
         self._window = AdmissionWindow(limits.window_s, limits.window_requests)
         self._estimate = StartEstimate()
         self._free_slots = list(range(limits.max_batch_size))
-        self._deadlines: list[tuple[float, int]] = []
-        """A heap of (deadline, sequence id), ended sequences among them."""
+        self._deadlines = Deadlines(self.sequences)
 
     @property
     def has_work(self) -> bool:
@@ -91,16 +87,16 @@ class Scheduler:
             return 0.0
         if not self.sequences:
             return None
-        due = [self._deadlines[0][0]] if self._deadlines else []
+        due = [self._deadlines.next_s]
         if len(self.waiting) > self.waiting.num_new:
             return 0.0
         if self.waiting.num_new and not self.paused:
             self._update_window(now_s)
             if any(self._window.lets_in(sequence.sequence_id) for sequence in self.waiting):
                 return 0.0
-            opens_s = self._window.opens_s(self.waiting.oldest_arrival_s)
-            due += [opens_s] if opens_s is not None else []
-        return max(0.0, min(due) - now_s) if due else None
+            due.append(self._window.opens_s(self.waiting.oldest_arrival_s))
+        next_s = min((at_s for at_s in due if at_s is not None), default=None)
+        return max(0.0, next_s - now_s) if next_s is not None else None
 
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in; it waits. It must fit the context, which admission has checked.
@@ -111,9 +107,9 @@ class Scheduler:
         ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0
         self.waiting.add(sequence)
         self._window.add(sequence.sequence_id)
+        self._deadlines.add(sequence)
         if sequence.deadline_s is None:
             return
-        heapq.heappush(self._deadlines, (sequence.deadline_s, sequence.sequence_id))
         wait_s, left_s = self._estimate.wait_s(ahead), sequence.deadline_s - self.clock()
         if wait_s is not None and wait_s >= left_s > 0:
             message = f"it would start in about {wait_s:.1f} s, and {left_s:.1f} s are left to it (context.timeout_ms)"
@@ -217,10 +213,8 @@ class Scheduler:
             raise AssertionError("a slot is lost, or has two owners")
 
     def _expire(self, now_s: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            sequence = self.sequences.get(heapq.heappop(self._deadlines)[1])
-            if sequence is not None:
-                self._finish(sequence, FinishReason.DEADLINE)
+        for sequence in self._deadlines.take_due(now_s):
+            self._finish(sequence, FinishReason.DEADLINE)
 
     def _decodes(self, budget: int) -> list[ScheduledRow]:
         """One row for each running sequence that lacks only its last token, in rank order; preempts for blocks."""
@@ -260,16 +254,22 @@ class Scheduler:
         """
         self._update_window(now_s)
         budget = self.limits.max_step_tokens - sum(s.num_uncomputed_tokens == 1 for s in self.running)
-        taken_tokens = 0
+        taken_tokens = num_passed_over = 0
         for sequence in self.waiting.in_order():
             new = is_new(sequence)
             if new and (self.paused or not self._window.lets_in(sequence.sequence_id)):
+                continue
+            if num_passed_over == self.limits.max_batch_size:
+                break  # a long queue for one prefix must not cost time in every step
+            if self.kv.awaits_prefix(sequence):
+                num_passed_over += 1
                 continue
             if budget <= self._num_prefill_tokens_before(sequence):
                 break
             placement = self._place(sequence)
             if placement is Placement.NO_ROOM:
                 break
+            num_passed_over += placement is Placement.AWAITS_PREFIX
             if placement is Placement.PLACED and new:
                 taken_tokens += sequence.num_tokens
                 self.shares.charge(sequence.tenant, prompt_tokens=sequence.num_uncomputed_tokens)
@@ -328,9 +328,5 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         del self.sequences[sequence.sequence_id]
         self.ended.append(Ended(sequence.sequence_id, terminal_of(sequence, reason, self.clock(), error)))
-        if len(self._deadlines) > 2 * len(self.sequences) + MAX_STALE_DEADLINES:
-            alive = (each for each in self.sequences.values() if each.deadline_s is not None)
-            self._deadlines = [(each.deadline_s or 0.0, each.sequence_id) for each in alive]
-            heapq.heapify(self._deadlines)
         if self.shares.is_full:
             self.shares.forget({each.tenant for each in self.sequences.values()})
