@@ -49,6 +49,9 @@ class EngineSettings:
     max_step_tokens: int = setting(
         0, "token budget of one step, decodes and prefill chunks together; 0: 512 on a CPU, 8192 on a GPU", minimum=0
     )
+    overlap: str = setting(
+        "auto", "launch a step before the one before it is read; auto: on a GPU", choices=("auto", "on", "off")
+    )
     max_queued_requests: int = setting(1024, "requests that may wait; one more is refused", minimum=1)
     max_queued_tokens: int = setting(
         1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1

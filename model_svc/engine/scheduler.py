@@ -20,13 +20,13 @@ from model_svc.engine.deadlines import Deadlines
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
 from model_svc.engine.fair_share import FairShare
 from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
-from model_svc.engine.sequence import Sequence, SequenceStatus
+from model_svc.engine.sequence import PENDING, Sequence, SequenceStatus
 from model_svc.engine.start_estimate import StartEstimate
 from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
 from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
 from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError
-from tokenwire.requests import CancelReason, FinishReason
+from tokenwire.requests import CancelReason, FinishReason, TokenLogprob
 
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
@@ -72,6 +72,8 @@ class Scheduler:
         self.num_preemptions = 0
         self._window = AdmissionWindow(limits.window_s, limits.window_requests)
         self._estimate = StartEstimate()
+        self._needing_tokens: set[int] = set()
+        """Ids of open sequences whose next step cannot be launched before their last token is known."""
         self._free_slots = list(range(limits.max_batch_size))
         self._deadlines = Deadlines(self.sequences)
 
@@ -98,12 +100,19 @@ class Scheduler:
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
         return max(0.0, next_s - now_s) if next_s is not None else None
 
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether a step may be launched before the one before it is collected."""
+        return not self._needing_tokens
+
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in; it waits. It must fit the context, which admission has checked.
 
         One whose deadline the queue before it will not let it meet ends at once, with an error that says when to retry.
         """
         self.sequences[sequence.sequence_id] = sequence
+        if needs_known_tokens(sequence):
+            self._needing_tokens.add(sequence.sequence_id)
         ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0
         self.waiting.add(sequence)
         self._window.add(sequence.sequence_id)
@@ -134,43 +143,53 @@ class Scheduler:
                 row.sequence.first_scheduled_s = now_s
         return ScheduledBatch(tuple(rows))
 
+    def launched(self, batch: ScheduledBatch) -> None:
+        """A batch is on its way: go on as if its tokens were there, the sampled ones PENDING."""
+        for row in batch.rows:
+            row.sequence.num_computed_tokens = row.end
+            if row.samples:
+                row.sequence.token_ids.append(PENDING)
+
     def update(self, batch: ScheduledBatch, output: StepOutput) -> NewTokens:
         """Enter what the runner computed. Returns the new output tokens and the log-probabilities asked for."""
-        now_s = self.clock()
         self.num_steps += 1
         new = NewTokens()
         served: dict[str, int] = {}
         for index, (row, token_id) in enumerate(zip(batch.rows, output.token_ids, strict=True)):
             sequence = row.sequence
-            if sequence.status is not SequenceStatus.RUNNING:
+            if sequence.status is SequenceStatus.FINISHED:
                 continue
             if index in output.errors:
                 if isinstance(output.errors[index], Internal):
                     self.kv.forget(sequence)
                 self.fail(sequence, output.errors[index])
                 continue
-            sequence.num_computed_tokens += row.num_new_tokens
-            self.kv.commit(sequence)
+            if row.num_preemptions == sequence.num_preemptions:
+                self.kv.commit(sequence, row.end)
             if index in output.prompt_logprobs:
-                new.prompt_logprobs[sequence.sequence_id] = output.prompt_logprobs[index]
-                sequence.num_prompt_logprobs += len(output.prompt_logprobs[index])
-            if token_id is None:
-                continue
-            sequence.token_ids.append(token_id)
-            served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
-            if sequence.first_token_s is None:
-                sequence.first_token_s = now_s
-            reason = reason_to_stop(sequence, self.max_context_tokens)
-            if reason is not FinishReason.STOP_TOKEN:
-                new.sequence_ids.append(sequence.sequence_id)
-                new.token_ids.append(token_id)
-                if index in output.logprobs:
-                    new.logprobs[sequence.sequence_id] = [output.logprobs[index]]
-            if reason is not None:
-                self._finish(sequence, reason)
+                num_given = sequence.num_prompt_logprobs - row.prompt_logprob_positions.start
+                new.prompt_logprobs[sequence.sequence_id] = output.prompt_logprobs[index][num_given:]
+                sequence.num_prompt_logprobs = row.prompt_logprob_positions.stop
+            if token_id is not None:
+                sequence.token_ids[row.end] = token_id
+                served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
+                self._enter_token(sequence, row.end, output.logprobs.get(index), new)
         for tenant, num_tokens in served.items():
             self.shares.charge(tenant, output_tokens=num_tokens)
         return new
+
+    def _enter_token(self, sequence: Sequence, index: int, logprob: TokenLogprob | None, new: NewTokens) -> None:
+        """`token_ids[index]` became known: give it out, and end the sequence if it says so."""
+        if sequence.first_token_s is None:
+            sequence.first_token_s = self.clock()
+        reason = reason_to_stop(sequence, index, self.max_context_tokens)
+        if reason is not FinishReason.STOP_TOKEN:
+            new.sequence_ids.append(sequence.sequence_id)
+            new.token_ids.append(sequence.token_ids[index])
+            if logprob is not None:
+                new.logprobs[sequence.sequence_id] = [logprob]
+        if reason is not None:
+            self._finish(sequence, reason)
 
     def fail(self, sequence: Sequence, error: TokenwireError) -> None:
         """End a sequence with a typed error."""
@@ -224,6 +243,8 @@ class Scheduler:
                 break
             if sequence.status is not SequenceStatus.RUNNING or sequence.num_uncomputed_tokens != 1:
                 continue
+            if self._is_ending(sequence):
+                continue
             while not self.kv.grow(sequence, sequence.num_tokens):
                 victim = self.running[-1]
                 self._preempt(victim)
@@ -242,10 +263,15 @@ class Scheduler:
             if sequence.wants_prompt_logprobs:
                 chunk = min(chunk, logprobs_budget)
                 logprobs_budget -= chunk
-            if chunk > 0 and sequence.sequence_id not in decoding:
+            if chunk > 0 and sequence.sequence_id not in decoding and not self._is_ending(sequence):
                 budget -= chunk
                 rows.append(ScheduledRow(sequence, chunk))
         return rows
+
+    def _is_ending(self, sequence: Sequence) -> bool:
+        """Whether its pending token will be its last whatever it is."""
+        last = sequence.num_tokens - 1
+        return sequence.is_pending and reason_to_stop(sequence, last, self.max_context_tokens) is not None
 
     def _admit(self, now_s: float) -> None:
         """Move waiting sequences to running while the batch, the budget and the blocks hold them.
@@ -261,6 +287,8 @@ class Scheduler:
                 continue
             if num_passed_over == self.limits.max_batch_size:
                 break  # a long queue for one prefix must not cost time in every step
+            if sequence.is_pending:
+                continue  # preempted while its next token was on the way
             if self.kv.awaits_prefix(sequence):
                 num_passed_over += 1
                 continue
@@ -326,7 +354,17 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
+        if sequence.is_pending:
+            sequence.token_ids.pop()
+        self._needing_tokens.discard(sequence.sequence_id)
         del self.sequences[sequence.sequence_id]
         self.ended.append(Ended(sequence.sequence_id, terminal_of(sequence, reason, self.clock(), error)))
         if self.shares.is_full:
             self.shares.forget({each.tenant for each in self.sequences.values()})
+
+
+def needs_known_tokens(sequence: Sequence) -> bool:
+    """Whether what may come next depends on which token came last: penalties, and bans of several ids in a row."""
+    sampling = sequence.sampling
+    penalised = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
+    return bool(penalised) or any(len(banned) > 1 for banned in sampling.banned_sequences)

@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
+from model_svc.engine.sequence import PENDING
 from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, row_order
+from model_svc.runner.transfer import together
 from tokenwire.errors import Internal
+
+NUM_IN_FLIGHT = 2
+"""Steps whose copies may be under way at once: one is launched before the one before it is collected."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """One step, on the device. Valid until the next `build`, which reuses the buffers."""
+    """One step, on the device. Valid until the next but one `build`, which reuses the buffers."""
 
     token_ids: Tensor
     """[T] int64."""
@@ -61,23 +66,33 @@ class HostBuffer:
         return self.tensor[:length].to(self.device, non_blocking=True)
 
 
+class _Buffers:
+    """What one step is copied from."""
+
+    def __init__(self, max_tokens: int, max_rows: int, max_blocks: int, device: torch.device) -> None:
+        self.token_ids = HostBuffer(max_tokens, device=device)
+        self.positions = HostBuffer(max_tokens, device=device)
+        self.slots = HostBuffer(max_tokens, device=device)
+        self.kept = HostBuffer(max_tokens, device=device)
+        self.targets = HostBuffer(max_tokens, device=device)
+        self.lengths = HostBuffer(max_rows, device=device)
+        self.table = HostBuffer(max_rows, max_blocks, device=device)
+
+
 class InputBatch:
     """The static buffers. `max_tokens` and `max_rows` bound a step; `max_blocks` bounds a block table."""
 
     def __init__(self, kv: PagedKV, *, max_tokens: int, max_rows: int, max_blocks: int) -> None:
         self.kv = kv
         self.max_tokens, self.max_rows, self.max_blocks = max_tokens, max_rows, max_blocks
-        self._token_ids = HostBuffer(max_tokens, device=kv.device)
-        self._positions = HostBuffer(max_tokens, device=kv.device)
-        self._slots = HostBuffer(max_tokens, device=kv.device)
-        self._kept = HostBuffer(max_tokens, device=kv.device)
-        self._targets = HostBuffer(max_tokens, device=kv.device)
-        self._lengths = HostBuffer(max_rows, device=kv.device)
-        self._table = HostBuffer(max_rows, max_blocks, device=kv.device)
+        self._ring = [_Buffers(max_tokens, max_rows, max_blocks, kv.device) for _ in range(NUM_IN_FLIGHT)]
 
-    def build(self, batch: ScheduledBatch) -> StepInput:
-        """The step's tensors. Raises Internal for a batch the scheduler should not have made."""
-        num_computed = np.array([row.sequence.num_computed_tokens for row in batch.rows], dtype=np.int64)
+    def build(self, batch: ScheduledBatch, last_tokens: Tensor) -> StepInput:
+        """The step's tensors. `last_tokens` [slots] int64, on the device: what PENDING stands for, by slot.
+
+        Raises Internal for a batch the scheduler should not have made.
+        """
+        num_computed = np.array([row.start for row in batch.rows], dtype=np.int64)
         num_new = np.array([row.num_new_tokens for row in batch.rows], dtype=np.int64)
         self._check(batch, num_computed, num_new)
         order = row_order(num_computed, num_new)
@@ -85,30 +100,34 @@ class InputBatch:
         num_computed, num_new = num_computed[order], num_new[order]
         num_rows, num_tokens = len(rows), int(num_new.sum())
 
-        table = self._fill_table(rows)
+        buffers = self._ring[0]
+        self._ring.reverse()
+        table = self._fill_table(buffers.table.array, rows)
         positions, slots = positions_and_slots(num_computed, num_new, table, self.kv.block_size)
-        self._positions.array[:num_tokens] = positions
-        self._slots.array[:num_tokens] = slots
-        self._lengths.array[:num_rows] = num_computed + num_new
-        self._token_ids.array[:num_tokens] = new_token_ids(rows, num_tokens)
+        buffers.positions.array[:num_tokens] = positions
+        buffers.slots.array[:num_tokens] = slots
+        buffers.lengths.array[:num_rows] = num_computed + num_new
+        buffers.token_ids.array[:num_tokens] = new_token_ids(rows, num_tokens)
 
         samples = np.array([row.samples for row in rows], dtype=bool)
         num_sampled = int(np.count_nonzero(samples))
         ends = np.cumsum(num_new)
-        self._kept.array[:num_sampled] = (ends - 1)[samples]
-        spans = self._keep_prompt(rows, order, ends - num_new, num_sampled)
+        buffers.kept.array[:num_sampled] = (ends - 1)[samples]
+        spans = keep_prompt(buffers, rows, order, ends - num_new, num_sampled)
         num_prompt = sum(len(span.token_ids) for span in spans)
         step = plan_step(
-            self.kv, num_computed, num_new, self._slots.front(num_tokens),
-            self._table.front(num_rows)[:, : table.shape[1]], self._lengths.front(num_rows),
+            self.kv, num_computed, num_new, buffers.slots.front(num_tokens),
+            buffers.table.front(num_rows)[:, : table.shape[1]], buffers.lengths.front(num_rows),
         )  # fmt: skip
+        token_ids = buffers.token_ids.front(num_tokens)
+        fill_pending(token_ids, rows, last_tokens)
         return StepInput(
-            self._token_ids.front(num_tokens),
-            self._positions.front(num_tokens),
-            self._kept.front(num_sampled + num_prompt),
+            token_ids,
+            buffers.positions.front(num_tokens),
+            buffers.kept.front(num_sampled + num_prompt),
             order[samples].tolist(),
             spans,
-            self._targets.front(num_prompt),
+            buffers.targets.front(num_prompt),
             step,
         )
 
@@ -126,30 +145,11 @@ class InputBatch:
             row = int(np.argmax(given < num_blocks))
             raise Internal(f"row {row} has {given[row]} blocks where its tokens need {num_blocks[row]}")
 
-    def _keep_prompt(
-        self, rows: list[ScheduledRow], order: Ints, first_tokens: Ints, num_kept: int
-    ) -> list[PromptSpan]:
-        """Keep the tokens whose logits give prompt log-probabilities, after the first `num_kept`."""
-        spans: list[PromptSpan] = []
-        num_targets = 0
-        for row, index, first_token in zip(rows, order.tolist(), first_tokens.tolist(), strict=True):
-            positions = row.prompt_logprob_positions
-            if positions:
-                sequence = row.sequence
-                token_ids = sequence.token_ids[positions.start + 1 : positions.stop + 1]
-                tokens = np.array(positions) - sequence.num_computed_tokens + first_token
-                end = num_targets + len(tokens)
-                self._kept.array[num_kept + num_targets : num_kept + end] = tokens
-                self._targets.array[num_targets:end] = token_ids
-                spans.append(PromptSpan(index, token_ids, sequence.prompt_logprobs or 0))
-                num_targets = end
-        return spans
-
-    def _fill_table(self, rows: list[ScheduledRow]) -> Ints:
+    def _fill_table(self, tables: Ints, rows: list[ScheduledRow]) -> Ints:
         """Block tables [N, M], a shorter one padded with its own first block; M is the longest table's length."""
         lengths = np.array([len(row.sequence.block_table) for row in rows], dtype=np.int64)
         widest = min(int(lengths.max()), self.max_blocks)
-        table = self._table.array[: len(rows), :widest]
+        table = tables[: len(rows), :widest]
         table[:] = np.array([row.sequence.block_table[0] for row in rows], dtype=np.int64)[:, None]
         used = np.minimum(lengths, widest)
         blocks = chain.from_iterable(row.sequence.block_table[:widest] for row in rows)
@@ -159,8 +159,36 @@ class InputBatch:
 
 def new_token_ids(rows: list[ScheduledRow], num_tokens: int) -> Ints:
     """[T]: the rows' tokens to compute, one row after the other."""
-    spans = (
-        row.sequence.token_ids[row.sequence.num_computed_tokens : row.sequence.num_computed_tokens + row.num_new_tokens]
-        for row in rows
-    )
+    spans = (row.sequence.token_ids[row.start : row.end] for row in rows)
     return np.fromiter(chain.from_iterable(spans), dtype=np.int64, count=num_tokens)
+
+
+def keep_prompt(
+    buffers: _Buffers, rows: list[ScheduledRow], order: Ints, first_tokens: Ints, num_kept: int
+) -> list[PromptSpan]:
+    """Keep the tokens whose logits give prompt log-probabilities, after the first `num_kept`."""
+    spans: list[PromptSpan] = []
+    num_targets = 0
+    for row, index, first_token in zip(rows, order.tolist(), first_tokens.tolist(), strict=True):
+        positions = row.prompt_logprob_positions
+        if positions:
+            sequence = row.sequence
+            token_ids = sequence.token_ids[positions.start + 1 : positions.stop + 1]
+            tokens = np.array(positions) - row.start + first_token
+            end = num_targets + len(tokens)
+            buffers.kept.array[num_kept + num_targets : num_kept + end] = tokens
+            buffers.targets.array[num_targets:end] = token_ids
+            spans.append(PromptSpan(index, token_ids, sequence.prompt_logprobs or 0))
+            num_targets = end
+    return spans
+
+
+def fill_pending(token_ids: Tensor, rows: list[ScheduledRow], last_tokens: Tensor) -> None:
+    """Put what the step before sampled in place of PENDING in `token_ids` [T], on the device.
+
+    Such a row computes that token alone, and those rows come first.
+    """
+    pending = [at for at, row in enumerate(rows) if row.sequence.token_ids[row.start] == PENDING]
+    if pending:
+        at, slots = together([np.array(pending), np.array([rows[i].sequence.slot for i in pending])], token_ids.device)
+        token_ids.index_copy_(0, at, last_tokens.index_select(0, slots))

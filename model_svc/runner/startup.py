@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow
+from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend, make_backend
 from model_svc.model.device import resolve_device
@@ -121,11 +121,11 @@ def warm_up(runner: TorchModelRunner, num_prompt_tokens: int) -> None:
         sampling=replace(NEUTRAL, temperature=1.0, top_p=0.9, seed=0),
         stop=StopParams(max_tokens=2), block_table=list(range(num_blocks)),
     )  # fmt: skip
-    runner.run(ScheduledBatch((ScheduledRow(sequence, num_prompt_tokens),)))
+    run_step(runner, ScheduledBatch((ScheduledRow(sequence, num_prompt_tokens),)))
     sequence.num_computed_tokens = num_prompt_tokens
     sequence.token_ids.append(0)
     sequence.sampling = replace(NEUTRAL, seed=0)
-    runner.run(ScheduledBatch((ScheduledRow(sequence, 1),)))
+    run_step(runner, ScheduledBatch((ScheduledRow(sequence, 1),)))
 
 
 @contextmanager

@@ -20,9 +20,10 @@ def greedy(prompt: list[int], num_tokens: int) -> list[int]:
     return [mock_token(prompt, None, 0, position, VOCAB) for position in range(num_tokens)]
 
 
-def test_many_requests_on_one_stream_each_get_their_tokens_and_one_end() -> None:
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_many_requests_on_one_stream_each_get_their_tokens_and_one_end(overlap: str) -> None:
     async def main() -> None:
-        async with live_model_tier() as live:
+        async with live_model_tier(overlap=overlap) as live:
             session = await RawSession.open(live.stub)
             prompts = {handle: [handle, 2, 3] for handle in range(1, 41)}
             await session.submit({h: token_request(p, max_tokens=h) for h, p in prompts.items()})
