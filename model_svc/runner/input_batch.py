@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
-from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, row_order
+from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, query_starts_of, row_order
 from tokenwire.errors import Internal
 
 
@@ -73,6 +73,7 @@ class InputBatch:
         self._kept = HostBuffer(max_tokens, device=kv.device)
         self._targets = HostBuffer(max_tokens, device=kv.device)
         self._lengths = HostBuffer(max_rows, device=kv.device)
+        self._query_starts = HostBuffer(max_rows + 1, device=kv.device)
         self._table = HostBuffer(max_rows, max_blocks, device=kv.device)
 
     def build(self, batch: ScheduledBatch) -> StepInput:
@@ -94,13 +95,16 @@ class InputBatch:
 
         samples = np.array([row.samples for row in rows], dtype=bool)
         num_sampled = int(np.count_nonzero(samples))
-        ends = np.cumsum(num_new)
+        starts = query_starts_of(num_new)
+        self._query_starts.array[: num_rows + 1] = starts
+        ends = starts[1:]
         self._kept.array[:num_sampled] = (ends - 1)[samples]
-        spans = self._keep_prompt(rows, order, ends - num_new, num_sampled)
+        spans = self._keep_prompt(rows, order, starts[:-1], num_sampled)
         num_prompt = sum(len(span.token_ids) for span in spans)
         step = plan_step(
             self.kv, num_computed, num_new, self._slots.front(num_tokens),
             self._table.front(num_rows)[:, : table.shape[1]], self._lengths.front(num_rows),
+            self._query_starts.front(num_rows + 1),
         )  # fmt: skip
         return StepInput(
             self._token_ids.front(num_tokens),
