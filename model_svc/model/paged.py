@@ -7,6 +7,7 @@ tokens; knows neither requests nor models, nor how attention is computed (see `a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -159,15 +160,57 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PagedStep:
-    """Where the step's tokens are written, and what each attends to."""
+    """Where the step's tokens are written, and what each attends to.
+
+    The rows are in `row_order`. Tensors are on the device; what a backend decides on, it knows on the host. A backend
+    that gathers keys takes `decodes` and `chunks`, which are made when first asked for; one that reads through the
+    block table takes the tensors.
+    """
 
     kv: PagedKV
     slots: Tensor
     """[T] int64: block * block_size + offset of each token."""
-    decodes: tuple[DecodeGroup, ...]
-    chunks: tuple[PrefillChunk, ...]
+    table: Tensor
+    """[N, M] int64: each row's blocks; what follows its last block may be any block of the cache."""
+    lengths: Tensor
+    """[N] int64: positions each row attends to, its new tokens included; 0 for a row that pads a batch."""
+    query_starts: Tensor
+    """[N + 1] int64: each row's first token in the flattened row, then T."""
+    num_decodes: int
+    """Rows with a single token; they come first."""
+    contexts: tuple[int, ...]
+    """[N], on the host: no less than `lengths`."""
+    num_new: tuple[int, ...]
+    """[N], on the host: each row's tokens in this step."""
+
+    @cached_property
+    def decodes(self) -> tuple[DecodeGroup, ...]:
+        """The rows with a single token, those of similar context together."""
+        groups: list[DecodeGroup] = []
+        for start, stop in _groups(self.contexts[: self.num_decodes]):
+            longest = self.contexts[start]
+            num_blocks = -(-longest // self.kv.block_size)
+            groups.append(
+                DecodeGroup(
+                    start, stop, self.table[start:stop, :num_blocks].reshape(-1), self.lengths[start:stop], longest,
+                    self.contexts[stop - 1] < longest, self.kv.dtype,
+                )
+            )  # fmt: skip
+        return tuple(groups)
+
+    @cached_property
+    def chunks(self) -> tuple[PrefillChunk, ...]:
+        """The rows with several tokens."""
+        chunks: list[PrefillChunk] = []
+        token = self.num_decodes
+        for row in range(self.num_decodes, len(self.contexts)):
+            context, num_tokens = self.contexts[row], self.num_new[row]
+            blocks = self.table[row, : -(-context // self.kv.block_size)]
+            chunks.append(PrefillChunk(token, token + num_tokens, context - num_tokens, blocks, self.kv.dtype))
+            token += num_tokens
+        return tuple(chunks)
 
 
 def row_order(num_computed: Ints, num_new: Ints) -> Ints:
@@ -192,34 +235,20 @@ def plan_step(
     slots: Tensor,
     table: Tensor,
     lengths: Tensor,
+    query_starts: Tensor,
 ) -> PagedStep:
-    """The plan for rows already in `row_order`.
-
-    `table` [N, M] and `lengths` [N] (`num_computed + num_new`) are int64 on the device; the arrays, on the host.
-    """
+    """The plan for rows already in `row_order`: the arrays are on the host, the tensors `PagedStep`'s."""
     num_decodes = int(np.count_nonzero(num_new == 1))
-    contexts = (num_computed + num_new).tolist()
-    groups: list[DecodeGroup] = []
-    for start, stop in _groups(contexts[:num_decodes]):
-        longest = contexts[start]
-        num_blocks = -(-longest // kv.block_size)
-        groups.append(
-            DecodeGroup(
-                start, stop, table[start:stop, :num_blocks].reshape(-1), lengths[start:stop], longest,
-                contexts[stop - 1] < longest, kv.dtype,
-            )
-        )  # fmt: skip
-    chunks: list[PrefillChunk] = []
-    token = num_decodes
-    for row in range(num_decodes, len(contexts)):
-        num_tokens = int(num_new[row])
-        blocks = table[row, : -(-contexts[row] // kv.block_size)]
-        chunks.append(PrefillChunk(token, token + num_tokens, contexts[row] - num_tokens, blocks, kv.dtype))
-        token += num_tokens
-    return PagedStep(kv, slots, tuple(groups), tuple(chunks))
+    contexts = tuple((num_computed + num_new).tolist())
+    return PagedStep(kv, slots, table, lengths, query_starts, num_decodes, contexts, tuple(num_new.tolist()))
 
 
-def _groups(contexts: list[int]) -> list[tuple[int, int]]:
+def query_starts_of(num_new: Ints) -> Ints:
+    """[N + 1]: where each row begins in the flattened row, then T."""
+    return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(num_new)))
+
+
+def _groups(contexts: Sequence[int]) -> list[tuple[int, int]]:
     """Spans of descending `contexts` such that padding to the first of a span at most doubles its work."""
     spans: list[tuple[int, int]] = []
     start = 0

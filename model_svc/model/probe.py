@@ -18,7 +18,7 @@ from torch import Tensor
 from model_svc.model.attention import ATTENTION_NAME, AttentionBackend
 from model_svc.model.discovery import Unservable, discover
 from model_svc.model.loader import LoadedModel
-from model_svc.model.paged import LayerKVSpec, PagedKV, allocate, plan_step, positions_and_slots
+from model_svc.model.paged import LayerKVSpec, PagedKV, allocate, plan_step, positions_and_slots, query_starts_of
 from tokenwire.errors import FailedPrecondition
 
 LONG_TOKENS, SHORT_TOKENS = 24, 9
@@ -181,8 +181,9 @@ class _Trial:
         positions, slots = positions_and_slots(num_computed, num_new, table, self.block_size)
         claimed = positions + np.repeat([row.first_position for row in rows], num_new)
         plan = plan_step(
-            self.kv, num_computed, num_new, self.tensor(slots), self.tensor(table), self.tensor(num_computed + num_new)
-        )
+            self.kv, num_computed, num_new, self.tensor(slots), self.tensor(table),
+            self.tensor(num_computed + num_new), self.tensor(query_starts_of(num_new)),
+        )  # fmt: skip
         tokens = torch.cat(
             [row.token_ids[row.num_computed :][:n] for row, n in zip(rows, num_new.tolist(), strict=True)]
         )

@@ -1,9 +1,10 @@
 """Turns a ScheduledBatch into the flattened tensors of one step.
 
-The host buffers are made once, sized by the step's limits, and pinned when a GPU reads them; each step fills their
-fronts with whole-array operations. Knows sequences and blocks; does not know the model, nor how a token is drawn.
+Everything goes up in one copy, from blocks that are made once, sized by the step's limits, and pinned when a GPU reads
+them. Knows sequences and blocks; does not know the model, nor how a token is drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import PENDING
-from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, row_order
-from model_svc.runner.transfer import together
+from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, query_starts_of, row_order
 from tokenwire.errors import Internal
 
 NUM_IN_FLIGHT = 2
@@ -53,39 +53,31 @@ class PromptSpan:
     """Likeliest tokens wanted beside each."""
 
 
-class HostBuffer:
-    """An int64 tensor on the host, and the array over the same memory that fills it."""
+class StagingBlock:
+    """One block of memory on the host, pinned where a GPU reads it, from which a step's arrays go up in one copy."""
 
-    def __init__(self, *shape: int, device: torch.device) -> None:
-        self.device = device
-        self.tensor = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.array: Ints = self.tensor.numpy()
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        """`capacity`: int64 values."""
+        self._device = device
+        self._host = torch.zeros(capacity, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._array: Ints = self._host.numpy()
 
-    def front(self, length: int) -> Tensor:
-        """The first `length` entries on the device: a copy in flight for a GPU, the buffer itself on a CPU."""
-        return self.tensor[:length].to(self.device, non_blocking=True)
-
-
-class _Buffers:
-    """What one step is copied from."""
-
-    def __init__(self, max_tokens: int, max_rows: int, max_blocks: int, device: torch.device) -> None:
-        self.token_ids = HostBuffer(max_tokens, device=device)
-        self.positions = HostBuffer(max_tokens, device=device)
-        self.slots = HostBuffer(max_tokens, device=device)
-        self.kept = HostBuffer(max_tokens, device=device)
-        self.targets = HostBuffer(max_tokens, device=device)
-        self.lengths = HostBuffer(max_rows, device=device)
-        self.table = HostBuffer(max_rows, max_blocks, device=device)
+    def upload(self, arrays: Sequence[Ints]) -> list[Tensor]:
+        """Each array as an int64 tensor on the device, flattened; on a CPU they are the block itself."""
+        sizes = [array.size for array in arrays]
+        used = sum(sizes)
+        np.concatenate([array.ravel() for array in arrays], out=self._array[:used])
+        return list(torch.split(self._host[:used].to(self._device, non_blocking=True), sizes))
 
 
 class InputBatch:
-    """The static buffers. `max_tokens` and `max_rows` bound a step; `max_blocks` bounds a block table."""
+    """The staging blocks. `max_tokens` and `max_rows` bound a step; `max_blocks` bounds a block table."""
 
     def __init__(self, kv: PagedKV, *, max_tokens: int, max_rows: int, max_blocks: int) -> None:
         self.kv = kv
         self.max_tokens, self.max_rows, self.max_blocks = max_tokens, max_rows, max_blocks
-        self._ring = [_Buffers(max_tokens, max_rows, max_blocks, kv.device) for _ in range(NUM_IN_FLIGHT)]
+        capacity = 5 * max_tokens + (max_blocks + 5) * max_rows + 1
+        self._ring = [StagingBlock(capacity, kv.device) for _ in range(NUM_IN_FLIGHT)]
 
     def build(self, batch: ScheduledBatch, last_tokens: Tensor) -> StepInput:
         """The step's tensors. `last_tokens` [slots] int64, on the device: what PENDING stands for, by slot.
@@ -98,38 +90,33 @@ class InputBatch:
         order = row_order(num_computed, num_new)
         rows = [batch.rows[index] for index in order]
         num_computed, num_new = num_computed[order], num_new[order]
-        num_rows, num_tokens = len(rows), int(num_new.sum())
 
-        buffers = self._ring[0]
-        self._ring.reverse()
-        table = self._fill_table(buffers.table.array, rows)
+        table = fill_table(rows, self.max_blocks)
         positions, slots = positions_and_slots(num_computed, num_new, table, self.kv.block_size)
-        buffers.positions.array[:num_tokens] = positions
-        buffers.slots.array[:num_tokens] = slots
-        buffers.lengths.array[:num_rows] = num_computed + num_new
-        buffers.token_ids.array[:num_tokens] = new_token_ids(rows, num_tokens)
-
+        starts = query_starts_of(num_new)
         samples = np.array([row.samples for row in rows], dtype=bool)
-        num_sampled = int(np.count_nonzero(samples))
-        ends = np.cumsum(num_new)
-        buffers.kept.array[:num_sampled] = (ends - 1)[samples]
-        spans = keep_prompt(buffers, rows, order, ends - num_new, num_sampled)
-        num_prompt = sum(len(span.token_ids) for span in spans)
-        step = plan_step(
-            self.kv, num_computed, num_new, buffers.slots.front(num_tokens),
-            buffers.table.front(num_rows)[:, : table.shape[1]], buffers.lengths.front(num_rows),
+        spans, prompt_tokens = prompt_spans(rows, order, starts)
+        kept = np.concatenate(((starts[1:] - 1)[samples], prompt_tokens))
+        targets = np.array([token for span in spans for token in span.token_ids], dtype=np.int64)
+        pending = [at for at, row in enumerate(rows) if row.sequence.token_ids[row.start] == PENDING]
+        pending_slots = np.array([rows[at].sequence.slot for at in pending], dtype=np.int64)
+
+        self._ring.reverse()
+        up = self._ring[0].upload(
+            [
+                new_token_ids(rows, int(num_new.sum())), positions, slots, kept, targets, num_computed + num_new,
+                starts, np.array(pending, dtype=np.int64), pending_slots, table,
+            ]
         )  # fmt: skip
-        token_ids = buffers.token_ids.front(num_tokens)
-        fill_pending(token_ids, rows, last_tokens)
-        return StepInput(
-            token_ids,
-            buffers.positions.front(num_tokens),
-            buffers.kept.front(num_sampled + num_prompt),
-            order[samples].tolist(),
-            spans,
-            buffers.targets.front(num_prompt),
-            step,
+        token_ids, positions_up, slots_up, kept_up, targets_up, lengths, starts_up, pending_at, pending_up, table_up = (
+            up
         )
+        if pending:  # each computes that token alone, and such rows come first
+            token_ids.index_copy_(0, pending_at, last_tokens.index_select(0, pending_up))
+        step = plan_step(
+            self.kv, num_computed, num_new, slots_up, table_up.view(table.shape), lengths, starts_up
+        )  # fmt: skip
+        return StepInput(token_ids, positions_up, kept_up, order[samples].tolist(), spans, targets_up, step)
 
     def _check(self, batch: ScheduledBatch, num_computed: Ints, num_new: Ints) -> None:
         num_blocks = -(-(num_computed + num_new) // self.kv.block_size)
@@ -145,16 +132,17 @@ class InputBatch:
             row = int(np.argmax(given < num_blocks))
             raise Internal(f"row {row} has {given[row]} blocks where its tokens need {num_blocks[row]}")
 
-    def _fill_table(self, tables: Ints, rows: list[ScheduledRow]) -> Ints:
-        """Block tables [N, M], a shorter one padded with its own first block; M is the longest table's length."""
-        lengths = np.array([len(row.sequence.block_table) for row in rows], dtype=np.int64)
-        widest = min(int(lengths.max()), self.max_blocks)
-        table = tables[: len(rows), :widest]
-        table[:] = np.array([row.sequence.block_table[0] for row in rows], dtype=np.int64)[:, None]
-        used = np.minimum(lengths, widest)
-        blocks = chain.from_iterable(row.sequence.block_table[:widest] for row in rows)
-        table[np.arange(widest) < used[:, None]] = np.fromiter(blocks, dtype=np.int64, count=int(used.sum()))
-        return table
+
+def fill_table(rows: list[ScheduledRow], max_blocks: int) -> Ints:
+    """Block tables [N, M], a shorter one padded with its own first block; M is the longest table's length."""
+    lengths = np.array([len(row.sequence.block_table) for row in rows], dtype=np.int64)
+    widest = min(int(lengths.max()), max_blocks)
+    table = np.empty((len(rows), widest), dtype=np.int64)
+    table[:] = np.array([row.sequence.block_table[0] for row in rows], dtype=np.int64)[:, None]
+    used = np.minimum(lengths, widest)
+    blocks = chain.from_iterable(row.sequence.block_table[:widest] for row in rows)
+    table[np.arange(widest) < used[:, None]] = np.fromiter(blocks, dtype=np.int64, count=int(used.sum()))
+    return table
 
 
 def new_token_ids(rows: list[ScheduledRow], num_tokens: int) -> Ints:
@@ -163,32 +151,14 @@ def new_token_ids(rows: list[ScheduledRow], num_tokens: int) -> Ints:
     return np.fromiter(chain.from_iterable(spans), dtype=np.int64, count=num_tokens)
 
 
-def keep_prompt(
-    buffers: _Buffers, rows: list[ScheduledRow], order: Ints, first_tokens: Ints, num_kept: int
-) -> list[PromptSpan]:
-    """Keep the tokens whose logits give prompt log-probabilities, after the first `num_kept`."""
+def prompt_spans(rows: list[ScheduledRow], order: Ints, starts: Ints) -> tuple[list[PromptSpan], Ints]:
+    """What prompt log-probabilities the rows give, and the tokens [P] of the flattened row whose logits give them."""
     spans: list[PromptSpan] = []
-    num_targets = 0
-    for row, index, first_token in zip(rows, order.tolist(), first_tokens.tolist(), strict=True):
+    tokens: list[Ints] = [np.empty(0, dtype=np.int64)]
+    for row, index, start in zip(rows, order.tolist(), starts.tolist(), strict=False):
         positions = row.prompt_logprob_positions
         if positions:
-            sequence = row.sequence
-            token_ids = sequence.token_ids[positions.start + 1 : positions.stop + 1]
-            tokens = np.array(positions) - row.start + first_token
-            end = num_targets + len(tokens)
-            buffers.kept.array[num_kept + num_targets : num_kept + end] = tokens
-            buffers.targets.array[num_targets:end] = token_ids
-            spans.append(PromptSpan(index, token_ids, sequence.prompt_logprobs or 0))
-            num_targets = end
-    return spans
-
-
-def fill_pending(token_ids: Tensor, rows: list[ScheduledRow], last_tokens: Tensor) -> None:
-    """Put what the step before sampled in place of PENDING in `token_ids` [T], on the device.
-
-    Such a row computes that token alone, and those rows come first.
-    """
-    pending = [at for at, row in enumerate(rows) if row.sequence.token_ids[row.start] == PENDING]
-    if pending:
-        at, slots = together([np.array(pending), np.array([rows[i].sequence.slot for i in pending])], token_ids.device)
-        token_ids.index_copy_(0, at, last_tokens.index_select(0, slots))
+            token_ids = row.sequence.token_ids[positions.start + 1 : positions.stop + 1]
+            spans.append(PromptSpan(index, token_ids, row.sequence.prompt_logprobs or 0))
+            tokens.append(np.arange(positions.start, positions.stop) - row.start + start)
+    return spans, np.concatenate(tokens)

@@ -8,7 +8,7 @@ from torch import Tensor
 from model_svc.model import paged
 from model_svc.model.attention import AttentionCall, AttentionOptions, make_backend, paged_attention
 from model_svc.model.handover import Handover
-from model_svc.model.paged import LayerKVSpec, allocate, plan_step, positions_and_slots, row_order
+from model_svc.model.paged import LayerKVSpec, allocate, plan_step, positions_and_slots, query_starts_of, row_order
 from tokenwire.errors import FailedPrecondition
 
 NUM_HEADS, NUM_KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE = 6, 2, 8, 12, 4
@@ -64,8 +64,9 @@ def test_steps_of_mixed_rows_equal_dense_attention(
         _, slots = positions_and_slots(computed[rows], new, table[rows], BLOCK_SIZE)
         as_tensor = torch.from_numpy
         step = plan_step(
-            kv, computed[rows], new, as_tensor(slots), as_tensor(table[rows]), as_tensor(computed[rows] + new)
-        )
+            kv, computed[rows], new, as_tensor(slots), as_tensor(table[rows]), as_tensor(computed[rows] + new),
+            as_tensor(query_starts_of(new)),
+        )  # fmt: skip
         parts = [[x[computed[r] : computed[r] + n] for x in data[r]] for r, n in zip(rows, new, strict=True)]
         query, key, value = (torch.cat(x).transpose(0, 1)[None] for x in zip(*parts, strict=True))
         layer = Layer()
