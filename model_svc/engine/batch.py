@@ -1,6 +1,5 @@
 """What the scheduler hands to the runner, and what comes back. The seam between pure Python and the device."""
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,10 +8,12 @@ from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
 
+NO_POSITIONS = range(0)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, eq=False)
 class ScheduledRow:
-    """One sequence's share of a step: compute its next `num_new_tokens` uncomputed tokens.
+    """One sequence's share of a step: compute its next `num_new_tokens` uncomputed tokens. Nobody changes it.
 
     Remembers how the sequence stood when the row was made: it may have moved on when the step's results are there.
     """
@@ -25,20 +26,18 @@ class ScheduledRow:
     """Whether the row reaches the end of the sequence, so that the next token can be drawn from its logits."""
     num_preemptions: int = field(init=False)
     """The sequence's: once it has been preempted, what the row computed is in blocks that are not its any more."""
-
     prompt_logprob_positions: range = field(init=False)
     """Positions whose logits give prompt log-probabilities that are to be given out; p gives that of token p + 1."""
 
     def __post_init__(self) -> None:
-        sequence, set_field = self.sequence, functools.partial(object.__setattr__, self)
-        set_field("start", sequence.num_computed_tokens)
-        set_field("samples", self.num_new_tokens == sequence.num_uncomputed_tokens)
-        set_field("num_preemptions", sequence.num_preemptions)
-        positions = range(0)
-        if sequence.wants_prompt_logprobs:
+        sequence = self.sequence
+        self.start = sequence.num_computed_tokens
+        self.samples = self.start + self.num_new_tokens == len(sequence.token_ids)
+        self.num_preemptions = sequence.num_preemptions
+        self.prompt_logprob_positions = NO_POSITIONS
+        if sequence.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
             first, last = max(self.start, sequence.num_prompt_logprobs), sequence.num_original_prompt_tokens - 1
-            positions = range(first, min(self.end, last))
-        set_field("prompt_logprob_positions", positions)
+            self.prompt_logprob_positions = range(first, min(self.end, last))
 
     @property
     def end(self) -> int:
