@@ -34,6 +34,8 @@ class StepInput:
     for prompt log-probabilities."""
     sampled_rows: list[int]
     """[S]: the row of the batch each of the former belongs to."""
+    num_sampled_decodes: int
+    """How many of these are rows of a single token; they come first."""
     prompt_spans: list["PromptSpan"]
     """The latter, row by row; P positions in all."""
     prompt_targets: Tensor
@@ -116,7 +118,10 @@ class InputBatch:
         step = plan_step(
             self.kv, num_computed, num_new, slots_up, table_up.view(table.shape), lengths, starts_up
         )  # fmt: skip
-        return StepInput(token_ids, positions_up, kept_up, order[samples].tolist(), spans, targets_up, step)
+        num_sampled_decodes = int(np.count_nonzero(samples[: step.num_decodes]))
+        return StepInput(
+            token_ids, positions_up, kept_up, order[samples].tolist(), num_sampled_decodes, spans, targets_up, step
+        )
 
     def _check(self, batch: ScheduledBatch, num_computed: Ints, num_new: Ints) -> None:
         num_blocks = -(-(num_computed + num_new) // self.kv.block_size)

@@ -12,6 +12,7 @@ from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV
+from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
 from model_svc.runner.logprobs import score_prompt, score_sampled
@@ -33,8 +34,10 @@ class TorchModelRunner:
         backend: AttentionBackend,
         input_batch: InputBatch,
         info: RunnerInfo,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.info = info
+        self._graphs = graphs
         self._model = model
         self._kv = kv
         self._backend = backend
@@ -74,7 +77,7 @@ class TorchModelRunner:
     def close(self) -> None:
         """Drop the model and its cache; the runner is of no use afterwards."""
         on_gpu = self._model.device.type == "cuda"
-        del self._model, self._kv, self._input_batch, self._changer
+        del self._model, self._kv, self._input_batch, self._changer, self._graphs
         if on_gpu:
             torch.cuda.empty_cache()
 
@@ -89,7 +92,21 @@ class TorchModelRunner:
             self._last_tokens.index_copy_(0, slots, tokens.index_select(0, at).clamp(min=0))
 
     def _forward(self, inputs: StepInput) -> torch.Tensor:
-        return self._model.logits(inputs.token_ids, inputs.positions, inputs.kept_tokens, inputs.step, self._backend)
+        """[S + P, vocab_size]: the logits that are wanted."""
+        step = inputs.step
+        if self._graphs is None or not step.num_decodes or inputs.prompt_spans:
+            return self._model.logits(inputs.token_ids, inputs.positions, inputs.kept_tokens, step, self._backend)
+        num_kept, first_token = inputs.num_sampled_decodes, step.num_decodes
+        logits = self._graphs.logits(inputs.token_ids, inputs.positions, step)
+        if num_kept < step.num_decodes:
+            logits = logits.index_select(0, inputs.kept_tokens[:num_kept])
+        if len(step.num_new) == step.num_decodes:
+            return logits
+        of_chunks = self._model.logits(
+            inputs.token_ids[first_token:], inputs.positions[first_token:], inputs.kept_tokens[num_kept:] - first_token,
+            step.without_decodes(), self._backend,
+        )  # fmt: skip
+        return torch.cat((logits, of_chunks))
 
     def _clean_fresh_blocks(self, batch: ScheduledBatch) -> None:
         """Zero the blocks that a row begins in this step and that a NaN may have been left in.

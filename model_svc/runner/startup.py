@@ -3,6 +3,7 @@
 Knows the order of these things; each is done elsewhere.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
@@ -18,6 +20,7 @@ from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import allocate
 from model_svc.model.probe import kv_specs, probe
+from model_svc.runner.decode_graphs import DecodeGraphs, record_on_cuda
 from model_svc.runner.host import usable_cores
 from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.kv_cache import KVSize, kv_size
@@ -26,6 +29,8 @@ from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.settings import EngineSettings
 from tokenwire.errors import FailedPrecondition
 from tokenwire.sampling import NEUTRAL, StopParams
+
+log = logging.getLogger(__name__)
 
 WARMUP_PROMPT_TOKENS = 8
 
@@ -50,20 +55,47 @@ def start_runner(settings: EngineSettings, phases_s: dict[str, float]) -> TorchM
             context_is_wish=not settings.max_context_tokens, max_batch_size=limits.max_batch_size,
         )  # fmt: skip
         probe(model, backend, specs, block_size=settings.block_size, max_context_tokens=size.max_context_tokens)
+    graphs_wanted = settings.cuda_graphs == "auto" and device.type == "cuda"
     with timed(phases_s, "kv"):
-        kv = allocate(specs, size.num_blocks, settings.block_size, model.dtype, device)
+        # The block after the last is nobody's: what pads a recorded batch is written there.
+        kv = allocate(specs, size.num_blocks + graphs_wanted, settings.block_size, model.dtype, device)
     input_batch = InputBatch(
         kv,
         max_tokens=limits.max_step_tokens,
         max_rows=limits.max_batch_size,
         max_blocks=-(-size.max_context_tokens // settings.block_size),
     )
+    graphs = None
+    if graphs_wanted:
+        with timed(phases_s, "graphs"):
+            graphs = record_graphs(
+                DecodeGraphs(
+                    model, kv, backend, record_on_cuda(device), max_batch_size=limits.max_batch_size,
+                    max_blocks=input_batch.max_blocks, scratch_block=size.num_blocks,
+                ),
+                lazily=settings.lazy_graphs,
+            )  # fmt: skip
     runner = TorchModelRunner(
-        model, kv, backend, input_batch, runner_info(settings, model, backend, size, limits, phases_s)
+        model, kv, backend, input_batch, runner_info(settings, model, backend, size, limits, phases_s), graphs
     )
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
     return runner
+
+
+@torch.inference_mode()
+def record_graphs(graphs: DecodeGraphs, *, lazily: bool) -> DecodeGraphs | None:
+    """Record every batch size, or the smallest alone to see that it can be done; None, logged, when it cannot."""
+    try:
+        if lazily:
+            graphs.record_smallest()
+        else:
+            with tqdm(total=len(graphs.sizes), desc="recording decode steps", unit="size", disable=None) as bar:
+                graphs.record_all(lambda done, of: bar.update())
+    except RuntimeError as error:
+        log.warning("decode steps are not recorded: %s", error)
+        return None
+    return graphs
 
 
 def runner_info(
