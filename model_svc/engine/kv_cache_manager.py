@@ -67,7 +67,8 @@ class KVCacheManager:
 
     def awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether what `place` last found it to wait for is still being computed."""
-        return sequence.awaited_hash is not None and sequence.awaited_hash in self._computing
+        leader = self._computing.get(sequence.awaited_hash) if sequence.awaited_hash is not None else None
+        return leader is not None and self._may_lead(leader, sequence)
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Extend the table to hold `num_tokens` positions; False, and nothing changed, when blocks run out."""
@@ -152,6 +153,11 @@ class KVCacheManager:
             return None
         hashed = sequence.block_hashes[index]
         leader = self._computing.get(hashed)
-        if leader is None or leader.cache_root != sequence.cache_root or leader.priority < sequence.priority:
+        if leader is None or not self._may_lead(leader, sequence):
             return None
         return hashed if leader.token_ids[:end] == sequence.token_ids[:end] else None
+
+    @staticmethod
+    def _may_lead(leader: Sequence, sequence: Sequence) -> bool:
+        """Whether a sequence may wait for what the leader computes."""
+        return leader.cache_root == sequence.cache_root and leader.priority >= sequence.priority

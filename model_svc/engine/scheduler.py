@@ -26,8 +26,9 @@ from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
 from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
 from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError
-from tokenwire.requests import CancelReason, FinishReason, TokenLogprob
+from tokenwire.requests import MAX_PRIORITY, CancelReason, FinishReason, TokenLogprob
 
+MIN_PRIORITY = -MAX_PRIORITY
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
@@ -94,7 +95,7 @@ class Scheduler:
             return 0.0
         if self.waiting.num_new and not self.paused:
             self._update_window(now_s)
-            if any(self._window.lets_in(sequence.sequence_id) for sequence in self.waiting):
+            if self._window.lets_any_in(self.waiting):
                 return 0.0
             due.append(self._window.opens_s(self.waiting.oldest_arrival_s))
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
@@ -113,13 +114,14 @@ class Scheduler:
         self.sequences[sequence.sequence_id] = sequence
         if needs_known_tokens(sequence):
             self._needing_tokens.add(sequence.sequence_id)
-        ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0
+        ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0.0
         self.waiting.add(sequence)
         self._window.add(sequence.sequence_id)
         self._deadlines.add(sequence)
         if sequence.deadline_s is None:
             return
-        wait_s, left_s = self._estimate.wait_s(ahead), sequence.deadline_s - self.clock()
+        now_s = self.clock()
+        wait_s, left_s = self._estimate.wait_s(now_s, ahead), sequence.deadline_s - now_s
         if wait_s is not None and wait_s >= left_s > 0:
             message = f"it would start in about {wait_s:.1f} s, and {left_s:.1f} s are left to it (context.timeout_ms)"
             error = Overloaded(message, reason="DEADLINE_UNREACHABLE", retry_after_s=wait_s - left_s)
@@ -236,10 +238,15 @@ class Scheduler:
             self._finish(sequence, FinishReason.DEADLINE)
 
     def _decodes(self, budget: int) -> list[ScheduledRow]:
-        """One row for each running sequence that lacks only its last token, in rank order; preempts for blocks."""
+        """One row for each running sequence that lacks only its last token, in rank order; preempts for blocks.
+
+        Those of a lower priority than a prompt that is being prefilled leave it half of the budget.
+        """
         rows: list[ScheduledRow] = []
+        prefilling = (s.priority for s in self.running if s.num_uncomputed_tokens > 1)
+        urgent = max(prefilling, default=MIN_PRIORITY)
         for sequence in list(self.running):
-            if len(rows) == budget:
+            if len(rows) >= (budget if sequence.priority >= urgent else budget // 2):
                 break
             if sequence.status is not SequenceStatus.RUNNING or sequence.num_uncomputed_tokens != 1:
                 continue
@@ -279,9 +286,11 @@ class Scheduler:
         A sequence gets the blocks of its whole prompt at once, so that what is being prefilled cannot starve itself.
         """
         self._update_window(now_s)
-        budget = self.limits.max_step_tokens - sum(s.num_uncomputed_tokens == 1 for s in self.running)
         taken_tokens = num_passed_over = 0
-        for sequence in self.waiting.in_order():
+        candidates = self.waiting.in_order()
+        if self.waiting.num_new == len(self.waiting) and (self.paused or not self._window.lets_any_in(self.waiting)):
+            candidates = iter(())
+        for sequence in candidates:
             new = is_new(sequence)
             if new and (self.paused or not self._window.lets_in(sequence.sequence_id)):
                 continue
@@ -292,7 +301,7 @@ class Scheduler:
             if self.kv.awaits_prefix(sequence):
                 num_passed_over += 1
                 continue
-            if budget <= self._num_prefill_tokens_before(sequence):
+            if self.limits.max_step_tokens <= self._num_tokens_before(sequence):
                 break
             placement = self._place(sequence)
             if placement is Placement.NO_ROOM:
@@ -310,11 +319,14 @@ class Scheduler:
             now_s, num_new=self.waiting.num_new, oldest_arrival_s=oldest_s, idle=not self.running
         )  # fmt: skip
 
-    def _num_prefill_tokens_before(self, sequence: Sequence) -> int:
-        """Tokens that running sequences of a better rank have still to prefill."""
-        pending = ((s, s.num_uncomputed_tokens) for s in self.running)
-        own = rank(sequence)
-        return sum(num_tokens for s, num_tokens in pending if num_tokens > 1 and rank(s) < own)
+    def _num_tokens_before(self, sequence: Sequence) -> int:
+        """Tokens computed before the first of a sequence: decodes of no lower priority, prompts of better rank."""
+        own, before = rank(sequence), 0
+        for running in self.running:
+            num_tokens = running.num_uncomputed_tokens
+            if rank(running) < own if num_tokens > 1 else running.priority >= sequence.priority:
+                before += num_tokens
+        return before
 
     def _place(self, sequence: Sequence) -> Placement:
         """Move a waiting sequence to running if it gets its blocks and a slot, from lower priorities if need be.
@@ -325,7 +337,7 @@ class Scheduler:
             placement = Placement.NO_ROOM
             if self._free_slots:
                 placement = self.kv.place(sequence, spare=len(self.running))
-            if placement is not Placement.NO_ROOM or not self.running or self.running[-1].priority >= sequence.priority:
+            if placement is not Placement.NO_ROOM or not self._lower_ones_make_room(sequence):
                 break
             self._preempt(self.running[-1])
         if placement is Placement.PLACED:
@@ -334,6 +346,12 @@ class Scheduler:
             sequence.slot = heapq.heappop(self._free_slots)
             bisect.insort(self.running, sequence, key=rank)
         return placement
+
+    def _lower_ones_make_room(self, sequence: Sequence) -> bool:
+        """Whether there are lower priorities to preempt, and their blocks may be enough."""
+        lower = [len(s.block_table) for s in self.running if s.priority < sequence.priority]
+        needed = self.kv.num_missing(sequence, sequence.num_tokens) + len(self.running) - len(lower)
+        return bool(lower) and needed <= self.kv.pool.num_free + sum(lower)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1

@@ -174,6 +174,33 @@ def test_an_urgent_prompt_does_not_wait_behind_the_prefill_of_a_long_one() -> No
     harness.run()
 
 
+def test_lower_priorities_that_fill_the_steps_do_not_hold_up_a_higher_one() -> None:
+    for batch in (4, 64):
+        harness = Harness(batch=batch, budget=4)
+        harness.add(*(sequence([i], max_tokens=40, priority=-10) for i in range(4)))
+        for _ in range(3):
+            harness.step()
+        urgent = sequence([7, 8, 9], max_tokens=3, priority=100)
+        harness.add(urgent)
+        for _ in range(6):
+            harness.step()
+        assert harness.reason(urgent) is FinishReason.LENGTH, batch
+        harness.run()
+
+
+def test_nobody_is_preempted_for_what_could_not_start_even_then() -> None:
+    harness = Harness(num_blocks=20, max_context_tokens=80, budget=80)
+    high = sequence([1] * 40, max_tokens=30, priority=5)
+    low = [sequence([i] * 4, max_tokens=20) for i in range(2, 4)]
+    harness.add(high, *low)
+    harness.step()
+    harness.add(sequence([9] * 48, max_tokens=2, priority=5, arrival_s=101.0))
+    for _ in range(5):
+        harness.step()
+    assert harness.scheduler.num_preemptions == 0
+    harness.run()
+
+
 def test_paused_nothing_new_starts_and_what_runs_goes_on_even_after_preemption() -> None:
     harness = Harness(num_blocks=8, max_context_tokens=32)
     running = [sequence([i] * 6, max_tokens=20, arrival_s=100.0 + i) for i in range(3)]
