@@ -91,13 +91,20 @@ class RunnerInfo:
     """Seconds each start-up phase took, in order."""
 
 
+class OutOfMemory(Exception):
+    """The device had no memory for a step. Nothing of it counts; a smaller one may be run."""
+
+
 class ModelRunner(Protocol):
     """The only caller of the device."""
 
     info: RunnerInfo
 
     def run(self, batch: ScheduledBatch) -> StepOutput:
-        """Compute one step; reads the sequences, changes none of them. Writes keys and values into their blocks."""
+        """Compute one step; reads the sequences, changes none of them. Writes keys and values into their blocks.
+
+        Raises OutOfMemory.
+        """
 
     def close(self) -> None:
         """Give the device back."""

@@ -7,7 +7,7 @@ returns what it made.
 import logging
 import time
 
-from model_svc.engine.batch import ModelRunner, ScheduledBatch
+from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch
 from model_svc.engine.events import Inbox, NewTokens, StepResult
 from model_svc.engine.scheduler import Limits, Scheduler
 from model_svc.engine.sequence import Sequence
@@ -52,7 +52,10 @@ class Engine:
         self.scheduler.add(sequence)
 
     def step(self) -> StepResult:
-        """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised."""
+        """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised.
+
+        One that the device has no memory for makes nothing, and fewer sequences and tokens share the next.
+        """
         started_s = time.perf_counter()
         batch = self.scheduler.schedule()
         new = self._run(batch) if batch.rows else NewTokens()
@@ -72,6 +75,13 @@ class Engine:
     def _run(self, batch: ScheduledBatch) -> NewTokens:
         try:
             output = self.runner.run(batch)
+        except OutOfMemory as error:
+            num_preempted = self.scheduler.give_way(batch)
+            log.warning(
+                "out of memory in a step of %d sequences and %d tokens: %d preempted, steps of %d tokens from now (%s)",
+                len(batch.rows), batch.num_tokens, num_preempted, self.scheduler.budget.max_tokens, error,
+            )  # fmt: skip
+            return NewTokens()
         except Exception as error:
             self._num_failed_steps += 1
             if self._num_failed_steps >= MAX_FAILED_STEPS:

@@ -1,6 +1,6 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
@@ -61,6 +61,8 @@ class FakeRunner:
         self.batches: list[ScheduledBatch] = []
         self.fail_next = False
         self.bad_sequences: set[int] = set()
+        self.memory_tokens = self.memory_rows = 10**9
+        """Larger steps run out of memory, after having written what they compute."""
 
     def run(self, batch: ScheduledBatch) -> StepOutput:
         self.batches.append(batch)
@@ -69,6 +71,8 @@ class FakeRunner:
             raise RuntimeError("the device said no")
         for row in batch.rows:
             self._write(row)
+        if batch.num_tokens > self.memory_tokens or len(batch.rows) > self.memory_rows:
+            raise OutOfMemory("tried to allocate too much")
         bad = {index for index, row in enumerate(batch.rows) if row.sequence.sequence_id in self.bad_sequences}
         tokens = tuple(
             self._next_token(row) if row.samples and index not in bad else None for index, row in enumerate(batch.rows)
