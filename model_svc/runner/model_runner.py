@@ -6,13 +6,14 @@ nor the wire.
 
 import torch
 
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV
 from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
 from model_svc.runner.logprobs import score_prompt, score_sampled
+from model_svc.runner.memory import raising_out_of_memory
 from model_svc.runner.next_token import next_tokens
 from model_svc.runner.step_output import make_step_output
 from tokenwire.errors import Internal
@@ -42,6 +43,15 @@ class TorchModelRunner:
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> StepOutput:
         """See `ModelRunner.run`. A row that no token can be drawn for gets None and an entry in `errors`."""
+        try:
+            with raising_out_of_memory(self._model.device):
+                return self._run(batch)
+        except OutOfMemory:
+            self._changer.forget()
+            self._tainted_blocks.update(block for row in batch.rows for block in row.sequence.block_table)
+            raise
+
+    def _run(self, batch: ScheduledBatch) -> StepOutput:
         if self._tainted_blocks:
             self._clean_fresh_blocks(batch)
         inputs = self._input_batch.build(batch)
