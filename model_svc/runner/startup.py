@@ -5,7 +5,7 @@ Knows the order of these things; each is done elsewhere.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,11 @@ log = logging.getLogger(__name__)
 WARMUP_PROMPT_TOKENS = 8
 
 
-def start_runner(settings: EngineSettings, phases_s: dict[str, float]) -> TorchModelRunner:
+def start_runner(
+    settings: EngineSettings,
+    phases_s: dict[str, float],
+    load: Callable[[Path, torch.device, str], LoadedModel] = load_model,
+) -> TorchModelRunner:
     """Load `settings.model` (a folder) and make it ready to run. Adds its phases to `phases_s`.
 
     Sets torch's number of threads for the whole process. Raises NotFound and FailedPrecondition.
@@ -55,7 +59,7 @@ def start_runner(settings: EngineSettings, phases_s: dict[str, float]) -> TorchM
         with timed(phases_s, "device"):
             check_gpu(device, settings.dtype)
     with timed(phases_s, "load"):
-        model = load_model(Path(settings.model), device, settings.dtype)
+        model = load(Path(settings.model), device, settings.dtype)
     context = context_limit(settings.max_context_tokens, model.max_context_tokens)
     activation_bytes: int | None = None
     with timed(phases_s, "probe"):

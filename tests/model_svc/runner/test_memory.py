@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from model_svc.engine.batch import OutOfMemory, ScheduledBatch, StepOutput
+from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import LayerKVSpec
-from model_svc.runner import build_runner, kv_cache, startup
+from model_svc.runner import kv_cache, startup
 from model_svc.runner.kv_cache import kv_size
 from model_svc.runner.memory import MemoryPlan, is_out_of_memory, num_bytes_of, raising_out_of_memory, run_largest_steps
 from model_svc.runner.model_runner import TorchModelRunner
@@ -219,19 +221,20 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
         done.append("sized")
         return kv_size(*arguments, **(given | {"device": torch.device("cpu")}))
 
-    load = startup.load_model
+    def load(folder: Path, _: Any, dtype: str) -> LoadedModel:
+        return load_model(folder, torch.device("cpu"), dtype)
+
     monkeypatch.setattr(startup, "resolve_device", lambda _: Standin())
     monkeypatch.setattr(startup, "check_gpu", lambda device, dtype: done.append(f"checked {device} {dtype}"))
-    monkeypatch.setattr(startup, "load_model", lambda folder, _, dtype: load(folder, torch.device("cpu"), dtype))
     monkeypatch.setattr(startup, "peak_bytes", measured)
     monkeypatch.setattr(startup, "kv_size", sized)
     settings = EngineSettings(
         model=tiny_folder("llama"), dtype="float32", threads=1, max_batch_size=3, max_step_tokens=64,
         kv_memory=2**20, gpu_memory_share=0.75,
     )  # fmt: skip
-    info = build_runner(settings).info
+    info = startup.start_runner(settings, {}, load).info
     assert done == ["checked cuda:0 float32", "measured", "sized"]
-    assert list(info.phases_s) == ["import", "device", "load", "probe", "memory", "kv", "warmup"]
+    assert list(info.phases_s) == ["device", "load", "probe", "memory", "kv", "warmup"]
 
 
 def test_weights_that_are_shared_count_once() -> None:
