@@ -99,7 +99,7 @@ def run_section(
         return {"status": "left out", "reason": "no time was left"}
     print(f"{section.name} (at most {seconds:.0f} s)", flush=True)
     told = {
-        "section": section.name, "device": options.device, "quick": options.quick, "seconds": seconds,
+        "section": section.name, "device": options.device, "quick": options.quick, "until_s": time.time() + seconds,
         "smollm2": options.smollm2, "ceilings": ceilings,
     }  # fmt: skip
     results: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +29,7 @@ def run(told: dict[str, Any], emit: Callable[[str], None]) -> dict[str, Any]:
     """Measure one section; its results as they come go to `emit`, and all of them are returned."""
     device = resolve_device(told["device"])
     dtype = "bfloat16" if device.type == "cuda" else "float32"
-    report = Report(told["seconds"], emit)
+    report = Report(told["until_s"] - time.time(), emit)
     name, quick = told["section"], told["quick"]
     if name == "ceilings":
         report.add("machine", **machine(device))

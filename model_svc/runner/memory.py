@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch, ScheduledRow
+from model_svc.engine.scheduler import MAX_PROMPT_LOGPROBS_PER_STEP
 from model_svc.engine.sequence import Sequence
 from model_svc.runner.host import available_memory_bytes
 from tokenwire.errors import FailedPrecondition
@@ -80,7 +81,7 @@ def peak_bytes(device: torch.device, work: Callable[[], None]) -> int:
 
 
 def run_largest_steps(runner: ModelRunner) -> None:
-    """The most tokens of prefill that one step may have, and a full batch of decodes with every kind of sampling.
+    """A step with the most tokens of prefill, then a full batch of decodes, each with all that a request may ask for.
 
     `runner.info` says how large they are; its cache need have no more than PROFILE_BLOCKS. Raises FailedPrecondition.
     """
@@ -91,6 +92,9 @@ def run_largest_steps(runner: ModelRunner) -> None:
         for start in range(0, info.max_step_tokens, longest)[: info.max_batch_size]:
             chunk = min(longest, info.max_step_tokens - start)
             rows.append(ScheduledRow(_aliased(runner, len(rows), chunk, computed=0), chunk))
+        first = rows[0].sequence
+        first.prompt_logprobs = 5
+        first.num_prompt_logprobs = max(0, first.num_tokens - 1 - MAX_PROMPT_LOGPROBS_PER_STEP)
         runner.run(ScheduledBatch(tuple(rows)))
         context = min(longest, PROFILE_CONTEXT_TOKENS)
         batch = min(info.max_batch_size, info.max_step_tokens)
@@ -101,6 +105,11 @@ def run_largest_steps(runner: ModelRunner) -> None:
             f"max_step_tokens: {runner.info.device} has no memory for the largest step ({info.max_step_tokens} tokens, "
             f"{info.max_batch_size} sequences): {error}; lower --max-step-tokens or --max-batch-size",
             reason="STEP_MEMORY",
+        ) from error
+    except Exception as error:  # whatever a model's unknown code raises
+        raise FailedPrecondition(
+            f"model: it cannot be served: its largest step failed: {type(error).__name__}: {error}",
+            reason="MODEL_UNSUPPORTED",
         ) from error
 
 

@@ -192,6 +192,16 @@ def test_a_step_that_never_fits_is_refused_at_start(tiny_folder: Folders, monkey
         run_largest_steps(runner)
 
 
+def test_a_largest_step_that_fails_otherwise_is_a_refusal_too(
+    tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = tiny_runner_of(tiny_folder("llama"))
+    failing_forward(monkeypatch, lambda num_tokens: True, RuntimeError("no such kernel"), after=False)
+    with pytest.raises(FailedPrecondition, match="its largest step failed: RuntimeError: no such kernel") as caught:
+        run_largest_steps(runner)
+    assert caught.value.reason == "MODEL_UNSUPPORTED"
+
+
 def test_the_division_is_logged_at_start(tiny_folder: Folders, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger=startup.__name__):
         tiny_runner_of(tiny_folder("llama"), kv_memory=2**20)
