@@ -40,6 +40,10 @@ class EngineSettings:
     kv_memory: int = setting(
         0, "bytes for the KV cache, with K/M/G suffix; 0: sized from free memory", minimum=0, parse=bytes_of
     )
+    gpu_memory_share: float = setting(
+        0.9, "of a GPU's memory that the weights leave free: what steps and the KV cache sized from it may use",
+        minimum=0.5, maximum=0.98,
+    )  # fmt: skip
     max_context_tokens: int = setting(
         0, "longest prompt plus output; 0: what the model allows and the KV cache holds", minimum=0
     )

@@ -101,6 +101,10 @@ class RunnerInfo:
     """Seconds each start-up phase took, in order."""
 
 
+class OutOfMemory(Exception):
+    """The device had no memory for a step. Nothing of it counts; a smaller one may be run."""
+
+
 class ModelRunner(Protocol):
     """The only caller of the device."""
 
@@ -110,7 +114,7 @@ class ModelRunner(Protocol):
         """Begin a step; gives what `collect` needs. Reads the sequences now, changes none of them.
 
         Writes keys and values into their blocks. A token that is PENDING is the one that the step before, which need
-        not be collected yet, sampled for its sequence.
+        not be collected yet, sampled for its sequence. Raises OutOfMemory.
         """
 
     def collect(self, launched: Any) -> StepOutput:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from model_svc.engine.batch import ModelRunner, ScheduledBatch
+from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch
 from model_svc.engine.events import Inbox, NewTokens, StepResult
 from model_svc.engine.scheduler import Limits, Scheduler
 from model_svc.engine.sequence import Sequence, SequenceStatus
@@ -76,7 +76,10 @@ class Engine:
         self.scheduler.add(sequence)
 
     def step(self) -> StepResult:
-        """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised."""
+        """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised.
+
+        One that the device has no memory for makes nothing, and fewer sequences and tokens share the next.
+        """
         started_s = time.perf_counter()
         new = NewTokens()
         if self._in_flight is not None and not self.scheduler.can_run_ahead:
@@ -109,6 +112,13 @@ class Engine:
             return None
         try:
             launched = self.runner.launch(batch)
+        except OutOfMemory as error:
+            num_preempted = self.scheduler.give_way(batch)
+            log.warning(
+                "out of memory in a step of %d sequences and %d tokens: %d preempted, steps of %d tokens from now (%s)",
+                len(batch.rows), batch.num_tokens, num_preempted, self.scheduler.budget.max_tokens, error,
+            )  # fmt: skip
+            return None
         except Exception as error:
             self._fail(batch, error)
             return None

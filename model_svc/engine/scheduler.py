@@ -5,7 +5,7 @@ a token budget per step. Decodes go first, so a long prompt never stalls them; p
 Who starts next is `WaitingQueue`'s to say. Among what runs, rank is priority (higher first), then arrival: when blocks
 run out the lowest-ranked sequence gives its blocks back and is computed anew later (preemption by recompute), and so it
 does for a sequence of a higher priority level that could not start otherwise. The highest-ranked one always goes on, so
-there is no deadlock.
+there is no deadlock. When a step's memory runs out its lower half gives way in the same manner (`give_way`).
 """
 
 import bisect
@@ -22,6 +22,7 @@ from model_svc.engine.fair_share import FairShare
 from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
 from model_svc.engine.sequence import PENDING, Sequence, SequenceStatus
 from model_svc.engine.start_estimate import StartEstimate
+from model_svc.engine.step_budget import StepBudget
 from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
 from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
@@ -60,6 +61,7 @@ class Scheduler:
         self.clock = clock
         self.max_context_tokens = info.max_context_tokens
         self.limits = limits
+        self.budget = StepBudget(limits.max_step_tokens, limits.max_batch_size)
         self.kv = KVCacheManager(info.num_blocks, info.block_size)
         self.shares = FairShare(limits.tenant_weights)
         self.sequences: dict[int, Sequence] = {}
@@ -138,8 +140,8 @@ class Scheduler:
         now_s = self.clock()
         self._expire(now_s)
         self._admit(now_s)
-        rows = self._decodes(self.limits.max_step_tokens)
-        rows += self._prefills({row.sequence.sequence_id for row in rows}, self.limits.max_step_tokens - len(rows))
+        rows = self._decodes(self.budget.max_tokens)
+        rows += self._prefills({row.sequence.sequence_id for row in rows}, self.budget.max_tokens - len(rows))
         for row in rows:
             if row.sequence.first_scheduled_s is None:
                 row.sequence.first_scheduled_s = now_s
@@ -155,6 +157,7 @@ class Scheduler:
     def update(self, batch: ScheduledBatch, output: StepOutput) -> NewTokens:
         """Enter what the runner computed. Returns the new output tokens and the log-probabilities asked for."""
         self.num_steps += 1
+        self.budget.grow()
         new = NewTokens()
         served: dict[str, int] = {}
         for index, (row, token_id) in enumerate(zip(batch.rows, output.token_ids, strict=True)):
@@ -193,6 +196,22 @@ class Scheduler:
         if reason is not None:
             self._finish(sequence, reason)
 
+    def give_way(self, batch: ScheduledBatch) -> int:
+        """The device had no memory for this step: its lowest-ranked half is preempted, and steps get smaller.
+
+        A single sequence is given smaller chunks; it ends with Overloaded when those fail too. Returns how many were
+        preempted.
+        """
+        rows = [row for row in batch.rows if row.sequence.status is SequenceStatus.RUNNING]
+        leaving = sorted((row.sequence for row in rows), key=rank)[-(len(rows) // 2) :] if len(rows) > 1 else []
+        for sequence in leaving:
+            self._preempt(sequence)
+        if not self.budget.shrink(batch.num_tokens, len(self.running) if leaving else None):
+            for row in rows:
+                message = "the device has no memory left for this sequence, not even when it is computed alone"
+                self.fail(row.sequence, Overloaded(message, reason="OUT_OF_MEMORY", retry_after_s=1.0))
+        return len(leaving)
+
     def fail(self, sequence: Sequence, error: TokenwireError) -> None:
         """End a sequence with a typed error."""
         self._finish(sequence, FinishReason.ERROR, error=error)
@@ -214,6 +233,8 @@ class Scheduler:
             step=self.num_steps,
             num_preemptions=self.num_preemptions,
             paused=self.paused,
+            num_out_of_memory=self.budget.num_out_of_memory,
+            step_budget_tokens=self.budget.max_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -301,7 +322,7 @@ class Scheduler:
             if self.kv.awaits_prefix(sequence):
                 num_passed_over += 1
                 continue
-            if self.limits.max_step_tokens <= self._num_tokens_before(sequence):
+            if self.budget.max_tokens <= self._num_tokens_before(sequence):
                 break
             placement = self._place(sequence)
             if placement is Placement.NO_ROOM:
@@ -335,7 +356,7 @@ class Scheduler:
         """
         while True:
             placement = Placement.NO_ROOM
-            if self._free_slots:
+            if self._free_slots and len(self.running) < self.budget.max_sequences:
                 placement = self.kv.place(sequence, spare=len(self.running))
             if placement is not Placement.NO_ROOM or not self._lower_ones_make_room(sequence):
                 break

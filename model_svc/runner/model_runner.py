@@ -7,7 +7,7 @@ nor the wire.
 import numpy as np
 import torch
 
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
@@ -16,6 +16,7 @@ from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
 from model_svc.runner.logprobs import score_prompt, score_sampled
+from model_svc.runner.memory import raising_out_of_memory
 from model_svc.runner.next_token import next_tokens
 from model_svc.runner.step_output import LaunchedStep, make_step_output
 from model_svc.runner.transfer import HostCopies, together
@@ -50,6 +51,15 @@ class TorchModelRunner:
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> LaunchedStep:
         """See `ModelRunner.launch`. On a GPU nothing here waits for it."""
+        try:
+            with raising_out_of_memory(self._model.device):
+                return self._launch(batch)
+        except OutOfMemory:
+            self._changer.forget()
+            self._tainted_blocks.update(block for row in batch.rows for block in row.sequence.block_table)
+            raise
+
+    def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
         if self._tainted_blocks:
             self._clean_fresh_blocks(batch)
         inputs = self._input_batch.build(batch, self._last_tokens)

@@ -1,6 +1,6 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.sequence import PENDING
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.requests import TokenLogprob
@@ -64,6 +64,8 @@ class FakeRunner:
         """What the last step of whoever had a slot sampled: what PENDING stands for."""
         self.fail_next = self.fail_next_collect = False
         self.bad_sequences: set[int] = set()
+        self.memory_tokens = self.memory_rows = 10**9
+        """Larger steps run out of memory, after having written what they compute."""
 
     def launch(self, batch: ScheduledBatch) -> StepOutput:
         self.batches.append(batch)
@@ -74,6 +76,8 @@ class FakeRunner:
             num_outputs = row.end - row.sequence.num_original_prompt_tokens + row.samples
             assert num_outputs <= (row.sequence.stop.max_tokens or num_outputs), "more tokens than asked for"
             self._write(row)
+        if batch.num_tokens > self.memory_tokens or len(batch.rows) > self.memory_rows:
+            raise OutOfMemory("tried to allocate too much")
         bad = {index for index, row in enumerate(batch.rows) if row.sequence.sequence_id in self.bad_sequences}
         tokens = tuple(
             self._next_token(row) if row.samples and index not in bad else None for index, row in enumerate(batch.rows)
