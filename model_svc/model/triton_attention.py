@@ -1,8 +1,8 @@
-"""The Triton backend: lays out the launches of `triton_kernels` for a step. Imports Triton, so only when it is chosen.
+"""The Triton backend: lays out the launches of `triton_kernels` for a step. Imports Triton.
 
-A step takes at most two launches, decode rows and chunks, each followed by one that combines where the context is split.
-Everything a launch is laid out by is known on the host; nothing waits for the device. A launch depends on the step's
-host-side numbers alone, so that captured in a CUDA graph it serves any lengths up to the contexts it was captured with.
+A step takes at most two launches, decode rows and chunks, each followed by one that combines where the context is
+split. They are laid out by what the host knows of the step, so nothing waits for the device, and captured in a CUDA
+graph they serve any lengths up to the contexts they were captured with.
 """
 
 from dataclasses import dataclass
@@ -72,10 +72,6 @@ class Tiles(NamedTuple):
     """Positions of the context."""
     num_warps: int
 
-    def tokens(self, group: int) -> int:
-        """Tokens of a chunk that one program computes."""
-        return self.block_m // group
-
 
 class TritonBackend:
     """See `AttentionBackend`. `processor` is `device`'s own unless a test says otherwise."""
@@ -89,71 +85,60 @@ class TritonBackend:
         self, query: Tensor, key: Tensor, value: Tensor, layer: LayerKV, step: PagedStep, options: AttentionOptions
     ) -> Tensor:
         """See `AttentionBackend.attend`."""
-        num_heads, num_tokens, key_size = query.shape[1:]
-        num_kv_heads, value_size = layer.value.shape[2:]
-        heads = Heads(num_kv_heads, num_heads // num_kv_heads, key_size, value_size, layer.key.element_size())
         if query.stride(3) != 1:
             query = query.contiguous()
-        output = query.new_empty(num_tokens, num_heads, value_size)
+        output = query.new_empty(query.shape[2], query.shape[1], layer.value.shape[3])
         if step.num_decodes:
-            tiles = decode_tiles(heads, self.processor)
-            self._launch(query, layer, step, options, output, heads, tiles, step.num_decodes, decode=True)
-        num_chunks = len(step.num_new) - step.num_decodes
-        if num_chunks:
-            tiles = chunk_tiles(heads, self.processor)
-            num_units = (num_tokens - step.num_decodes) // tiles.tokens(heads.group) + num_chunks
-            self._launch(query, layer, step, options, output, heads, tiles, num_units, decode=False)
+            self._launch(query, layer, step, options, output, decode=True)
+        if step.num_decodes < len(step.num_new):
+            self._launch(query, layer, step, options, output, decode=False)
         return output.unsqueeze(0)
 
     def _launch(
-        self,
-        query: Tensor,
-        layer: LayerKV,
-        step: PagedStep,
-        options: AttentionOptions,
-        output: Tensor,
-        heads: Heads,
-        tiles: Tiles,
-        num_units: int,
-        *,
-        decode: bool,
+        self, query: Tensor, layer: LayerKV, step: PagedStep, options: AttentionOptions, output: Tensor, *, decode: bool
     ) -> None:
-        """Compute the decode rows or the chunks, `num_units` programs per key head and split, into `output`."""
-        contexts = step.contexts[: step.num_decodes] if decode else step.contexts[step.num_decodes :]
-        num_programs = num_units * heads.num_kv_heads
-        longest = max(contexts)
-        num_splits = split_count(
-            num_programs, longest if options.window is None else min(longest, options.window), tiles.block_n,
-            self.processor.num_cores,
-        )  # fmt: skip
-        num_tokens = step.num_decodes if decode else output.shape[0] - step.num_decodes
-        num_heads = output.shape[1]
+        """Compute the decode rows, or the chunks, into their tokens of `output` [T, num_heads, value_size]."""
+        num_all_tokens, num_heads, value_size = output.shape
+        num_kv_heads, key_size = layer.key.shape[2:]
+        heads = Heads(num_kv_heads, num_heads // num_kv_heads, key_size, value_size, layer.key.element_size())
+        num_chunks = len(step.num_new) - step.num_decodes
+        if decode:
+            tiles = decode_tiles(heads, self.processor)
+            first_token, num_tokens, contexts = 0, step.num_decodes, step.contexts[: step.num_decodes]
+            num_units = num_tokens
+        else:
+            tiles = chunk_tiles(heads, self.processor)
+            first_token, contexts = step.num_decodes, step.contexts[step.num_decodes :]
+            num_tokens = num_all_tokens - first_token
+            num_units = num_tokens // (tiles.block_m // heads.group) + num_chunks  # see `find_chunk`
+        num_programs = num_units * num_kv_heads
+        seen = max(contexts) if options.window is None else min(max(contexts), options.window)
+        num_splits = split_count(num_programs, seen, tiles.block_n, self.processor.num_cores)
         partial = partial_lse = output
         if num_splits > 1:
             shape = (num_tokens, num_heads, num_splits)
-            partial = output.new_empty(*shape, heads.value_size, dtype=torch.float32)
+            partial = output.new_empty(*shape, value_size, dtype=torch.float32)
             partial_lse = output.new_empty(shape, dtype=torch.float32)
         sinks = output if options.sinks is None else options.sinks
-        scale = heads.key_size**-0.5 if options.scale is None else options.scale
+        scale = key_size**-0.5 if options.scale is None else options.scale
         ATTEND[(num_programs, num_splits)](
             query, layer.key, layer.value, output, partial, partial_lse, sinks, step.table, step.lengths,
-            step.query_starts, step.num_decodes, len(step.num_new) - step.num_decodes, query.stride(2),
-            query.stride(1), step.table.stride(0),
+            step.query_starts, step.num_decodes, num_chunks, query.stride(2), query.stride(1), step.table.stride(0),
             scale * LOG2_E if options.softcap is None else scale / options.softcap,
             0.0 if options.softcap is None else options.softcap * LOG2_E,
             0 if options.window is None else options.window,
-            NUM_KV_HEADS=heads.num_kv_heads, GROUP=heads.group, KEY_SIZE=heads.key_size, VALUE_SIZE=heads.value_size,
-            BLOCK_SIZE=step.kv.block_size, KEY_PAD=padded(heads.key_size), VALUE_PAD=padded(heads.value_size),
+            NUM_KV_HEADS=num_kv_heads, GROUP=heads.group, KEY_SIZE=key_size, VALUE_SIZE=value_size,
+            BLOCK_SIZE=step.kv.block_size, KEY_PAD=padded(key_size), VALUE_PAD=padded(value_size),
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, DECODE=decode, SPLIT=num_splits > 1,
             HAS_WINDOW=options.window is not None, HAS_SOFTCAP=options.softcap is not None,
             HAS_SINKS=options.sinks is not None, INTERPRETED=query.device.type == "cpu",
-            num_warps=tiles.num_warps, num_stages=NUM_STAGES,
+            num_warps=tiles.num_warps, num_stages=NUM_STAGES, enable_fp_fusion=True,
         )  # fmt: skip
         if num_splits > 1:
             COMBINE[(num_tokens, num_heads)](
-                partial, partial_lse, output, sinks, 0 if decode else step.num_decodes, num_splits,
-                NUM_HEADS=num_heads, VALUE_SIZE=heads.value_size, VALUE_PAD=padded(heads.value_size),
-                MOST_SPLITS=MOST_SPLITS, HAS_SINKS=options.sinks is not None, num_warps=4,
+                partial, partial_lse, output, sinks, first_token, num_splits,
+                NUM_HEADS=num_heads, VALUE_SIZE=value_size, VALUE_PAD=padded(value_size), MOST_SPLITS=MOST_SPLITS,
+                HAS_SINKS=options.sinks is not None, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 
 
@@ -188,7 +173,7 @@ def chunk_tiles(heads: Heads, processor: Processor) -> Tiles:
     # Two tiles of the context are in shared memory at a time.
     largest = 16 if heads.itemsize == 4 else 64
     block_n = context_tile(heads, (processor.shared_memory_bytes - query_bytes) // 2, largest)
-    return Tiles(block_m, block_n, 8 if block_m >= 128 else 4)
+    return Tiles(block_m, block_n, 8 if block_m >= 128 or widest > 128 else 4)
 
 
 def context_tile(heads: Heads, free_bytes: int, largest: int) -> int:

@@ -6,7 +6,7 @@ several splits (FlashDecoding), each program sees its share of the context, and 
 their log-sum-exp. Nothing masked is ever read, so what unused slots hold does not matter.
 
 All that changes from step to step is a run-time argument: a model compiles each kernel once per kind of layer. Scores
-are kept in base 2: factors come multiplied by log2(e). Knows pointers; how a launch is laid out is `triton_attention`'s.
+are in base 2: factors come multiplied by log2(e). Knows pointers; laying out a launch is `triton_attention`'s part.
 """
 
 import triton
@@ -32,7 +32,7 @@ def load_heads(
 
 @triton.jit
 def multiply(a, b, sum, INTERPRETED: tl.constexpr):
-    """a @ b + sum, in fp32. Triton's interpreter cannot multiply bf16: it would multiply their bits."""
+    """The sum of a @ b and `sum`, in fp32. Triton's interpreter cannot multiply bf16: it would multiply their bits."""
     if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -41,7 +41,8 @@ def multiply(a, b, sum, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def attend_tile(
-    queries, output, highest, total, positions, key, value, table_row, kv_head, tile, first, stop, scale, softcap, window,
+    queries, output, highest, total, positions, key, value, table_row, kv_head, tile, first, stop, scale, softcap,
+    window,
     NUM_KV_HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     KEY_PAD: tl.constexpr, VALUE_PAD: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -81,9 +82,10 @@ def attend_tile(
 
 @triton.jit
 def find_chunk(query_starts, unit, num_decodes, num_chunks, BLOCK_Q: tl.constexpr):
-    """The chunk that program `unit` works on, and its first program: chunk c has its first at (its start) // BLOCK_Q + c.
+    """The chunk that program `unit` works on, and the first program of that chunk.
 
-    Starts count from the first chunk's. Some programs beyond a chunk's end find nothing to do.
+    Chunk c has its first at (its start) // BLOCK_Q + c, starts counted from the first chunk's: room for all its tokens,
+    and perhaps for one program more, which finds nothing to do.
     """
     low: tl.int32 = 0
     high = num_chunks
@@ -98,7 +100,14 @@ def find_chunk(query_starts, unit, num_decodes, num_chunks, BLOCK_Q: tl.constexp
 
 
 @triton.jit(
-    do_not_specialize=["num_decodes", "num_chunks", "query_token_stride", "query_head_stride", "table_stride", "window"],
+    do_not_specialize=[
+        "num_decodes",
+        "num_chunks",
+        "query_token_stride",
+        "query_head_stride",
+        "table_stride",
+        "window",
+    ],
     do_not_specialize_on_alignment=["table", "lengths", "query_starts", "sinks"],
 )
 def attend_kernel(
@@ -111,10 +120,10 @@ def attend_kernel(
 ):  # fmt: skip
     """Attention of all decode rows, or of all chunks.
 
-    Grid: (units * NUM_KV_HEADS, splits). With DECODE a unit is a row and a token; without, up to BLOCK_M // GROUP tokens
-    of a chunk. query: T tokens of NUM_KV_HEADS * GROUP heads, at the given strides. Writes output [T, heads, VALUE_SIZE],
-    or with SPLIT partial [tokens, heads, splits, VALUE_SIZE] and partial_lse [tokens, heads, splits], in fp32, of the
-    tokens of this launch.
+    Grid: (units * NUM_KV_HEADS, splits). With DECODE a unit is a row and its token; without, up to BLOCK_M // GROUP
+    tokens of a chunk. query: T tokens of NUM_KV_HEADS * GROUP heads, at the given strides. Writes output
+    [T, heads, VALUE_SIZE], or with SPLIT partial [tokens, heads, splits, VALUE_SIZE] and partial_lse
+    [tokens, heads, splits], in fp32, of the tokens of this launch. A decode row of length 0 gives zeros.
     """
     BLOCK_Q: tl.constexpr = 1 if DECODE else BLOCK_M // GROUP
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP

@@ -13,7 +13,8 @@ import torch
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
-from model_svc.model.attention import AttentionBackend, make_backend
+from model_svc.model.attention import AttentionBackend
+from model_svc.model.attention_choice import choose_backend
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import allocate
@@ -38,7 +39,8 @@ def start_runner(settings: EngineSettings, phases_s: dict[str, float]) -> TorchM
     torch.set_num_threads(settings.threads or usable_cores())
     device = resolve_device(settings.device)
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
-    backend = make_backend(settings.attention)
+    with timed(phases_s, "attention"):
+        backend = choose_backend(settings.attention, device, settings.block_size)
     with timed(phases_s, "load"):
         model = load_model(Path(settings.model), device, settings.dtype)
     with timed(phases_s, "probe"):
