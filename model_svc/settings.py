@@ -34,7 +34,9 @@ class EngineSettings:
         "auto", "auto: the checkpoint's own on a GPU; on a CPU bfloat16 where it has the instructions, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
-    attention: str = setting("auto", "attention backend", choices=("auto", "sdpa"))
+    attention: str = setting(
+        "auto", "attention backend; auto: triton on a GPU, sdpa on a CPU", choices=("auto", "flash", "triton", "sdpa")
+    )
     threads: int = setting(0, "compute threads; 0: one per core this process may use", minimum=0)
     block_size: int = setting(16, "positions per KV block", minimum=1, maximum=256)
     kv_memory: int = setting(

@@ -17,7 +17,6 @@ from transformers import AttentionInterface
 
 from model_svc.model.handover import handed_to
 from model_svc.model.paged import DecodeGroup, LayerKV, PagedStep, PrefillChunk
-from tokenwire.errors import FailedPrecondition
 
 ATTENTION_NAME = "tokenwire_paged"
 
@@ -163,17 +162,6 @@ def _gather(cache: Tensor, blocks: Tensor, num_rows: int, num_positions: int) ->
     """[num_rows, num_kv_heads, num_positions, size], a view of blocks copied side by side."""
     gathered = cache.index_select(0, blocks).view(num_rows, -1, cache.shape[2], cache.shape[3])
     return gathered[:, :num_positions].transpose(1, 2)
-
-
-BACKENDS: dict[str, type[AttentionBackend]] = {"sdpa": SdpaBackend}
-
-
-def make_backend(name: str) -> AttentionBackend:
-    """The backend called `name`; `auto` takes the best there is. Raises FailedPrecondition for an unknown name."""
-    chosen = "sdpa" if name == "auto" else name
-    if chosen not in BACKENDS:
-        raise FailedPrecondition(f"attention: {name!r} is not allowed: auto, {', '.join(BACKENDS)}")
-    return BACKENDS[chosen]()
 
 
 AttentionInterface.register(ATTENTION_NAME, paged_attention)

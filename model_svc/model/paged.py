@@ -196,6 +196,11 @@ class PagedStep:
         )  # fmt: skip
 
     @cached_property
+    def in_int32(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`table`, `lengths` and `query_starts` as int32: copies, made once a step; later changes do not show."""
+        return self.table.int(), self.lengths.int(), self.query_starts.int()
+
+    @cached_property
     def decodes(self) -> tuple[DecodeGroup, ...]:
         """The rows with a single token, those of similar context together."""
         groups: list[DecodeGroup] = []

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
-from model_svc.model.attention import AttentionBackend, make_backend
+from model_svc.model.attention import AttentionBackend
+from model_svc.model.attention_choice import choose_backend
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import LayerKVSpec, allocate
@@ -56,10 +57,11 @@ def start_runner(
     torch.set_num_threads(settings.threads or usable_cores())
     device = resolve_device(settings.device)
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
-    backend = make_backend(settings.attention)
     if device.type == "cuda":
         with timed(phases_s, "device"):
             check_gpu(device, settings.dtype)
+    with timed(phases_s, "attention"):
+        backend = choose_backend(settings.attention, device, settings.block_size)
     with timed(phases_s, "load"):
         model = load(Path(settings.model), device, settings.dtype)
     context = context_limit(settings.max_context_tokens, model.max_context_tokens)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from model_svc.model import paged
-from model_svc.model.attention import AttentionCall, AttentionOptions, make_backend, paged_attention
+from model_svc.model.attention import AttentionCall, AttentionOptions, SdpaBackend, paged_attention
 from model_svc.model.handover import Handover
 from model_svc.model.paged import LayerKVSpec, allocate, plan_step, positions_and_slots, query_starts_of, row_order
-from tokenwire.errors import FailedPrecondition
 
 NUM_HEADS, NUM_KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE = 6, 2, 8, 12, 4
 OPTIONS = [
@@ -70,7 +69,7 @@ def test_steps_of_mixed_rows_equal_dense_attention(
         parts = [[x[computed[r] : computed[r] + n] for x in data[r]] for r, n in zip(rows, new, strict=True)]
         query, key, value = (torch.cat(x).transpose(0, 1)[None] for x in zip(*parts, strict=True))
         layer = Layer()
-        with Handover(layer).carrying(AttentionCall(step, make_backend("auto"))):
+        with Handover(layer).carrying(AttentionCall(step, SdpaBackend())):
             output, _ = paged_attention(
                 layer, query, key, value, None, scaling=options.scale, sliding_window=options.window,
                 softcap=options.softcap, s_aux=options.sinks,
@@ -82,11 +81,6 @@ def test_steps_of_mixed_rows_equal_dense_attention(
     assert computed.tolist() == lengths.tolist()
     for sequence, (query, key, value) in zip(found, data, strict=True):
         torch.testing.assert_close(sequence, dense(query, key, value, options), rtol=1e-4, atol=1e-5)
-
-
-def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(FailedPrecondition, match="attention: 'flash' is not allowed: auto, sdpa"):
-        make_backend("flash")
 
 
 def test_groups_bound_the_padding() -> None:

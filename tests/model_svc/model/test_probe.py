@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_svc.model.attention import make_backend
+from model_svc.model.attention import SdpaBackend
 from model_svc.model.loader import load_model
 from model_svc.model.paged import LayerKVSpec
 from model_svc.model.probe import kv_specs, probe
@@ -62,7 +62,7 @@ DTYPES = ("float32", "bfloat16")
 def run_probe(folder: Path, dtype: str, max_context_tokens: int = CONTEXT) -> tuple[LayerKVSpec, ...]:
     model = load_model(folder, torch.device("cpu"), dtype)
     specs = kv_specs(model)
-    probe(model, make_backend("sdpa"), specs, block_size=4, max_context_tokens=max_context_tokens)
+    probe(model, SdpaBackend(), specs, block_size=4, max_context_tokens=max_context_tokens)
     return specs
 
 
@@ -109,7 +109,7 @@ def test_a_window_that_attention_is_not_told_of_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_scale_that_differs_from_eager_is_refused(tmp_path: Path, dtype: str) -> None:
-    class WrongScale(type(make_backend("sdpa"))):  # type: ignore[misc]
+    class WrongScale(SdpaBackend):
         def attend(self, *args):  # type: ignore[no-untyped-def]
             return super().attend(*args[:-1], args[-1]._replace(scale=1.0))
 
@@ -119,7 +119,7 @@ def test_a_scale_that_differs_from_eager_is_refused(tmp_path: Path, dtype: str) 
 
 
 def test_a_pass_that_raises_is_refused_with_what_it_raised(tmp_path: Path) -> None:
-    class Broken(type(make_backend("sdpa"))):  # type: ignore[misc]
+    class Broken(SdpaBackend):
         def attend(self, *args):  # type: ignore[no-untyped-def]
             raise ZeroDivisionError("no such thing")
 
