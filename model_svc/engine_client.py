@@ -83,6 +83,7 @@ class EngineClient:
         """Token ids in the options of open sequences, choices counted once."""
         self._tasks: list[asyncio.Task[None]] = []
         self._paused = False
+        self._was_up = False
 
     async def start(self) -> RunnerInfo:
         """Start the process and wait until the model is loaded. Raises the engine's refusal, or Unavailable."""
@@ -100,7 +101,7 @@ class EngineClient:
     def info(self) -> RunnerInfo:
         """What is served. Raises Unavailable while the engine is down."""
         if self._info is None:
-            message = "the engine process was lost and is being restarted"
+            message = "the engine process was lost and is being restarted" if self._was_up else "the engine is starting"
             raise Unavailable(message, reason="ENGINE_DOWN", retry_after_s=RETRY_AFTER_S)
         return self._info
 
@@ -187,6 +188,7 @@ class EngineClient:
 
     def _adopt(self, process: "EngineProcess") -> None:
         self._process, self._info, self.epoch = process, process.info, secrets.randbits(63) | 1
+        self._was_up = True
         self.load = EngineLoad(kv_blocks_total=process.info.num_blocks)
         self._outbox, self._num_sent, self._num_received, self._sent_tokens = Inbox(), 0, 0, {}
         if self._paused:
