@@ -44,16 +44,19 @@ def kv_size(
     max_context_tokens: int,
     context_is_wish: bool,
     max_batch_size: int,
+    num_ranks: int = 1,
 ) -> KVSize:
     """Blocks to allocate. `kv_memory_bytes` 0: a share of free memory, and never more than a full batch could use.
 
     `context_is_wish`: nobody asked for `max_context_tokens`, it is what the model could do; where memory holds less,
-    the context is what it holds, down to LEAST_CONTEXT_TOKENS. Raises FailedPrecondition, with the numbers, when the
-    memory holds less than that, or exceeds what is free.
+    the context is what it holds, down to LEAST_CONTEXT_TOKENS. On a CPU `num_ranks` share what is free.
+    Raises FailedPrecondition, with the numbers, when the memory holds less than that, or exceeds what is free.
     """
     block_bytes = sum(spec.num_bytes(block_size, dtype) for spec in specs)
     context_blocks = -(-max_context_tokens // block_size)
-    free_bytes = available_memory_bytes() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
+    free_bytes = (
+        available_memory_bytes() // num_ranks if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
+    )
     if kv_memory_bytes > free_bytes:
         raise FailedPrecondition(
             f"kv_memory: {mib(kv_memory_bytes)} is more than the {mib(free_bytes)} that {device} has free; lower it",

@@ -18,6 +18,7 @@ from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import allocate
 from model_svc.model.probe import kv_specs, probe
+from model_svc.model.ranks import Ranks
 from model_svc.runner.host import usable_cores
 from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.kv_cache import KVSize, kv_size
@@ -30,25 +31,28 @@ from tokenwire.sampling import NEUTRAL, StopParams
 WARMUP_PROMPT_TOKENS = 8
 
 
-def start_runner(settings: EngineSettings, phases_s: dict[str, float]) -> TorchModelRunner:
-    """Load `settings.model` (a folder) and make it ready to run. Adds its phases to `phases_s`.
+def start_runner(settings: EngineSettings, phases_s: dict[str, float], ranks: Ranks | None = None) -> TorchModelRunner:
+    """Load `settings.model` (a folder), or with `ranks` a part of it, and make it ready. Adds its phases to `phases_s`.
 
     Sets torch's number of threads for the whole process. Raises NotFound and FailedPrecondition.
     """
-    torch.set_num_threads(settings.threads or usable_cores())
-    device = resolve_device(settings.device)
+    num_ranks = 1 if ranks is None else ranks.size
+    torch.set_num_threads(settings.threads or max(1, usable_cores() // num_ranks))
+    device = resolve_device(settings.device) if ranks is None else ranks.device
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
     backend = make_backend(settings.attention)
     with timed(phases_s, "load"):
-        model = load_model(Path(settings.model), device, settings.dtype)
+        model = load_model(Path(settings.model), device, settings.dtype, ranks)
     with timed(phases_s, "probe"):
         specs = kv_specs(model)
         size = kv_size(
             specs, block_size=settings.block_size, dtype=model.dtype, device=device,
             kv_memory_bytes=settings.kv_memory,
             max_context_tokens=context_limit(settings.max_context_tokens, model.max_context_tokens),
-            context_is_wish=not settings.max_context_tokens, max_batch_size=limits.max_batch_size,
+            context_is_wish=not settings.max_context_tokens, max_batch_size=limits.max_batch_size, num_ranks=num_ranks,
         )  # fmt: skip
+        if ranks is not None:
+            size = KVSize(*ranks.smallest(size.num_blocks, size.max_context_tokens))
         probe(model, backend, specs, block_size=settings.block_size, max_context_tokens=size.max_context_tokens)
     with timed(phases_s, "kv"):
         kv = allocate(specs, size.num_blocks, settings.block_size, model.dtype, device)
