@@ -1,4 +1,4 @@
-"""`python -m model_svc` serves; `python -m model_svc doctor|convert …` diagnoses this machine or converts a model."""
+"""`python -m model_svc` serves; `python -m model_svc doctor|places|convert …` looks at the machine, converts."""
 
 import functools
 import importlib
@@ -10,7 +10,7 @@ from tokenwire import logs
 from tokenwire.server import run
 from tokenwire.settings import parse_settings
 
-COMMANDS = {"doctor": "model_svc.doctor", "convert": "model_svc.model.convert"}
+COMMANDS = {"doctor": "model_svc.doctor", "convert": "model_svc.model.convert", "places": "model_svc.places"}
 """Modules with a `main(argv) -> int`, imported only when asked for: they load torch."""
 
 

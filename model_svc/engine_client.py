@@ -305,10 +305,14 @@ class EngineProcess:
     async def start(cls, settings: EngineSettings) -> "EngineProcess":
         """Start it and wait for Ready. Raises what it refuses with, or Unavailable when it dies before."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            command = (sys.executable, "-m", "model_svc.engine", str(theirs.fileno()))
-            process = await asyncio.create_subprocess_exec(*command, pass_fds=(theirs.fileno(),))
-        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            with theirs:
+                command = (sys.executable, "-m", "model_svc.engine", str(theirs.fileno()))
+                process = await asyncio.create_subprocess_exec(*command, pass_fds=(theirs.fileno(),))
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()  # upon which a process that did start ends
+            raise
         engine = cls(process, reader, writer)
         try:
             await engine.write(settings)

@@ -37,10 +37,17 @@ class EngineSettings:
     attention: str = setting(
         "auto", "attention backend; auto: triton on a GPU, sdpa on a CPU", choices=("auto", "flash", "triton", "sdpa")
     )
-    threads: int = setting(0, "compute threads; 0: one per core this process may use", minimum=0)
+    threads: int = setting(0, "compute threads, of each rank; 0: one per core this process may use", minimum=0)
+    tensor_parallel: int = setting(
+        1, "ranks, processes with a part of the model each, on cuda:0 and up or on the CPU; 1: the model is not split",
+        minimum=1, maximum=64,
+    )  # fmt: skip
     block_size: int = setting(16, "positions per KV block", minimum=1, maximum=256)
     kv_memory: int = setting(
-        0, "bytes for the KV cache, with K/M/G suffix; 0: sized from free memory", minimum=0, parse=bytes_of
+        0,
+        "bytes for the KV cache, of each rank, with K/M/G suffix; 0: sized from free memory",
+        minimum=0,
+        parse=bytes_of,
     )
     gpu_memory_share: float = setting(
         0.9, "of a GPU's memory that the weights leave free: what steps and the KV cache sized from it may use",

@@ -19,14 +19,16 @@ def services() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("files", [["docker-compose.yml"], ["docker-compose.yml", "compose.gpu.yml"]])
-def test_docker_compose_accepts_the_files(files: list[str]) -> None:
+@pytest.mark.parametrize(
+    "added", [[], ["compose.gpu.yml"], ["compose.replicas.yml"], ["compose.replicas.yml", "compose.gpu-replicas.yml"]]
+)
+def test_docker_compose_accepts_the_files(added: list[str]) -> None:
     if (
         shutil.which("docker") is None
         or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
     ):
         pytest.skip("docker compose is not installed")
-    flags = [word for file in files for word in ("-f", file)]
+    flags = [word for file in ("docker-compose.yml", *added) for word in ("-f", file)]
     result = subprocess.run(["docker", "compose", *flags, "config", "-q"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -56,6 +58,23 @@ def test_the_gpu_file_reserves_a_gpu() -> None:
     gpu = yaml.safe_load((ROOT / "compose.gpu.yml").read_text())["services"]
     (device,) = gpu["model"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_the_replicas_file_adds_a_model_tier_that_the_tokenizer_tier_knows() -> None:
+    added = yaml.safe_load((ROOT / "compose.replicas.yml").read_text())["services"]
+    assert added["model-1"]["extends"] == {"file": "docker-compose.yml", "service": "model"}
+    targets = added["tokenizer"]["environment"]["TOKENWIRE_TOKENIZER_MODEL_TARGETS"].split(",")
+    assert targets == [f"{name}:50053" for name in ("model", "model-1")]
+    assert added["tokenizer"]["depends_on"] == {"model-1": {"condition": "service_healthy"}}
+    for name in ("model", "model-1"):
+        assert "TOKENWIRE_MODEL_THREADS" in added[name]["environment"]
+        assert "ports" not in added[name]
+
+
+def test_the_gpu_replicas_file_gives_each_a_gpu_of_its_own() -> None:
+    gpu = yaml.safe_load((ROOT / "compose.gpu-replicas.yml").read_text())["services"]
+    devices = [gpu[name]["deploy"]["resources"]["reservations"]["devices"][0] for name in ("model", "model-1")]
+    assert [device["device_ids"] for device in devices] == [["0"], ["1"]]
 
 
 def stages() -> dict[str, str]:

@@ -39,11 +39,11 @@ class Drive:
         """Load and warm up."""
         loaded: list[LoadedModel] = []
 
-        def load(*arguments: Any) -> LoadedModel:
-            loaded.append(source.paged(*arguments))
+        def load(folder: Path, device: torch.device, dtype: str, _: Any) -> LoadedModel:
+            loaded.append(source.paged(folder, device, dtype))
             return loaded[0]
 
-        runner = start_runner(settings, {}, load)
+        runner = start_runner(settings, {}, load=load)
         return cls(loaded[0], runner, Engine(runner, limits_of(settings, runner.info)))
 
     def close(self) -> None:

@@ -34,7 +34,10 @@ def main() -> None:
         (settings,) = link.receive(timeout_s=None)
         engine = build(link, settings)
         if engine is not None:
-            loop(link, engine)
+            try:
+                loop(link, engine)
+            finally:
+                engine.runner.close()
     except EOFError:
         log.debug("the gRPC process is gone")
 

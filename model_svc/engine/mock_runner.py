@@ -13,13 +13,19 @@ from array import array
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
+from tokenwire.errors import FailedPrecondition
 from tokenwire.noise import uniform
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
 
 
 def build_runner(settings: EngineSettings) -> "MockRunner":
-    """A mock runner as the `mock_*` settings say."""
+    """A mock runner as the `mock_*` settings say. Raises FailedPrecondition when it should be split among ranks."""
+    if settings.tensor_parallel > 1:
+        raise FailedPrecondition(
+            f"tensor_parallel: {settings.tensor_parallel} ranks need a model to split, which the mock engine has not",
+            reason="TENSOR_PARALLEL",
+        )
     return MockRunner(settings)
 
 

@@ -20,6 +20,8 @@ from model_svc.model.attention import ATTENTION_NAME, AttentionBackend, Attentio
 from model_svc.model.device import resolve_dtype
 from model_svc.model.handover import Handover
 from model_svc.model.paged import PagedStep
+from model_svc.model.ranks import Ranks
+from model_svc.model.sharding import check_heads, shard
 from tokenwire.errors import FailedPrecondition, NotFound
 from tokenwire.sampling import SamplingParams
 
@@ -63,8 +65,11 @@ class LoadedModel:
         return logits if self.takes_logits_to_keep else logits[keep]
 
 
-def load_model(folder: Path, device: torch.device, dtype: str) -> LoadedModel:
-    """Load the model in `folder`; `dtype` as in the settings. Raises NotFound and FailedPrecondition."""
+def load_model(folder: Path, device: torch.device, dtype: str, ranks: Ranks | None = None) -> LoadedModel:
+    """Load the model in `folder`, with `ranks` this rank's part of it; `dtype` as in the settings.
+
+    Raises NotFound and FailedPrecondition.
+    """
     check_files(folder)
     # Nothing transformers prints at load is for an operator; what matters is raised below.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -90,6 +95,9 @@ def load_model(folder: Path, device: torch.device, dtype: str) -> LoadedModel:
         if report[kind]:
             some = ", ".join(sorted(str(key) for key in report[kind])[:3])
             raise corrupt(folder, f"its weights do not match its config.json ({len(report[kind])} {kind}: {some})")
+    module.eval()
+    if ranks is not None:
+        shard(module, ranks)
     return ready_to_run(module, device, torch_dtype)
 
 
@@ -108,6 +116,16 @@ def ready_to_run(module: Any, device: torch.device, dtype: torch.dtype) -> Loade
         sampling_defaults=sampling_defaults(module.generation_config),
         takes_logits_to_keep="logits_to_keep" in inspect.signature(module.forward).parameters,
     )
+
+
+def check_ranks(folder: Path, num_ranks: int) -> None:
+    """Raise FailedPrecondition, without reading weights, when so many ranks cannot share the heads of this model."""
+    check_files(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return  # `load_model` says what is wrong with it
+    check_heads(config, num_ranks)
 
 
 def check_files(folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model_svc.model.agreement import EAGER_TOLERANCE, difference
 from model_svc.model.attention import ATTENTION_NAME, AttentionBackend
 from model_svc.model.discovery import Unservable, discover
 from model_svc.model.loader import LoadedModel
@@ -24,9 +25,6 @@ from tokenwire.errors import FailedPrecondition
 LONG_TOKENS, SHORT_TOKENS = 24, 9
 TAIL_TOKENS = 3
 """How many last tokens are left for the steps after the packed prefill."""
-EAGER_TOLERANCE = {torch.float32: 2e-3, torch.float16: 6e-2, torch.bfloat16: 3e-1}
-"""Largest relative difference to eager attention: another order of additions, through all layers. In bfloat16 the SDPA
-attention of transformers itself differs from its eager one by up to 0.18 for SmolLM2-135M, at some positions."""
 NEIGHBOUR_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Largest relative difference that another neighbour may make; dense models make none at all."""
 
@@ -200,9 +198,3 @@ class _Trial:
 
     def tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.model.device)
-
-
-def difference(found: Tensor, wanted: Tensor) -> float:
-    """The largest over rows of |found - wanted| / |wanted|, lengths of vectors centred at 0; NaN where one is."""
-    scale = (wanted - wanted.mean(-1, keepdim=True)).norm(dim=-1)
-    return float(((found - wanted).norm(dim=-1) / scale.clamp(min=1e-30)).max())

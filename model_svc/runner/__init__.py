@@ -4,6 +4,7 @@ import time
 
 from model_svc.engine.batch import ModelRunner
 from model_svc.model import IMPORT_STARTED_S
+from model_svc.runner.leader import start_leader
 from model_svc.runner.startup import start_runner
 from model_svc.settings import EngineSettings
 
@@ -13,10 +14,11 @@ IMPORT_S = time.perf_counter() - IMPORT_STARTED_S
 def build_runner(settings: EngineSettings) -> ModelRunner:
     """A warm runner for `settings.model`, which is a folder with config.json and *.safetensors.
 
-    Takes seconds. Sets torch's number of threads. Raises NotFound for a folder that is not there and
-    FailedPrecondition for a model, device or memory that cannot serve.
+    Takes seconds. Starts a process for each further rank of `tensor_parallel`. Sets torch's number of threads. Raises
+    NotFound for a folder that is not there and FailedPrecondition for a model, device or memory that cannot serve.
     """
-    return start_runner(settings, {"import": IMPORT_S})
+    phases_s = {"import": IMPORT_S}
+    return start_leader(settings, phases_s) if settings.tensor_parallel > 1 else start_runner(settings, phases_s)
 
 
 __all__ = ["build_runner"]

@@ -44,18 +44,19 @@ def kv_size(
     max_batch_size: int,
     gpu_memory_share: float = 0.9,
     activation_bytes: int = 0,
+    num_ranks: int = 1,
 ) -> KVSize:
     """Blocks to allocate. `kv_memory_bytes` 0: a share of free memory, and never more than a full batch could use.
 
     On a GPU that is `gpu_memory_share` of what is free once the weights are loaded, less the `activation_bytes` that
     the largest step takes besides.
     `context_is_wish`: nobody asked for `max_context_tokens`, it is what the model could do; where memory holds less,
-    the context is what it holds, down to LEAST_CONTEXT_TOKENS. Raises FailedPrecondition, with the numbers, when the
-    memory holds less than that, or exceeds what is free.
+    the context is what it holds, down to LEAST_CONTEXT_TOKENS. On a CPU `num_ranks` share what is free.
+    Raises FailedPrecondition, with the numbers, when the memory holds less than that, or exceeds what is free.
     """
     block_bytes = sum(spec.num_bytes(block_size, dtype) for spec in specs)
     context_blocks = -(-max_context_tokens // block_size)
-    free_bytes = free_memory_bytes(device)
+    free_bytes = free_memory_bytes(device) // (num_ranks if device.type == "cpu" else 1)
     if kv_memory_bytes + activation_bytes > free_bytes:
         step = f" and the {mib(activation_bytes)} of the largest step are" if activation_bytes else " is"
         raise FailedPrecondition(

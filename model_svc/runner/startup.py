@@ -21,6 +21,7 @@ from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import LayerKVSpec, allocate
 from model_svc.model.probe import kv_specs, probe
+from model_svc.model.ranks import Ranks
 from model_svc.runner.decode_graphs import DecodeGraphs, record_on_cuda
 from model_svc.runner.gpu_check import check_gpu
 from model_svc.runner.host import usable_cores
@@ -45,17 +46,19 @@ log = logging.getLogger(__name__)
 WARMUP_PROMPT_TOKENS = 8
 
 
+Loader = Callable[[Path, torch.device, str, Ranks | None], LoadedModel]
+
+
 def start_runner(
-    settings: EngineSettings,
-    phases_s: dict[str, float],
-    load: Callable[[Path, torch.device, str], LoadedModel] = load_model,
+    settings: EngineSettings, phases_s: dict[str, float], ranks: Ranks | None = None, load: Loader = load_model
 ) -> TorchModelRunner:
-    """Load `settings.model` (a folder) and make it ready to run. Adds its phases to `phases_s`.
+    """Load `settings.model` (a folder), or with `ranks` a part of it, and make it ready. Adds its phases to `phases_s`.
 
     Sets torch's number of threads for the whole process. Raises NotFound and FailedPrecondition.
     """
-    torch.set_num_threads(settings.threads or usable_cores())
-    device = resolve_device(settings.device)
+    num_ranks = 1 if ranks is None else ranks.size
+    torch.set_num_threads(settings.threads or max(1, usable_cores() // num_ranks))
+    device = resolve_device(settings.device) if ranks is None else ranks.device
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
     if device.type == "cuda":
         with timed(phases_s, "device"):
@@ -63,7 +66,7 @@ def start_runner(
     with timed(phases_s, "attention"):
         backend = choose_backend(settings.attention, device, settings.block_size)
     with timed(phases_s, "load"):
-        model = load(Path(settings.model), device, settings.dtype)
+        model = load(Path(settings.model), device, settings.dtype, ranks)
     context = context_limit(settings.max_context_tokens, model.max_context_tokens)
     activation_bytes: int | None = None
     with timed(phases_s, "probe"):
@@ -80,11 +83,13 @@ def start_runner(
             kv_memory_bytes=settings.kv_memory,
             max_context_tokens=context, context_is_wish=not settings.max_context_tokens,
             max_batch_size=limits.max_batch_size, gpu_memory_share=settings.gpu_memory_share,
-            activation_bytes=activation_bytes or 0,
+            activation_bytes=activation_bytes or 0, num_ranks=num_ranks,
         )  # fmt: skip
+        if ranks is not None:
+            size = KVSize(*ranks.smallest(size.num_blocks, size.max_context_tokens))
         probe(model, backend, specs, block_size=settings.block_size, max_context_tokens=size.max_context_tokens)
     with timed(phases_s, "kv"):
-        with_graphs = settings.cuda_graphs == "auto" and device.type == "cuda"
+        with_graphs = settings.cuda_graphs == "auto" and device.type == "cuda" and ranks is None
         runner = make_runner(settings, model, backend, specs, size, limits, phases_s, with_graphs=with_graphs)
     cache_bytes = size.num_blocks * sum(spec.num_bytes(settings.block_size, model.dtype) for spec in specs)
     log.info(memory_plan(model, cache_bytes, activation_bytes).line())

@@ -26,4 +26,4 @@ def tidy(tier: str, line: str, *, colour: bool | None = None) -> str:
         return f"{name} {text}"
     if match is not None and match["level"] in ("warning", "error"):
         text = click.style(text, fg="yellow" if match["level"] == "warning" else "red")
-    return f"{click.style(name, fg=COLOURS.get(tier))} {text}"
+    return f"{click.style(name, fg=COLOURS.get(tier.split('-')[0]))} {text}"

@@ -16,6 +16,16 @@ NEEDED_MODULES = ("fastapi", "grpc_health", "grpc_reflection", "jinja2", "promet
 NEEDED_FOR_TORCH = ("safetensors", "torch", "transformers")
 
 
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One of the model tiers. Empty values leave a setting to the tier and its environment."""
+
+    port: int
+    metrics_port: int = 0
+    device: str = ""
+    threads: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpSettings:
     """What `tokenwire up` was asked for. Empty texts leave a setting to the tier and its environment."""
@@ -33,6 +43,16 @@ class UpSettings:
     tokenizer_metrics_port: int = 0
     model_metrics_port: int = 0
     drain_timeout_s: float = 30.0
+    model_replicas: int = 1
+    replicas: tuple[Replica, ...] = ()
+    """Where there are several, each one's place (see `replicas.py`); empty for a single one."""
+
+    @property
+    def models(self) -> dict[str, Replica]:
+        """Every model tier by name: `model`, or `model-0`, `model-1` and so on."""
+        if not self.replicas:
+            return {"model": Replica(self.model_port, self.model_metrics_port)}
+        return {f"model-{index}": replica for index, replica in enumerate(self.replicas)}
 
 
 SERVICE_PORTS = ("port", "http_port", "tokenizer_port", "model_port")
@@ -92,9 +112,9 @@ def reachable(host: str) -> str:
 
 
 def tiers_of(settings: UpSettings) -> list[Tier]:
-    """The three processes, in the order in which they are drained. Only the gateway listens on `host`."""
+    """The processes, in the order in which they are drained. Only the gateway listens on `host`."""
     drain = ("--drain-timeout-s", str(settings.drain_timeout_s))
-    model_target = f"{LOOPBACK}:{settings.model_port}"
+    models = [model_tier(settings, name, replica) for name, replica in settings.models.items()]
     tokenizer_target = f"{LOOPBACK}:{settings.tokenizer_port}"
     gateway = Tier(
         "gateway", "gateway", f"{reachable(settings.host)}:{settings.port}",
@@ -109,18 +129,23 @@ def tiers_of(settings: UpSettings) -> list[Tier]:
         (
             *given("--host", LOOPBACK), *given("--port", settings.tokenizer_port),
             "--metrics-port", str(settings.tokenizer_metrics_port), *given("--model", settings.model),
-            *given("--model-targets", model_target), *drain,
+            *given("--model-targets", ",".join(model.target for model in models)), *drain,
         ),
     )  # fmt: skip
-    model = Tier(
-        "model", "model_svc", model_target,
+    return [gateway, tokenizer, *models]
+
+
+def model_tier(settings: UpSettings, name: str, replica: Replica) -> Tier:
+    """One model tier."""
+    return Tier(
+        name, "model_svc", f"{LOOPBACK}:{replica.port}",
         (
-            *given("--host", LOOPBACK), *given("--port", settings.model_port),
-            "--metrics-port", str(settings.model_metrics_port), *given("--model", settings.model),
-            *given("--dtype", settings.dtype), *given("--engine", settings.engine), *drain,
+            *given("--host", LOOPBACK), *given("--port", replica.port), "--metrics-port", str(replica.metrics_port),
+            *given("--model", settings.model), *given("--dtype", settings.dtype), *given("--engine", settings.engine),
+            *given("--device", replica.device), *given("--threads", replica.threads),
+            "--drain-timeout-s", str(settings.drain_timeout_s),
         ),
     )  # fmt: skip
-    return [gateway, tokenizer, model]
 
 
 def given(flag: str, value: object) -> Sequence[str]:

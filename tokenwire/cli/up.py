@@ -1,4 +1,4 @@
-"""`tokenwire up` and `tokenwire demo`: the three tiers as processes of this machine, from download to drain.
+"""`tokenwire up` and `tokenwire demo`: the tiers as processes of this machine, from download to drain.
 
 Prints what to do next; the processes are `processes.py`'s business.
 """
@@ -17,6 +17,7 @@ from tokenwire.cli.examples import QUESTION, examples
 from tokenwire.cli.log_stream import show_line
 from tokenwire.cli.models import store_with_bars
 from tokenwire.cli.processes import TierGroup
+from tokenwire.cli.replicas import with_replicas
 from tokenwire.cli.tiers import LOOPBACK, Tier, UpSettings, reachable, require_installed, tiers_of, with_ports
 from tokenwire.client import AsyncClient, TextDelta
 from tokenwire.errors import Internal
@@ -50,6 +51,10 @@ MODEL_OPTIONS = (
         show_default=True, help="What runs the model; mock answers nonsense, without torch.",
     ),
     click.option(
+        "--model-replicas", type=click.IntRange(1, 64), default=1, show_default=True,
+        help="Model tiers behind the tokenizer tier: one GPU each, or shares of the CPU's cores.",
+    ),
+    click.option(
         "--drain-timeout", "drain_timeout_s", type=click.FloatRange(min=0), default=30.0, show_default=True,
         help="Seconds that running requests get to finish at the end.",
     ),
@@ -68,7 +73,7 @@ UP_OPTIONS = (
     port_option("--port", 50051, "TOKENWIRE_GATEWAY_PORT", "Gateway, gRPC; 0: any free one."),
     port_option("--http-port", 8080, "TOKENWIRE_GATEWAY_HTTP_PORT", "Gateway, HTTP; 0: any free one."),
     port_option("--tokenizer-port", 50052, "TOKENWIRE_TOKENIZER_PORT", "Tokenizer tier; 0: any free one."),
-    port_option("--model-port", 50053, "TOKENWIRE_MODEL_PORT", "Model tier; 0: any free one."),
+    port_option("--model-port", 50053, "TOKENWIRE_MODEL_PORT", "Model tier; 0: any. Replicas: the next free."),
     port_option("--gateway-metrics-port", 9464, "TOKENWIRE_GATEWAY_METRICS_PORT", "Gateway's metrics; 0: off."),
     port_option("--tokenizer-metrics-port", 9465, "TOKENWIRE_TOKENIZER_METRICS_PORT", "Tokenizer's metrics; 0: off."),
     port_option("--model-metrics-port", 9466, "TOKENWIRE_MODEL_METRICS_PORT", "Model tier's metrics; 0: off."),
@@ -116,14 +121,14 @@ def demo(question: str, **given: Any) -> None:
 def prepared(settings: UpSettings) -> UpSettings:
     """Everything that can be wrong before a process is started: what is installed, the ports, the model's files."""
     require_installed(settings.engine)
-    settings = with_ports(settings)
+    settings = with_replicas(with_ports(settings), os.environ)
     with store_with_bars() as store:
         store.resolve(settings.model)
     return settings
 
 
 class Up:
-    """One run of the three tiers."""
+    """One run of all tiers."""
 
     def __init__(self, settings: UpSettings) -> None:
         self.settings = settings
@@ -152,8 +157,8 @@ class Up:
             click.echo(f"{number.name} again: leaving at once", err=True)
             self._main.cancel()
             return
+        self.stop.set()  # before the words, which fail where the terminal is gone
         click.echo(f"\n{number.name}: draining, gateway first; once more to leave at once", err=True)
-        self.stop.set()
 
     async def _until_stopped(self, group: TierGroup, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` until it is done, or a signal came. Raises what it raises, or Unavailable when a tier ends."""
@@ -231,7 +236,7 @@ def metrics_addresses(settings: UpSettings) -> str:
     ports = (
         ("gateway", reachable(settings.host), settings.gateway_metrics_port),
         ("tokenizer", LOOPBACK, settings.tokenizer_metrics_port),
-        ("model", LOOPBACK, settings.model_metrics_port),
+        *((name, LOOPBACK, replica.metrics_port) for name, replica in settings.models.items()),
     )
     return "  ".join(f"{tier} http://{host}:{port}/metrics" for tier, host, port in ports if port)
 

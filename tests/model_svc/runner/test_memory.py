@@ -234,7 +234,7 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
         done.append("sized")
         return kv_size(*arguments, **(given | {"device": torch.device("cpu")}))
 
-    def load(folder: Path, _: Any, dtype: str) -> LoadedModel:
+    def load(folder: Path, _: Any, dtype: str, ranks: Any) -> LoadedModel:
         return load_model(folder, torch.device("cpu"), dtype)
 
     monkeypatch.setattr(startup, "resolve_device", lambda _: Standin())
@@ -245,7 +245,7 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
         model=tiny_folder("llama"), dtype="float32", threads=1, max_batch_size=3, max_step_tokens=64,
         kv_memory=2**20, gpu_memory_share=0.75, cuda_graphs="off", attention="sdpa",
     )  # fmt: skip
-    info = startup.start_runner(settings, {}, load).info
+    info = startup.start_runner(settings, {}, load=load).info
     assert done == ["checked cuda:0 float32", "measured", "sized"]
     assert list(info.phases_s) == ["device", "attention", "load", "probe", "memory", "kv", "warmup"]
 
