@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 
 from benchmarks.gpu_suite.shapes import Source, release
-from model_svc.engine.__main__ import limits_of
+from model_svc.engine.__main__ import engine_of
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import StepResult
 from model_svc.engine.sequence import Sequence
@@ -44,7 +45,7 @@ class Drive:
             return loaded[0]
 
         runner = start_runner(settings, {}, load=load)
-        return cls(loaded[0], runner, Engine(runner, limits_of(settings, runner.info)))
+        return cls(loaded[0], runner, engine_of(settings, runner))
 
     def close(self) -> None:
         """Give the memory back."""

@@ -20,9 +20,13 @@ ATTENTIONS = next(f for f in dataclasses.fields(EngineSettings) if f.name == "at
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"attention={name}": {"attention": name} for name in ATTENTIONS if name != "auto"},
+    "cuda_graphs=off": {"cuda_graphs": "off"},
+    "overlap=off": {"overlap": "off"},
+    "overlap=on": {"overlap": "on"},
+    "cuda_graphs=off overlap=off": {"cuda_graphs": "off", "overlap": "off"},
     "block_size=64": {"block_size": 64},
 }
-"""Settings that are compared, each alone against the default. Graphs, compile and overlap join when they exist."""
+"""Settings that are compared with the default. What `auto` chose there anyway is left out."""
 LOAD = 0.6
 """Share of the time that the requests of the Poisson run would take one after the other at full batches."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
@@ -55,18 +59,19 @@ def measure_shape(
 ) -> None:
     """Everything of one shape. `ceilings`: the results of that section, where there are any."""
     scale = QUICK if quick else Scale()
-    attention = ""
+    usual: dict[str, Any] = {"overlap": "on"} if device.type == "cuda" else {"overlap": "off", "cuda_graphs": "off"}
     for name, changed in VARIANTS.items():
-        if changed == {"attention": attention}:
+        if changed and changed.items() <= usual.items():
             report.add(f"start {name}", left_out="it is the default here")
             continue
+        recorded = {"lazy_graphs": True} if changed else {}  # few batch sizes are measured then
         release(device)
         with tolerating(), report.measuring(f"start {name}", needs_s=1 if quick else 10):
             started_s = time.perf_counter()
-            drive = Drive.start(source, settings_of(device, dtype, quick, changed))
+            drive = Drive.start(source, settings_of(device, dtype, quick, changed | recorded))
             cost = cost_of(drive.model)
             info = drive.runner.info
-            attention = attention or info.attention
+            usual.setdefault("attention", info.attention)
             report.add(
                 f"start {name}", seconds=time.perf_counter() - started_s, phases_s=info.phases_s,
                 attention=info.attention, cache_tokens=drive.capacity_tokens,
@@ -218,7 +223,8 @@ def poisson(drive: Drive, rate: float, scale: Scale) -> dict[str, Any]:
     open_sequences: dict[int, Sequence] = {}
     started_s = time.perf_counter()
     next_s = started_s + rng.expovariate(rate)
-    num_tokens = 0
+    num_tokens = num_steps = 0
+    replayed = num_replays(drive)
     while (now_s := time.perf_counter()) - started_s < scale.poisson_s:
         while next_s <= now_s:
             outputs = rng.randint(scale.mean_outputs // 2, scale.mean_outputs * 3 // 2)
@@ -230,6 +236,7 @@ def poisson(drive: Drive, rate: float, scale: Scale) -> dict[str, Any]:
             continue
         result = drive.engine.step()
         raise_errors(result)
+        num_steps += result.num_batch_sequences > 0
         now_s = time.perf_counter()
         for sequence_id in result.new.sequence_ids:
             before_s = last_s.get(sequence_id)
@@ -242,10 +249,17 @@ def poisson(drive: Drive, rate: float, scale: Scale) -> dict[str, Any]:
     if not gaps:
         raise RuntimeError(f"{len(arrived_s)} requests arrived and no second token came in {scale.poisson_s} s")
     return {
+        "graph_steps_share": (num_replays(drive) - replayed) / max(1, num_steps),
         "requests_per_s": rate, "requests": len(arrived_s), "tokens_per_s": num_tokens / scale.poisson_s,
         "inter_token_ms": {p: 1000 * percentile(gaps, float(p[1:]) / 100) for p in ("p50", "p90", "p99")},
         "first_token_ms": {p: 1000 * percentile(firsts, float(p[1:]) / 100) for p in ("p50", "p99")},
     }  # fmt: skip
+
+
+def num_replays(drive: Drive) -> int:
+    """Decode steps that were replayed from a recording so far."""
+    graphs = drive.runner._graphs
+    return graphs.num_replays if graphs is not None else 0
 
 
 def percentile(values: list[float], share: float) -> float:

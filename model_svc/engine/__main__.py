@@ -10,14 +10,14 @@ import signal
 import socket
 import sys
 
-from model_svc.engine.batch import RunnerInfo
+from model_svc.engine.batch import ModelRunner, RunnerInfo
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Ready, Refused
 from model_svc.engine.link import EngineLink
 from model_svc.engine.scheduler import Limits
 from model_svc.settings import EngineSettings
 from tokenwire import logs
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import FailedPrecondition, TokenwireError
 
 log = logging.getLogger("model_svc.engine")
 
@@ -46,13 +46,22 @@ def build(link: EngineLink, settings: EngineSettings) -> Engine | None:
     """Load the model and say Ready; say Refused and return None when it cannot be served."""
     try:
         runner = importlib.import_module(RUNNERS[settings.engine]).build_runner(settings)
-        overlap = settings.overlap == "on" or (settings.overlap == "auto" and runner.info.device.startswith("cuda"))
-        engine = Engine(runner, limits_of(settings, runner.info), overlap=overlap)
+        engine = engine_of(settings, runner)
     except TokenwireError as error:
         link.send(Refused(error))
         return None
     link.send(Ready(runner.info))
     return engine
+
+
+def engine_of(settings: EngineSettings, runner: ModelRunner) -> Engine:
+    """The engine over this runner, as the settings say."""
+    on_gpu, whole = runner.info.device.startswith("cuda"), settings.tensor_parallel == 1
+    overlap = settings.overlap == "on" or (settings.overlap == "auto" and on_gpu and whole)
+    if overlap and not whole:
+        message = "overlap: steps of several ranks (tensor_parallel) are not overlapped; leave it auto"
+        raise FailedPrecondition(message, reason="OVERLAP_OF_RANKS")
+    return Engine(runner, limits_of(settings, runner.info), overlap=overlap)
 
 
 def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:

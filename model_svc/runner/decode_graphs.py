@@ -74,6 +74,10 @@ class DecodeGraphs:
             self._graph(size)
             progress(done, len(self.sizes))
 
+    def record_largest(self) -> None:
+        """Record the largest size, to see what memory the graphs take."""
+        self._graph(self.sizes[-1])
+
     def record_smallest(self) -> None:
         """Record the smallest size, to see that it can be done."""
         self._graph(self.sizes[0])

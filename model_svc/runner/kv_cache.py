@@ -43,13 +43,13 @@ def kv_size(
     context_is_wish: bool,
     max_batch_size: int,
     gpu_memory_share: float = 0.9,
-    activation_bytes: int = 0,
+    step_bytes: int = 0,
     num_ranks: int = 1,
 ) -> KVSize:
     """Blocks to allocate. `kv_memory_bytes` 0: a share of free memory, and never more than a full batch could use.
 
-    On a GPU that is `gpu_memory_share` of what is free once the weights are loaded, less the `activation_bytes` that
-    the largest step takes besides.
+    On a GPU that is `gpu_memory_share` of what is free once the weights are loaded, less the `step_bytes` that
+    the largest steps and their graphs take besides.
     `context_is_wish`: nobody asked for `max_context_tokens`, it is what the model could do; where memory holds less,
     the context is what it holds, down to LEAST_CONTEXT_TOKENS. On a CPU `num_ranks` share what is free.
     Raises FailedPrecondition, with the numbers, when the memory holds less than that, or exceeds what is free.
@@ -57,8 +57,8 @@ def kv_size(
     block_bytes = sum(spec.num_bytes(block_size, dtype) for spec in specs)
     context_blocks = -(-max_context_tokens // block_size)
     free_bytes = free_memory_bytes(device) // (num_ranks if device.type == "cpu" else 1)
-    if kv_memory_bytes + activation_bytes > free_bytes:
-        step = f" and the {mib(activation_bytes)} of the largest step are" if activation_bytes else " is"
+    if kv_memory_bytes + step_bytes > free_bytes:
+        step = f" and the {mib(step_bytes)} of the largest steps are" if step_bytes else " is"
         raise FailedPrecondition(
             f"kv_memory: {mib(kv_memory_bytes)}{step} more than the {mib(free_bytes)} that {device} has free; lower it",
             reason="KV_MEMORY",
@@ -66,7 +66,7 @@ def kv_size(
     if device.type == "cpu":
         share = min(int(CPU_SHARE * free_bytes), CPU_MOST_BYTES)
     else:
-        share = max(0, int(gpu_memory_share * free_bytes) - activation_bytes)
+        share = max(0, int(gpu_memory_share * free_bytes) - step_bytes)
     num_blocks = min((kv_memory_bytes or share) // block_bytes, max_batch_size * context_blocks)
     if num_blocks >= context_blocks:
         return KVSize(num_blocks, max_context_tokens)

@@ -31,23 +31,40 @@ ASKS_FOR_ALL = replace(
 
 
 @dataclass(frozen=True, slots=True)
+class StepMemory:
+    """What steps take on a GPU besides weights and cache."""
+
+    activation_bytes: int
+    """The most that one step takes while it runs."""
+    graph_bytes: int
+    """What recorded decode steps keep."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Both."""
+        return self.activation_bytes + self.graph_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What becomes of a device's memory, in bytes."""
 
     device: str
     weights: int
-    activations: int | None
-    """The most a step takes besides; None: not measured."""
+    steps: StepMemory | None
+    """None: not measured."""
     cache: int
     left: int
     """Free once all the others are in use."""
 
     def line(self) -> str:
         """The division for people."""
-        activations = "not measured" if self.activations is None else mib(self.activations)
+        steps = "steps not measured"
+        if self.steps is not None:
+            steps = f"activations {mib(self.steps.activation_bytes)} | graphs {mib(self.steps.graph_bytes)}"
         return (
-            f"memory of {self.device}: weights {mib(self.weights)} | activations {activations} | graphs 0 MiB | "
-            f"KV cache {mib(self.cache)} | left {mib(self.left)}"
+            f"memory of {self.device}: weights {mib(self.weights)} | {steps} | KV cache {mib(self.cache)} | "
+            f"left {mib(self.left)}"
         )
 
 
@@ -78,6 +95,21 @@ def peak_bytes(device: torch.device, work: Callable[[], None]) -> int:
     peak = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
     return int(peak)
+
+
+@torch.inference_mode()
+def kept_bytes(device: torch.device, work: Callable[[], None]) -> int:
+    """Memory that `work` keeps from other uses on a GPU; 0 when it fails, which is for others to tell."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    try:
+        work()
+    except RuntimeError:
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return max(0, torch.cuda.memory_reserved(device) - before)
 
 
 def run_largest_steps(runner: ModelRunner) -> None:

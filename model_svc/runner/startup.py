@@ -19,7 +19,7 @@ from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
-from model_svc.model.paged import LayerKVSpec, allocate
+from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
 from model_svc.model.probe import kv_specs, probe
 from model_svc.model.ranks import Ranks
 from model_svc.runner.decode_graphs import DecodeGraphs, record_on_cuda
@@ -31,7 +31,9 @@ from model_svc.runner.limits import StepLimits, step_limits
 from model_svc.runner.memory import (
     PROFILE_BLOCKS,
     MemoryPlan,
+    StepMemory,
     free_memory_bytes,
+    kept_bytes,
     num_bytes_of,
     peak_bytes,
     run_largest_steps,
@@ -68,78 +70,119 @@ def start_runner(
     with timed(phases_s, "load"):
         model = load(Path(settings.model), device, settings.dtype, ranks)
     context = context_limit(settings.max_context_tokens, model.max_context_tokens)
-    activation_bytes: int | None = None
+    step_memory: StepMemory | None = None
     with timed(phases_s, "probe"):
         specs = kv_specs(model)
     if device.type == "cuda":
         with timed(phases_s, "memory"):
-            trial = KVSize(PROFILE_BLOCKS, context)
-            activation_bytes = peak_bytes(
-                device, lambda: run_largest_steps(make_runner(settings, model, backend, specs, trial, limits, {}))
-            )
+            step_memory = try_largest(settings, model, backend, specs, limits, context)
     with timed(phases_s, "probe"):
         size = kv_size(
             specs, block_size=settings.block_size, dtype=model.dtype, device=device,
             kv_memory_bytes=settings.kv_memory,
             max_context_tokens=context, context_is_wish=not settings.max_context_tokens,
             max_batch_size=limits.max_batch_size, gpu_memory_share=settings.gpu_memory_share,
-            activation_bytes=activation_bytes or 0, num_ranks=num_ranks,
+            step_bytes=step_memory.total_bytes if step_memory else 0, num_ranks=num_ranks,
         )  # fmt: skip
         if ranks is not None:
             size = KVSize(*ranks.smallest(size.num_blocks, size.max_context_tokens))
         probe(model, backend, specs, block_size=settings.block_size, max_context_tokens=size.max_context_tokens)
     with timed(phases_s, "kv"):
-        with_graphs = settings.cuda_graphs == "auto" and device.type == "cuda" and ranks is None
-        runner = make_runner(settings, model, backend, specs, size, limits, phases_s, with_graphs=with_graphs)
+        kv = make_cache(settings, model, specs, size)
+    graphs = make_graphs(settings, model, backend, kv, size, limits)
+    if graphs is not None:
+        with timed(phases_s, "graphs"):
+            graphs = record_graphs(graphs, lazily=settings.lazy_graphs)
+    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs)
     cache_bytes = size.num_blocks * sum(spec.num_bytes(settings.block_size, model.dtype) for spec in specs)
-    log.info(memory_plan(model, cache_bytes, activation_bytes).line())
+    log.info(memory_plan(model, cache_bytes, step_memory, graphs_recorded=not settings.lazy_graphs).line())
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
     return runner
+
+
+def make_cache(settings: EngineSettings, model: LoadedModel, specs: tuple[LayerKVSpec, ...], size: KVSize) -> PagedKV:
+    """A cache of that size. With graphs a block more, nobody's: what pads a recorded batch is written there."""
+    num_blocks = size.num_blocks + wants_graphs(settings, model.device)
+    return allocate(specs, num_blocks, settings.block_size, model.dtype, model.device)
+
+
+def wants_graphs(settings: EngineSettings, device: torch.device) -> bool:
+    """Whether decode steps are to be recorded; those of several ranks are not."""
+    return settings.cuda_graphs == "auto" and device.type == "cuda" and settings.tensor_parallel == 1
+
+
+def make_graphs(
+    settings: EngineSettings,
+    model: LoadedModel,
+    backend: AttentionBackend,
+    kv: PagedKV,
+    size: KVSize,
+    limits: StepLimits,
+) -> DecodeGraphs | None:
+    """Graphs that are still to be recorded, where they are wanted."""
+    if not wants_graphs(settings, model.device):
+        return None
+    return DecodeGraphs(
+        model, kv, backend, record_on_cuda(model.device), max_batch_size=limits.max_batch_size,
+        max_blocks=-(-size.max_context_tokens // settings.block_size), scratch_block=size.num_blocks,
+    )  # fmt: skip
 
 
 def make_runner(
     settings: EngineSettings,
     model: LoadedModel,
     backend: AttentionBackend,
-    specs: tuple[LayerKVSpec, ...],
+    kv: PagedKV,
     size: KVSize,
     limits: StepLimits,
     phases_s: dict[str, float],
-    *,
-    with_graphs: bool = False,
+    graphs: DecodeGraphs | None,
 ) -> TorchModelRunner:
-    """A runner with a cache of that size."""
-    # With graphs, the block after the last is nobody's: what pads a recorded batch is written there.
-    kv = allocate(specs, size.num_blocks + with_graphs, settings.block_size, model.dtype, model.device)
+    """A runner over that cache."""
     input_batch = InputBatch(
         kv,
         max_tokens=limits.max_step_tokens,
         max_rows=limits.max_batch_size,
         max_blocks=-(-size.max_context_tokens // settings.block_size),
     )
-    graphs = None
-    if with_graphs:
-        with timed(phases_s, "graphs"):
-            graphs = record_graphs(
-                DecodeGraphs(
-                    model, kv, backend, record_on_cuda(model.device), max_batch_size=limits.max_batch_size,
-                    max_blocks=input_batch.max_blocks, scratch_block=size.num_blocks,
-                ),
-                lazily=settings.lazy_graphs,
-            )  # fmt: skip
     return TorchModelRunner(
         model, kv, backend, input_batch, runner_info(settings, model, backend, size, limits, phases_s), graphs
     )
 
 
-def memory_plan(model: LoadedModel, cache_bytes: int, activation_bytes: int | None) -> MemoryPlan:
-    """How the device's memory is divided, once the cache is allocated. A CPU gives its pages when first written to."""
-    free_bytes = free_memory_bytes(model.device)
-    to_come = cache_bytes if model.device.type == "cpu" else activation_bytes or 0
-    return MemoryPlan(
-        str(model.device), num_bytes_of(model.module), activation_bytes, cache_bytes, max(0, free_bytes - to_come)
+def try_largest(
+    settings: EngineSettings,
+    model: LoadedModel,
+    backend: AttentionBackend,
+    specs: tuple[LayerKVSpec, ...],
+    limits: StepLimits,
+    max_context_tokens: int,
+) -> StepMemory:
+    """What the largest steps take on a GPU, and the graphs, over a few blocks that are given back afterwards."""
+    size = KVSize(PROFILE_BLOCKS, max_context_tokens)
+    kv = make_cache(settings, model, specs, size)
+    runner = make_runner(settings, model, backend, kv, size, limits, {}, None)
+    activations = peak_bytes(model.device, lambda: run_largest_steps(runner))
+    graphs = make_graphs(settings, model, backend, kv, size, limits)
+    if graphs is None:
+        return StepMemory(activations, 0)
+    one_vocabulary = model.vocab_size * model.dtype.itemsize
+    return StepMemory(
+        activations,
+        kept_bytes(model.device, graphs.record_largest) + sum(graphs.sizes[:-1]) * one_vocabulary,
     )
+
+
+def memory_plan(
+    model: LoadedModel, cache_bytes: int, step_memory: StepMemory | None, *, graphs_recorded: bool
+) -> MemoryPlan:
+    """How the device's memory is divided, once the cache is there. A CPU's pages become real when first written."""
+    to_come = cache_bytes
+    if step_memory is not None:
+        to_come = step_memory.activation_bytes if graphs_recorded else step_memory.total_bytes
+    left = max(0, free_memory_bytes(model.device) - to_come)
+    return MemoryPlan(str(model.device), num_bytes_of(model.module), step_memory, cache_bytes, left)
 
 
 @torch.inference_mode()

@@ -22,9 +22,9 @@ RNG = random.Random(5)
 class Loop:
     """The engine over the fake runner; counts what is given out and checks the scheduler after every step."""
 
-    def __init__(self, *, batch: int = 8, budget: int = 32, num_blocks: int = 200) -> None:
+    def __init__(self, *, batch: int = 8, budget: int = 32, num_blocks: int = 200, overlap: bool = False) -> None:
         self.runner = FakeRunner(replace(runner_info(num_blocks=num_blocks), max_batch_size=batch))
-        self.engine = Engine(self.runner, Limits(batch, budget))
+        self.engine = Engine(self.runner, Limits(batch, budget), overlap=overlap)
         self.outputs: dict[int, list[int]] = {}
         self.terminals: dict[int, Terminal] = {}
 
@@ -65,11 +65,12 @@ def prompts(*lengths: int, max_tokens: int = 10) -> list[Sequence]:
 MANY = (20, 3, 1, 14, 30, 7, 2, 9, 11, 5)
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlap"])
 @pytest.mark.parametrize(
     ("tokens", "rows", "lengths"), [(9, 99, MANY), (99, 3, MANY), (99, 1, MANY), (5, 2, (5, 7, 3)), (3, 1, (2, 3))]
 )
-def test_no_token_is_lost_or_repeated(tokens: int, rows: int, lengths: tuple[int, ...]) -> None:
-    loop = Loop(batch=8, budget=32)
+def test_no_token_is_lost_or_repeated(tokens: int, rows: int, lengths: tuple[int, ...], overlap: bool) -> None:
+    loop = Loop(batch=8, budget=32, overlap=overlap)
     loop.runner.memory_tokens, loop.runner.memory_rows = tokens, rows
     given = prompts(*lengths)
     loop.run(*given)
@@ -77,6 +78,26 @@ def test_no_token_is_lost_or_repeated(tokens: int, rows: int, lengths: tuple[int
     load = loop.engine.scheduler.load()
     assert load.num_out_of_memory > 0 and load.num_preemptions > 0
     assert loop.engine.scheduler.kv.pool.num_used == 0
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlap"])
+@pytest.mark.parametrize("seed", range(6))
+def test_memory_that_comes_and_goes_loses_nothing(seed: int, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps run out in the middle of decodes whose tokens are still on their way, with few blocks besides."""
+    monkeypatch.setattr(step_budget, "GOOD_STEPS", 3)
+    rng = random.Random(seed)
+    loop = Loop(batch=6, budget=24, num_blocks=30, overlap=overlap)
+    given = prompts(*MANY)
+    arriving = list(given)
+    while arriving or loop.engine.has_work:
+        if arriving and rng.random() < 0.4:
+            loop.outputs[arriving[0].sequence_id] = []
+            loop.engine.add(arriving.pop(0))
+        loop.runner.memory_rows = rng.choice((1, 2, 4, 99))
+        loop.runner.memory_tokens = rng.choice((6, 12, 99))
+        loop.step()
+    loop.check(*given, num_outputs=10)
+    assert loop.engine.scheduler.load().num_out_of_memory > 0
 
 
 def test_the_lowest_ranked_half_gives_way_and_the_budget_is_halved(caplog: pytest.LogCaptureFixture) -> None:
@@ -99,8 +120,9 @@ def test_the_lowest_ranked_half_gives_way_and_the_budget_is_halved(caplog: pytes
     loop.check(*given, num_outputs=20)
 
 
-def test_a_prompt_alone_is_computed_in_smaller_chunks() -> None:
-    loop = Loop(batch=2, budget=32)
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlap"])
+def test_a_prompt_alone_is_computed_in_smaller_chunks(overlap: bool) -> None:
+    loop = Loop(batch=2, budget=32, overlap=overlap)
     loop.runner.memory_tokens = 5
     (only,) = prompts(30)
     loop.run(only)
@@ -109,8 +131,9 @@ def test_a_prompt_alone_is_computed_in_smaller_chunks() -> None:
     assert loop.engine.scheduler.budget.max_tokens == 4
 
 
-def test_a_sequence_that_fails_alone_ends_and_the_others_go_on() -> None:
-    loop = Loop(batch=4)
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlap"])
+def test_a_sequence_that_fails_alone_ends_and_the_others_go_on(overlap: bool) -> None:
+    loop = Loop(batch=4, overlap=overlap)
     given = prompts(3, 3, 3)
     loop.runner.memory_rows = 0
     for added in given:
@@ -126,8 +149,9 @@ def test_a_sequence_that_fails_alone_ends_and_the_others_go_on() -> None:
     loop.check(*given[1:], num_outputs=10)
 
 
-def test_a_device_without_any_memory_ends_sequences_but_not_the_engine() -> None:
-    loop = Loop(batch=4)
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlap"])
+def test_a_device_without_any_memory_ends_sequences_but_not_the_engine(overlap: bool) -> None:
+    loop = Loop(batch=4, overlap=overlap)
     loop.runner.memory_rows = 0
     given = prompts(*[3] * 12)
     loop.run(*given)

@@ -14,7 +14,14 @@ from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import LayerKVSpec
 from model_svc.runner import kv_cache, startup
 from model_svc.runner.kv_cache import kv_size
-from model_svc.runner.memory import MemoryPlan, is_out_of_memory, num_bytes_of, raising_out_of_memory, run_largest_steps
+from model_svc.runner.memory import (
+    MemoryPlan,
+    StepMemory,
+    is_out_of_memory,
+    num_bytes_of,
+    raising_out_of_memory,
+    run_largest_steps,
+)
 from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.settings import EngineSettings
 from tests.fakes.engine_loop import EngineLoop
@@ -149,11 +156,11 @@ def size_on_gpu(free: int, monkeypatch: pytest.MonkeyPatch, **given: Any) -> kv_
 def test_a_gpus_cache_is_its_share_less_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 100 * BLOCK_BYTES
     assert size_on_gpu(free, monkeypatch).num_blocks == 90
-    assert size_on_gpu(free, monkeypatch, gpu_memory_share=0.5, activation_bytes=20 * BLOCK_BYTES).num_blocks == 30
+    assert size_on_gpu(free, monkeypatch, gpu_memory_share=0.5, step_bytes=20 * BLOCK_BYTES).num_blocks == 30
     with pytest.raises(FailedPrecondition, match="hold 0 positions"):
-        size_on_gpu(free, monkeypatch, activation_bytes=95 * BLOCK_BYTES)
-    with pytest.raises(FailedPrecondition, match="and the 0 MiB of the largest step are more than"):
-        size_on_gpu(free, monkeypatch, kv_memory_bytes=60 * BLOCK_BYTES, activation_bytes=50 * BLOCK_BYTES)
+        size_on_gpu(free, monkeypatch, step_bytes=95 * BLOCK_BYTES)
+    with pytest.raises(FailedPrecondition, match="and the 0 MiB of the largest steps are more than"):
+        size_on_gpu(free, monkeypatch, kv_memory_bytes=60 * BLOCK_BYTES, step_bytes=50 * BLOCK_BYTES)
 
 
 @pytest.mark.parametrize("share", ["0.49", "0.99", "much"])
@@ -209,7 +216,7 @@ def test_the_division_is_logged_at_start(tiny_folder: Folders, caplog: pytest.Lo
     with caplog.at_level(logging.INFO, logger=startup.__name__):
         tiny_runner_of(tiny_folder("llama"), kv_memory=2**20)
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("memory of ")]
-    assert line.startswith("memory of cpu: weights 0 MiB | activations not measured | graphs 0 MiB | KV cache 1 MiB")
+    assert line.startswith("memory of cpu: weights 0 MiB | steps not measured | KV cache 1 MiB")
 
 
 def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +237,7 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
         return 1000
 
     def sized(*arguments: Any, **given: Any) -> kv_cache.KVSize:
-        assert given["activation_bytes"] == 1000 and given["gpu_memory_share"] == 0.75
+        assert given["step_bytes"] == 1000 and given["gpu_memory_share"] == 0.75
         done.append("sized")
         return kv_size(*arguments, **(given | {"device": torch.device("cpu")}))
 
@@ -259,7 +266,8 @@ def test_weights_that_are_shared_count_once() -> None:
 
 
 def test_the_line_names_every_part() -> None:
-    plan = MemoryPlan("cuda:0", 2**34, 3 * 2**28, 2**35, 2**30)
+    plan = MemoryPlan("cuda:0", 2**34, StepMemory(3 * 2**28, 2**27), 2**35, 2**30)
     assert plan.line() == (
-        "memory of cuda:0: weights 16384 MiB | activations 768 MiB | graphs 0 MiB | KV cache 32768 MiB | left 1024 MiB"
+        "memory of cuda:0: weights 16384 MiB | activations 768 MiB | graphs 128 MiB | KV cache 32768 MiB | "
+        "left 1024 MiB"
     )
