@@ -28,7 +28,7 @@ ARG TORCH_INDEX=
 # hadolint ignore=DL3013
 RUN sed -i "s/^torch==.*/torch==$TORCH_VERSION/" constraints.txt \
  && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION"
-RUN python requirements.py server model convert > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+RUN python requirements.py server model gpu convert > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 COPY . .
 RUN pip install --no-deps .
 

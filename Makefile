@@ -13,7 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all check fmt protos model bench-startup doctor clean
+.PHONY: help up demo test test-all check fmt protos model bench-startup bench-gpu doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ model: $(VENV)/.made-all ## Fetch and convert the default model, if it is not th
 
 bench-startup: $(VENV)/.made-all model ## Time from `tokenwire up` to the first token, five times
 	$(BIN)/python -m benchmarks.startup $(ARGS)
+
+bench-gpu: $(VENV)/.made-all ## Measure the engine on a GPU, next to what the GPU and transformers can do (9 minutes)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 doctor: $(VENV)/.made-all ## Can this machine serve? What to do if not
 	@$(BIN)/tokenwire doctor $(ARGS)

@@ -6,11 +6,17 @@ Knows hashes and numbers; does not know the wire.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from tokenwire.errors import Overloaded
+
 MAX_KEPT_EVENTS = 4096
+MAX_SNAPSHOT_HASHES = 65_536
+"""In one event: half a megabyte."""
+MAX_SUBSCRIBERS = 64
+RETRY_AFTER_S = 10.0
 
 
 class CacheChange(Enum):
@@ -29,6 +35,8 @@ class CacheEvent:
     number: int
     change: CacheChange
     hashes: tuple[int, ...]
+    continues: bool = False
+    """A snapshot goes on in the next event, under the same number."""
 
 
 class CacheEventLog:
@@ -42,6 +50,7 @@ class CacheEventLog:
         self._number = 0
         self._changed = asyncio.Event()
         self._closed = False
+        self._num_subscribers = 0
 
     def restart(self, epoch: int) -> None:
         """Another engine, whose cache is empty; 0: the engine is gone."""
@@ -67,7 +76,21 @@ class CacheEventLog:
         self._wake()
 
     async def subscribe(self, epoch: int = 0, number: int = 0) -> AsyncIterator[CacheEvent]:
-        """Events after the one given, for ever; a snapshot first where they are gone, or the epoch is another."""
+        """Events after the one given, for ever; a snapshot first where they are gone, or the epoch is another.
+
+        Raises Overloaded when there are MAX_SUBSCRIBERS.
+        """
+        if self._num_subscribers >= MAX_SUBSCRIBERS:
+            message = f"{MAX_SUBSCRIBERS} subscribers follow the cache already"
+            raise Overloaded(message, reason="TOO_MANY_SUBSCRIBERS", retry_after_s=RETRY_AFTER_S)
+        self._num_subscribers += 1
+        try:
+            async for event in self._follow(epoch, number):
+                yield event
+        finally:
+            self._num_subscribers -= 1
+
+    async def _follow(self, epoch: int, number: int) -> AsyncIterator[CacheEvent]:
         while not self._closed:
             changed = self._changed
             if not self.epoch:
@@ -85,8 +108,14 @@ class CacheEventLog:
     def _after(self, epoch: int, number: int) -> list[CacheEvent]:
         first_kept = self._number - len(self._events) + 1
         if epoch != self.epoch or not first_kept - 1 <= number <= self._number:
-            return [CacheEvent(self.epoch, self._number, CacheChange.SNAPSHOT, tuple(self.held))]
+            return list(self._snapshot())
         return list(self._events)[number - first_kept + 1 :]
+
+    def _snapshot(self) -> Iterator[CacheEvent]:
+        held = tuple(self.held)
+        for start in range(0, max(1, len(held)), MAX_SNAPSHOT_HASHES):
+            end = start + MAX_SNAPSHOT_HASHES
+            yield CacheEvent(self.epoch, self._number, CacheChange.SNAPSHOT, held[start:end], end < len(held))
 
     def _wake(self) -> None:
         """Wake everyone who waits, once: later waiters get a new event."""

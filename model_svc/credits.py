@@ -6,6 +6,10 @@ advice with an end: what is refused at the limit is refused whoever was promised
 
 from dataclasses import dataclass
 
+BASE_REQUESTS, BASE_TOKENS = 1, 1024
+"""Every session's claim besides what it holds back."""
+MAX_HELD_REQUESTS, MAX_HELD_TOKENS = 10_000, 10_000_000
+"""What one session can claim to hold back."""
 TTL_S = 2.0
 """How long a lease holds; idle sessions are sent one every second."""
 
@@ -25,8 +29,8 @@ class Claim:
     The part of its own lets a first request come without asking before.
     """
 
-    requests: int = 1
-    tokens: int = 1
+    requests: int
+    tokens: int
 
 
 class Lessor:
@@ -44,9 +48,11 @@ class Lessor:
 
     def report(self, claim: Claim, held_requests: int, held_tokens: int) -> None:
         """A session's peer holds back so much now."""
-        self._requests += held_requests + 1 - claim.requests
-        self._tokens += held_tokens + 1 - claim.tokens
-        claim.requests, claim.tokens = held_requests + 1, held_tokens + 1
+        requests = BASE_REQUESTS + min(held_requests, MAX_HELD_REQUESTS)
+        tokens = BASE_TOKENS + min(held_tokens, MAX_HELD_TOKENS)
+        self._requests += requests - claim.requests
+        self._tokens += tokens - claim.tokens
+        claim.requests, claim.tokens = requests, tokens
 
     def close(self, claim: Claim) -> None:
         """A session ends; its claim counts no more."""
@@ -54,8 +60,10 @@ class Lessor:
         self._tokens -= claim.tokens
 
     def lease(self, claim: Claim, free_requests: int, free_tokens: int) -> Lease:
-        """The claim's part of what is free, in proportion to all open claims."""
+        """The claim's part of what is free, in proportion to all open claims; never nothing of what there is."""
+        if free_requests <= 0 or free_tokens <= 0:
+            return Lease(0, 0)
         return Lease(
-            requests=max(0, free_requests) * claim.requests // self._requests,
-            tokens=max(0, free_tokens) * claim.tokens // self._tokens,
+            requests=max(1, free_requests * claim.requests // self._requests),
+            tokens=max(1, free_tokens * claim.tokens // self._tokens),
         )

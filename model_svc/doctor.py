@@ -11,13 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from model_svc.settings import ModelTierSettings
 from tokenwire.checks import Check, blocked, fail, ok, to_json, to_lines, warn
 from tokenwire.settings import SettingError, settings_from
 
-REQUIRED = ("psutil", "safetensors", "torch", "transformers")
+REQUIRED = ("safetensors", "torch", "transformers")
 MISSING = [name for name in REQUIRED if find_spec(name) is None]
 BROKEN = ""
 if not MISSING:
@@ -25,7 +24,9 @@ if not MISSING:
         import torch
         import transformers
 
+        from model_svc.doctor_gpu import check_gpus
         from model_svc.model.device import cpu_multiplies_bf16
+        from model_svc.runner.gpu_check import product_is_right
         from model_svc.runner.host import available_memory_bytes, usable_cores
     except (ImportError, OSError) as error:  # a half-installed package, a shared library that is not there
         BROKEN = f"{type(error).__name__}: {error}"
@@ -142,66 +143,3 @@ def check_cpu_arithmetic() -> list[Check]:
         fix = f"reinstall torch: {INSTALL} --force-reinstall"
         return [fail("cpu arithmetic", f"a matrix product in {', '.join(wrong)} came out wrong", fix)]
     return [ok("cpu arithmetic", f"matrix products right in fp32 and bf16 (bf16 {native})")]
-
-
-def check_gpus() -> list[Check]:
-    """Driver, CUDA and every GPU: memory, dtypes, and a small product on it."""
-    driver = nvidia_driver()
-    if not torch.cuda.is_available():
-        if not driver:
-            return [ok("gpu", "none found; models run on the CPU")]
-        if torch.version.cuda is None:
-            fix = "install torch's CUDA build to use the GPU: pip install torch --force-reinstall"
-            return [warn("gpu", f"NVIDIA driver {driver} is here, but this torch is the CPU build", fix)]
-        detail = f"NVIDIA driver {driver} and torch for CUDA {torch.version.cuda} do not work together"
-        return [warn("gpu", detail, "update the driver; in a container pass the GPUs in (docker run --gpus all)")]
-    return [check_gpu(index, driver) for index in range(torch.cuda.device_count())]
-
-
-def check_gpu(index: int, driver: str) -> Check:
-    """One GPU."""
-    name = f"gpu {index}"
-    properties: Any = torch.cuda.get_device_properties(index)
-    capability = (properties.major, properties.minor)
-    detail = f"{properties.name}, compute capability {capability[0]}.{capability[1]}, driver {driver or 'unknown'}"
-    try:
-        free, total = torch.cuda.mem_get_info(index)
-        detail += f", {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {', '.join(gpu_dtypes(capability))}"
-        wrong = [
-            dtype for dtype in gpu_dtypes(capability)
-            if dtype != "fp8" and not product_is_right(f"cuda:{index}", TORCH_NAMES[dtype])
-        ]  # fmt: skip
-    except RuntimeError as error:  # CUDA's errors: no kernel image, out of memory, device in a bad state
-        reason = str(error).splitlines()[0]
-        fix = "see whether another process fills the GPU (nvidia-smi) and whether this torch is built for it"
-        return fail(name, f"{detail}: a small kernel did not run: {reason}", fix)
-    if wrong:
-        return fail(name, f"{detail}: a matrix product in {', '.join(wrong)} came out wrong", "check the GPU's health")
-    return ok(name, f"{detail}; products right")
-
-
-TORCH_NAMES: dict[str, Any] = {}
-if not MISSING and not BROKEN:
-    TORCH_NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def gpu_dtypes(capability: tuple[int, int]) -> list[str]:
-    """Number formats whose products this compute capability has in hardware (CUDA C++ Programming Guide)."""
-    oldest = {"fp32": (0, 0), "fp16": (7, 0), "bf16": (8, 0), "fp8": (8, 9)}
-    return [name for name, least in oldest.items() if capability >= least]
-
-
-def product_is_right(device: str, dtype: Any) -> bool:
-    """Whether a 64×64 product on `device` in `dtype` agrees with the float64 product of the same numbers."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(64, 64, generator=generator).to(dtype) for _ in range(2))
-    exact = a.double() @ b.double()
-    found = (a.to(device) @ b.to(device)).cpu().double()
-    return torch.allclose(found, exact, rtol=4 * torch.finfo(dtype).eps, atol=64 * torch.finfo(dtype).eps)
-
-
-def nvidia_driver(version_file: Path = Path("/proc/driver/nvidia/version")) -> str:
-    """The kernel driver's version, "" where there is none."""
-    text = version_file.read_text() if version_file.is_file() else ""
-    match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)", text)
-    return match[1] if match else ""

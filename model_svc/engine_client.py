@@ -79,6 +79,8 @@ class EngineClient:
         self._num_sent = 0
         self._num_received = 0
         self._sent_tokens: dict[int, int] = {}
+        self._num_named_ids = 0
+        """Token ids in the options of open sequences, choices counted once."""
         self._tasks: list[asyncio.Task[None]] = []
         self._paused = False
 
@@ -135,17 +137,27 @@ class EngineClient:
         settings = self.settings
         return settings.max_queued_requests - self.num_queued, settings.max_queued_tokens - self.num_queued_tokens
 
-    def admit(self, num_sequences: int, num_tokens: int) -> None:
-        """Raise Unavailable or Overloaded when so many more sequences and prompt tokens may not wait now."""
+    def admit(self, sequences: list[Sequence]) -> None:
+        """Raise Unavailable or Overloaded when the sequences of one request may not wait now.
+
+        A request that finds nothing waiting may exceed the bounds by itself.
+        """
+        num_sequences, num_tokens = len(sequences), sum(sequence.num_tokens for sequence in sequences)
+        named_ids = sequences[0].sampling.num_named_ids
         if self._info is None:
             raise Unavailable("the engine is not running", reason="ENGINE_DOWN", retry_after_s=RETRY_AFTER_S)
         queued, bound = self.num_queued, self.settings.max_queued_requests
-        if queued + num_sequences > bound:
+        if queued and queued + num_sequences > bound:
             message = f"{queued} sequences wait already and {bound} may (max_queued_requests); {num_sequences} more"
             raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
         tokens, bound = self.num_queued_tokens, self.settings.max_queued_tokens
         if queued and tokens + num_tokens > bound:
             message = f"{tokens} prompt tokens wait already and {bound} may (max_queued_tokens); {num_tokens} more"
+            raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
+
+        if self._live and self._num_named_ids + named_ids > bound:
+            message = f"open requests name {self._num_named_ids} token ids in their options (logit_bias, "
+            message += f"allowed_token_ids, banned_sequences) and {bound} may (max_queued_tokens); {named_ids} more"
             raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
 
     def next_id(self) -> int:
@@ -155,6 +167,7 @@ class EngineClient:
     def submit(self, sequence: Sequence, sink: SequenceSink, handle: int) -> None:
         """Send a sequence to the engine with the next message. `sink` gets its tokens and exactly one end."""
         self._live[sequence.sequence_id] = Live(sink, handle, sequence)
+        self._num_named_ids += sequence.sampling.num_named_ids if sequence.choice == 0 else 0
         self._num_sent += 1
         self._sent_tokens[self._num_sent] = sequence.num_tokens
         self._outbox.sequences.append(sequence)
@@ -254,6 +267,8 @@ class EngineClient:
             touched.add(live.sink)
         for ended in result.ended:
             live = self._live.pop(ended.sequence_id)
+            if live.sequence.choice == 0:
+                self._num_named_ids -= live.sequence.sampling.num_named_ids
             live.sink.on_end(live.handle, ended.terminal)
             touched.add(live.sink)
         for sink in touched:
@@ -262,7 +277,7 @@ class EngineClient:
 
     def _lose(self, error: TokenwireError) -> None:
         """End every open sequence with this error."""
-        lost, self._live = self._live, {}
+        lost, self._live, self._num_named_ids = self._live, {}, 0
         for live in lost.values():
             earlier = live.sequence.num_generated_before
             usage = Usage(live.sequence.num_prompt_tokens - earlier, 0, earlier + live.num_outputs)

@@ -28,7 +28,10 @@ class EngineMetrics:
         self.kv_cached = tier.gauge("kv_cached_blocks", "Free KV blocks whose content can be reused.")
         self.kv_total = tier.gauge("kv_total_blocks", "KV blocks there are.")
         self.preemptions = tier.gauge("preempted_sequences", "Preemptions since the engine started.")
+        self.out_of_memory = tier.counter("out_of_memory_total", "Steps for which the device had no memory.")
+        self.step_budget = tier.gauge("step_budget_tokens", "Most tokens of a step at present.")
         self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
+        self._num_out_of_memory = 0
         self._by_reason = {reason: self.ended.labels(reason.value) for reason in FinishReason}
 
     def record(self, result: StepResult) -> None:
@@ -50,3 +53,7 @@ class EngineMetrics:
         self.kv_cached.set(result.load.kv_blocks_cached)
         self.kv_total.set(result.load.kv_blocks_total)
         self.preemptions.set(result.load.num_preemptions)
+        more = result.load.num_out_of_memory - self._num_out_of_memory
+        self.out_of_memory.inc(more if more >= 0 else result.load.num_out_of_memory)  # less: the engine is a new one
+        self._num_out_of_memory = result.load.num_out_of_memory
+        self.step_budget.set(result.load.step_budget_tokens)

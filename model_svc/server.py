@@ -111,3 +111,4 @@ async def serve(settings: ModelTierSettings) -> None:
         starting.cancel()
         await asyncio.wait({starting})
         await tier.engine.close()
+        await tier.grpc.server.stop(None)

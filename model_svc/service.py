@@ -1,66 +1,24 @@
 """ModelService: per-request streams, sessions, and what the tier says of itself."""
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 import grpc
 
 from model_svc.credits import Lessor
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
+from model_svc.request_stream import RequestStream
 from model_svc.sessions import TokenSession, request_from_wire
 from tokenwire.errors import FailedPrecondition, Unavailable
 from tokenwire.logs import fields
-from tokenwire.requests import CancelReason, Terminal, TokenLogprob
+from tokenwire.requests import CancelReason
 from tokenwire.sampling import SCALARS
 from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 from tokenwire.version import __version__
-from tokenwire.wire import logprob_to_wire, terminal_to_wire
 
 log = logging.getLogger(__name__)
-
-
-class RequestStream:
-    """The sink of one per-request stream: what each choice has got since the last look."""
-
-    def __init__(self) -> None:
-        self.wake = asyncio.Event()
-        self._responses: dict[int, model_pb2.ModelServiceGenerateResponse] = {}
-        self._terminals: dict[int, Terminal] = {}
-
-    def take(self) -> tuple[Iterable[model_pb2.ModelServiceGenerateResponse], dict[int, Terminal]]:
-        """One response per choice that has anything new, and the terminal events among them."""
-        responses, self._responses = self._responses, {}
-        terminals, self._terminals = self._terminals, {}
-        return responses.values(), terminals
-
-    def on_token(self, handle: int, token_id: int, logprob: TokenLogprob | None) -> None:
-        """One more token of choice `handle`."""
-        response = self._response(handle)
-        response.token_ids.append(token_id)
-        if logprob is not None:
-            response.logprobs.append(logprob_to_wire(logprob))
-
-    def on_prompt_logprobs(self, handle: int, logprobs: list[TokenLogprob]) -> None:
-        """Log-probabilities of the prompt's next tokens."""
-        self._response(handle).prompt_logprobs.extend(map(logprob_to_wire, logprobs))
-
-    def on_end(self, handle: int, terminal: Terminal) -> None:
-        """Choice `handle` has ended."""
-        self._response(handle).finish.CopyFrom(terminal_to_wire(terminal))
-        self._terminals[handle] = terminal
-
-    def _response(self, choice: int) -> model_pb2.ModelServiceGenerateResponse:
-        response = self._responses.get(choice)
-        if response is None:
-            response = self._responses[choice] = model_pb2.ModelServiceGenerateResponse(choice=choice)
-        return response
-
-    def flush(self) -> None:
-        """Let the reader look."""
-        self.wake.set()
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
@@ -76,29 +34,23 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def Generate(
         self, message: model_pb2.ModelServiceGenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[model_pb2.ModelServiceGenerateResponse]:
-        """One request. An error of its only prompt is the call's status."""
+        """One request. Where no choice went well, the call's status says why."""
         request = request_from_wire(message.request, call_remaining_s=context.time_remaining())
         sequences = self._state.admission().sequences(request, self._engine.next_id)
-        self._engine.admit(len(sequences), len(request.token_ids) * len(sequences))
-        stream = RequestStream()
+        self._engine.admit(sequences)
+        stream = RequestStream(len(sequences))
         for choice, sequence in enumerate(sequences):
             self._engine.submit(sequence, stream, choice)
-        num_open = len(sequences)
         try:
-            while num_open:
-                await stream.wake.wait()
-                stream.wake.clear()
-                responses, terminals = stream.take()
-                num_open -= len(terminals)
-                for terminal in terminals.values():
-                    if terminal.error is not None:
-                        raise terminal.error
-                for response in responses:
+            while stream.num_open:
+                for response in await stream.take():
                     yield response
+            if stream.failure is not None:
+                raise stream.failure
         finally:
             for sequence in sequences:
                 self._engine.abort(sequence.sequence_id, CancelReason.CLIENT)
-            log.debug("generate ended", extra=fields(request_id=request.context.request_id, open=num_open))
+            log.debug("generate ended", extra=fields(request_id=request.context.request_id, open=stream.num_open))
 
     async def Session(
         self,
@@ -147,6 +99,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 epoch=event.epoch,
                 sequence_number=event.number,
                 **{event.change.value: model_pb2.CacheBlocks(hashes=event.hashes)},
+                continues=event.continues,
             )
 
     def end_sessions(self) -> None:

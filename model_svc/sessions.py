@@ -10,7 +10,7 @@ from model_svc.credits import TTL_S, Lessor
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from model_svc.token_frame import TokenFrames
-from tokenwire.errors import AlreadyExists, TokenwireError
+from tokenwire.errors import AlreadyExists, Overloaded, TokenwireError
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage, name_violations
 from tokenwire.sampling import refuse
 from tokenwire.session import PROTOCOL_VERSION
@@ -21,6 +21,10 @@ from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire, options_from_wir
 
 log = logging.getLogger(__name__)
 
+MAX_UNSENT = 1_000_000
+"""What may wait to be read (`TokenFrames.num_unsent`); beyond it submits are refused, beyond twice it the session."""
+BEHIND = f"this session's peer does not read what it is sent: more than {MAX_UNSENT} tokens and ends wait"
+SLOW_READER_RETRY_S = 1.0
 IDLE_LOAD_S = 1.0
 """How often load is sent when there is nothing else."""
 
@@ -80,8 +84,11 @@ class TokenSession:
     def on_frame(self, frame: model_pb2.ModelServiceSessionRequest) -> None:
         """Take cancels, submits, and cancels of those.
 
-        A handle out of order ends the session; any other fault ends its request alone.
+        A handle out of order ends the session, as does a peer that submits and does not read; any other fault ends its
+        request alone.
         """
+        if self._frames.num_unsent > 2 * MAX_UNSENT:
+            raise Overloaded(BEHIND, reason="SLOW_READER", retry_after_s=SLOW_READER_RETRY_S)
         self._cancel(frame.cancels)
         held = [(demand.requests, demand.tokens) for demand in frame.demand]
         self._lessor.report(self._claim, sum(requests for requests, _ in held), sum(tokens for _, tokens in held))
@@ -183,6 +190,8 @@ class TokenSession:
             self.flush()
 
     def _admit(self, first: int, message: model_pb2.TokenRequest) -> None:
+        if self._frames.num_unsent > MAX_UNSENT:
+            raise Overloaded(BEHIND, reason="SLOW_READER", retry_after_s=SLOW_READER_RETRY_S)
         request = request_from_wire(message)
         request_id = request.context.request_id
         if request_id in self._requests:
@@ -190,7 +199,7 @@ class TokenSession:
                 f"context.request_id {request_id!r} is running on this session", reason="DUPLICATE_REQUEST"
             )
         sequences = self._state.admission().sequences(request, self._engine.next_id)
-        self._engine.admit(len(sequences), len(request.token_ids) * len(sequences))
+        self._engine.admit(sequences)
         opened = self._requests[request_id] = OpenRequest(request_id, len(sequences))
         for handle, sequence in enumerate(sequences, first):
             self._open[handle] = (sequence.sequence_id, opened)

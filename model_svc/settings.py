@@ -42,6 +42,10 @@ class EngineSettings:
     kv_memory: int = setting(
         0, "bytes for the KV cache, with K/M/G suffix; 0: sized from free memory", minimum=0, parse=bytes_of
     )
+    gpu_memory_share: float = setting(
+        0.9, "of a GPU's memory that the weights leave free: what steps and the KV cache sized from it may use",
+        minimum=0.5, maximum=0.98,
+    )  # fmt: skip
     max_context_tokens: int = setting(
         0, "longest prompt plus output; 0: what the model allows and the KV cache holds", minimum=0
     )
@@ -51,6 +55,15 @@ class EngineSettings:
     max_step_tokens: int = setting(
         0, "token budget of one step, decodes and prefill chunks together; 0: 512 on a CPU, 8192 on a GPU", minimum=0
     )
+    overlap: str = setting(
+        "auto", "launch a step before the one before it is read; auto: on a GPU", choices=("auto", "on", "off")
+    )
+    cuda_graphs: str = setting(
+        "auto",
+        "record decode steps and replay them; auto: on a GPU, where the model allows it",
+        choices=("auto", "off"),
+    )
+    lazy_graphs: bool = setting(False, "record each batch size when it first occurs, not all of them at start")
     max_queued_requests: int = setting(1024, "requests that may wait; one more is refused", minimum=1)
     max_queued_tokens: int = setting(
         1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1

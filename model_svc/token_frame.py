@@ -14,19 +14,23 @@ from tokenwire.wire import logprob_to_wire, terminal_to_wire
 MAX_LOGPROB_ENTRIES = 16_384
 """Tokens and alternatives after which a frame is closed: some 15 bytes each, far below a client's limit of 4 MiB."""
 
+END_SIZE = 16
+
 
 class TokenFrames:
     """One session's columns. Rows come in the order in which sequences first gave something."""
 
     def __init__(self) -> None:
-        self._closed: deque[model_pb2.ModelServiceSessionResponse] = deque()
+        self._closed: deque[tuple[model_pb2.ModelServiceSessionResponse, int]] = deque()
+        self.num_unsent = 0
+        """Tokens, log-probabilities and ends (each as END_SIZE) that wait to be taken."""
         self._clear()
 
     def _clear(self) -> None:
         self._tokens: dict[int, list[int]] = {}
         self._logprobs: dict[int, model_pb2.SequenceLogprobs] = {}
         self._finishes: list[common_pb2.Finish] = []
-        self._num_entries = 0
+        self._num_entries = self._size = 0
 
     @property
     def is_empty(self) -> bool:
@@ -40,6 +44,7 @@ class TokenFrames:
 
     def add_token(self, handle: int, token_id: int, logprob: TokenLogprob | None) -> None:
         """One more token of a sequence."""
+        self._grow(1)
         tokens = self._tokens.get(handle)
         if tokens is None:
             self._tokens[handle] = [token_id]
@@ -47,25 +52,40 @@ class TokenFrames:
             tokens.append(token_id)
         if logprob is not None:
             self._logprobs_of(handle).tokens.append(logprob_to_wire(logprob))
-            self._num_entries += 1 + len(logprob.top)
+            self._add_entries(1 + len(logprob.top))
 
     def add_prompt_logprobs(self, handle: int, logprobs: list[TokenLogprob]) -> None:
         """Those of the prompt's next tokens."""
         self._logprobs_of(handle).prompt.extend(map(logprob_to_wire, logprobs))
-        self._num_entries += sum(1 + len(logprob.top) for logprob in logprobs)
+        self._add_entries(sum(1 + len(logprob.top) for logprob in logprobs))
 
     def add_end(self, handle: int, terminal: Terminal) -> None:
         """A sequence's terminal event."""
         self._finishes.append(terminal_to_wire(terminal, handle))
+        self._grow(END_SIZE)
 
     def end_step(self) -> None:
         """A step is complete: close the frame if it is large enough."""
         if self._num_entries >= MAX_LOGPROB_ENTRIES:
-            self._closed.append(self._close())
+            size = self._size
+            self._closed.append((self._close(), size))
 
     def take(self) -> model_pb2.ModelServiceSessionResponse:
         """The next frame, without load and credit; an empty one when there is nothing."""
-        return self._closed.popleft() if self._closed else self._close()
+        if self._closed:
+            frame, size = self._closed.popleft()
+            self.num_unsent -= size
+            return frame
+        self.num_unsent -= self._size
+        return self._close()
+
+    def _add_entries(self, count: int) -> None:
+        self._num_entries += count
+        self._grow(count)
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        self.num_unsent += size
 
     def _close(self) -> model_pb2.ModelServiceSessionResponse:
         frame = model_pb2.ModelServiceSessionResponse(

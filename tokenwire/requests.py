@@ -13,6 +13,8 @@ from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
 
 MAX_REQUEST_ID_CHARS = 128
 MAX_PRIORITY = 100
+MAX_TIMEOUT_S = 1e9
+"""About thirty years: what every clock and transport on the way can count. A longer limit is none."""
 MAX_NAME_BYTES = 256
 """Of a tenant and of a cache salt: the engine remembers them."""
 MAX_STOP_STRINGS = 16
@@ -142,11 +144,17 @@ class RequestContext:
         return found + name_violations(f"{prefix}.tenant", self.tenant)
 
 
+def deadline_after(now_s: float, timeout_s: float | None) -> float | None:
+    """When a time limit runs out; None: never, as for one that nobody lives to see."""
+    return None if timeout_s is None or timeout_s > MAX_TIMEOUT_S else now_s + timeout_s
+
+
 def name_violations(field: str, name: str) -> list[FieldViolation]:
     """What is wrong with a tenant or a cache salt."""
-    if len(name.encode(errors="replace")) <= MAX_NAME_BYTES:
+    if len(name.encode(errors="replace")) <= MAX_NAME_BYTES and "\0" not in name:
         return []
-    return [FieldViolation(field, f"{name[:40]!r}… is not allowed: at most {MAX_NAME_BYTES} bytes")]
+    allowed = f"at most {MAX_NAME_BYTES} bytes, none of them zero"
+    return [FieldViolation(field, f"{name[:40]!r}… is not allowed: {allowed}")]
 
 
 def is_unicode(text: str) -> bool:

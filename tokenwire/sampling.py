@@ -57,6 +57,11 @@ class SamplingParams:
     banned_sequences: tuple[tuple[int, ...], ...] = ()
     """Runs of token ids of which the last may not follow the others."""
 
+    @property
+    def num_named_ids(self) -> int:
+        """Token ids that these values name: what they take in memory."""
+        return len(self.allowed_token_ids) + 2 * len(self.logit_bias) + sum(map(len, self.banned_sequences))
+
     def violations(self, prefix: str = "sampling") -> list[FieldViolation]:
         """Everything wrong with these values, one entry per field; empty when all is well."""
         found: list[FieldViolation] = []

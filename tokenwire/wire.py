@@ -16,6 +16,7 @@ from tokenwire.requests import (
     TokenizerTimings,
     TokenLogprob,
     Usage,
+    deadline_after,
     new_request_id,
 )
 from tokenwire.sampling import SCALARS, SamplingParams, StopParams, refuse
@@ -52,7 +53,7 @@ def context_from_wire(message: pb.RequestContext, *, call_remaining_s: float | N
         request_id=message.request_id or new_request_id(),
         priority=message.priority,
         tenant=message.tenant,
-        deadline_s=now + min(limits) if limits else None,
+        deadline_s=deadline_after(now, min(limits, default=None)),
         traceparent=message.traceparent,
         arrival_s=now,
     )

@@ -13,7 +13,7 @@ from gateway.metrics import RequestRecord
 from gateway.streams import Event, TextStream
 from gateway.text_requests import TextRequest
 from tokenwire.errors import Cancelled, TokenwireError
-from tokenwire.requests import RequestContext
+from tokenwire.requests import RequestContext, deadline_after
 from tokenwire.sampling import refuse
 
 
@@ -49,7 +49,8 @@ class HttpCall:
         context = RequestContext(
             request_id=self.request_id,
             priority=body.priority or 0,
-            deadline_s=None if body.timeout is None else arrival_s + body.timeout,
+            tenant=body.tenant or "",
+            deadline_s=deadline_after(arrival_s, body.timeout),
             traceparent=self._request.headers.get("traceparent", ""),
             arrival_s=arrival_s,
         )

@@ -53,6 +53,8 @@ class GenerationFields(Body):
     ignore_eos: bool | None = None
     stream: bool | None = None
     priority: int | None = None
+    tenant: str | None = None
+    """Whose share of the machine is used."""
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds the whole request may take."""
     truncate: bool | None = None

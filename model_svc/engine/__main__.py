@@ -43,7 +43,8 @@ def build(link: EngineLink, settings: EngineSettings) -> Engine | None:
     """Load the model and say Ready; say Refused and return None when it cannot be served."""
     try:
         runner = importlib.import_module(RUNNERS[settings.engine]).build_runner(settings)
-        engine = Engine(runner, limits_of(settings, runner.info))
+        overlap = settings.overlap == "on" or (settings.overlap == "auto" and runner.info.device.startswith("cuda"))
+        engine = Engine(runner, limits_of(settings, runner.info), overlap=overlap)
     except TokenwireError as error:
         link.send(Refused(error))
         return None

@@ -4,6 +4,10 @@ Bigger prefill batches for a little latency; off by default. Decodes and preempt
 Knows arrival times and counts alone.
 """
 
+from collections.abc import Iterable
+
+from model_svc.engine.sequence import Sequence
+
 
 class AdmissionWindow:
     """`window_s` 0 and `num_requests` 0: always open. Both set: whichever comes first.
@@ -34,6 +38,10 @@ class AdmissionWindow:
     def lets_in(self, sequence_id: int) -> bool:
         """Whether a new sequence may start."""
         return sequence_id <= self._through_id
+
+    def lets_any_in(self, sequences: Iterable[Sequence]) -> bool:
+        """Whether any of these new sequences may start."""
+        return self._through_id == self._last_id or any(self.lets_in(each.sequence_id) for each in sequences)
 
     def opens_s(self, oldest_arrival_s: float | None) -> float | None:
         """When it opens by time, given when the oldest new sequence arrived; None: not by time."""

@@ -1,38 +1,48 @@
 """What the scheduler hands to the runner, and what comes back. The seam between pure Python and the device."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
 
+NO_POSITIONS = range(0)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, eq=False)
 class ScheduledRow:
-    """One sequence's share of a step: compute its next `num_new_tokens` uncomputed tokens."""
+    """One sequence's share of a step: compute its next `num_new_tokens` uncomputed tokens. Nobody changes it.
+
+    Remembers how the sequence stood when the row was made: it may have moved on when the step's results are there.
+    """
 
     sequence: Sequence
     num_new_tokens: int
+    start: int = field(init=False)
+    """Tokens computed before: the position of the row's first token."""
+    samples: bool = field(init=False)
+    """Whether the row reaches the end of the sequence, so that the next token can be drawn from its logits."""
+    num_preemptions: int = field(init=False)
+    """The sequence's: once it has been preempted, what the row computed is in blocks that are not its any more."""
+    prompt_logprob_positions: range = field(init=False)
+    """Positions whose logits give prompt log-probabilities that are to be given out; p gives that of token p + 1."""
 
-    @property
-    def samples(self) -> bool:
-        """Whether this row reaches the end of the sequence, so that the next token can be drawn from its logits."""
-        return self.num_new_tokens == self.sequence.num_uncomputed_tokens
-
-    @property
-    def prompt_logprob_positions(self) -> range:
-        """Positions computed in this step whose logits give prompt log-probabilities that are still to be given out.
-
-        Position p gives that of the prompt's token p + 1. Empty where the sequence asks for none.
-        """
+    def __post_init__(self) -> None:
         sequence = self.sequence
-        if sequence.prompt_logprobs is None:
-            return range(0)
-        first = max(sequence.num_computed_tokens, sequence.num_prompt_logprobs)
-        end = min(sequence.num_computed_tokens + self.num_new_tokens, sequence.num_original_prompt_tokens - 1)
-        return range(first, end)
+        self.start = sequence.num_computed_tokens
+        self.samples = self.start + self.num_new_tokens == len(sequence.token_ids)
+        self.num_preemptions = sequence.num_preemptions
+        self.prompt_logprob_positions = NO_POSITIONS
+        if sequence.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
+            first, last = max(self.start, sequence.num_prompt_logprobs), sequence.num_original_prompt_tokens - 1
+            self.prompt_logprob_positions = range(first, min(self.end, last))
+
+    @property
+    def end(self) -> int:
+        """Tokens computed afterwards: the index of the token that the row samples, where it does."""
+        return self.start + self.num_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +101,29 @@ class RunnerInfo:
     """Seconds each start-up phase took, in order."""
 
 
+class OutOfMemory(Exception):
+    """The device had no memory for a step. Nothing of it counts; a smaller one may be run."""
+
+
 class ModelRunner(Protocol):
     """The only caller of the device."""
 
     info: RunnerInfo
 
-    def run(self, batch: ScheduledBatch) -> StepOutput:
-        """Compute one step; reads the sequences, changes none of them. Writes keys and values into their blocks."""
+    def launch(self, batch: ScheduledBatch) -> Any:
+        """Begin a step; gives what `collect` needs. Reads the sequences now, changes none of them.
+
+        Writes keys and values into their blocks. A token that is PENDING is the one that the step before, which need
+        not be collected yet, sampled for its sequence. Raises OutOfMemory.
+        """
+
+    def collect(self, launched: Any) -> StepOutput:
+        """Wait for a step that was launched, oldest first, and give what it made."""
 
     def close(self) -> None:
         """Give the device back."""
+
+
+def run_step(runner: ModelRunner, batch: ScheduledBatch) -> StepOutput:
+    """One step from beginning to end."""
+    return runner.collect(runner.launch(batch))

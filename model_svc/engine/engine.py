@@ -6,11 +6,13 @@ returns what it made.
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from model_svc.engine.batch import ModelRunner, ScheduledBatch
+from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch
 from model_svc.engine.events import Inbox, NewTokens, StepResult
 from model_svc.engine.scheduler import Limits, Scheduler
-from model_svc.engine.sequence import Sequence
+from model_svc.engine.sequence import Sequence, SequenceStatus
 from tokenwire.errors import Internal
 
 log = logging.getLogger(__name__)
@@ -19,23 +21,45 @@ MAX_FAILED_STEPS = 3
 """Steps that may fail in a row before the engine gives up on its device."""
 
 
-class Engine:
-    """Continuous batching over one runner. Not thread-safe: one loop calls everything."""
+class Launched(NamedTuple):
+    """A step on its way."""
 
-    def __init__(self, runner: ModelRunner, limits: Limits) -> None:
+    batch: ScheduledBatch
+    token: Any
+    """What the runner's `collect` needs."""
+
+
+class Engine:
+    """Continuous batching over one runner. Not thread-safe: one loop calls everything.
+
+    With `overlap` a step is launched before the one before it is collected, so that a device never waits for the
+    host: the scheduler goes on as if the tokens on their way were there, and a stop seen late costs one discarded row.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        limits: Limits,
+        *,
+        overlap: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(runner.info, limits)
+        self.scheduler = Scheduler(runner.info, limits, clock)
+        self.overlap = overlap
         self.num_received = 0
+        self._in_flight: Launched | None = None
+        """What was launched and not collected."""
         self._num_failed_steps = 0
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence is open, or its end not reported."""
-        return self.scheduler.has_work
+        """Whether any sequence is open, or its end not reported, or a step not collected."""
+        return self.scheduler.has_work or self._in_flight is not None
 
     def idle_s(self) -> float | None:
         """Seconds until a step would do something, if nothing new comes: 0 now, None never."""
-        return self.scheduler.idle_s()
+        return 0.0 if self._in_flight is not None else self.scheduler.idle_s()
 
     def take(self, inbox: Inbox) -> None:
         """Take in new sequences, then what is taken back."""
@@ -52,10 +76,23 @@ class Engine:
         self.scheduler.add(sequence)
 
     def step(self) -> StepResult:
-        """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised."""
+        """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised.
+
+        One that the device has no memory for makes nothing, and fewer sequences and tokens share the next.
+        """
         started_s = time.perf_counter()
+        new = NewTokens()
+        if self._in_flight is not None and not self.scheduler.can_run_ahead:
+            new = self._collect(self._in_flight)
+            self._in_flight = None
         batch = self.scheduler.schedule()
-        new = self._run(batch) if batch.rows else NewTokens()
+        launched = self._launch(batch)
+        if self._in_flight is not None:
+            new = self._collect(self._in_flight)
+        if launched is not None and not self.overlap:
+            new = self._collect(launched)
+            launched = None
+        self._in_flight = launched
         stored, removed = self.scheduler.kv.pool.take_changes()
         return StepResult(
             new=new,
@@ -69,17 +106,42 @@ class Engine:
             step_s=time.perf_counter() - started_s,
         )
 
-    def _run(self, batch: ScheduledBatch) -> NewTokens:
+    def _launch(self, batch: ScheduledBatch) -> Launched | None:
+        """Begin a step. None when there is nothing to compute, or it failed."""
+        if not batch.rows:
+            return None
         try:
-            output = self.runner.run(batch)
+            launched = self.runner.launch(batch)
+        except OutOfMemory as error:
+            num_preempted = self.scheduler.give_way(batch)
+            log.warning(
+                "out of memory in a step of %d sequences and %d tokens: %d preempted, steps of %d tokens from now (%s)",
+                len(batch.rows), batch.num_tokens, num_preempted, self.scheduler.budget.max_tokens, error,
+            )  # fmt: skip
+            return None
         except Exception as error:
-            self._num_failed_steps += 1
-            if self._num_failed_steps >= MAX_FAILED_STEPS:
-                raise
-            log.exception("a step of %d sequences failed; they end with an error", len(batch.rows))
-            failure = Internal(f"the engine step failed: {type(error).__name__}", reason="STEP_FAILED")
-            for row in batch.rows:
-                self.scheduler.fail(row.sequence, failure)
+            self._fail(batch, error)
+            return None
+        self.scheduler.launched(batch)
+        return Launched(batch, launched)
+
+    def _collect(self, launched: Launched) -> NewTokens:
+        """Enter what a step made."""
+        try:
+            output = self.runner.collect(launched.token)
+        except Exception as error:
+            self._fail(launched.batch, error)
             return NewTokens()
         self._num_failed_steps = 0
-        return self.scheduler.update(batch, output)
+        return self.scheduler.update(launched.batch, output)
+
+    def _fail(self, batch: ScheduledBatch, error: Exception) -> None:
+        """End a failed step's sequences. Raises the error when too many steps in a row have failed."""
+        self._num_failed_steps += 1
+        if self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise error
+        log.error("a step of %d sequences failed; they end with an error", len(batch.rows), exc_info=error)
+        failure = Internal(f"the engine step failed: {type(error).__name__}", reason="STEP_FAILED")
+        for row in batch.rows:
+            if row.sequence.status is not SequenceStatus.FINISHED:
+                self.scheduler.fail(row.sequence, failure)

@@ -55,6 +55,10 @@ class EngineLoad:
     num_preemptions: int = 0
     """Since the engine started."""
     paused: bool = False
+    num_out_of_memory: int = 0
+    """Steps for which the device had no memory, since the engine started."""
+    step_budget_tokens: int = 0
+    """Most tokens of a step at present: less than was set, for a while, after running out of memory."""
 
 
 @dataclass(slots=True)

@@ -23,8 +23,8 @@ class FairShare:
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         self.weights = dict(weights or {})
         self._counters: dict[str, float] = {}
-        self._last_left = 0.0
-        """The counter of the tenant that waited last, when nobody does."""
+        self._last_left: dict[int, float] = {}
+        """By priority: the counter of the tenant that waited last, when nobody does."""
 
     def weight(self, tenant: str) -> float:
         """The tenant's weight."""
@@ -34,14 +34,14 @@ class FairShare:
         """Service it got, over its weight; comparable among tenants that wait."""
         return self._counters.get(tenant, 0.0)
 
-    def begin_to_wait(self, tenant: str, waiting: Iterable[str]) -> None:
-        """A tenant that did not wait does now, besides those `waiting` already."""
-        lift = min((self.counter(other) for other in waiting), default=self._last_left)
+    def begin_to_wait(self, tenant: str, priority: int, waiting: Iterable[str]) -> None:
+        """A tenant that did not wait at this priority does now, besides those `waiting` there already."""
+        lift = min((self.counter(other) for other in waiting), default=self._last_left.get(priority, 0.0))
         self._counters[tenant] = max(self.counter(tenant), lift)
 
-    def stop_waiting(self, tenant: str) -> None:
-        """A tenant's last waiting sequence is gone."""
-        self._last_left = self.counter(tenant)
+    def stop_waiting(self, tenant: str, priority: int) -> None:
+        """A tenant's last waiting sequence of this priority is gone."""
+        self._last_left[priority] = self.counter(tenant)
 
     def charge(self, tenant: str, *, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
         """Enter service that the tenant got."""

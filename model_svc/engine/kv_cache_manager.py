@@ -47,7 +47,7 @@ class KVCacheManager:
         """
         if self.awaits_prefix(sequence):
             return Placement.AWAITS_PREFIX
-        self._extend_hashes(sequence)
+        self._extend_hashes(sequence, sequence.num_tokens // self.block_size)
         hits = self._find_prefix(sequence)
         sequence.awaited_hash = self._being_computed(sequence, len(hits))
         if sequence.awaited_hash is not None:
@@ -67,7 +67,8 @@ class KVCacheManager:
 
     def awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether what `place` last found it to wait for is still being computed."""
-        return sequence.awaited_hash is not None and sequence.awaited_hash in self._computing
+        leader = self._computing.get(sequence.awaited_hash) if sequence.awaited_hash is not None else None
+        return leader is not None and self._may_lead(leader, sequence)
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Extend the table to hold `num_tokens` positions; False, and nothing changed, when blocks run out."""
@@ -77,12 +78,12 @@ class KVCacheManager:
         sequence.block_table.extend(self.pool.allocate(missing))
         return True
 
-    def commit(self, sequence: Sequence) -> None:
-        """Cache the blocks that the sequence's computed tokens have filled since the last call."""
-        num_full = sequence.num_computed_tokens // self.block_size
+    def commit(self, sequence: Sequence, num_computed_tokens: int) -> None:
+        """Cache the blocks that the first so many tokens, computed and known, have filled since the last call."""
+        num_full = num_computed_tokens // self.block_size
         if num_full == sequence.num_stored_blocks:
             return
-        self._extend_hashes(sequence)
+        self._extend_hashes(sequence, num_full)
         parent = self._last_stored[sequence.sequence_id]
         for index in range(sequence.num_stored_blocks, num_full):
             hashed = sequence.block_hashes[index]
@@ -123,10 +124,9 @@ class KVCacheManager:
             if leader.sequence_id not in placed or hashed not in leader.block_hashes[leader.num_stored_blocks :]:
                 raise AssertionError(f"block hash {hashed} is awaited from a sequence that will not compute it")
 
-    def _extend_hashes(self, sequence: Sequence) -> None:
-        """The hash of every block that the sequence's tokens fill."""
+    def _extend_hashes(self, sequence: Sequence, num_full: int) -> None:
+        """The hashes of the sequence's first `num_full` blocks, whose tokens are known."""
         hashes, size = sequence.block_hashes, self.block_size
-        num_full = sequence.num_tokens // size
         if len(hashes) < num_full:
             parent = hashes[-1] if hashes else root_hash(sequence.cache_root)
             for start in range(len(hashes) * size, num_full * size, size):
@@ -153,6 +153,11 @@ class KVCacheManager:
             return None
         hashed = sequence.block_hashes[index]
         leader = self._computing.get(hashed)
-        if leader is None or leader.cache_root != sequence.cache_root or leader.priority < sequence.priority:
+        if leader is None or not self._may_lead(leader, sequence):
             return None
         return hashed if leader.token_ids[:end] == sequence.token_ids[:end] else None
+
+    @staticmethod
+    def _may_lead(leader: Sequence, sequence: Sequence) -> bool:
+        """Whether a sequence may wait for what the leader computes."""
+        return leader.cache_root == sequence.cache_root and leader.priority >= sequence.priority

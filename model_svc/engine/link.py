@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 HEADER = struct.Struct("<I")
+MAX_WAIT_S = 3600.0
 
 
 def encode(message: Any) -> bytes:
@@ -42,7 +43,7 @@ class EngineLink:
         """
         messages = self._parse()
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while self._readable(0.0 if messages else until_s and max(0.0, until_s - time.monotonic())):
+        while self._readable(0.0 if messages else _left_s(until_s)):
             try:
                 data = self._socket.recv(1 << 20)
             except ConnectionResetError:
@@ -68,3 +69,8 @@ class EngineLink:
             start = end
         del self._buffer[:start]
         return messages
+
+
+def _left_s(until_s: float | None) -> float | None:
+    """What may be waited at once: not longer than the system can count."""
+    return None if until_s is None else min(MAX_WAIT_S, max(0.0, until_s - time.monotonic()))

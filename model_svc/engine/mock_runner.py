@@ -35,6 +35,8 @@ class MockRunner:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        self._done_s = 0.0
+        """When the last step launched is done, on the monotonic clock."""
         longest = settings.mock_max_context_tokens
         self.info = RunnerInfo(
             model=settings.served_name,
@@ -52,10 +54,23 @@ class MockRunner:
             phases_s={},
         )
 
-    def run(self, batch: ScheduledBatch) -> StepOutput:
-        """Sleep for the step and make its tokens."""
+    def launch(self, batch: ScheduledBatch) -> tuple[float, StepOutput]:
+        """Begin a step, when the one before it is done; its tokens are known from the start."""
         prefill_tokens = sum(row.num_new_tokens for row in batch.rows if row.num_new_tokens > 1)
-        time.sleep(self._settings.mock_step_ms / 1000 + prefill_tokens / self._settings.mock_prefill_tokens_per_s)
+        step_s = self._settings.mock_step_ms / 1000 + prefill_tokens / self._settings.mock_prefill_tokens_per_s
+        self._done_s = max(self._done_s, time.monotonic()) + step_s
+        return self._done_s, self._output(batch)
+
+    def collect(self, launched: tuple[float, StepOutput]) -> StepOutput:
+        """Sleep until the step is done."""
+        done_s, output = launched
+        time.sleep(max(0.0, done_s - time.monotonic()))
+        return output
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _output(self, batch: ScheduledBatch) -> StepOutput:
         token_ids = tuple(self._token(row) if row.samples else None for row in batch.rows)
         logprobs = {
             index: certain(token_id, row.sequence.logprobs)
@@ -68,9 +83,6 @@ class MockRunner:
             if (positions := row.prompt_logprob_positions)
         }
         return StepOutput(token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
     def _token(self, row: ScheduledRow) -> int:
         sequence = row.sequence

@@ -5,7 +5,7 @@ a token budget per step. Decodes go first, so a long prompt never stalls them; p
 Who starts next is `WaitingQueue`'s to say. Among what runs, rank is priority (higher first), then arrival: when blocks
 run out the lowest-ranked sequence gives its blocks back and is computed anew later (preemption by recompute), and so it
 does for a sequence of a higher priority level that could not start otherwise. The highest-ranked one always goes on, so
-there is no deadlock.
+there is no deadlock. When a step's memory runs out its lower half gives way in the same manner (`give_way`).
 """
 
 import bisect
@@ -20,14 +20,16 @@ from model_svc.engine.deadlines import Deadlines
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
 from model_svc.engine.fair_share import FairShare
 from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
-from model_svc.engine.sequence import Sequence, SequenceStatus
+from model_svc.engine.sequence import PENDING, Sequence, SequenceStatus
 from model_svc.engine.start_estimate import StartEstimate
+from model_svc.engine.step_budget import StepBudget
 from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
 from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
 from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError
-from tokenwire.requests import CancelReason, FinishReason
+from tokenwire.requests import MAX_PRIORITY, CancelReason, FinishReason, TokenLogprob
 
+MIN_PRIORITY = -MAX_PRIORITY
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
@@ -59,6 +61,7 @@ class Scheduler:
         self.clock = clock
         self.max_context_tokens = info.max_context_tokens
         self.limits = limits
+        self.budget = StepBudget(limits.max_step_tokens, limits.max_batch_size)
         self.kv = KVCacheManager(info.num_blocks, info.block_size)
         self.shares = FairShare(limits.tenant_weights)
         self.sequences: dict[int, Sequence] = {}
@@ -72,6 +75,8 @@ class Scheduler:
         self.num_preemptions = 0
         self._window = AdmissionWindow(limits.window_s, limits.window_requests)
         self._estimate = StartEstimate()
+        self._needing_tokens: set[int] = set()
+        """Ids of open sequences whose next step cannot be launched before their last token is known."""
         self._free_slots = list(range(limits.max_batch_size))
         self._deadlines = Deadlines(self.sequences)
 
@@ -92,11 +97,16 @@ class Scheduler:
             return 0.0
         if self.waiting.num_new and not self.paused:
             self._update_window(now_s)
-            if any(self._window.lets_in(sequence.sequence_id) for sequence in self.waiting):
+            if self._window.lets_any_in(self.waiting):
                 return 0.0
             due.append(self._window.opens_s(self.waiting.oldest_arrival_s))
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
         return max(0.0, next_s - now_s) if next_s is not None else None
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether a step may be launched before the one before it is collected."""
+        return not self._needing_tokens
 
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in; it waits. It must fit the context, which admission has checked.
@@ -104,13 +114,16 @@ class Scheduler:
         One whose deadline the queue before it will not let it meet ends at once, with an error that says when to retry.
         """
         self.sequences[sequence.sequence_id] = sequence
-        ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0
+        if needs_known_tokens(sequence):
+            self._needing_tokens.add(sequence.sequence_id)
+        ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0.0
         self.waiting.add(sequence)
         self._window.add(sequence.sequence_id)
         self._deadlines.add(sequence)
         if sequence.deadline_s is None:
             return
-        wait_s, left_s = self._estimate.wait_s(ahead), sequence.deadline_s - self.clock()
+        now_s = self.clock()
+        wait_s, left_s = self._estimate.wait_s(now_s, ahead), sequence.deadline_s - now_s
         if wait_s is not None and wait_s >= left_s > 0:
             message = f"it would start in about {wait_s:.1f} s, and {left_s:.1f} s are left to it (context.timeout_ms)"
             error = Overloaded(message, reason="DEADLINE_UNREACHABLE", retry_after_s=wait_s - left_s)
@@ -127,50 +140,77 @@ class Scheduler:
         now_s = self.clock()
         self._expire(now_s)
         self._admit(now_s)
-        rows = self._decodes(self.limits.max_step_tokens)
-        rows += self._prefills({row.sequence.sequence_id for row in rows}, self.limits.max_step_tokens - len(rows))
+        rows = self._decodes(self.budget.max_tokens)
+        rows += self._prefills({row.sequence.sequence_id for row in rows}, self.budget.max_tokens - len(rows))
         for row in rows:
             if row.sequence.first_scheduled_s is None:
                 row.sequence.first_scheduled_s = now_s
         return ScheduledBatch(tuple(rows))
 
+    def launched(self, batch: ScheduledBatch) -> None:
+        """A batch is on its way: go on as if its tokens were there, the sampled ones PENDING."""
+        for row in batch.rows:
+            row.sequence.num_computed_tokens = row.end
+            if row.samples:
+                row.sequence.token_ids.append(PENDING)
+
     def update(self, batch: ScheduledBatch, output: StepOutput) -> NewTokens:
         """Enter what the runner computed. Returns the new output tokens and the log-probabilities asked for."""
-        now_s = self.clock()
         self.num_steps += 1
+        self.budget.grow()
         new = NewTokens()
         served: dict[str, int] = {}
         for index, (row, token_id) in enumerate(zip(batch.rows, output.token_ids, strict=True)):
             sequence = row.sequence
-            if sequence.status is not SequenceStatus.RUNNING:
+            if sequence.status is SequenceStatus.FINISHED:
                 continue
             if index in output.errors:
                 if isinstance(output.errors[index], Internal):
                     self.kv.forget(sequence)
                 self.fail(sequence, output.errors[index])
                 continue
-            sequence.num_computed_tokens += row.num_new_tokens
-            self.kv.commit(sequence)
+            if row.num_preemptions == sequence.num_preemptions:
+                self.kv.commit(sequence, row.end)
             if index in output.prompt_logprobs:
-                new.prompt_logprobs[sequence.sequence_id] = output.prompt_logprobs[index]
-                sequence.num_prompt_logprobs += len(output.prompt_logprobs[index])
-            if token_id is None:
-                continue
-            sequence.token_ids.append(token_id)
-            served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
-            if sequence.first_token_s is None:
-                sequence.first_token_s = now_s
-            reason = reason_to_stop(sequence, self.max_context_tokens)
-            if reason is not FinishReason.STOP_TOKEN:
-                new.sequence_ids.append(sequence.sequence_id)
-                new.token_ids.append(token_id)
-                if index in output.logprobs:
-                    new.logprobs[sequence.sequence_id] = [output.logprobs[index]]
-            if reason is not None:
-                self._finish(sequence, reason)
+                num_given = sequence.num_prompt_logprobs - row.prompt_logprob_positions.start
+                new.prompt_logprobs[sequence.sequence_id] = output.prompt_logprobs[index][num_given:]
+                sequence.num_prompt_logprobs = row.prompt_logprob_positions.stop
+            if token_id is not None:
+                sequence.token_ids[row.end] = token_id
+                served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
+                self._enter_token(sequence, row.end, output.logprobs.get(index), new)
         for tenant, num_tokens in served.items():
             self.shares.charge(tenant, output_tokens=num_tokens)
         return new
+
+    def _enter_token(self, sequence: Sequence, index: int, logprob: TokenLogprob | None, new: NewTokens) -> None:
+        """`token_ids[index]` became known: give it out, and end the sequence if it says so."""
+        if sequence.first_token_s is None:
+            sequence.first_token_s = self.clock()
+        reason = reason_to_stop(sequence, index, self.max_context_tokens)
+        if reason is not FinishReason.STOP_TOKEN:
+            new.sequence_ids.append(sequence.sequence_id)
+            new.token_ids.append(sequence.token_ids[index])
+            if logprob is not None:
+                new.logprobs[sequence.sequence_id] = [logprob]
+        if reason is not None:
+            self._finish(sequence, reason)
+
+    def give_way(self, batch: ScheduledBatch) -> int:
+        """The device had no memory for this step: its lowest-ranked half is preempted, and steps get smaller.
+
+        A single sequence is given smaller chunks; it ends with Overloaded when those fail too. Returns how many were
+        preempted.
+        """
+        rows = [row for row in batch.rows if row.sequence.status is SequenceStatus.RUNNING]
+        leaving = sorted((row.sequence for row in rows), key=rank)[-(len(rows) // 2) :] if len(rows) > 1 else []
+        for sequence in leaving:
+            self._preempt(sequence)
+        if not self.budget.shrink(batch.num_tokens, len(self.running) if leaving else None):
+            for row in rows:
+                message = "the device has no memory left for this sequence, not even when it is computed alone"
+                self.fail(row.sequence, Overloaded(message, reason="OUT_OF_MEMORY", retry_after_s=1.0))
+        return len(leaving)
 
     def fail(self, sequence: Sequence, error: TokenwireError) -> None:
         """End a sequence with a typed error."""
@@ -193,6 +233,8 @@ class Scheduler:
             step=self.num_steps,
             num_preemptions=self.num_preemptions,
             paused=self.paused,
+            num_out_of_memory=self.budget.num_out_of_memory,
+            step_budget_tokens=self.budget.max_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -217,12 +259,19 @@ class Scheduler:
             self._finish(sequence, FinishReason.DEADLINE)
 
     def _decodes(self, budget: int) -> list[ScheduledRow]:
-        """One row for each running sequence that lacks only its last token, in rank order; preempts for blocks."""
+        """One row for each running sequence that lacks only its last token, in rank order; preempts for blocks.
+
+        Those of a lower priority than a prompt that is being prefilled leave it half of the budget.
+        """
         rows: list[ScheduledRow] = []
+        prefilling = (s.priority for s in self.running if s.num_uncomputed_tokens > 1)
+        urgent = max(prefilling, default=MIN_PRIORITY)
         for sequence in list(self.running):
-            if len(rows) == budget:
+            if len(rows) >= (budget if sequence.priority >= urgent else budget // 2):
                 break
             if sequence.status is not SequenceStatus.RUNNING or sequence.num_uncomputed_tokens != 1:
+                continue
+            if self._is_ending(sequence):
                 continue
             while not self.kv.grow(sequence, sequence.num_tokens):
                 victim = self.running[-1]
@@ -242,10 +291,15 @@ class Scheduler:
             if sequence.wants_prompt_logprobs:
                 chunk = min(chunk, logprobs_budget)
                 logprobs_budget -= chunk
-            if chunk > 0 and sequence.sequence_id not in decoding:
+            if chunk > 0 and sequence.sequence_id not in decoding and not self._is_ending(sequence):
                 budget -= chunk
                 rows.append(ScheduledRow(sequence, chunk))
         return rows
+
+    def _is_ending(self, sequence: Sequence) -> bool:
+        """Whether its pending token will be its last whatever it is."""
+        last = sequence.num_tokens - 1
+        return sequence.is_pending and reason_to_stop(sequence, last, self.max_context_tokens) is not None
 
     def _admit(self, now_s: float) -> None:
         """Move waiting sequences to running while the batch, the budget and the blocks hold them.
@@ -253,18 +307,22 @@ class Scheduler:
         A sequence gets the blocks of its whole prompt at once, so that what is being prefilled cannot starve itself.
         """
         self._update_window(now_s)
-        budget = self.limits.max_step_tokens - sum(s.num_uncomputed_tokens == 1 for s in self.running)
         taken_tokens = num_passed_over = 0
-        for sequence in self.waiting.in_order():
+        candidates = self.waiting.in_order()
+        if self.waiting.num_new == len(self.waiting) and (self.paused or not self._window.lets_any_in(self.waiting)):
+            candidates = iter(())
+        for sequence in candidates:
             new = is_new(sequence)
             if new and (self.paused or not self._window.lets_in(sequence.sequence_id)):
                 continue
             if num_passed_over == self.limits.max_batch_size:
                 break  # a long queue for one prefix must not cost time in every step
+            if sequence.is_pending:
+                continue  # preempted while its next token was on the way
             if self.kv.awaits_prefix(sequence):
                 num_passed_over += 1
                 continue
-            if budget <= self._num_prefill_tokens_before(sequence):
+            if self.budget.max_tokens <= self._num_tokens_before(sequence):
                 break
             placement = self._place(sequence)
             if placement is Placement.NO_ROOM:
@@ -282,11 +340,14 @@ class Scheduler:
             now_s, num_new=self.waiting.num_new, oldest_arrival_s=oldest_s, idle=not self.running
         )  # fmt: skip
 
-    def _num_prefill_tokens_before(self, sequence: Sequence) -> int:
-        """Tokens that running sequences of a better rank have still to prefill."""
-        pending = ((s, s.num_uncomputed_tokens) for s in self.running)
-        own = rank(sequence)
-        return sum(num_tokens for s, num_tokens in pending if num_tokens > 1 and rank(s) < own)
+    def _num_tokens_before(self, sequence: Sequence) -> int:
+        """Tokens computed before the first of a sequence: decodes of no lower priority, prompts of better rank."""
+        own, before = rank(sequence), 0
+        for running in self.running:
+            num_tokens = running.num_uncomputed_tokens
+            if rank(running) < own if num_tokens > 1 else running.priority >= sequence.priority:
+                before += num_tokens
+        return before
 
     def _place(self, sequence: Sequence) -> Placement:
         """Move a waiting sequence to running if it gets its blocks and a slot, from lower priorities if need be.
@@ -295,9 +356,9 @@ class Scheduler:
         """
         while True:
             placement = Placement.NO_ROOM
-            if self._free_slots:
+            if self._free_slots and len(self.running) < self.budget.max_sequences:
                 placement = self.kv.place(sequence, spare=len(self.running))
-            if placement is not Placement.NO_ROOM or not self.running or self.running[-1].priority >= sequence.priority:
+            if placement is not Placement.NO_ROOM or not self._lower_ones_make_room(sequence):
                 break
             self._preempt(self.running[-1])
         if placement is Placement.PLACED:
@@ -306,6 +367,12 @@ class Scheduler:
             sequence.slot = heapq.heappop(self._free_slots)
             bisect.insort(self.running, sequence, key=rank)
         return placement
+
+    def _lower_ones_make_room(self, sequence: Sequence) -> bool:
+        """Whether there are lower priorities to preempt, and their blocks may be enough."""
+        lower = [len(s.block_table) for s in self.running if s.priority < sequence.priority]
+        needed = self.kv.num_missing(sequence, sequence.num_tokens) + len(self.running) - len(lower)
+        return bool(lower) and needed <= self.kv.pool.num_free + sum(lower)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -326,7 +393,17 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
+        if sequence.is_pending:
+            sequence.token_ids.pop()
+        self._needing_tokens.discard(sequence.sequence_id)
         del self.sequences[sequence.sequence_id]
         self.ended.append(Ended(sequence.sequence_id, terminal_of(sequence, reason, self.clock(), error)))
         if self.shares.is_full:
             self.shares.forget({each.tenant for each in self.sequences.values()})
+
+
+def needs_known_tokens(sequence: Sequence) -> bool:
+    """Whether what may come next depends on which token came last: penalties, and bans of several ids in a row."""
+    sampling = sequence.sampling
+    penalised = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
+    return bool(penalised) or any(len(banned) > 1 for banned in sampling.banned_sequences)

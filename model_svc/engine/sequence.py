@@ -17,6 +17,10 @@ class SequenceStatus(Enum):
     FINISHED = "finished"
 
 
+PENDING = -1
+"""Stands for a token that has been sampled and that the host does not know yet."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Prompt plus output of one choice. Mutated by the scheduler alone; the runner only reads."""
@@ -24,7 +28,7 @@ class Sequence:
     sequence_id: int
     """Unique for the life of the engine; the key under which the caller finds it again."""
     token_ids: list[int]
-    """Prompt, then output; grows by one per sampled token."""
+    """Prompt, then output; grows by one per sampled token. The last may be PENDING."""
     num_prompt_tokens: int
     """How many of `token_ids` arrived with the request. On a resumed request this includes earlier output."""
     sampling: SamplingParams
@@ -52,7 +56,7 @@ class Sequence:
     """Sequences share cached prefixes only with those of the same root (see `tokenwire.block_hash.cache_root`)."""
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
-    """Tokens whose keys and values are in the cache."""
+    """Tokens whose keys and values are in the cache, or will be once the steps that are launched are done."""
     num_cached_tokens: int = 0
     """Prompt tokens that were found in the cache instead of computed."""
     slot: int = -1
@@ -69,6 +73,11 @@ class Sequence:
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     num_preemptions: int = 0
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its last token is not known yet."""
+        return self.token_ids[-1] == PENDING
 
     @property
     def num_tokens(self) -> int:

@@ -28,10 +28,13 @@ class StartEstimate:
             self._seconds = self._seconds * keep + elapsed_s
         self._since_s = now_s if waiting else None
 
-    def wait_s(self, tokens_ahead: float) -> float | None:
-        """Seconds until a sequence behind so many tokens starts; None: not known."""
-        if not tokens_ahead:
+    def wait_s(self, now_s: float, tokens_ahead: float) -> float | None:
+        """Seconds until a sequence behind so many tokens starts; None: not known.
+
+        0 where nothing was left waiting by the last step: what has come since may all start with the next.
+        """
+        if not tokens_ahead or self._since_s is None:
             return 0.0
-        if self._seconds < LEAST_EVIDENCE_S or not self._tokens:
+        if now_s - self._since_s > MEMORY_S or self._seconds < LEAST_EVIDENCE_S or not self._tokens:
             return None
         return tokens_ahead * self._seconds / self._tokens

@@ -4,6 +4,7 @@ Knows ranks and tokens; does not know blocks, nor why a sequence waits.
 """
 
 import bisect
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -49,11 +50,10 @@ class WaitingQueue:
         """Those that have not run yet."""
         self._lines: dict[int, dict[str, _Line]] = {}
         """By priority, then tenant; without empty ones."""
-        self._num_of_tenant: dict[str, int] = {}
-        """Sequences of each tenant that has any."""
+        self._num_waiting = 0
 
     def __len__(self) -> int:
-        return sum(self._num_of_tenant.values())
+        return self._num_waiting
 
     def __iter__(self) -> Iterator[Sequence]:
         """All of them, in no order that matters."""
@@ -73,39 +73,42 @@ class WaitingQueue:
 
     def add(self, sequence: Sequence) -> None:
         """A sequence waits, to start or to go on."""
-        tenant = sequence.tenant
-        if tenant not in self._num_of_tenant:
-            self.shares.begin_to_wait(tenant, self._num_of_tenant)
-        self._num_of_tenant[tenant] = self._num_of_tenant.get(tenant, 0) + 1
+        tenant, lines = sequence.tenant, self._lines.setdefault(sequence.priority, {})
+        if tenant not in lines:
+            self.shares.begin_to_wait(tenant, sequence.priority, lines)
+            lines[tenant] = _Line()
+        lines[tenant].add(sequence)
+        self._num_waiting += 1
         self.num_new += is_new(sequence)
-        self._lines.setdefault(sequence.priority, {}).setdefault(tenant, _Line()).add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a waiting sequence out. Raises ValueError for one that does not wait."""
         priority, tenant = sequence.priority, sequence.tenant
         lines = self._lines[priority]
         lines[tenant].remove(sequence)
+        self._num_waiting -= 1
+        self.num_new -= is_new(sequence)
         if not lines[tenant].sequences:
             del lines[tenant]
+            self.shares.stop_waiting(tenant, priority)
         if not lines:
             del self._lines[priority]
-        self.num_new -= is_new(sequence)
-        self._num_of_tenant[tenant] -= 1
-        if not self._num_of_tenant[tenant]:
-            del self._num_of_tenant[tenant]
-            self.shares.stop_waiting(tenant)
 
     def in_order(self) -> Iterator[Sequence]:
         """The sequences in order, as shares stand when each is asked for. The one given last may be removed."""
         for priority in sorted(self._lines, reverse=True):
-            heads = {tenant: _still_there(line.sequences) for tenant, line in self._lines.get(priority, {}).items()}
+            lines = {tenant: _still_there(line.sequences) for tenant, line in self._lines.get(priority, {}).items()}
+            # Only the tenant whose sequence was given last may have been charged since.
+            heads = [(self.shares.counter(tenant), tenant) for tenant in lines]
+            heapq.heapify(heads)
             while heads:
-                tenant = min(heads, key=lambda t: (self.shares.counter(t), t))
-                sequence = next(heads[tenant], None)
+                tenant = heads[0][1]
+                sequence = next(lines[tenant], None)
                 if sequence is None:
-                    del heads[tenant]
+                    heapq.heappop(heads)
                 else:
                     yield sequence
+                    heapq.heapreplace(heads, (self.shares.counter(tenant), tenant))
 
     def num_tokens_ahead(self, sequence: Sequence) -> float:
         """Tokens that are likely to be served before a sequence that joins now; rather too few than too many.

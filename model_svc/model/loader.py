@@ -90,12 +90,17 @@ def load_model(folder: Path, device: torch.device, dtype: str) -> LoadedModel:
         if report[kind]:
             some = ", ".join(sorted(str(key) for key in report[kind])[:3])
             raise corrupt(folder, f"its weights do not match its config.json ({len(report[kind])} {kind}: {some})")
-    text = config.get_text_config()
+    return ready_to_run(module, device, torch_dtype)
+
+
+def ready_to_run(module: Any, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The model and what it says of itself. `module`: from `transformers`, made with attention ATTENTION_NAME."""
+    text = module.config.get_text_config()
     return LoadedModel(
         module=module.eval().requires_grad_(False).to(device),
         handover=Handover(module),
         device=device,
-        dtype=torch_dtype,
+        dtype=dtype,
         vocab_size=int(text.vocab_size),
         num_layers=int(text.num_hidden_layers),
         max_context_tokens=int(getattr(text, "max_position_embeddings", 0) or 0),

@@ -184,6 +184,16 @@ class PagedStep:
     """[N], on the host: no less than `lengths`."""
     num_new: tuple[int, ...]
     """[N], on the host: each row's tokens in this step."""
+    recorded: bool = False
+    """Whether `lengths` will be others when this is computed again: `contexts` are bounds, not what they are now."""
+
+    def without_decodes(self) -> "PagedStep":
+        """The rows with several tokens as a step of their own."""
+        rows, count = slice(self.num_decodes, None), self.num_decodes
+        return PagedStep(
+            self.kv, self.slots[rows], self.table[rows], self.lengths[rows], self.query_starts[rows] - count, 0,
+            self.contexts[rows], self.num_new[rows],
+        )  # fmt: skip
 
     @cached_property
     def in_int32(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,7 +210,7 @@ class PagedStep:
             groups.append(
                 DecodeGroup(
                     start, stop, self.table[start:stop, :num_blocks].reshape(-1), self.lengths[start:stop], longest,
-                    self.contexts[stop - 1] < longest, self.kv.dtype,
+                    self.recorded or self.contexts[stop - 1] < longest, self.kv.dtype,
                 )
             )  # fmt: skip
         return tuple(groups)

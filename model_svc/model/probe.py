@@ -24,8 +24,9 @@ from tokenwire.errors import FailedPrecondition
 LONG_TOKENS, SHORT_TOKENS = 24, 9
 TAIL_TOKENS = 3
 """How many last tokens are left for the steps after the packed prefill."""
-EAGER_TOLERANCE = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
-"""Largest relative difference to eager attention (another order of additions, through all layers)."""
+EAGER_TOLERANCE = {torch.float32: 2e-3, torch.float16: 6e-2, torch.bfloat16: 3e-1}
+"""Largest relative difference to eager attention: another order of additions, through all layers. In bfloat16 the SDPA
+attention of transformers itself differs from its eager one by up to 0.18 for SmolLM2-135M, at some positions."""
 NEIGHBOUR_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Largest relative difference that another neighbour may make; dense models make none at all."""
 

@@ -6,9 +6,8 @@ Reads the operating system only; knows nothing of models or devices.
 import os
 from pathlib import Path
 
-import psutil
-
 CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:
@@ -22,11 +21,20 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
 
 def available_memory_bytes(cgroup: Path = CGROUP) -> int:
     """Memory that can be taken without swapping: the machine's, or what the container has left where that is less."""
-    available = int(psutil.virtual_memory().available)
+    available = _machine_available_bytes()
     limit, used = _read(cgroup / "memory.max"), _read(cgroup / "memory.current")
     if limit.isdigit() and used.isdigit():
         available = min(available, max(0, int(limit) - int(used) + _reclaimable_bytes(cgroup)))
     return available
+
+
+def _machine_available_bytes() -> int:
+    """MemAvailable, as the kernel reckons it; free pages alone where it does not say."""
+    for line in _read(MEMINFO).splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _reclaimable_bytes(cgroup: Path) -> int:

@@ -1,9 +1,10 @@
 """Turns a ScheduledBatch into the flattened tensors of one step.
 
-The host buffers are made once, sized by the step's limits, and pinned when a GPU reads them; each step fills their
-fronts with whole-array operations. Knows sequences and blocks; does not know the model, nor how a token is drawn.
+Everything goes up in one copy, from blocks that are made once, sized by the step's limits, and pinned when a GPU reads
+them. Knows sequences and blocks; does not know the model, nor how a token is drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,13 +13,17 @@ import torch
 from torch import Tensor
 
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
+from model_svc.engine.sequence import PENDING
 from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, query_starts_of, row_order
 from tokenwire.errors import Internal
+
+NUM_IN_FLIGHT = 2
+"""Steps whose copies may be under way at once: one is launched before the one before it is collected."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """One step, on the device. Valid until the next `build`, which reuses the buffers."""
+    """One step, on the device. Valid until the next but one `build`, which reuses the buffers."""
 
     token_ids: Tensor
     """[T] int64."""
@@ -29,6 +34,8 @@ class StepInput:
     for prompt log-probabilities."""
     sampled_rows: list[int]
     """[S]: the row of the batch each of the former belongs to."""
+    num_sampled_decodes: int
+    """How many of these are rows of a single token; they come first."""
     prompt_spans: list["PromptSpan"]
     """The latter, row by row; P positions in all."""
     prompt_targets: Tensor
@@ -48,72 +55,72 @@ class PromptSpan:
     """Likeliest tokens wanted beside each."""
 
 
-class HostBuffer:
-    """An int64 tensor on the host, and the array over the same memory that fills it."""
+class StagingBlock:
+    """One block of memory on the host, pinned where a GPU reads it, from which a step's arrays go up in one copy."""
 
-    def __init__(self, *shape: int, device: torch.device) -> None:
-        self.device = device
-        self.tensor = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.array: Ints = self.tensor.numpy()
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        """`capacity`: int64 values."""
+        self._device = device
+        self._host = torch.zeros(capacity, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._array: Ints = self._host.numpy()
 
-    def front(self, length: int) -> Tensor:
-        """The first `length` entries on the device: a copy in flight for a GPU, the buffer itself on a CPU."""
-        return self.tensor[:length].to(self.device, non_blocking=True)
+    def upload(self, arrays: Sequence[Ints]) -> list[Tensor]:
+        """Each array as an int64 tensor on the device, flattened; on a CPU they are the block itself."""
+        sizes = [array.size for array in arrays]
+        used = sum(sizes)
+        np.concatenate([array.ravel() for array in arrays], out=self._array[:used])
+        return list(torch.split(self._host[:used].to(self._device, non_blocking=True), sizes))
 
 
 class InputBatch:
-    """The static buffers. `max_tokens` and `max_rows` bound a step; `max_blocks` bounds a block table."""
+    """The staging blocks. `max_tokens` and `max_rows` bound a step; `max_blocks` bounds a block table."""
 
     def __init__(self, kv: PagedKV, *, max_tokens: int, max_rows: int, max_blocks: int) -> None:
         self.kv = kv
         self.max_tokens, self.max_rows, self.max_blocks = max_tokens, max_rows, max_blocks
-        self._token_ids = HostBuffer(max_tokens, device=kv.device)
-        self._positions = HostBuffer(max_tokens, device=kv.device)
-        self._slots = HostBuffer(max_tokens, device=kv.device)
-        self._kept = HostBuffer(max_tokens, device=kv.device)
-        self._targets = HostBuffer(max_tokens, device=kv.device)
-        self._lengths = HostBuffer(max_rows, device=kv.device)
-        self._query_starts = HostBuffer(max_rows + 1, device=kv.device)
-        self._table = HostBuffer(max_rows, max_blocks, device=kv.device)
+        capacity = 5 * max_tokens + (max_blocks + 5) * max_rows + 1
+        self._ring = [StagingBlock(capacity, kv.device) for _ in range(NUM_IN_FLIGHT)]
 
-    def build(self, batch: ScheduledBatch) -> StepInput:
-        """The step's tensors. Raises Internal for a batch the scheduler should not have made."""
-        num_computed = np.array([row.sequence.num_computed_tokens for row in batch.rows], dtype=np.int64)
+    def build(self, batch: ScheduledBatch, last_tokens: Tensor) -> StepInput:
+        """The step's tensors. `last_tokens` [slots] int64, on the device: what PENDING stands for, by slot.
+
+        Raises Internal for a batch the scheduler should not have made.
+        """
+        num_computed = np.array([row.start for row in batch.rows], dtype=np.int64)
         num_new = np.array([row.num_new_tokens for row in batch.rows], dtype=np.int64)
         self._check(batch, num_computed, num_new)
         order = row_order(num_computed, num_new)
         rows = [batch.rows[index] for index in order]
         num_computed, num_new = num_computed[order], num_new[order]
-        num_rows, num_tokens = len(rows), int(num_new.sum())
 
-        table = self._fill_table(rows)
+        table = fill_table(rows, self.max_blocks)
         positions, slots = positions_and_slots(num_computed, num_new, table, self.kv.block_size)
-        self._positions.array[:num_tokens] = positions
-        self._slots.array[:num_tokens] = slots
-        self._lengths.array[:num_rows] = num_computed + num_new
-        self._token_ids.array[:num_tokens] = new_token_ids(rows, num_tokens)
-
-        samples = np.array([row.samples for row in rows], dtype=bool)
-        num_sampled = int(np.count_nonzero(samples))
         starts = query_starts_of(num_new)
-        self._query_starts.array[: num_rows + 1] = starts
-        ends = starts[1:]
-        self._kept.array[:num_sampled] = (ends - 1)[samples]
-        spans = self._keep_prompt(rows, order, starts[:-1], num_sampled)
-        num_prompt = sum(len(span.token_ids) for span in spans)
-        step = plan_step(
-            self.kv, num_computed, num_new, self._slots.front(num_tokens),
-            self._table.front(num_rows)[:, : table.shape[1]], self._lengths.front(num_rows),
-            self._query_starts.front(num_rows + 1),
+        samples = np.array([row.samples for row in rows], dtype=bool)
+        spans, prompt_tokens = prompt_spans(rows, order, starts)
+        kept = np.concatenate(((starts[1:] - 1)[samples], prompt_tokens))
+        targets = np.array([token for span in spans for token in span.token_ids], dtype=np.int64)
+        pending = [at for at, row in enumerate(rows) if row.sequence.token_ids[row.start] == PENDING]
+        pending_slots = np.array([rows[at].sequence.slot for at in pending], dtype=np.int64)
+
+        self._ring.reverse()
+        up = self._ring[0].upload(
+            [
+                new_token_ids(rows, int(num_new.sum())), positions, slots, kept, targets, num_computed + num_new,
+                starts, np.array(pending, dtype=np.int64), pending_slots, table,
+            ]
         )  # fmt: skip
+        token_ids, positions_up, slots_up, kept_up, targets_up, lengths, starts_up, pending_at, pending_up, table_up = (
+            up
+        )
+        if pending:  # each computes that token alone, and such rows come first
+            token_ids.index_copy_(0, pending_at, last_tokens.index_select(0, pending_up))
+        step = plan_step(
+            self.kv, num_computed, num_new, slots_up, table_up.view(table.shape), lengths, starts_up
+        )  # fmt: skip
+        num_sampled_decodes = int(np.count_nonzero(samples[: step.num_decodes]))
         return StepInput(
-            self._token_ids.front(num_tokens),
-            self._positions.front(num_tokens),
-            self._kept.front(num_sampled + num_prompt),
-            order[samples].tolist(),
-            spans,
-            self._targets.front(num_prompt),
-            step,
+            token_ids, positions_up, kept_up, order[samples].tolist(), num_sampled_decodes, spans, targets_up, step
         )
 
     def _check(self, batch: ScheduledBatch, num_computed: Ints, num_new: Ints) -> None:
@@ -130,41 +137,33 @@ class InputBatch:
             row = int(np.argmax(given < num_blocks))
             raise Internal(f"row {row} has {given[row]} blocks where its tokens need {num_blocks[row]}")
 
-    def _keep_prompt(
-        self, rows: list[ScheduledRow], order: Ints, first_tokens: Ints, num_kept: int
-    ) -> list[PromptSpan]:
-        """Keep the tokens whose logits give prompt log-probabilities, after the first `num_kept`."""
-        spans: list[PromptSpan] = []
-        num_targets = 0
-        for row, index, first_token in zip(rows, order.tolist(), first_tokens.tolist(), strict=True):
-            positions = row.prompt_logprob_positions
-            if positions:
-                sequence = row.sequence
-                token_ids = sequence.token_ids[positions.start + 1 : positions.stop + 1]
-                tokens = np.array(positions) - sequence.num_computed_tokens + first_token
-                end = num_targets + len(tokens)
-                self._kept.array[num_kept + num_targets : num_kept + end] = tokens
-                self._targets.array[num_targets:end] = token_ids
-                spans.append(PromptSpan(index, token_ids, sequence.prompt_logprobs or 0))
-                num_targets = end
-        return spans
 
-    def _fill_table(self, rows: list[ScheduledRow]) -> Ints:
-        """Block tables [N, M], a shorter one padded with its own first block; M is the longest table's length."""
-        lengths = np.array([len(row.sequence.block_table) for row in rows], dtype=np.int64)
-        widest = min(int(lengths.max()), self.max_blocks)
-        table = self._table.array[: len(rows), :widest]
-        table[:] = np.array([row.sequence.block_table[0] for row in rows], dtype=np.int64)[:, None]
-        used = np.minimum(lengths, widest)
-        blocks = chain.from_iterable(row.sequence.block_table[:widest] for row in rows)
-        table[np.arange(widest) < used[:, None]] = np.fromiter(blocks, dtype=np.int64, count=int(used.sum()))
-        return table
+def fill_table(rows: list[ScheduledRow], max_blocks: int) -> Ints:
+    """Block tables [N, M], a shorter one padded with its own first block; M is the longest table's length."""
+    lengths = np.array([len(row.sequence.block_table) for row in rows], dtype=np.int64)
+    widest = min(int(lengths.max()), max_blocks)
+    table = np.empty((len(rows), widest), dtype=np.int64)
+    table[:] = np.array([row.sequence.block_table[0] for row in rows], dtype=np.int64)[:, None]
+    used = np.minimum(lengths, widest)
+    blocks = chain.from_iterable(row.sequence.block_table[:widest] for row in rows)
+    table[np.arange(widest) < used[:, None]] = np.fromiter(blocks, dtype=np.int64, count=int(used.sum()))
+    return table
 
 
 def new_token_ids(rows: list[ScheduledRow], num_tokens: int) -> Ints:
     """[T]: the rows' tokens to compute, one row after the other."""
-    spans = (
-        row.sequence.token_ids[row.sequence.num_computed_tokens : row.sequence.num_computed_tokens + row.num_new_tokens]
-        for row in rows
-    )
+    spans = (row.sequence.token_ids[row.start : row.end] for row in rows)
     return np.fromiter(chain.from_iterable(spans), dtype=np.int64, count=num_tokens)
+
+
+def prompt_spans(rows: list[ScheduledRow], order: Ints, starts: Ints) -> tuple[list[PromptSpan], Ints]:
+    """What prompt log-probabilities the rows give, and the tokens [P] of the flattened row whose logits give them."""
+    spans: list[PromptSpan] = []
+    tokens: list[Ints] = [np.empty(0, dtype=np.int64)]
+    for row, index, start in zip(rows, order.tolist(), starts.tolist(), strict=False):
+        positions = row.prompt_logprob_positions
+        if positions:
+            token_ids = row.sequence.token_ids[positions.start + 1 : positions.stop + 1]
+            spans.append(PromptSpan(index, token_ids, row.sequence.prompt_logprobs or 0))
+            tokens.append(np.arange(positions.start, positions.stop) - row.start + start)
+    return spans, np.concatenate(tokens)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from model_svc.model.paged import LayerKVSpec
-from model_svc.runner.host import available_memory_bytes
+from model_svc.runner.memory import free_memory_bytes, mib
 from tokenwire.errors import FailedPrecondition
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,6 @@ LEAST_CONTEXT_TOKENS = 2048
 CPU_SHARE = 0.25
 """Of the memory available, what the cache may take on a CPU, whose memory it shares with everything else."""
 CPU_MOST_BYTES = 4 * 2**30
-GPU_SHARE = 0.85
-"""Of the memory free after the weights are loaded; the rest is for activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +42,30 @@ def kv_size(
     max_context_tokens: int,
     context_is_wish: bool,
     max_batch_size: int,
+    gpu_memory_share: float = 0.9,
+    activation_bytes: int = 0,
 ) -> KVSize:
     """Blocks to allocate. `kv_memory_bytes` 0: a share of free memory, and never more than a full batch could use.
 
+    On a GPU that is `gpu_memory_share` of what is free once the weights are loaded, less the `activation_bytes` that
+    the largest step takes besides.
     `context_is_wish`: nobody asked for `max_context_tokens`, it is what the model could do; where memory holds less,
     the context is what it holds, down to LEAST_CONTEXT_TOKENS. Raises FailedPrecondition, with the numbers, when the
     memory holds less than that, or exceeds what is free.
     """
     block_bytes = sum(spec.num_bytes(block_size, dtype) for spec in specs)
     context_blocks = -(-max_context_tokens // block_size)
-    free_bytes = available_memory_bytes() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
-    if kv_memory_bytes > free_bytes:
+    free_bytes = free_memory_bytes(device)
+    if kv_memory_bytes + activation_bytes > free_bytes:
+        step = f" and the {mib(activation_bytes)} of the largest step are" if activation_bytes else " is"
         raise FailedPrecondition(
-            f"kv_memory: {mib(kv_memory_bytes)} is more than the {mib(free_bytes)} that {device} has free; lower it",
+            f"kv_memory: {mib(kv_memory_bytes)}{step} more than the {mib(free_bytes)} that {device} has free; lower it",
             reason="KV_MEMORY",
         )
-    share = min(int(CPU_SHARE * free_bytes), CPU_MOST_BYTES) if device.type == "cpu" else int(GPU_SHARE * free_bytes)
+    if device.type == "cpu":
+        share = min(int(CPU_SHARE * free_bytes), CPU_MOST_BYTES)
+    else:
+        share = max(0, int(gpu_memory_share * free_bytes) - activation_bytes)
     num_blocks = min((kv_memory_bytes or share) // block_bytes, max_batch_size * context_blocks)
     if num_blocks >= context_blocks:
         return KVSize(num_blocks, max_context_tokens)
@@ -72,8 +78,3 @@ def kv_size(
     raise FailedPrecondition(
         f"kv_memory: {held}, but {full}; raise --kv-memory or lower --max-context-tokens", reason="KV_MEMORY"
     )
-
-
-def mib(num_bytes: int) -> str:
-    """The size for people."""
-    return f"{num_bytes / 2**20:.0f} MiB"

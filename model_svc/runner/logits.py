@@ -87,6 +87,11 @@ class LogitsChanger:
             scores.view(-1).index_fill_(0, bans, -torch.inf)
         return ChangedLogits(rows, index, scores)
 
+    def forget(self) -> None:
+        """What is kept by slot may be half written; make it anew from the sequences when they come again."""
+        self._counts.forget()
+        self._bias.forget()
+
     def _penalise(self, scores: Tensor, slots: Tensor, params: Rows[SamplingParams]) -> None:
         """Penalise [A, V] scores in place. A row that asks for none has neutral ones, whatever its slot's row holds."""
         values = [[p.repetition_penalty, p.presence_penalty, p.frequency_penalty] for p in params]

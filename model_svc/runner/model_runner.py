@@ -4,17 +4,22 @@ Knows the model, its cache and its buffers. Does not know why a batch looks as i
 nor the wire.
 """
 
+import numpy as np
 import torch
 
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV
+from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
 from model_svc.runner.logprobs import score_prompt, score_sampled
+from model_svc.runner.memory import raising_out_of_memory
 from model_svc.runner.next_token import next_tokens
-from model_svc.runner.step_output import make_step_output
+from model_svc.runner.step_output import LaunchedStep, make_step_output
+from model_svc.runner.transfer import HostCopies, together
 from tokenwire.errors import Internal
 
 
@@ -30,44 +35,88 @@ class TorchModelRunner:
         backend: AttentionBackend,
         input_batch: InputBatch,
         info: RunnerInfo,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.info = info
+        self._graphs = graphs
         self._model = model
         self._kv = kv
         self._backend = backend
         self._input_batch = input_batch
         self._changer = LogitsChanger(info.max_batch_size, model.vocab_size, model.device)
         self._tainted_blocks: set[int] = set()
+        self._last_tokens = torch.zeros(info.max_batch_size, dtype=torch.int64, device=model.device)
+        """By slot: what the last step sampled for whoever had it; what PENDING stands for."""
 
     @torch.inference_mode()
-    def run(self, batch: ScheduledBatch) -> StepOutput:
-        """See `ModelRunner.run`. A row that no token can be drawn for gets None and an entry in `errors`."""
+    def launch(self, batch: ScheduledBatch) -> LaunchedStep:
+        """See `ModelRunner.launch`. On a GPU nothing here waits for it."""
+        try:
+            with raising_out_of_memory(self._model.device):
+                return self._launch(batch)
+        except OutOfMemory:
+            self._changer.forget()
+            self._tainted_blocks.update(block for row in batch.rows for block in row.sequence.block_table)
+            raise
+
+    def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
         if self._tainted_blocks:
             self._clean_fresh_blocks(batch)
-        inputs = self._input_batch.build(batch)
+        inputs = self._input_batch.build(batch, self._last_tokens)
+        block_tables = [row.sequence.block_table for row in batch.rows]
         logits = self._forward(inputs)  # [S + P, vocab_size]
         if not len(logits):
-            return StepOutput(token_ids=(None,) * len(batch.rows))
+            return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False)
         num_sampled = len(inputs.sampled_rows)
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
         tokens = next_tokens(logits[:num_sampled], sequences, self._changer)
+        self._keep_last(sequences, tokens)
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
-        output = make_step_output(batch, inputs, tokens, sampled, prompt)
+        copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())))
+        return LaunchedStep(batch, block_tables, inputs, copies, sampled is not None, prompt is not None)
+
+    def collect(self, launched: LaunchedStep) -> StepOutput:
+        """See `ModelRunner.collect`. A row that no token can be drawn for gets None and an entry in `errors`."""
+        output = make_step_output(launched)
         for row, error in output.errors.items():
             if isinstance(error, Internal):
-                self._tainted_blocks.update(batch.rows[row].sequence.block_table)
+                self._tainted_blocks.update(launched.block_tables[row])
         return output
 
     def close(self) -> None:
         """Drop the model and its cache; the runner is of no use afterwards."""
         on_gpu = self._model.device.type == "cuda"
-        del self._model, self._kv, self._input_batch, self._changer
+        del self._model, self._kv, self._input_batch, self._changer, self._graphs
         if on_gpu:
             torch.cuda.empty_cache()
 
+    def _keep_last(self, sequences: list[Sequence], tokens: torch.Tensor) -> None:
+        """Remember what was sampled under each sequence's slot, for a step that is launched before it is collected.
+
+        What stands for no token becomes token 0: such a sequence ends, and its row of that step is not looked at.
+        """
+        kept = [at for at, sequence in enumerate(sequences) if sequence.slot >= 0]
+        if kept:
+            at, slots = together([np.array(kept), np.array([sequences[i].slot for i in kept])], tokens.device)
+            self._last_tokens.index_copy_(0, slots, tokens.index_select(0, at).clamp(min=0))
+
     def _forward(self, inputs: StepInput) -> torch.Tensor:
-        return self._model.logits(inputs.token_ids, inputs.positions, inputs.kept_tokens, inputs.step, self._backend)
+        """[S + P, vocab_size]: the logits that are wanted."""
+        step = inputs.step
+        if self._graphs is None or not step.num_decodes or inputs.prompt_spans:
+            return self._model.logits(inputs.token_ids, inputs.positions, inputs.kept_tokens, step, self._backend)
+        num_kept, first_token = inputs.num_sampled_decodes, step.num_decodes
+        logits = self._graphs.logits(inputs.token_ids, inputs.positions, step)
+        if num_kept < step.num_decodes:
+            logits = logits.index_select(0, inputs.kept_tokens[:num_kept])
+        if len(step.num_new) == step.num_decodes:
+            return logits
+        of_chunks = self._model.logits(
+            inputs.token_ids[first_token:], inputs.positions[first_token:], inputs.kept_tokens[num_kept:] - first_token,
+            step.without_decodes(), self._backend,
+        )  # fmt: skip
+        return torch.cat((logits, of_chunks))
 
     def _clean_fresh_blocks(self, batch: ScheduledBatch) -> None:
         """Zero the blocks that a row begins in this step and that a NaN may have been left in.
@@ -78,8 +127,7 @@ class TorchModelRunner:
         block_size = self._kv.block_size
         fresh: set[int] = set()
         for row in batch.rows:
-            computed = row.sequence.num_computed_tokens
-            first, last = -(-computed // block_size), -(-(computed + row.num_new_tokens) // block_size)
+            first, last = -(-row.start // block_size), -(-row.end // block_size)
             fresh.update(row.sequence.block_table[first:last])
         fresh &= self._tainted_blocks
         if fresh:

@@ -3,16 +3,15 @@
 Knows which row of the batch each number belongs to. Does not know how any of them was made.
 """
 
+from dataclasses import dataclass
 from itertools import chain, repeat
-
-from torch import Tensor
 
 from model_svc.engine.batch import ScheduledBatch, StepOutput
 from model_svc.runner.input_batch import PromptSpan, StepInput
 from model_svc.runner.logprobs import Scores, entries
 from model_svc.runner.next_token import NO_TOKEN
 from model_svc.runner.sampler import NOT_FINITE
-from model_svc.runner.transfer import to_host
+from model_svc.runner.transfer import HostCopies
 from tokenwire.errors import Internal, InvalidRequest, TokenwireError
 from tokenwire.requests import TokenLogprob
 
@@ -22,19 +21,40 @@ NO_TOKEN_ERROR = (
 )
 
 
-def make_step_output(
-    batch: ScheduledBatch, inputs: StepInput, tokens: Tensor, sampled: Scores | None, prompt: Scores | None
-) -> StepOutput:
-    """The step's output. `tokens` [S] as `next_tokens` gives them; `sampled` scores those of the rows that ask.
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step whose results are on their way to the host."""
+
+    batch: ScheduledBatch
+    block_tables: list[list[int]]
+    """Each row's when it was launched: a sequence that was preempted since has another."""
+    inputs: StepInput
+    """Of its tensors nothing is read any more."""
+    copies: HostCopies
+    """Nothing where nobody wants logits; else the tokens [S] as `next_tokens` gives them, then the scores."""
+    has_sampled: bool
+    """Whether there are scores of sampled tokens, of the rows that ask."""
+    has_prompt: bool
+    """Whether there are scores of the prompt's tokens."""
+
+
+def make_step_output(launched: LaunchedStep) -> StepOutput:
+    """The step's output, once it is there.
 
     A row whose prompt log-probabilities are not numbers is in `errors`, like one whose next token is none.
     """
-    fetched = to_host([tokens, *(sampled or ()), *(prompt or ())])
+    batch, inputs = launched.batch, launched.inputs
+    fetched = launched.copies.wait()
+    if not fetched:
+        return StepOutput(token_ids=(None,) * len(batch.rows))
+    width = len(Scores._fields)
+    sampled = Scores(*fetched[1 : 1 + width]) if launched.has_sampled else None
+    prompt = Scores(*fetched[-width:]) if launched.has_prompt else None
     drawn = dict(zip(inputs.sampled_rows, fetched[0].tolist(), strict=True))
     errors = {row: error_of(token_id) for row, token_id in drawn.items() if token_id in (NOT_FINITE, NO_TOKEN)}
     prompt_logprobs: dict[int, list[TokenLogprob]] = {}
     if prompt is not None:
-        prompt_logprobs = by_span(Scores(*fetched[-len(prompt) :]), inputs.prompt_spans)
+        prompt_logprobs = by_span(prompt, inputs.prompt_spans)
         for row, made in prompt_logprobs.items():
             if any(entry.logprob != entry.logprob for entry in made):
                 errors[row] = error_of(NOT_FINITE)
@@ -42,7 +62,7 @@ def make_step_output(
     if sampled is not None:
         asked = {row: batch.rows[row].sequence.logprobs for row in inputs.sampled_rows}
         num_top = {row: num for row, num in asked.items() if num is not None}
-        made = entries(Scores(*fetched[1 : 1 + len(sampled)]), [drawn[row] for row in num_top], list(num_top.values()))
+        made = entries(sampled, [drawn[row] for row in num_top], list(num_top.values()))
         logprobs = dict(zip(num_top, made, strict=True))
     return StepOutput(
         token_ids=tuple(None if row in errors else drawn.get(row) for row in range(len(batch.rows))),

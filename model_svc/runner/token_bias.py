@@ -46,6 +46,10 @@ class TokenBias:
             for sequence in fresh:
                 self._owners[sequence.slot] = sequence.sequence_id
 
+    def forget(self) -> None:
+        """No row is anyone's any more."""
+        self._owners = [-1] * len(self._owners)
+
     def _write(self, rows: list[tuple[int, SamplingParams]]) -> None:
         biased = [self._entries(slot, [token for token, _ in params.logit_bias]) for slot, params in rows]
         allowed = [self._entries(slot, params.allowed_token_ids) for slot, params in rows]

@@ -62,6 +62,10 @@ class TokenCounts:
         made = entries[:num_outputs]
         self.outputs.view(-1).scatter_add_(0, made, torch.ones_like(made, dtype=torch.int32))
 
+    def forget(self) -> None:
+        """No row is anyone's any more."""
+        self._owners = [(-1, 0)] * len(self._owners)
+
     def _entries(self, slot: int, token_ids: list[int]) -> Ints:
         """Where these tokens are in a flattened table; ids beyond the logits' width have no place in it."""
         ids = np.array(token_ids, dtype=np.int64)

@@ -26,11 +26,18 @@ def together(arrays: Sequence[Ints], device: torch.device) -> list[Tensor]:
     return list(torch.split(to_device(np.concatenate(arrays), device), lengths))
 
 
-def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor on the host. The only wait of a step."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if any(tensor.is_cuda for tensor in tensors):
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        done.synchronize()
-    return copies
+class HostCopies:
+    """Copies of tensors on their way to the host. Started at once; `wait` is the only wait of a step."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self._done: torch.cuda.Event | None = None
+        if any(tensor.is_cuda for tensor in tensors):
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
+
+    def wait(self) -> list[Tensor]:
+        """The tensors on the host, in order."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copies

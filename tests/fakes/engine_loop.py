@@ -26,8 +26,12 @@ class RecordingRunner:
         self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
 
-    def run(self, batch: ScheduledBatch) -> StepOutput:
-        output = self.runner.run(batch)
+    def launch(self, batch: ScheduledBatch) -> Any:
+        return batch, self.runner.launch(batch)
+
+    def collect(self, launched: Any) -> StepOutput:
+        batch, token = launched
+        output = self.runner.collect(token)
         for row, logprob in output.logprobs.items():
             self.logprobs[batch.rows[row].sequence.sequence_id].append(logprob)
         for row, logprobs in output.prompt_logprobs.items():
@@ -42,11 +46,17 @@ class EngineLoop:
     """One engine; its scheduler is checked after every step."""
 
     def __init__(
-        self, runner: ModelRunner, *, batch: int = 16, step_tokens: int = 512, info: RunnerInfo | None = None
+        self,
+        runner: ModelRunner,
+        *,
+        batch: int = 16,
+        step_tokens: int = 512,
+        info: RunnerInfo | None = None,
+        overlap: bool = False,
     ) -> None:
         self.runner = RecordingRunner(runner, info or runner.info)
         self.step_tokens = step_tokens
-        self.engine = Engine(self.runner, Limits(batch, step_tokens))
+        self.engine = Engine(self.runner, Limits(batch, step_tokens), overlap=overlap)
         self.terminals: dict[int, Terminal] = {}
 
     def run(
@@ -77,8 +87,8 @@ class EngineLoop:
     def _sequence(self, prompt: list[int], num_outputs: int, **fields: Any) -> Sequence:
         number = next(SEQUENCE_IDS)
         return Sequence(
-            sequence_id=number, token_ids=list(prompt), num_prompt_tokens=len(prompt), sampling=GREEDY,
-            stop=StopParams(max_tokens=num_outputs), arrival_s=float(number), **fields,
+            sequence_id=number, token_ids=list(prompt), num_prompt_tokens=len(prompt), arrival_s=float(number),
+            **({"sampling": GREEDY, "stop": StopParams(max_tokens=num_outputs)} | fields),
         )  # fmt: skip
 
 

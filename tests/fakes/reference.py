@@ -14,17 +14,18 @@ class Greedy(NamedTuple):
 
 
 class Reference:
-    """The model in `folder`, in fp32 on the CPU. Remembers what it has generated."""
+    """The model in `folder`, in fp32. Remembers what it has generated."""
 
-    def __init__(self, folder: str) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        self.model = model.to(device)
         self._made: dict[tuple[tuple[int, ...], int], Greedy] = {}
 
     def greedy(self, prompt: list[int], num_outputs: int) -> Greedy:
         """transformers' own `generate`."""
         key = (tuple(prompt), num_outputs)
         if key not in self._made:
-            ids = torch.tensor([prompt])
+            ids = torch.tensor([prompt], device=self.model.device)
             made = self.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_outputs,
                 output_logits=True, return_dict_in_generate=True,
@@ -37,5 +38,7 @@ class Reference:
     @torch.inference_mode()
     def logprobs(self, token_ids: list[int]) -> torch.Tensor:
         """[n - 1, V]: log-probabilities of what follows each of n tokens but the last, from one plain forward."""
-        logits = self.model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0, :-1]
+        logits = self.model(input_ids=torch.tensor([token_ids], device=self.model.device), use_cache=False).logits[
+            0, :-1
+        ]
         return logits.log_softmax(-1)

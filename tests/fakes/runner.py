@@ -1,6 +1,7 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.sequence import PENDING
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
@@ -59,32 +60,44 @@ class FakeRunner:
         self.info = info
         self.cache: dict[tuple[int, int], tuple[int, int]] = {}
         self.batches: list[ScheduledBatch] = []
-        self.fail_next = False
+        self.last_tokens: dict[int, int | None] = {}
+        """What the last step of whoever had a slot sampled: what PENDING stands for."""
+        self.fail_next = self.fail_next_collect = False
         self.bad_sequences: set[int] = set()
+        self.memory_tokens = self.memory_rows = 10**9
+        """Larger steps run out of memory, after having written what they compute."""
 
-    def run(self, batch: ScheduledBatch) -> StepOutput:
+    def launch(self, batch: ScheduledBatch) -> StepOutput:
         self.batches.append(batch)
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("the device said no")
         for row in batch.rows:
+            num_outputs = row.end - row.sequence.num_original_prompt_tokens + row.samples
+            assert num_outputs <= (row.sequence.stop.max_tokens or num_outputs), "more tokens than asked for"
             self._write(row)
+        if batch.num_tokens > self.memory_tokens or len(batch.rows) > self.memory_rows:
+            raise OutOfMemory("tried to allocate too much")
         bad = {index for index, row in enumerate(batch.rows) if row.sequence.sequence_id in self.bad_sequences}
         tokens = tuple(
             self._next_token(row) if row.samples and index not in bad else None for index, row in enumerate(batch.rows)
         )
+        for row, token in zip(batch.rows, tokens, strict=True):
+            self.last_tokens[row.sequence.slot] = token
         errors: dict[int, TokenwireError] = {i: Internal("not numbers", reason="SEQUENCE_FAILED") for i in bad}
         logprobs = {
             index: TokenLogprob(token, -1.0)
             for index, (row, token) in enumerate(zip(batch.rows, tokens, strict=True))
             if token is not None and row.sequence.logprobs is not None
         }
-        prompt_logprobs = {
-            index: found
-            for index, row in enumerate(batch.rows)
-            if index not in bad and (found := prompt_logprobs_of(row))
-        }
-        return StepOutput(tokens, errors, logprobs, prompt_logprobs)
+        asked = {index: prompt_logprobs_of(row) for index, row in enumerate(batch.rows) if index not in bad}
+        return StepOutput(tokens, errors, logprobs, {index: found for index, found in asked.items() if found})
+
+    def collect(self, launched: StepOutput) -> StepOutput:
+        if self.fail_next_collect:
+            self.fail_next_collect = False
+            raise RuntimeError("the device said no, later")
+        return launched
 
     def close(self) -> None:
         pass
@@ -93,15 +106,19 @@ class FakeRunner:
         return row.sequence.block_table[position // self.info.block_size], position % self.info.block_size
 
     def _write(self, row: ScheduledRow) -> None:
-        start = row.sequence.num_computed_tokens
-        for position in range(start, start + row.num_new_tokens):
+        for position in range(row.start, row.end):
             before = self.cache[self._slot(row, position - 1)][1] if position else START
             token_id = row.sequence.token_ids[position]
+            if token_id == PENDING:
+                assert row.sequence.sampling.repetition_penalty == 1.0, "launched before its last token was known"
+                assert row.num_new_tokens == 1, "a pending token is not in a chunk"
+                token_id = self.last_tokens[row.sequence.slot]
+            assert token_id is not None
             self.cache[self._slot(row, position)] = (token_id, after(before, token_id))
 
     def _next_token(self, row: ScheduledRow) -> int:
         value = START
-        for position in range(row.sequence.num_computed_tokens + row.num_new_tokens):
+        for position in range(row.end):
             token_id, written = self.cache[self._slot(row, position)]
             value = after(value, token_id)
             if value != written:

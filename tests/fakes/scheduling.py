@@ -5,8 +5,9 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+from model_svc.engine.engine import Engine
 from model_svc.engine.events import Ended
-from model_svc.engine.scheduler import Limits, Scheduler
+from model_svc.engine.scheduler import Limits
 from model_svc.engine.sequence import Sequence
 from tests.fakes.runner import FakeRunner, next_token, runner_info
 from tokenwire.requests import FinishReason, Usage
@@ -37,12 +38,11 @@ def sequence(
         sequence_id=next(IDS),
         token_ids=list(prompt),
         num_prompt_tokens=len(prompt),
-        sampling=GREEDY,
         stop=StopParams(max_tokens, stop),
         priority=priority,
         arrival_s=arrival_s,
         deadline_s=deadline_s,
-        **fields,
+        **({"sampling": GREEDY} | fields),
     )
 
 
@@ -56,11 +56,20 @@ def expected_output(prompt: list[int], num_tokens: int) -> list[int]:
 class Harness:
     """A scheduler with the fake runner under it; checks integrity after every step."""
 
-    def __init__(self, *, batch: int = 8, budget: int = 32, limits: dict[str, Any] | None = None, **info: int) -> None:
+    def __init__(
+        self,
+        *,
+        batch: int = 8,
+        budget: int = 32,
+        limits: dict[str, Any] | None = None,
+        overlap: bool = False,
+        **info: int,
+    ) -> None:
         self.clock = Clock()
         self.runner = FakeRunner(runner_info(**info))  # type: ignore[arg-type]
         self.limits = Limits(batch, budget, **(limits or {}))
-        self.scheduler = Scheduler(self.runner.info, self.limits, self.clock)
+        self.engine = Engine(self.runner, self.limits, overlap=overlap, clock=self.clock)
+        self.scheduler = self.engine.scheduler
         self.outputs: dict[int, list[int]] = {}
         self.ended: dict[int, Ended] = {}
         self.prompt_logprobs: dict[int, list[int]] = {}
@@ -72,32 +81,32 @@ class Harness:
             self.scheduler.add(added)
 
     def step(self) -> None:
-        batch = self.scheduler.schedule()
+        num_batches = len(self.runner.batches)
+        result = self.engine.step()
+        for batch in self.runner.batches[num_batches:]:
+            assert batch.num_tokens <= self.limits.max_step_tokens
+            assert len(batch.rows) <= self.limits.max_batch_size
+            assert len({row.sequence.sequence_id for row in batch.rows}) == len(batch.rows)
+            assert all(row.num_new_tokens >= 1 for row in batch.rows)
+        new = result.new
+        for sequence_id, logprobs in new.prompt_logprobs.items():
+            assert not self.outputs[sequence_id], "prompt log-probabilities after a token"
+            self.prompt_logprobs.setdefault(sequence_id, []).extend(entry.token_id for entry in logprobs)
+        for sequence_id, logprobs in new.logprobs.items():
+            tokens = [t for i, t in zip(new.sequence_ids, new.token_ids, strict=True) if i == sequence_id]
+            assert [entry.token_id for entry in logprobs] == tokens
+        for sequence_id, token_id in zip(new.sequence_ids, new.token_ids, strict=True):
+            assert sequence_id not in self.ended
+            self.outputs[sequence_id].append(token_id)
         self.scheduler.check_integrity()
-        assert batch.num_tokens <= self.limits.max_step_tokens
-        assert len(batch.rows) <= self.limits.max_batch_size
-        assert len({row.sequence.sequence_id for row in batch.rows}) == len(batch.rows)
-        assert all(row.num_new_tokens >= 1 for row in batch.rows)
-        if batch.rows:
-            new = self.scheduler.update(batch, self.runner.run(batch))
-            for sequence_id, logprobs in new.prompt_logprobs.items():
-                assert not self.outputs[sequence_id], "prompt log-probabilities after a token"
-                self.prompt_logprobs.setdefault(sequence_id, []).extend(entry.token_id for entry in logprobs)
-            for sequence_id, logprobs in new.logprobs.items():
-                tokens = [t for i, t in zip(new.sequence_ids, new.token_ids, strict=True) if i == sequence_id]
-                assert [entry.token_id for entry in logprobs] == tokens
-            for sequence_id, token_id in zip(new.sequence_ids, new.token_ids, strict=True):
-                assert sequence_id not in self.ended
-                self.outputs[sequence_id].append(token_id)
-        self.scheduler.check_integrity()
-        for ended in self.scheduler.take_ended():
+        for ended in result.ended:
             assert ended.sequence_id not in self.ended, "a second terminal event"
             self.ended[ended.sequence_id] = ended
         self.clock.now_s += 0.01
 
     def run(self, until: Callable[[], bool] | None = None, max_steps: int = 2000) -> None:
         for _ in range(max_steps):
-            if until() if until else not self.scheduler.has_work:
+            if until() if until else not self.engine.has_work:
                 return
             self.step()
         raise AssertionError("no end in sight")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from model_svc.engine.batch import ModelRunner, ScheduledBatch, ScheduledRow
+from model_svc.engine.batch import ModelRunner, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL, SamplingParams, StopParams
@@ -66,7 +66,7 @@ class StepLoop:
             while len(sequence.block_table) < needed:
                 sequence.block_table.append(self.free.pop())
             rows.append(ScheduledRow(sequence, num_new))
-        output = self.runner.run(ScheduledBatch(tuple(rows)))
+        output = run_step(self.runner, ScheduledBatch(tuple(rows)))
         assert len(output.token_ids) == len(rows)
         sampled = [row.samples for row in rows]
         for index, row in enumerate(rows):

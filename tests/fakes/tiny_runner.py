@@ -9,5 +9,8 @@ from model_svc.settings import EngineSettings
 
 def tiny_runner_of(folder: str, **settings: Any) -> ModelRunner:
     """A warm runner of the model in `folder`; `settings` are EngineSettings' to change."""
-    chosen = {"threads": 1, "block_size": 4, "max_batch_size": 32, "kv_memory": 16 * 2**20} | settings
-    return build_runner(EngineSettings(model=folder, device="cpu", dtype="float32", **chosen))
+    chosen: dict[str, Any] = {
+        "threads": 1, "block_size": 4, "max_batch_size": 32, "kv_memory": 16 * 2**20, "device": "cpu",
+        "dtype": "float32",
+    }  # fmt: skip
+    return build_runner(EngineSettings(model=folder, **(chosen | settings)))

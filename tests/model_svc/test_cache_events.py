@@ -12,6 +12,7 @@ from model_svc import cache_events
 from model_svc.cache_events import CacheChange, CacheEvent, CacheEventLog
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
 from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
+from tokenwire.errors import Overloaded
 from tokenwire.v1 import model_pb2
 
 
@@ -82,6 +83,29 @@ def test_a_slow_subscriber_is_caught_up_by_a_snapshot_and_a_restart_is_a_new_epo
         await asyncio.sleep(0)
         log.close()
         assert await last is None
+
+    asyncio.run(main())
+
+
+def test_a_large_snapshot_comes_in_pieces_and_subscribers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_events, "MAX_SNAPSHOT_HASHES", 4)
+    monkeypatch.setattr(cache_events, "MAX_SUBSCRIBERS", 2)
+
+    async def main() -> None:
+        log = CacheEventLog()
+        log.restart(7)
+        log.record(list(range(10)), [])
+        events = log.subscribe()
+        pieces = await take(events, 3)
+        assert [(len(e.hashes), e.number, e.continues) for e in pieces] == [(4, 1, True), (4, 1, True), (2, 1, False)]
+        log.record([99], [])
+        assert await take(events, 1) == [CacheEvent(7, 2, CacheChange.STORED, (99,))]
+        second = log.subscribe()
+        await take(second, 1)
+        with pytest.raises(Overloaded, match="2 subscribers"):
+            await anext(log.subscribe())
+        await second.aclose()
+        await take(log.subscribe(), 1)
 
     asyncio.run(main())
 

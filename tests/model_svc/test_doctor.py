@@ -91,40 +91,6 @@ def test_a_wrong_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "float32, bfloat16" in check.detail
 
 
-def test_a_gpu_beside_a_cpu_build_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(doctor, "nvidia_driver", lambda: "")
-    assert doctor.check_gpus()[0].status is Status.OK
-    monkeypatch.setattr(doctor, "nvidia_driver", lambda: "570.86")
-    assert doctor.check_gpus()[0].status is Status.WARN
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "do not work together" in doctor.check_gpus()[0].detail
-
-
-def test_the_driver_is_read_from_proc(tmp_path: Path) -> None:
-    text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\nGCC version: 12\n"
-    (tmp_path / "version").write_text(text)
-    assert doctor.nvidia_driver(tmp_path / "version") == "570.86.15"
-    assert doctor.nvidia_driver(tmp_path / "none") == ""
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"),
-    [((7, 5), ["fp32", "fp16"]), ((8, 0), ["fp32", "fp16", "bf16"]), ((9, 0), ["fp32", "fp16", "bf16", "fp8"])],
-)
-def test_dtypes_by_compute_capability(capability: tuple[int, int], expected: list[str]) -> None:
-    assert doctor.gpu_dtypes(capability) == expected
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_this_gpu_is_checked() -> None:
-    check = doctor.check_gpus()[0]
-    assert check.status is Status.OK
-    assert "compute capability" in check.detail
-
-
 def test_json_is_what_the_command_line_reads(capsys: pytest.CaptureFixture[str]) -> None:
     code = doctor.main(["--json"])
     text = capsys.readouterr().out

@@ -21,6 +21,7 @@ from tests.fakes.step_loop import outputs
 from tests.fakes.tiny_models import LONGROPE, VOCAB_SIZE, write_model
 from tests.fakes.tiny_runner import tiny_runner_of
 from tokenwire.requests import FinishReason, TokenLogprob
+from tokenwire.sampling import NEUTRAL, SamplingParams, StopParams
 
 Folders = Callable[[str], str]
 Runners = Callable[[str], ModelRunner]
@@ -33,6 +34,11 @@ FAMILIES = [
     "mixtral", "qwen3_moe", "olmoe", "granite_moe", "gpt_oss", "deepseek_v3",
 ]  # fmt: skip
 each_family = pytest.mark.parametrize("family", FAMILIES)
+
+OVERLAPPED = ["llama", "gemma2", "qwen3_moe"]
+PENALISED = replace(NEUTRAL, seed=0, repetition_penalty=1.3, frequency_penalty=0.5)
+SAMPLED = replace(NEUTRAL, seed=5, temperature=1.0, top_p=0.9)
+BANNED = replace(NEUTRAL, seed=0, banned_sequences=tuple((a, b) for a in range(0, 40, 3) for b in (1, 5)))
 
 TIE = 1e-5
 MOST_CUT_SHORT = 2
@@ -135,6 +141,50 @@ def test_after_hits_in_the_prefix_cache(runners: Runners, references: References
     longer = [s for s in again if s.num_prompt_tokens > loop.runner.info.block_size]
     assert all(loop.terminals[sequence.sequence_id].usage.cached_tokens > 0 for sequence in longer)
     check(again, references(family))
+
+
+@pytest.mark.parametrize("few_blocks", [False, True], ids=["chunked", "preempted"])
+@pytest.mark.parametrize("family", OVERLAPPED)
+def test_with_steps_launched_before_the_last_is_read(
+    runners: Runners, references: References, family: str, few_blocks: bool
+) -> None:
+    """The same tokens, log-probabilities and ends as without, for rows of every kind beside each other."""
+    runner = runners(family)
+    info = replace(runner.info, num_blocks=FEW_BLOCKS) if few_blocks else runner.info
+    loops = [EngineLoop(runner, step_tokens=CHUNK * 4, info=info, overlap=overlap) for overlap in (False, True)]
+    plain, ahead = (loop.run(BATCH, NUM_OUTPUTS, staggered=True, logprobs=1, prompt_logprobs=0) for loop in loops)
+    check(ahead, references(family))
+    for one, other in zip(plain, ahead, strict=True):
+        assert outputs(one) == outputs(other)
+        usages = [loop.terminals[s.sequence_id].usage for loop, s in zip(loops, (one, other), strict=True)]
+        assert usages[0].completion_tokens == usages[1].completion_tokens == NUM_OUTPUTS
+        for kind in ("logprobs", "prompt_logprobs"):
+            first, second = (
+                [entry.token_id for entry in getattr(loop.runner, kind)[s.sequence_id]]
+                for loop, s in zip(loops, (one, other), strict=True)
+            )
+            assert first == second
+    assert (loops[1].num_preemptions > 0) == few_blocks
+
+
+@pytest.mark.parametrize("sampling", [PENALISED, SAMPLED, BANNED], ids=["penalised", "sampled", "banned"])
+def test_overlap_changes_no_token_whatever_is_asked_for(runners: Runners, sampling: SamplingParams) -> None:
+    """Stop ids that come late, penalties and bans of several ids, beside rows that ask for nothing."""
+    runner, made = runners("qwen3"), []
+    stop = StopParams(max_tokens=2 * NUM_OUTPUTS, stop_token_ids=tuple(range(0, VOCAB_SIZE, 9)), min_tokens=3)
+    for overlap in (False, True):
+        loop = EngineLoop(runner, step_tokens=CHUNK * 4, overlap=overlap)
+        sequences = loop.run(BATCH, NUM_OUTPUTS, staggered=True, choice=1)
+        sequences += loop.run(BATCH[:9], NUM_OUTPUTS, staggered=True, sampling=sampling, stop=stop)
+        terminals = [loop.terminals[sequence.sequence_id] for sequence in sequences]
+        made.append(
+            [
+                (outputs(s), t.reason, t.stop_token_id, t.usage.completion_tokens)
+                for s, t in zip(sequences, terminals, strict=True)
+            ]
+        )
+    assert made[0] == made[1]
+    assert {reason for _, reason, _, _ in made[1]} == {FinishReason.LENGTH, FinishReason.STOP_TOKEN}
 
 
 @pytest.mark.parametrize("few_blocks", [False, True], ids=["chunked", "preempted"])

@@ -5,6 +5,7 @@ import signal
 import grpc
 import pytest
 
+from model_svc import sessions
 from model_svc.engine.mock_runner import mock_token
 from tests.fakes.live_model_tier import RawSession, live_model_tier, token_request
 from tokenwire.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound, Overloaded, Unsupported
@@ -20,9 +21,10 @@ def greedy(prompt: list[int], num_tokens: int) -> list[int]:
     return [mock_token(prompt, None, 0, position, VOCAB) for position in range(num_tokens)]
 
 
-def test_many_requests_on_one_stream_each_get_their_tokens_and_one_end() -> None:
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_many_requests_on_one_stream_each_get_their_tokens_and_one_end(overlap: str) -> None:
     async def main() -> None:
-        async with live_model_tier() as live:
+        async with live_model_tier(overlap=overlap) as live:
             session = await RawSession.open(live.stub)
             prompts = {handle: [handle, 2, 3] for handle in range(1, 41)}
             await session.submit({h: token_request(p, max_tokens=h) for h, p in prompts.items()})
@@ -361,5 +363,64 @@ def test_a_frame_out_of_place_or_a_hello_that_does_not_suit_ends_the_call(
                     pass
             assert caught.value.code().name == code
             await live.until_idle()
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_submits_and_never_reads_is_refused_then_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_UNSENT", 500)
+
+    async def main() -> None:
+        async with live_model_tier(mock_step_ms=0.0) as live:
+            session = await RawSession.open(live.stub)
+            (server,) = live.tier.servicer._sessions
+            monkeypatch.setattr(server, "next_frame", asyncio.Event().wait)  # the transport takes nothing more
+            await session.submit({1: token_request([1], max_tokens=1)})
+            await session.read()
+            submits = [
+                model_pb2.TokenSubmit(handle=h, request=token_request([h], max_tokens=20)) for h in range(2, 400)
+            ]
+            with pytest.raises(Overloaded, match="does not read"):
+                for submit in submits:
+                    server.on_frame(model_pb2.ModelServiceSessionRequest(submits=[submit]))
+                    await asyncio.sleep(0.002)
+            reasons = {from_wire(f.error).reason for f in server._frames.take().finishes if f.HasField("error")}
+            assert reasons == {"SLOW_READER"}, "refused before it was cut off"
+
+    asyncio.run(main())
+
+
+def test_token_ids_named_by_options_count_against_the_queue() -> None:
+    async def main() -> None:
+        async with live_model_tier(max_queued_tokens=1000, max_batch_size=1) as live:
+            session = await RawSession.open(live.stub)
+            requests = {handle: token_request([handle], max_tokens=30) for handle in range(1, 4)}
+            for request in requests.values():
+                request.options.sampling.allowed_token_ids.extend(range(600))
+            await session.submit(requests)
+            await session.read_until_finished(1, 2, 3)
+            errors = {h: from_wire(f.error).reason for h, f in session.finishes.items() if f.HasField("error")}
+            assert errors == {2: "QUEUE_FULL", 3: "QUEUE_FULL"}
+            again = token_request([9], max_tokens=2)
+            again.options.sampling.allowed_token_ids.extend(range(600))
+            await session.submit({4: again})
+            await session.read_until_finished(4)
+            assert not session.finishes[4].HasField("error")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("timeout_ms", [2**40, 2**64 - 1])
+def test_a_limit_nobody_lives_to_see_is_none_even_while_paused(timeout_ms: int) -> None:
+    async def main() -> None:
+        async with live_model_tier() as live:
+            live.tier.engine.pause(True)
+            epoch = live.tier.engine.epoch
+            session = await RawSession.open(live.stub)
+            await session.submit({1: token_request([1], max_tokens=2, timeout_ms=timeout_ms)})
+            await asyncio.sleep(0.2)
+            live.tier.engine.pause(False)
+            await session.read_until_finished(1)
+            assert session.finishes[1].usage.completion_tokens == 2 and live.tier.engine.epoch == epoch
 
     asyncio.run(main())

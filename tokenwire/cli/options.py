@@ -37,6 +37,9 @@ GENERATION_OPTIONS = (
     click.option(
         "--logprobs", type=int, help="Show each token's log-probability and this many likeliest; with --json."
     ),
+    click.option("--priority", type=int, help="Higher runs first; from -100 to 100."),
+    click.option("--tenant", default="", help="Whose share of the machine is used."),
+    click.option("--cache-salt", default="", help="Share cached prefixes with requests of equal salt only."),
     click.option("--timeout", "timeout_s", type=float, help="Seconds after which to take what there is."),
 )
 """Named as the client's options are; an absent one is left to the model."""

@@ -5,11 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from tokenwire.errors import FieldViolation
-from tokenwire.requests import GenerationOptions, RequestContext, is_unicode, new_request_id
+from tokenwire.requests import MAX_TIMEOUT_S, GenerationOptions, RequestContext, is_unicode, new_request_id
 from tokenwire.sampling import SamplingParams, StopParams, refuse
-
-MAX_TIMEOUT_S = 1e9
-"""About thirty years: what every transport on the way can count."""
 
 
 class CallOptions(TypedDict, total=False):

@@ -192,18 +192,20 @@ class SubscribeCacheEventsRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., sequence_number: _Optional[int] = ...) -> None: ...
 
 class SubscribeCacheEventsResponse(_message.Message):
-    __slots__ = ("epoch", "sequence_number", "snapshot", "stored", "removed")
+    __slots__ = ("epoch", "sequence_number", "snapshot", "stored", "removed", "continues")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_NUMBER_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CONTINUES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     sequence_number: int
     snapshot: CacheBlocks
     stored: CacheBlocks
     removed: CacheBlocks
-    def __init__(self, epoch: _Optional[int] = ..., sequence_number: _Optional[int] = ..., snapshot: _Optional[_Union[CacheBlocks, _Mapping]] = ..., stored: _Optional[_Union[CacheBlocks, _Mapping]] = ..., removed: _Optional[_Union[CacheBlocks, _Mapping]] = ...) -> None: ...
+    continues: bool
+    def __init__(self, epoch: _Optional[int] = ..., sequence_number: _Optional[int] = ..., snapshot: _Optional[_Union[CacheBlocks, _Mapping]] = ..., stored: _Optional[_Union[CacheBlocks, _Mapping]] = ..., removed: _Optional[_Union[CacheBlocks, _Mapping]] = ..., continues: bool = ...) -> None: ...
 
 class CacheBlocks(_message.Message):
     __slots__ = ("hashes",)

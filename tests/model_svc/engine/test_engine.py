@@ -62,3 +62,66 @@ def test_steps_that_keep_failing_are_raised() -> None:
     runner.fail_next = True
     with pytest.raises(RuntimeError, match="the device said no"):
         subject.step()
+
+
+def ahead() -> tuple[Engine, FakeRunner]:
+    runner = FakeRunner(runner_info())
+    return Engine(runner, Limits(4, 16), overlap=True), runner
+
+
+def test_with_overlap_a_step_is_launched_before_the_last_is_read() -> None:
+    subject, runner = ahead()
+    subject.take(Inbox([make(1, max_tokens=3)]))
+    made = []
+    for num_launched in (1, 2, 3, 3):
+        made.append(subject.step().new.token_ids)
+        assert len(runner.batches) == num_launched
+    assert [len(tokens) for tokens in made] == [0, 1, 1, 1], "the last is not run ahead of: its length is known"
+    assert not subject.has_work and subject.idle_s() is None
+
+
+def test_a_stop_seen_late_costs_one_row_and_no_token() -> None:
+    subject, runner = ahead()
+    plain, _ = engine()
+    plain.take(Inbox([make(1, max_tokens=9)]))
+    tokens = [plain.step().new.token_ids[0] for _ in range(9)]
+    stopping = make(2, max_tokens=9)
+    stopping.token_ids = [1, 2, 1]
+    stopping.stop = StopParams(9, (tokens[4],))
+    subject.take(Inbox([stopping]))
+    made: list[int] = []
+    ended = []
+    while subject.has_work:
+        result = subject.step()
+        made += result.new.token_ids
+        ended += result.ended
+    assert made == tokens[:4] and len(runner.batches) == 6
+    assert [(e.terminal.reason, e.terminal.stop_token_id) for e in ended] == [(FinishReason.STOP_TOKEN, tokens[4])]
+    assert subject.scheduler.kv.pool.num_used == 0
+
+
+def test_a_sequence_taken_back_while_its_token_is_on_the_way_counts_what_was_given() -> None:
+    subject, _ = ahead()
+    subject.take(Inbox([make(1, max_tokens=9)]))
+    given = [subject.step().new.token_ids for _ in range(3)]
+    subject.take(Inbox(aborts=[Abort(1, CancelReason.CLIENT)]))
+    last = subject.step()
+    assert last.new.token_ids == [] and not subject.has_work
+    assert last.ended[0].terminal.usage.completion_tokens == sum(map(len, given)) == 2
+
+
+@pytest.mark.parametrize("when", ["launch", "collect"])
+def test_a_step_that_fails_while_another_is_on_its_way_ends_its_sequences_once(when: str) -> None:
+    subject, runner = ahead()
+    subject.take(Inbox([make(1, max_tokens=9), make(2, max_tokens=2)]))
+    subject.step()
+    runner.fail_next, runner.fail_next_collect = when == "launch", when == "collect"
+    ended = []
+    while subject.has_work:
+        ended += subject.step().ended
+        subject.scheduler.check_integrity()
+    assert sorted(each.sequence_id for each in ended) == [1, 2]
+    subject.take(Inbox([make(3, max_tokens=1)]))
+    while subject.has_work:
+        ended += subject.step().ended
+    assert ended[-1].terminal.reason is FinishReason.LENGTH and subject.scheduler.kv.pool.num_used == 0

@@ -108,30 +108,30 @@ def test_shares_follow_weights() -> None:
 
 def test_idle_time_is_not_saved_up() -> None:
     shares = FairShare()
-    shares.begin_to_wait("busy", [])
+    shares.begin_to_wait("busy", 0, [])
     shares.charge("busy", prompt_tokens=1000)
-    shares.begin_to_wait("new", ["busy"])
+    shares.begin_to_wait("new", 0, ["busy"])
     assert shares.counter("new") == shares.counter("busy") == 1000 * PROMPT_COST
     shares.charge("new", output_tokens=5)
-    shares.stop_waiting("busy")
-    shares.stop_waiting("new")
-    shares.begin_to_wait("third", [])
+    shares.stop_waiting("busy", 0)
+    shares.stop_waiting("new", 0)
+    shares.begin_to_wait("third", 0, [])
     assert shares.counter("third") == shares.counter("new")
 
 
 def test_service_beyond_a_share_is_remembered_while_away() -> None:
     shares = FairShare()
-    shares.begin_to_wait("greedy", [])
+    shares.begin_to_wait("greedy", 0, [])
     shares.charge("greedy", output_tokens=1000)
-    shares.stop_waiting("greedy")
-    shares.begin_to_wait("modest", [])
+    shares.stop_waiting("greedy", 0)
+    shares.begin_to_wait("modest", 0, [])
     shares.charge("modest", output_tokens=2000)
-    shares.begin_to_wait("greedy", ["modest"])
+    shares.begin_to_wait("greedy", 0, ["modest"])
     assert shares.counter("greedy") == shares.counter("modest")
     shares.charge("greedy", output_tokens=10)
     before = shares.counter("greedy")
-    shares.stop_waiting("greedy")
-    shares.begin_to_wait("greedy", ["modest"])
+    shares.stop_waiting("greedy", 0)
+    shares.begin_to_wait("greedy", 0, ["modest"])
     assert shares.counter("greedy") == before
 
 
@@ -151,3 +151,40 @@ def test_the_counters_that_are_dropped_are_the_lowest_of_idle_tenants() -> None:
         shares.charge(f"t{index}", output_tokens=index + 1)
     shares.forget({"t0"})
     assert [shares.counter(f"t{index}") > 0 for index in range(5)] == [True, False, False, True, True]
+
+
+def test_who_waits_at_another_priority_does_not_hold_the_lift_down() -> None:
+    """A starved tenant at the bottom must not let newcomers catch up with all that others ever got."""
+    harness = Harness(batch=1)
+    harness.add(sequence([1], tenant="starved", priority=-100, max_tokens=2))
+    harness.add(*(sequence([2, i], tenant="a", max_tokens=4) for i in range(60)))
+    harness.run(until=lambda: len(harness.ended) >= 30)
+    newcomers = [sequence([3, i], tenant="v", max_tokens=4) for i in range(20)]
+    harness.add(*newcomers)
+    before = len(harness.ended)
+    harness.run(until=lambda: len(harness.ended) >= before + 10)
+    served = sum(each.sequence_id in harness.ended for each in newcomers)
+    assert 4 <= served <= 6
+
+
+def test_a_thousand_tenants_do_not_slow_every_step_down() -> None:
+    """What is looked at per step grows with what may start, not with the square of who waits."""
+    harness = Harness(batch=1, max_context_tokens=250, num_blocks=100)
+    harness.add(sequence([1], max_tokens=200))
+    harness.step()
+    harness.scheduler.paused = True
+    harness.add(*(sequence([2], tenant=f"t{i}") for i in range(1000)))
+    looked = 0
+    counter = harness.scheduler.shares.counter
+
+    def counted(tenant: str) -> float:
+        nonlocal looked
+        looked += 1
+        return counter(tenant)
+
+    harness.scheduler.shares.counter = counted  # type: ignore[method-assign]
+    harness.scheduler.schedule()
+    assert looked == 0
+    harness.scheduler.paused = False
+    list(harness.scheduler.waiting.in_order())
+    assert looked <= 3 * 1000

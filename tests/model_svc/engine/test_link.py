@@ -39,3 +39,9 @@ def test_a_closed_other_end_is_an_eof_both_ways(ends: tuple[EngineLink, socket.s
         link.receive(timeout_s=None)
     with pytest.raises(EOFError):
         link.send("anyone?")
+
+
+def test_the_longest_wait_is_one_that_the_system_can_count(ends: tuple[EngineLink, socket.socket]) -> None:
+    link, other = ends
+    other.sendall(encode(7))
+    assert link.receive(timeout_s=1e300) == [7]

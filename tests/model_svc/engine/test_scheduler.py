@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_svc.engine.sequence import Sequence
-from tests.fakes.scheduling import Harness, expected_output, sequence
+from tests.fakes.scheduling import GREEDY, Harness, expected_output, sequence
 from tokenwire.errors import FailedPrecondition, Internal
 from tokenwire.requests import CancelReason, FinishReason
 
@@ -173,6 +174,33 @@ def test_an_urgent_prompt_does_not_wait_behind_the_prefill_of_a_long_one() -> No
     harness.run()
 
 
+def test_lower_priorities_that_fill_the_steps_do_not_hold_up_a_higher_one() -> None:
+    for batch in (4, 64):
+        harness = Harness(batch=batch, budget=4)
+        harness.add(*(sequence([i], max_tokens=40, priority=-10) for i in range(4)))
+        for _ in range(3):
+            harness.step()
+        urgent = sequence([7, 8, 9], max_tokens=3, priority=100)
+        harness.add(urgent)
+        for _ in range(6):
+            harness.step()
+        assert harness.reason(urgent) is FinishReason.LENGTH, batch
+        harness.run()
+
+
+def test_nobody_is_preempted_for_what_could_not_start_even_then() -> None:
+    harness = Harness(num_blocks=20, max_context_tokens=80, budget=80)
+    high = sequence([1] * 40, max_tokens=30, priority=5)
+    low = [sequence([i] * 4, max_tokens=20) for i in range(2, 4)]
+    harness.add(high, *low)
+    harness.step()
+    harness.add(sequence([9] * 48, max_tokens=2, priority=5, arrival_s=101.0))
+    for _ in range(5):
+        harness.step()
+    assert harness.scheduler.num_preemptions == 0
+    harness.run()
+
+
 def test_paused_nothing_new_starts_and_what_runs_goes_on_even_after_preemption() -> None:
     harness = Harness(num_blocks=8, max_context_tokens=32)
     running = [sequence([i] * 6, max_tokens=20, arrival_s=100.0 + i) for i in range(3)]
@@ -214,10 +242,12 @@ def test_what_starts_does_not_have_to_give_way_at_once() -> None:
     assert harness.outputs[second.sequence_id] == expected_output([2] * 56, 2)
 
 
+PENALISED = replace(GREEDY, repetition_penalty=1.5)
+"""Means nothing to the fake runner; its next step must not be launched before its last token is known."""
 ACTIONS = st.one_of(
     st.tuples(
         st.just("add"), st.integers(1, 30), st.integers(1, 25), st.integers(-2, 2), st.integers(0, 3),
-        st.integers(0, 2), st.integers(1, 3), st.sampled_from([None, 0]),
+        st.integers(0, 2), st.integers(1, 3), st.sampled_from([None, 0]), st.sampled_from([False, False, True]),
     ),
     st.tuples(st.just("abort"), st.integers(0, 1000)),
     st.tuples(st.just("pause"), st.booleans()),
@@ -236,16 +266,19 @@ LIMITS = st.fixed_dictionaries(
     st.integers(1, 24),
     st.integers(16, 30),
     LIMITS,
+    st.booleans(),
 )
 def test_any_history_ends_every_sequence_once_with_the_right_tokens(
-    actions: list[tuple], batch: int, budget: int, blocks: int, limits: dict[str, Any]
+    actions: list[tuple], batch: int, budget: int, blocks: int, limits: dict[str, Any], overlap: bool
 ) -> None:
     """Tenants, priorities, shared prefixes, choices, deadlines, cancels and pauses, in any order; nobody starves."""
-    harness = Harness(batch=batch, budget=budget, num_blocks=blocks, max_context_tokens=60, limits=limits)
+    harness = Harness(
+        batch=batch, budget=budget, num_blocks=blocks, max_context_tokens=60, limits=limits, overlap=overlap
+    )
     added: list[tuple[Sequence, list[int], int]] = []
     for name, *values in actions:
         if name == "add":
-            length, max_tokens, priority, deadline, tenant, num_choices, logprobs = values
+            length, max_tokens, priority, deadline, tenant, num_choices, logprobs, penalised = values
             prompt = [(tenant // 2) * 7 + i for i in range(length)]  # two of three tenants share their prefixes
             for choice in range(num_choices):
                 new = sequence(
@@ -258,6 +291,7 @@ def test_any_history_ends_every_sequence_once_with_the_right_tokens(
                     choice=choice,
                     prompt_logprobs=logprobs,
                     logprobs=logprobs,
+                    sampling=PENALISED if penalised else GREEDY,
                 )
                 added.append((new, prompt, max_tokens))
                 harness.add(new)
@@ -276,6 +310,9 @@ def test_any_history_ends_every_sequence_once_with_the_right_tokens(
     for each, prompt, max_tokens in added:
         output = harness.outputs[each.sequence_id]
         assert output == expected_output(prompt, len(output))
+        assert harness.usage(each).completion_tokens == len(output)
+        error = harness.ended[each.sequence_id].terminal.error
+        assert error is None or error.reason == "DEADLINE_UNREACHABLE"
         if harness.reason(each) is FinishReason.LENGTH:
             assert len(output) == max_tokens
         if output and each.prompt_logprobs is not None:

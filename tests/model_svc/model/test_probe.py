@@ -107,12 +107,13 @@ def test_a_window_that_attention_is_not_told_of_is_refused(tmp_path: Path) -> No
         kv_specs(model)
 
 
-def test_a_scale_that_differs_from_eager_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_scale_that_differs_from_eager_is_refused(tmp_path: Path, dtype: str) -> None:
     class WrongScale(SdpaBackend):
         def attend(self, *args):  # type: ignore[no-untyped-def]
             return super().attend(*args[:-1], args[-1]._replace(scale=1.0))
 
-    model = load_model(write_model(tmp_path, "llama"), torch.device("cpu"), "float32")
+    model = load_model(write_model(tmp_path, "llama"), torch.device("cpu"), dtype)
     with pytest.raises(FailedPrecondition, match="differs from transformers' eager attention"):
         probe(model, WrongScale(), kv_specs(model), block_size=4, max_context_tokens=CONTEXT)
 

@@ -1,17 +1,21 @@
+from typing import Any
+
 import pytest
 import torch
 
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
-from model_svc.engine.sequence import Sequence
+from model_svc.engine.sequence import PENDING, Sequence
 from model_svc.model.paged import LayerKVSpec, allocate
 from model_svc.runner.input_batch import InputBatch, PromptSpan
 from tests.fakes.step_loop import GREEDY
 from tokenwire.errors import Internal
 from tokenwire.sampling import StopParams
 
+LAST_TOKENS = torch.tensor([100, 101, 102, 103])
 
-def row(token_ids: list[int], computed: int, num_new: int, blocks: list[int]) -> ScheduledRow:
-    sequence = Sequence(0, token_ids, len(token_ids), GREEDY, StopParams(max_tokens=5))
+
+def row(token_ids: list[int], computed: int, num_new: int, blocks: list[int], **fields: Any) -> ScheduledRow:
+    sequence = Sequence(0, token_ids, len(token_ids), GREEDY, StopParams(max_tokens=5), **fields)
     sequence.num_computed_tokens = computed
     sequence.block_table = blocks
     return ScheduledRow(sequence, num_new)
@@ -32,7 +36,7 @@ def test_rows_are_flattened_decodes_first(input_batch: InputBatch) -> None:
             row([40, 41, 42, 43, 44, 45], 5, 1, [1, 3]),  # a longer decode
         )
     )
-    step = input_batch.build(batch)
+    step = input_batch.build(batch, LAST_TOKENS)
     assert step.token_ids.tolist() == [45, 22, 12, 13, 14, 30, 31]
     assert step.positions.tolist() == [5, 2, 2, 3, 4, 0, 1]
     assert step.step.slots.tolist() == [3 * 4 + 1, 5 * 4 + 2, 30, 31, 2 * 4, 36, 37]
@@ -48,15 +52,12 @@ def test_rows_are_flattened_decodes_first(input_batch: InputBatch) -> None:
 
 
 def test_prompt_positions_are_kept_after_the_sampled_ones(input_batch: InputBatch) -> None:
-    asking = row([10, 11, 12, 13, 14, 15, 16], 2, 3, [7, 2])
-    asking.sequence.prompt_logprobs = 4
-    whole = row([30, 31, 32], 0, 3, [9])
-    whole.sequence.prompt_logprobs = 0
-    decode = row([20, 21, 22], 2, 1, [5])
-    decode.sequence.prompt_logprobs = 2
-    again = row([50, 51, 52, 53], 0, 4, [11])  # computed again after its first two were given out
-    again.sequence.prompt_logprobs, again.sequence.num_prompt_logprobs = 1, 2
-    step = input_batch.build(ScheduledBatch((asking, whole, decode, again)))
+    asking = row([10, 11, 12, 13, 14, 15, 16], 2, 3, [7, 2], prompt_logprobs=4)
+    whole = row([30, 31, 32], 0, 3, [9], prompt_logprobs=0)
+    decode = row([20, 21, 22], 2, 1, [5], prompt_logprobs=2)
+    # Computed again after its first two were given out.
+    again = row([50, 51, 52, 53], 0, 4, [11], prompt_logprobs=1, num_prompt_logprobs=2)
+    step = input_batch.build(ScheduledBatch((asking, whole, decode, again)), LAST_TOKENS)
     assert step.token_ids.tolist() == [22, 12, 13, 14, 30, 31, 32, 50, 51, 52, 53]
     assert step.sampled_rows == [2, 1, 3]
     assert step.kept_tokens.tolist() == [0, 6, 10, 1, 2, 3, 4, 5, 9]
@@ -75,4 +76,17 @@ def test_a_batch_beyond_the_limits_is_a_bug_and_says_so(input_batch: InputBatch)
         ((row([1], 0, 1, [3]), row([1, 2, 3, 4, 5], 0, 5, [0])), "row 1 has 1 blocks where its tokens need 2"),
     ):
         with pytest.raises(Internal, match=text):
-            input_batch.build(ScheduledBatch(rows))
+            input_batch.build(ScheduledBatch(rows), LAST_TOKENS)
+
+
+def test_a_pending_token_is_what_the_step_before_sampled_under_the_slot(input_batch: InputBatch) -> None:
+    rows = [
+        row([20, 21, PENDING], 2, 1, [5], slot=2),
+        row([1, 2, 3, 4, 5, PENDING], 5, 1, [1, 3], slot=0),
+        row([7, 8], 0, 2, [9], slot=1),
+    ]
+    step = input_batch.build(ScheduledBatch(tuple(rows)), LAST_TOKENS)
+    assert step.token_ids.tolist() == [100, 102, 7, 8]
+    again = input_batch.build(ScheduledBatch((row([1, 2], 0, 2, [9]),)), LAST_TOKENS)
+    assert again.token_ids.tolist() == [1, 2]
+    assert step.token_ids.tolist() == [100, 102, 7, 8], "still in flight"

@@ -1,0 +1,159 @@
+"""The whole engine on a GPU, in fp32, gives the tokens that `transformers` gives on the same GPU.
+
+As `tests/model_svc/test_golden.py` does on the CPU, for fewer families. Where tokens first differ at a near-tie of
+`transformers`' own logits, the rest of that sequence is not compared.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from model_svc.engine.batch import ModelRunner
+from model_svc.engine.sequence import Sequence
+from model_svc.runner.model_runner import TorchModelRunner
+from tests.fakes.engine_loop import EngineLoop
+from tests.fakes.reference import Reference
+from tests.fakes.step_loop import StepLoop, outputs
+from tests.fakes.tiny_models import VOCAB_SIZE
+from tests.fakes.tiny_runner import tiny_runner_of
+from tokenwire.errors import Internal
+from tokenwire.requests import FinishReason
+from tokenwire.sampling import NEUTRAL, SamplingParams
+
+Folders = Callable[[str], str]
+Runners = Callable[[str], ModelRunner]
+References = Callable[[str], Reference]
+
+each_family = pytest.mark.parametrize("family", ["llama", "qwen2_window", "qwen3", "gemma2", "gemma3", "phi3"])
+TIE = 1e-4
+NUM_OUTPUTS = 12
+CHUNK = 7
+FEW_BLOCKS = 36
+RNG = random.Random(1)
+
+
+def random_tokens(length: int) -> list[int]:
+    return [RNG.randrange(VOCAB_SIZE) for _ in range(length)]
+
+
+BATCH = [random_tokens(length) for length in (40, 1, 3, 17, 8, 29, 2, 12, 33, 5, 9, 24, 1, 14, 7, 20)]
+SHARED = random_tokens(26)
+SHARING = [SHARED + random_tokens(length) for length in (1, 4, 9, 2)]
+
+
+def check(sequences: list[Sequence], reference: Reference) -> None:
+    for sequence in sequences:
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        made, wanted = outputs(sequence), reference.greedy(prompt, NUM_OUTPUTS)
+        assert len(made) == NUM_OUTPUTS
+        differing = next((i for i in range(NUM_OUTPUTS) if made[i] != wanted.token_ids[i]), None)
+        assert differing is None or wanted.gaps[differing] < TIE
+
+
+@each_family
+def test_in_a_batch_of_16_that_fills_up_while_it_runs(runners: Runners, references: References, family: str) -> None:
+    check(EngineLoop(runners(family)).run(BATCH, NUM_OUTPUTS, staggered=True), references(family))
+
+
+@each_family
+def test_prompts_in_chunks_of_7(runners: Runners, references: References, family: str) -> None:
+    check(EngineLoop(runners(family), step_tokens=CHUNK).run(BATCH, NUM_OUTPUTS), references(family))
+
+
+@each_family
+def test_across_preemptions(runners: Runners, references: References, family: str) -> None:
+    runner = runners(family)
+    loop = EngineLoop(runner, info=replace(runner.info, num_blocks=FEW_BLOCKS))
+    sequences = loop.run(BATCH, NUM_OUTPUTS)
+    assert loop.num_preemptions > 0
+    check(sequences, references(family))
+
+
+@each_family
+def test_after_hits_in_the_prefix_cache(runners: Runners, references: References, family: str) -> None:
+    loop = EngineLoop(runners(family))
+    check(loop.run(SHARING[:1], NUM_OUTPUTS), references(family))
+    again = loop.run(SHARING, NUM_OUTPUTS, staggered=True)
+    assert all(loop.terminals[sequence.sequence_id].usage.cached_tokens > 0 for sequence in again)
+    check(again, references(family))
+
+
+@each_family
+def test_logprobs(runners: Runners, references: References, family: str) -> None:
+    loop = EngineLoop(runners(family), step_tokens=CHUNK * 4)
+    for sequence in loop.run(BATCH[:6], NUM_OUTPUTS, logprobs=0, prompt_logprobs=0):
+        wanted = references(family).logprobs(sequence.token_ids)
+        target = torch.tensor(sequence.token_ids[1:], device=wanted.device)[:, None]
+        given = loop.runner.prompt_logprobs[sequence.sequence_id] + loop.runner.logprobs[sequence.sequence_id]
+        found = torch.tensor([entry.logprob for entry in given])
+        torch.testing.assert_close(found, wanted.gather(-1, target)[:, 0].cpu(), rtol=0, atol=1e-3)
+
+
+def stochastic(seed: int) -> SamplingParams:
+    return replace(NEUTRAL, temperature=1.0, top_k=20, top_p=0.95, min_p=0.01, seed=seed)
+
+
+def test_equal_seeds_give_equal_tokens_alone_and_among_32(runners: Runners) -> None:
+    runner = runners("qwen3")
+    given = [random_tokens(length) for length in range(1, 33)]
+    alone: list[list[int]] = []
+    for index in (0, 9, 31):
+        loop = StepLoop(runner)
+        sequence = loop.add(given[index], NUM_OUTPUTS, stochastic(index))
+        loop.run()
+        alone.append(outputs(sequence))
+    loop = StepLoop(runner, chunk=16)
+    sequences = [loop.add(prompt, NUM_OUTPUTS, stochastic(index)) for index, prompt in enumerate(given)]
+    loop.run()
+    assert [outputs(sequences[index]) for index in (0, 9, 31)] == alone
+
+
+def test_a_row_that_is_not_numbers_ends_alone(folders: Folders, references: References, device: str) -> None:
+    poison = 17
+    runner = tiny_runner_of(folders("llama"), device=device)
+    assert isinstance(runner, TorchModelRunner)
+    runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")
+    fine = [[token for token in prompt if token != poison] or [1] for prompt in BATCH[:5]]
+    fine = [prompt for prompt in fine if poison not in references("llama").greedy(prompt, NUM_OUTPUTS).token_ids]
+    assert len(fine) > 2
+    loop = EngineLoop(runner)
+    broken, *others = loop.run([[5, poison, 7, 8, 9], *fine], NUM_OUTPUTS)
+    check(others, references("llama"))
+    error = loop.terminals[broken.sequence_id].error
+    assert isinstance(error, Internal) and error.reason == "SEQUENCE_FAILED"
+    check(loop.run(fine, NUM_OUTPUTS), references("llama"))
+
+
+def test_running_out_of_memory_loses_no_token(
+    folders: Folders, references: References, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of more than 9 tokens ask the real allocator for more than any GPU has."""
+    forward = TorchModelRunner._forward
+
+    def _forward(self: TorchModelRunner, inputs: Any) -> torch.Tensor:
+        logits = forward(self, inputs)
+        if len(inputs.token_ids) > 9:
+            torch.empty(2**50, dtype=torch.uint8, device=device)
+        return logits
+
+    runner = tiny_runner_of(folders("llama"), device=device)
+    monkeypatch.setattr(TorchModelRunner, "_forward", _forward)
+    loop = EngineLoop(runner, batch=8)
+    sequences = loop.run(BATCH[:6], NUM_OUTPUTS)
+    assert loop.engine.scheduler.load().num_out_of_memory > 0
+    assert {terminal.reason for terminal in loop.terminals.values()} == {FinishReason.LENGTH}
+    check(sequences, references("llama"))
+
+
+def test_bf16_decodes_near_fp32(folders: Folders, references: References, device: str) -> None:
+    """Teacher-forced: the log-probabilities of what bf16 chose, in fp32."""
+    loop = EngineLoop(tiny_runner_of(folders("qwen3"), device=device, dtype="bfloat16"))
+    for sequence in loop.run(BATCH[:6], NUM_OUTPUTS, logprobs=0):
+        wanted = references("qwen3").logprobs(sequence.token_ids)[sequence.num_prompt_tokens - 1 :]
+        target = torch.tensor(outputs(sequence), device=wanted.device)[:, None]
+        found = torch.tensor([entry.logprob for entry in loop.runner.logprobs[sequence.sequence_id]])
+        assert (found - wanted.gather(-1, target)[:, 0].cpu()).abs().mean() < 0.3

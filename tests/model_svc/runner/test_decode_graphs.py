@@ -1,0 +1,119 @@
+"""Recorded decode steps, with a recorder that runs the function again: padding, buckets and mixed steps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from model_svc.runner.decode_graphs import DecodeGraphs, Graph, Record, buckets
+from model_svc.runner.model_runner import TorchModelRunner
+from model_svc.runner.startup import record_graphs
+from tests.fakes.engine_loop import EngineLoop
+from tests.fakes.reference import Reference
+from tests.fakes.step_loop import outputs
+from tests.fakes.tiny_models import VOCAB_SIZE, write_model
+from tests.fakes.tiny_runner import tiny_runner_of
+from tokenwire.sampling import NEUTRAL
+
+NUM_OUTPUTS = 8
+PROMPTS = [[(7 * i + j * j) % VOCAB_SIZE for j in range(1 + 5 * i % 23)] for i in range(13)]
+families = pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
+
+
+class Recorder:
+    """Stands in for CUDA: keeps the function and, on replay, fills the same output by running it once more."""
+
+    def __init__(self) -> None:
+        self.num_recorded = 0
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Graph:
+        self.num_recorded += 1
+        output = compute().clone()
+
+        def replay() -> None:
+            output.copy_(compute())
+
+        return Graph(replay, output)
+
+
+def runner_with(folder: Path, record: Record, *, lazily: bool = False) -> TorchModelRunner:
+    """A runner whose last block is the scratch block, and so not the scheduler's."""
+    runner = tiny_runner_of(str(folder))
+    assert isinstance(runner, TorchModelRunner)
+    graphs = DecodeGraphs(
+        runner._model, runner._kv, runner._backend, record, max_batch_size=16,
+        max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks - 1,
+    )  # fmt: skip
+    runner._graphs = record_graphs(graphs, lazily=lazily)
+    runner.info = replace(runner.info, num_blocks=runner.info.num_blocks - 1)
+    return runner
+
+
+@families
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+def test_replayed_steps_give_transformers_tokens(tmp_path: Path, family: str, overlap: bool) -> None:
+    """Batches that grow and shrink through the buckets, with chunks of prompts beside the decodes."""
+    recorder, reference = Recorder(), Reference(str(write_model(tmp_path, family)))
+    runner = runner_with(tmp_path, recorder)
+    loop = EngineLoop(runner, step_tokens=20, overlap=overlap)
+    sequences = loop.run(PROMPTS, NUM_OUTPUTS, staggered=True)
+    assert [outputs(s) for s in sequences] == [reference.greedy(p, NUM_OUTPUTS).token_ids for p in PROMPTS]
+    assert recorder.num_recorded == len(buckets(16))
+    assert runner._graphs is not None and runner._graphs.num_replays > NUM_OUTPUTS
+
+
+@families
+def test_whatever_is_asked_for_is_what_steps_give_that_are_not_replayed(tmp_path: Path, family: str) -> None:
+    write_model(tmp_path, family)
+    made = []
+    for runner in (tiny_runner_of(str(tmp_path)), runner_with(tmp_path, Recorder())):
+        loop = EngineLoop(runner, step_tokens=20)
+        options = replace(NEUTRAL, temperature=0.8, top_k=20, repetition_penalty=1.2, seed=3)
+        sequences = loop.run(PROMPTS, NUM_OUTPUTS, staggered=True, sampling=options, logprobs=2, prompt_logprobs=1)
+        made.append([(outputs(s), [e.token_id for e in loop.runner.logprobs[s.sequence_id]]) for s in sequences])
+    assert made[0] == made[1]
+
+
+def test_padding_writes_into_the_scratch_block_alone(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    runner = runner_with(tmp_path, Recorder())
+    before = [layer.key.clone() for layer in runner._kv.layers]
+    sequences = EngineLoop(runner).run(PROMPTS[:3], NUM_OUTPUTS)
+    touched = {
+        int(block)
+        for layer, old in zip(runner._kv.layers, before, strict=True)
+        for block in (layer.key != old).flatten(1).any(-1).nonzero()
+    }
+    num_needed = sum(-(-s.num_tokens // runner.info.block_size) for s in sequences)
+    assert len(touched - {runner.info.num_blocks}) <= num_needed
+    assert all(len(outputs(s)) == NUM_OUTPUTS for s in sequences)
+
+
+def test_a_model_that_cannot_be_recorded_is_served_without(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    def refuse(compute: Callable[[], Tensor]) -> Graph:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    write_model(tmp_path, "llama")
+    for lazily in (False, True):
+        runner = runner_with(tmp_path, refuse, lazily=lazily)
+        assert runner._graphs is None and "not recorded: operation not permitted" in caplog.text
+    (sequence,) = EngineLoop(runner).run(PROMPTS[3:4], NUM_OUTPUTS)
+    assert len(outputs(sequence)) == NUM_OUTPUTS
+
+
+def test_lazily_a_size_is_recorded_when_it_occurs(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    recorder = Recorder()
+    runner = runner_with(tmp_path, recorder, lazily=True)
+    assert recorder.num_recorded == 1
+    EngineLoop(runner).run(PROMPTS[:3], NUM_OUTPUTS)
+    assert recorder.num_recorded == 2
+
+
+def test_buckets_reach_the_limit() -> None:
+    assert buckets(1) == [1]
+    assert buckets(6) == [1, 2, 4, 6]
+    assert buckets(64) == [1, 2, 4, 8, 16, 24, 32, 48, 64]
+    assert buckets(256)[-5:] == [128, 160, 192, 224, 256]

@@ -1,0 +1,265 @@
+"""Memory at start and running out of it, on a CPU with the GPU's part made up."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model_svc.engine.batch import OutOfMemory, ScheduledBatch, StepOutput
+from model_svc.model.loader import LoadedModel, load_model
+from model_svc.model.paged import LayerKVSpec
+from model_svc.runner import kv_cache, startup
+from model_svc.runner.kv_cache import kv_size
+from model_svc.runner.memory import MemoryPlan, is_out_of_memory, num_bytes_of, raising_out_of_memory, run_largest_steps
+from model_svc.runner.model_runner import TorchModelRunner
+from model_svc.settings import EngineSettings
+from tests.fakes.engine_loop import EngineLoop
+from tests.fakes.reference import Reference
+from tests.fakes.step_loop import GREEDY, StepLoop, outputs
+from tests.fakes.tiny_models import CONTEXT, write_model
+from tests.fakes.tiny_runner import tiny_runner_of
+from tokenwire.errors import FailedPrecondition
+from tokenwire.settings import SettingError, settings_from
+
+Folders = Callable[[str], str]
+PROMPTS = [[5, 6, 7, 8, 9, 10], [1, 2], [3] * 11, [50, 60, 70]]
+
+
+def allocators_error() -> RuntimeError:
+    """What torch raises on a CPU: asked for far more than any machine has."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
+def test_torchs_errors_are_told_apart() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(allocators_error())
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_what_the_failed_step_held_is_let_go() -> None:
+    held: list[Any] = []
+
+    class Large:
+        def __del__(self) -> None:
+            held.append("freed")
+
+    def step() -> None:
+        large = Large()
+        raise torch.OutOfMemoryError(f"CUDA out of memory beside {type(large).__name__}\nand more")
+
+    with (
+        pytest.raises(OutOfMemory, match="^CUDA out of memory beside Large$"),
+        raising_out_of_memory(torch.device("cpu")),
+    ):
+        try:
+            step()
+        finally:
+            assert not held
+    assert held == ["freed"]
+
+
+def test_other_errors_pass_unchanged() -> None:
+    with pytest.raises(RuntimeError, match="illegal"), raising_out_of_memory(torch.device("cpu")):
+        raise RuntimeError("illegal memory access")
+
+
+def failing_forward(
+    monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool], error: Exception, *, after: bool
+) -> None:
+    """Forward passes of so many tokens raise, before or after they have written to the cache."""
+    forward = TorchModelRunner._forward
+
+    def _forward(self: TorchModelRunner, inputs: Any) -> torch.Tensor:
+        failing = fails(len(inputs.token_ids))
+        logits = forward(self, inputs) if after or not failing else torch.empty(0)
+        if failing:
+            raise error
+        return logits
+
+    monkeypatch.setattr(TorchModelRunner, "_forward", _forward)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_the_engine_goes_on_and_gives_the_same_tokens(
+    tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Steps of more than 7 tokens raise torch's error; penalties show that nothing is counted twice."""
+    runner, reference = tiny_runner_of(tiny_folder("llama")), Reference(tiny_folder("llama"))
+    plain = EngineLoop(runner, batch=4).run(PROMPTS, 8)
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    failing_forward(monkeypatch, lambda num_tokens: num_tokens > 7, error, after=after)
+    loop = EngineLoop(runner, batch=4)
+    sequences = loop.run(PROMPTS, 8)
+    assert loop.engine.scheduler.load().num_out_of_memory > 0
+    assert [outputs(s) for s in sequences] == [outputs(s) for s in plain]
+    assert outputs(sequences[0]) == reference.greedy(PROMPTS[0], 8).token_ids
+
+
+def test_penalties_are_counted_anew_after_a_step_that_failed_in_the_sampler(
+    tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = tiny_runner_of(tiny_folder("llama"))
+    sampling = replace(GREEDY, repetition_penalty=1.7, frequency_penalty=0.4, logit_bias=((3, 1.5),))
+    plain = StepLoop(runner)
+    wanted = plain.add(PROMPTS[0], 10, sampling)
+    plain.run()
+    fails = iter([False, False, True, False, True, True])
+    penalise = type(runner._changer)._penalise  # type: ignore[attr-defined]
+
+    def _penalise(self: Any, *arguments: Any) -> None:
+        penalise(self, *arguments)
+        if next(fails, False):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(type(runner._changer), "_penalise", _penalise)  # type: ignore[attr-defined]
+    loop = StepLoop(runner)
+    found = loop.add(PROMPTS[0], 10, sampling)
+    num_failed = 0
+    while loop.running:
+        try:
+            loop.step()
+        except OutOfMemory:
+            num_failed += 1
+    assert num_failed == 3
+    assert outputs(found) == outputs(wanted)
+
+
+SPECS = (LayerKVSpec(2, 8, 8),) * 2
+BLOCK_BYTES = 2 * 16 * 2 * 16 * 2  # layers, positions, heads, key and value, bf16
+
+
+def size_on_gpu(free: int, monkeypatch: pytest.MonkeyPatch, **given: Any) -> kv_cache.KVSize:
+    monkeypatch.setattr(kv_cache, "free_memory_bytes", lambda _: free)
+    arguments: dict[str, Any] = {
+        "block_size": 16, "dtype": torch.bfloat16, "device": torch.device("cuda", 0), "kv_memory_bytes": 0,
+        "max_context_tokens": 160, "context_is_wish": False, "max_batch_size": 10**6,
+    }  # fmt: skip
+    return kv_size(SPECS, **(arguments | given))
+
+
+def test_a_gpus_cache_is_its_share_less_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 100 * BLOCK_BYTES
+    assert size_on_gpu(free, monkeypatch).num_blocks == 90
+    assert size_on_gpu(free, monkeypatch, gpu_memory_share=0.5, activation_bytes=20 * BLOCK_BYTES).num_blocks == 30
+    with pytest.raises(FailedPrecondition, match="hold 0 positions"):
+        size_on_gpu(free, monkeypatch, activation_bytes=95 * BLOCK_BYTES)
+    with pytest.raises(FailedPrecondition, match="and the 0 MiB of the largest step are more than"):
+        size_on_gpu(free, monkeypatch, kv_memory_bytes=60 * BLOCK_BYTES, activation_bytes=50 * BLOCK_BYTES)
+
+
+@pytest.mark.parametrize("share", ["0.49", "0.99", "much"])
+def test_the_share_has_bounds(share: str) -> None:
+    with pytest.raises(SettingError, match="gpu.memory.share|GPU_MEMORY_SHARE"):
+        settings_from(EngineSettings, "model", {}, {"TOKENWIRE_MODEL_GPU_MEMORY_SHARE": share})
+
+
+def test_the_largest_steps_are_the_largest(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = str(write_model(tmp_path_factory.mktemp("models") / "qwen3", "qwen3"))
+    runner = tiny_runner_of(folder, max_batch_size=6, max_step_tokens=300, block_size=4)
+    steps: list[ScheduledBatch] = []
+
+    class Watched:
+        info = runner.info
+
+        def launch(self, batch: ScheduledBatch) -> Any:
+            steps.append(batch)
+            return runner.launch(batch)
+
+        def collect(self, launched: Any) -> StepOutput:
+            return runner.collect(launched)
+
+        def close(self) -> None:
+            pass
+
+    run_largest_steps(Watched())
+    prefill, decode = steps
+    assert prefill.num_tokens == 300 and [row.num_new_tokens for row in prefill.rows] == [127, 127, 46]
+    assert len(decode.rows) == decode.num_tokens == 6
+    assert {row.sequence.num_tokens for row in decode.rows} == {CONTEXT - 1}
+    assert all(row.samples for row in (*prefill.rows, *decode.rows))
+
+
+def test_a_step_that_never_fits_is_refused_at_start(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = tiny_runner_of(tiny_folder("llama"))
+    failing_forward(monkeypatch, lambda num_tokens: num_tokens > 100, torch.OutOfMemoryError("no room"), after=False)
+    with pytest.raises(FailedPrecondition, match="no memory for the largest step .*: no room; lower --max-step-tokens"):
+        run_largest_steps(runner)
+
+
+def test_a_largest_step_that_fails_otherwise_is_a_refusal_too(
+    tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = tiny_runner_of(tiny_folder("llama"))
+    failing_forward(monkeypatch, lambda num_tokens: True, RuntimeError("no such kernel"), after=False)
+    with pytest.raises(FailedPrecondition, match="its largest step failed: RuntimeError: no such kernel") as caught:
+        run_largest_steps(runner)
+    assert caught.value.reason == "MODEL_UNSUPPORTED"
+
+
+def test_the_division_is_logged_at_start(tiny_folder: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger=startup.__name__):
+        tiny_runner_of(tiny_folder("llama"), kv_memory=2**20)
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("memory of ")]
+    assert line.startswith("memory of cpu: weights 0 MiB | activations not measured | graphs 0 MiB | KV cache 1 MiB")
+
+
+def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of things on a GPU, with the CPU standing in: checks, largest steps, then the cache."""
+    done: list[str] = []
+
+    class Standin:
+        """Says cuda where start-up asks, and is the CPU for torch."""
+
+        type = "cuda"
+
+        def __str__(self) -> str:
+            return "cuda:0"
+
+    def measured(device: Any, work: Callable[[], None]) -> int:
+        work()
+        done.append("measured")
+        return 1000
+
+    def sized(*arguments: Any, **given: Any) -> kv_cache.KVSize:
+        assert given["activation_bytes"] == 1000 and given["gpu_memory_share"] == 0.75
+        done.append("sized")
+        return kv_size(*arguments, **(given | {"device": torch.device("cpu")}))
+
+    def load(folder: Path, _: Any, dtype: str) -> LoadedModel:
+        return load_model(folder, torch.device("cpu"), dtype)
+
+    monkeypatch.setattr(startup, "resolve_device", lambda _: Standin())
+    monkeypatch.setattr(startup, "check_gpu", lambda device, dtype: done.append(f"checked {device} {dtype}"))
+    monkeypatch.setattr(startup, "peak_bytes", measured)
+    monkeypatch.setattr(startup, "kv_size", sized)
+    settings = EngineSettings(
+        model=tiny_folder("llama"), dtype="float32", threads=1, max_batch_size=3, max_step_tokens=64,
+        kv_memory=2**20, gpu_memory_share=0.75, cuda_graphs="off",
+    )  # fmt: skip
+    info = startup.start_runner(settings, {}, load).info
+    assert done == ["checked cuda:0 float32", "measured", "sized"]
+    assert list(info.phases_s) == ["device", "load", "probe", "memory", "kv", "warmup"]
+
+
+def test_weights_that_are_shared_count_once() -> None:
+    first, second = torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False)
+    both = torch.nn.Sequential(first, second)
+    assert num_bytes_of(both) == 2 * 256
+    second.weight = first.weight
+    assert num_bytes_of(both) == 256
+
+
+def test_the_line_names_every_part() -> None:
+    plan = MemoryPlan("cuda:0", 2**34, 3 * 2**28, 2**35, 2**30)
+    assert plan.line() == (
+        "memory of cuda:0: weights 16384 MiB | activations 768 MiB | graphs 0 MiB | KV cache 32768 MiB | left 1024 MiB"
+    )
