@@ -243,11 +243,11 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
     monkeypatch.setattr(startup, "kv_size", sized)
     settings = EngineSettings(
         model=tiny_folder("llama"), dtype="float32", threads=1, max_batch_size=3, max_step_tokens=64,
-        kv_memory=2**20, gpu_memory_share=0.75, cuda_graphs="off",
+        kv_memory=2**20, gpu_memory_share=0.75, cuda_graphs="off", attention="sdpa",
     )  # fmt: skip
     info = startup.start_runner(settings, {}, load).info
     assert done == ["checked cuda:0 float32", "measured", "sized"]
-    assert list(info.phases_s) == ["device", "load", "probe", "memory", "kv", "warmup"]
+    assert list(info.phases_s) == ["device", "attention", "load", "probe", "memory", "kv", "warmup"]
 
 
 def test_weights_that_are_shared_count_once() -> None:
