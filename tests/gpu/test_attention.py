@@ -9,10 +9,6 @@ from model_svc.model.attention import AttentionBackend, SdpaBackend
 from model_svc.model.attention_choice import choose_backend, working_backend
 from tests.fakes.attention_cases import Case, Prepared, mixed_cases, prepare
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use"),
-]
 GPU = torch.device("cuda", 0)
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 4e-3}
 LLAMA_8B = Case((), num_kv_heads=8, group=4, key_size=128, value_size=128, block_size=16)
