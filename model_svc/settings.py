@@ -35,6 +35,14 @@ class EngineSettings:
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
     attention: str = setting("auto", "attention backend", choices=("auto", "sdpa"))
+    merge_linears: str = setting(
+        "auto", "one matrix product for linear layers that share an input (q/k/v, gate/up); auto: on a GPU",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
+    quantization: str = setting(
+        "none", "weights of linear layers, quantised at load: int8, int4 (bfloat16 only) or fp8 (GPUs only)",
+        choices=("none", "int8", "int4", "fp8"),
+    )  # fmt: skip
     threads: int = setting(0, "compute threads; 0: one per core this process may use", minimum=0)
     block_size: int = setting(16, "positions per KV block", minimum=1, maximum=256)
     kv_memory: int = setting(

@@ -16,8 +16,10 @@ from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend, make_backend
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
+from model_svc.model.merged_linear import merge_linears
 from model_svc.model.paged import allocate
 from model_svc.model.probe import kv_specs, probe
+from model_svc.model.quantized import check_quantization, quantize
 from model_svc.runner.host import usable_cores
 from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.kv_cache import KVSize, kv_size
@@ -39,8 +41,12 @@ def start_runner(settings: EngineSettings, phases_s: dict[str, float]) -> TorchM
     device = resolve_device(settings.device)
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
     backend = make_backend(settings.attention)
+    check_quantization(settings.quantization, device)
     with timed(phases_s, "load"):
         model = load_model(Path(settings.model), device, settings.dtype)
+        if settings.merge_linears == "on" or (settings.merge_linears == "auto" and device.type == "cuda"):
+            merge_linears(model)
+        quantize(model, settings.quantization)
     with timed(phases_s, "probe"):
         specs = kv_specs(model)
         size = kv_size(
