@@ -37,6 +37,14 @@ class EngineSettings:
     attention: str = setting(
         "auto", "attention backend; auto: triton on a GPU, sdpa on a CPU", choices=("auto", "flash", "triton", "sdpa")
     )
+    merge_linears: str = setting(
+        "auto", "one matrix product for linear layers that share an input (q/k/v, gate/up); auto: on a GPU",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
+    quantization: str = setting(
+        "none", "weights of linear layers, quantised at load: int8, int4 (bfloat16 only) or fp8 (GPUs only)",
+        choices=("none", "int8", "int4", "fp8"),
+    )  # fmt: skip
     threads: int = setting(0, "compute threads, of each rank; 0: one per core this process may use", minimum=0)
     tensor_parallel: int = setting(
         1, "ranks, processes with a part of the model each, on cuda:0 and up or on the CPU; 1: the model is not split",

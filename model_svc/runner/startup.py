@@ -19,8 +19,10 @@ from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
+from model_svc.model.merged_linear import merge_linears
 from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
 from model_svc.model.probe import kv_specs, probe
+from model_svc.model.quantized import check_quantization, quantize
 from model_svc.model.ranks import Ranks
 from model_svc.runner.decode_graphs import DecodeGraphs, record_on_cuda
 from model_svc.runner.gpu_check import check_gpu
@@ -62,6 +64,8 @@ def start_runner(
     torch.set_num_threads(settings.threads or max(1, usable_cores() // num_ranks))
     device = resolve_device(settings.device) if ranks is None else ranks.device
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
+    check_combination(settings)
+    check_quantization(settings.quantization, device)
     if device.type == "cuda":
         with timed(phases_s, "device"):
             check_gpu(device, settings.dtype)
@@ -69,6 +73,11 @@ def start_runner(
         backend = choose_backend(settings.attention, device, settings.block_size)
     with timed(phases_s, "load"):
         model = load(Path(settings.model), device, settings.dtype, ranks)
+        if settings.merge_linears == "on" or (
+            settings.merge_linears == "auto" and device.type == "cuda" and ranks is None
+        ):
+            merge_linears(model)
+        quantize(model, settings.quantization)
     context = context_limit(settings.max_context_tokens, model.max_context_tokens)
     step_memory: StepMemory | None = None
     with timed(phases_s, "probe"):
@@ -99,6 +108,16 @@ def start_runner(
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
     return runner
+
+
+def check_combination(settings: EngineSettings) -> None:
+    """Raise FailedPrecondition for settings that exclude each other."""
+    if settings.tensor_parallel > 1 and (settings.merge_linears == "on" or settings.quantization != "none"):
+        raise FailedPrecondition(
+            "tensor_parallel: layers of several ranks are neither merged nor quantised; leave merge_linears auto and "
+            "quantization none",
+            reason="RANKS_NOT_MERGED_OR_QUANTISED",
+        )
 
 
 def make_cache(settings: EngineSettings, model: LoadedModel, specs: tuple[LayerKVSpec, ...], size: KVSize) -> PagedKV:

@@ -143,6 +143,12 @@ def test_after_hits_in_the_prefix_cache(runners: Runners, references: References
     check(again, references(family))
 
 
+@each_family
+def test_with_linear_layers_merged_that_share_an_input(folders: Folders, references: References, family: str) -> None:
+    runner = tiny_runner_of(folders(family), merge_linears="on")
+    check(EngineLoop(runner, step_tokens=CHUNK * 4).run(BATCH, NUM_OUTPUTS, staggered=True), references(family))
+
+
 @pytest.mark.parametrize("few_blocks", [False, True], ids=["chunked", "preempted"])
 @pytest.mark.parametrize("family", OVERLAPPED)
 def test_with_steps_launched_before_the_last_is_read(

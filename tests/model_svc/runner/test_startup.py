@@ -7,7 +7,7 @@ import pytest
 
 from model_svc.runner import build_runner, kv_cache
 from model_svc.runner.limits import StepLimits, step_limits
-from model_svc.runner.startup import context_limit
+from model_svc.runner.startup import context_limit, start_runner
 from model_svc.settings import EngineSettings
 from tests.fakes.tiny_models import CONTEXT, VOCAB_SIZE
 from tokenwire.errors import FailedPrecondition
@@ -88,3 +88,9 @@ def test_context_limit() -> None:
         context_limit(0, 0)
     with pytest.raises(FailedPrecondition, match="max_context_tokens: 1 is not allowed"):
         context_limit(1, 128)
+
+
+@pytest.mark.parametrize("given", [{"merge_linears": "on"}, {"quantization": "int8"}])
+def test_ranks_are_neither_merged_nor_quantised(settings: EngineSettings, given: dict[str, str]) -> None:
+    with pytest.raises(FailedPrecondition, match="tensor_parallel: layers of several ranks"):
+        start_runner(replace(settings, tensor_parallel=2, **given), {})  # type: ignore[arg-type]
