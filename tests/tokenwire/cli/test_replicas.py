@@ -133,7 +133,7 @@ def _share_then_kill_one(process: "subprocess.Popen[str]", first: int, metrics: 
             with client.generate(*["one", "two"] * 4, max_tokens=20, timeout_s=20) as stream:
                 assert {output.terminal.usage.completion_tokens for output in stream.outputs()} == {20}
             assert sum(counts) < 2000, counts
-    pids = [replica_process(process.pid, int(port)) for port in ports.values()]
+    pids = [replica_process(process.pid, int(ports[name])) for name in ("model-0", "model-1")]
     os.kill(pids[1], signal.SIGKILL)
     said = process.stdout.read()
     assert process.wait(60) == 1
