@@ -35,10 +35,15 @@ class EngineSettings:
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
     attention: str = setting(
-        "auto", "attention backend; auto: triton on a GPU, sdpa on a CPU", choices=("auto", "flash", "triton", "sdpa")
-    )
+        "auto", "attention backend; auto: triton on a GPU, native on a CPU that has the kernels for it, else sdpa",
+        choices=("auto", "flash", "triton", "native", "sdpa"),
+    )  # fmt: skip
+    cpu_kernels: str = setting(
+        "auto", "packed weights and own kernels on a CPU; auto: where the CPU has AVX512-BF16 and they were built",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
     merge_linears: str = setting(
-        "auto", "one matrix product for linear layers that share an input (q/k/v, gate/up); auto: on a GPU",
+        "auto", "one matrix product for linear layers that share an input (q/k/v, gate/up); auto: on a GPU, and with --cpu-kernels",
         choices=("auto", "on", "off"),
     )  # fmt: skip
     quantization: str = setting(

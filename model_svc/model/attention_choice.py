@@ -13,6 +13,7 @@ import torch
 
 from model_svc.model.attention import AttentionBackend, SdpaBackend
 from model_svc.model.attention_trial import failure_of
+from model_svc.model.native_attention import NativeBackend
 from tokenwire.errors import FailedPrecondition
 
 log = logging.getLogger(__name__)
@@ -21,21 +22,33 @@ IMPLEMENTATIONS = {
     "flash": ("model_svc.model.flash_attention", "FlashBackend"),
     "triton": ("model_svc.model.triton_attention", "TritonBackend"),
 }
-NAMES = ("auto", *IMPLEMENTATIONS, SdpaBackend.name)
+NAMES = ("auto", *IMPLEMENTATIONS, NativeBackend.name, SdpaBackend.name)
 
 
 def choose_backend(
-    name: str, device: torch.device, block_size: int, environ: Mapping[str, str] = os.environ
+    name: str,
+    device: torch.device,
+    block_size: int,
+    environ: Mapping[str, str] = os.environ,
+    without_kernels: str | None = None,
 ) -> AttentionBackend:
     """The backend called `name`, shown to work on `device` with blocks of this size; `auto` takes the best there is.
 
-    Logs the choice and its reason. Raises FailedPrecondition for an unknown name and for a backend that cannot be used.
+    `without_kernels`: why the project's CPU kernels are not used; None where they are. Logs the choice and its reason.
+    Raises FailedPrecondition for an unknown name and for a backend that cannot be used.
     """
     if name not in NAMES:
         raise FailedPrecondition(f"attention: {name!r} is not allowed: {', '.join(NAMES)}")
-    if name == "sdpa" or (name == "auto" and device.type == "cpu"):
-        log.info("attention: sdpa, %s", "as asked for" if name == "sdpa" else "the backend for CPUs")
-        return SdpaBackend()
+    if name == "native" and without_kernels is not None:
+        raise FailedPrecondition(
+            f"attention: 'native' cannot be used: {without_kernels}", reason="ATTENTION_UNAVAILABLE"
+        )
+    if name in ("sdpa", "native") or (name == "auto" and device.type == "cpu"):
+        backend: AttentionBackend = (
+            NativeBackend() if name == "native" or (name == "auto" and without_kernels is None) else SdpaBackend()
+        )
+        log.info("attention: %s, %s", backend.name, "the backend for CPUs" if name == "auto" else "as asked for")
+        return backend
     wanted = "triton" if name == "auto" else name
     interpreted = environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
     found = obstacle(wanted, device, interpreted) or working_backend(wanted, device, block_size)

@@ -8,7 +8,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,13 @@ FROM_PRETRAINED: Any = AutoModelForCausalLM.from_pretrained
 """Untyped: its declared result leaves out the loading report."""
 
 
+class Decoder(Protocol):
+    """Computes a model's logits in place of its own forward pass."""
+
+    def logits(self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep) -> Tensor:
+        """See `LoadedModel.logits`."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model in evaluation mode on its device, and what its files say of it."""
@@ -47,6 +54,8 @@ class LoadedModel:
     sampling_defaults: SamplingParams
     """generation_config's; no field but `seed` is None."""
     takes_logits_to_keep: bool
+    decoder: Decoder | None = None
+    """What computes in place of `module`, attention included, whatever the backend; None: the module."""
 
     def logits(
         self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep, backend: AttentionBackend
@@ -55,6 +64,8 @@ class LoadedModel:
 
         `token_ids`, `positions`: [T] int64. Writes the tokens' keys and values into the step's cache.
         """
+        if self.decoder is not None:
+            return self.decoder.logits(token_ids, positions, keep, step)
         arguments = {"logits_to_keep": keep} if self.takes_logits_to_keep else {}
         with self.handover.carrying(AttentionCall(step, backend)):
             output = self.module(

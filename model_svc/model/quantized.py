@@ -7,6 +7,7 @@ Does not know whether the quantised model is any good; the probe compares it wit
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -17,13 +18,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
 from model_svc.model.loader import LoadedModel
+from model_svc.model.native_linear import NativeLinear
+from model_svc.native.packing import INT4_GROUP, int4_groups, pack_int4, pack_int8
 from tokenwire.errors import FailedPrecondition
 
 log = logging.getLogger(__name__)
 
 FP8_CAPABILITY = (8, 9)
-INT4_GROUP = 32
-"""Input features that share a scale and an offset."""
 INT4_OUTPUTS = 16
 """torch packs output features by so many."""
 MOST_PACKED_ROWS = 8
@@ -77,25 +78,18 @@ class Int4Linear(nn.Module):
         return _finished(output, self.bias, input)
 
 
+BY_TORCH: dict[str, Callable[[nn.Linear], nn.Module]] = {"int8": Int8Linear, "int4": Int4Linear}
+NATIVE: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    "int8": lambda layer: NativeLinear(layer, pack_int8),
+    "int4": lambda layer: NativeLinear(layer, pack_int4),
+}
+
+
 def _finished(output: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
     """`output` with its bias, in the shape that belongs to `input`."""
     if bias is not None:
         output = output + bias
     return output.view(*input.shape[:-1], -1)
-
-
-def int4_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The q [out, in] int32 from 0 to 15, and scale and offset [out, in / INT4_GROUP] in the weight's dtype.
-
-    They span each group's values from the least to the greatest.
-    """
-    groups = torch.unflatten(weight.float(), 1, (-1, INT4_GROUP))
-    low, high = groups.amin(-1), groups.amax(-1)
-    # Rounded before they are used, so that q makes up for the rounding.
-    scale = ((high - low) / 15).clamp(min=1e-6).to(weight.dtype)
-    offset = ((high + low + scale.float()) / 2).to(weight.dtype)  # the value of q = 8
-    quantized = ((groups - offset.float()[..., None]) / scale.float()[..., None]).round().add(8).clamp(0, 15)
-    return quantized.flatten(1).to(torch.int32), scale, offset
 
 
 def check_quantization(mode: str, device: torch.device) -> None:
@@ -112,10 +106,10 @@ def check_quantization(mode: str, device: torch.device) -> None:
         )
 
 
-def quantize(model: LoadedModel, mode: str) -> int:
+def quantize(model: LoadedModel, mode: str, *, natively: bool = False) -> int:
     """Quantise the linear layers of `model` in place, one after the other; how many it was.
 
-    After merging, before the probe. `check_quantization` has passed. Raises FailedPrecondition.
+    After merging, before the probe. `natively`: for the project's CPU kernels, in bfloat16. `check_quantization` has passed. Raises FailedPrecondition.
     """
     if mode == "none":
         return 0
@@ -131,7 +125,7 @@ def quantize(model: LoadedModel, mode: str) -> int:
             "that it can be used for (experts of a mixture are not)",
         )  # fmt: skip
     if model.device.type == "cpu":
-        made = {"int8": Int8Linear, "int4": Int4Linear}[mode]
+        made = (NATIVE if natively else BY_TORCH)[mode]
         for name, layer in layers.items():
             parent, _, child = name.rpartition(".")
             setattr(model.module.get_submodule(parent), child, made(layer))

@@ -20,10 +20,13 @@ from model_svc.model.attention_choice import choose_backend
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.merged_linear import merge_linears
+from model_svc.model.native_decoder import native_decoder
+from model_svc.model.native_linear import pack_linears
 from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
 from model_svc.model.probe import kv_specs, probe
 from model_svc.model.quantized import check_quantization, quantize
 from model_svc.model.ranks import Ranks
+from model_svc.native.library import why_unavailable
 from model_svc.runner.decode_graphs import DecodeGraphs, record_on_cuda
 from model_svc.runner.gpu_check import check_gpu
 from model_svc.runner.host import usable_cores
@@ -69,15 +72,14 @@ def start_runner(
     if device.type == "cuda":
         with timed(phases_s, "device"):
             check_gpu(device, settings.dtype)
+    without_kernels = why_without_kernels(settings, device, ranks)
     with timed(phases_s, "attention"):
-        backend = choose_backend(settings.attention, device, settings.block_size)
+        backend = choose_backend(
+            settings.attention, device, settings.block_size, without_kernels=without_kernels
+        )
     with timed(phases_s, "load"):
         model = load(Path(settings.model), device, settings.dtype, ranks)
-        if settings.merge_linears == "on" or (
-            settings.merge_linears == "auto" and device.type == "cuda" and ranks is None
-        ):
-            merge_linears(model)
-        quantize(model, settings.quantization)
+        model = with_fast_layers(settings, model, backend, natively=without_kernels is None)
     context = context_limit(settings.max_context_tokens, model.max_context_tokens)
     step_memory: StepMemory | None = None
     with timed(phases_s, "probe"):
@@ -95,7 +97,7 @@ def start_runner(
         )  # fmt: skip
         if ranks is not None:
             size = KVSize(*ranks.smallest(size.num_blocks, size.max_context_tokens))
-        probe(model, backend, specs, block_size=settings.block_size, max_context_tokens=size.max_context_tokens)
+        model = probed(settings, model, backend, specs, size)
     with timed(phases_s, "kv"):
         kv = make_cache(settings, model, specs, size)
     graphs = make_graphs(settings, model, backend, kv, size, limits)
@@ -108,6 +110,71 @@ def start_runner(
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
     return runner
+
+
+def why_without_kernels(settings: EngineSettings, device: torch.device, ranks: Ranks | None) -> str | None:
+    """Why the project's CPU kernels are not used; None where they are.
+
+    Raises FailedPrecondition where they are asked for in vain.
+    """
+    why = obstacle_to_kernels(settings, device, ranks)
+    if why is not None and settings.cpu_kernels == "on":
+        raise FailedPrecondition(f"cpu_kernels: they cannot be used: {why}", reason="CPU_KERNELS_UNAVAILABLE")
+    if device.type == "cpu":
+        log.info("CPU kernels: %s", "in use" if why is None else f"not in use: {why}")
+    return why
+
+
+def obstacle_to_kernels(settings: EngineSettings, device: torch.device, ranks: Ranks | None) -> str | None:
+    """What rules the CPU kernels out, if anything does."""
+    if settings.cpu_kernels == "off":
+        return "cpu_kernels is off"
+    if device.type != "cpu":
+        return f"the device is {device}"
+    if ranks is not None:
+        return "the model is split over several ranks"
+    if settings.dtype == "float16":
+        return "they compute in float32 and bfloat16, not in float16"
+    return why_unavailable()
+
+
+def with_fast_layers(
+    settings: EngineSettings, model: LoadedModel, backend: AttentionBackend, *, natively: bool
+) -> LoadedModel:
+    """The model with its linear layers merged, quantised and packed as settings and device have it."""
+    on_ranks = settings.tensor_parallel > 1
+    if settings.merge_linears == "on" or (
+        settings.merge_linears == "auto" and not on_ranks and (natively or model.device.type == "cuda")
+    ):
+        merge_linears(model)
+    quantize(model, settings.quantization, natively=natively and model.dtype == torch.bfloat16)
+    if not natively:
+        return model
+    pack_linears(model)
+    decoder = native_decoder(model) if backend.name == "native" else None
+    log.info("forward pass: %s", "CPU kernels" if decoder else "transformers, with packed linear layers")
+    return replace(model, decoder=decoder)
+
+
+def probed(
+    settings: EngineSettings,
+    model: LoadedModel,
+    backend: AttentionBackend,
+    specs: tuple[LayerKVSpec, ...],
+    size: KVSize,
+) -> LoadedModel:
+    """The model, shown to be served rightly; without its decoder if that is what gives other numbers."""
+    limits = {"block_size": settings.block_size, "max_context_tokens": size.max_context_tokens}
+    try:
+        probe(model, backend, specs, **limits)
+        return model
+    except FailedPrecondition as error:
+        if model.decoder is None:
+            raise
+        log.warning("forward pass: transformers, because the CPU kernels give other numbers: %s", error)
+    model = replace(model, decoder=None)
+    probe(model, backend, specs, **limits)
+    return model
 
 
 def check_combination(settings: EngineSettings) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from model_svc.engine.batch import ModelRunner
 from model_svc.engine.sequence import Sequence
+from model_svc.native.library import why_unavailable
 from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import outputs
@@ -76,9 +77,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return cache(lambda family: str(write_model(tmp_path_factory.mktemp("golden") / family, family)))
 
 
-@pytest.fixture(scope="module")
-def runners(folders: Folders) -> Runners:
-    return cache(lambda family: tiny_runner_of(folders(family)))
+@pytest.fixture(scope="module", params=["on", "off"])
+def runners(folders: Folders, request: pytest.FixtureRequest) -> Runners:
+    """Runners with the CPU kernels, and without."""
+    if request.param == "on" and (why := why_unavailable()):
+        pytest.skip(why)
+    return cache(lambda family: tiny_runner_of(folders(family), cpu_kernels=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +149,7 @@ def test_after_hits_in_the_prefix_cache(runners: Runners, references: References
 
 @each_family
 def test_with_linear_layers_merged_that_share_an_input(folders: Folders, references: References, family: str) -> None:
-    runner = tiny_runner_of(folders(family), merge_linears="on")
+    runner = tiny_runner_of(folders(family), merge_linears="on", cpu_kernels="off")
     check(EngineLoop(runner, step_tokens=CHUNK * 4).run(BATCH, NUM_OUTPUTS, staggered=True), references(family))
 
 

@@ -1,4 +1,4 @@
-"""The sdpa backend on a paged cache against attention written out densely, one sequence at a time."""
+"""The backends for CPUs on a paged cache against attention written out densely, one sequence at a time."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from model_svc.model import paged
-from model_svc.model.attention import AttentionCall, AttentionOptions, SdpaBackend, paged_attention
+from model_svc.model.attention import AttentionBackend, AttentionCall, AttentionOptions, SdpaBackend, paged_attention
 from model_svc.model.handover import Handover
+from model_svc.model.native_attention import NativeBackend
 from model_svc.model.paged import LayerKVSpec, allocate, plan_step, positions_and_slots, query_starts_of, row_order
+from model_svc.native.library import why_unavailable
 
 NUM_HEADS, NUM_KV_HEADS, KEY_SIZE, VALUE_SIZE, BLOCK_SIZE = 6, 2, 8, 12, 4
 OPTIONS = [
@@ -43,9 +45,12 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("split", [4, 256])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("backend", [SdpaBackend(), NativeBackend()], ids=lambda backend: backend.name)
 def test_steps_of_mixed_rows_equal_dense_attention(
-    options: AttentionOptions, split: int, monkeypatch: pytest.MonkeyPatch
+    backend: AttentionBackend, options: AttentionOptions, split: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if backend.name == "native" and (why := why_unavailable()):
+        pytest.skip(why)
     monkeypatch.setattr(paged, "SMALLEST_SPLIT_TOKENS", split)
     generator = torch.Generator().manual_seed(0)
     spec = LayerKVSpec(NUM_KV_HEADS, KEY_SIZE, VALUE_SIZE)
@@ -69,7 +74,7 @@ def test_steps_of_mixed_rows_equal_dense_attention(
         parts = [[x[computed[r] : computed[r] + n] for x in data[r]] for r, n in zip(rows, new, strict=True)]
         query, key, value = (torch.cat(x).transpose(0, 1)[None] for x in zip(*parts, strict=True))
         layer = Layer()
-        with Handover(layer).carrying(AttentionCall(step, SdpaBackend())):
+        with Handover(layer).carrying(AttentionCall(step, backend)):
             output, _ = paged_attention(
                 layer, query, key, value, None, scaling=options.scale, sliding_window=options.window,
                 softcap=options.softcap, s_aux=options.sinks,

@@ -32,9 +32,21 @@ def trial(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "reason"), [("auto", "the backend for CPUs"), ("sdpa", "as asked for")])
-def test_sdpa_on_a_cpu(name: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert isinstance(choose_backend(name, CPU, 16, {}), SdpaBackend)
+def test_sdpa_on_a_cpu_without_kernels(name: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert isinstance(choose_backend(name, CPU, 16, {}, without_kernels="not built"), SdpaBackend)
     assert caplog.messages == [f"attention: sdpa, {reason}"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("auto", "the backend for CPUs"), ("native", "as asked for")])
+def test_kernels_on_a_cpu(name: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_backend(name, CPU, 16, {}).name == "native"
+    assert caplog.messages == [f"attention: native, {reason}"]
+    assert choose_backend("sdpa", CPU, 16, {}).name == "sdpa"
+
+
+def test_kernels_that_are_not_there_are_refused_with_the_reason() -> None:
+    with pytest.raises(FailedPrecondition, match="attention: 'native' cannot be used: not built"):
+        choose_backend("native", CPU, 16, {}, without_kernels="not built")
 
 
 @pytest.mark.parametrize(("name", "reason"), [("auto", "the backend for GPUs"), ("triton", "as asked for")])

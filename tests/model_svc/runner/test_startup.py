@@ -1,11 +1,14 @@
 """Settings that are honoured or refused on the way to a runner."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from model_svc.runner import build_runner, kv_cache
+from model_svc.model.native_decoder import NativeDecoder
+from model_svc.native.library import why_unavailable
+from model_svc.runner import build_runner, kv_cache, startup
 from model_svc.runner.limits import StepLimits, step_limits
 from model_svc.runner.startup import context_limit, start_runner
 from model_svc.settings import EngineSettings
@@ -23,7 +26,8 @@ def settings(tiny_folder: Callable[[str], str]) -> EngineSettings:
 def test_info_tells_what_was_built(settings: EngineSettings) -> None:
     info = build_runner(replace(settings, served_name="tiny", max_context_tokens=100)).info
     assert (info.model, info.vocab_size, info.block_size) == ("tiny", VOCAB_SIZE, 8)
-    assert (info.device, info.dtype, info.attention) == ("cpu", "float32", "sdpa")
+    attention = "sdpa" if why_unavailable() else "native"
+    assert (info.device, info.dtype, info.attention) == ("cpu", "float32", attention)
     assert info.max_context_tokens == 100
     assert info.num_blocks == 3 * 13, "never more than a full batch could use"
     assert list(info.phases_s) == ["import", "attention", "load", "probe", "kv", "warmup"]
@@ -94,3 +98,36 @@ def test_context_limit() -> None:
 def test_ranks_are_neither_merged_nor_quantised(settings: EngineSettings, given: dict[str, str]) -> None:
     with pytest.raises(FailedPrecondition, match="tensor_parallel: layers of several ranks"):
         start_runner(replace(settings, tensor_parallel=2, **given), {})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
+def test_cpu_kernels_in_use_and_not(settings: EngineSettings, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert build_runner(replace(settings, cpu_kernels="on")).info.attention == "native"
+    assert "forward pass: CPU kernels" in caplog.messages
+    assert build_runner(replace(settings, cpu_kernels="off")).info.attention == "sdpa"
+    assert "CPU kernels: not in use: cpu_kernels is off" in caplog.messages
+    assert build_runner(replace(settings, attention="sdpa")).info.attention == "sdpa"
+    assert "forward pass: transformers, with packed linear layers" in caplog.messages
+
+
+def test_cpu_kernels_asked_for_in_vain(settings: EngineSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "why_unavailable", lambda: "this CPU lacks AVX512-BF16")
+    with pytest.raises(FailedPrecondition, match="cpu_kernels: they cannot be used: this CPU lacks AVX512-BF16"):
+        build_runner(replace(settings, cpu_kernels="on"))
+    with pytest.raises(FailedPrecondition, match="attention: 'native' cannot be used: this CPU lacks AVX512-BF16"):
+        build_runner(replace(settings, attention="native"))
+    assert build_runner(settings).info.attention == "sdpa"
+    with pytest.raises(FailedPrecondition, match="not in float16"):
+        build_runner(replace(settings, cpu_kernels="on", dtype="float16"))
+
+
+@pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
+def test_kernels_that_give_other_numbers_are_not_used(
+    settings: EngineSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rightly = NativeDecoder.logits
+    monkeypatch.setattr(NativeDecoder, "logits", lambda *arguments: rightly(*arguments) * 1.1)
+    runner = build_runner(settings)
+    assert runner._model.decoder is None
+    assert "transformers, because the CPU kernels give other numbers" in caplog.text
