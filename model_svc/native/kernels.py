@@ -28,7 +28,7 @@ class PagedHeads(NamedTuple):
 
 
 def linear(x: Tensor, weight: PackedWeight, out: Tensor, residual: Tensor | None = None) -> None:
-    """Product: out [T, N] = x [T, K] Wᵀ + bias + `residual` [T, N], which may be `out`; summed in fp32 and rounded once."""
+    """Product: out [T, N] = x [T, K] Wᵀ + bias + `residual` [T, N], which may be `out`; in fp32, rounded once."""
     num_rows = x.shape[0]
     _fits("x", x, (num_rows, weight.num_inputs), weight.dtype)
     _fits("out", out, (num_rows, weight.num_outputs), weight.dtype)
@@ -115,8 +115,8 @@ def rope_store(
             _fits(name, norm, (size,), qkv.dtype)
     library().tokenwire_rope_store(
         qkv.dtype == torch.bfloat16, qkv.data_ptr(), _pointer(cos), _pointer(sin), slots.data_ptr(),
-        key_cache.data_ptr(), value_cache.data_ptr(), q_out.data_ptr(), _pointer(q_norm), _pointer(k_norm), eps, num_rows, num_heads,
-        heads.num_kv_heads, size, heads.value_size,
+        key_cache.data_ptr(), value_cache.data_ptr(), q_out.data_ptr(), _pointer(q_norm), _pointer(k_norm), eps,
+        num_rows, num_heads, heads.num_kv_heads, size, heads.value_size,
     )  # fmt: skip
 
 
@@ -135,8 +135,8 @@ def attention(
 
     q [T, HQ, D]; key_cache [num_blocks, block_size, HK, D], value_cache likewise with DV; table [N, M], lengths [N] and
     query_starts [N + 1] int64, whose values are not checked; out [T, HQ · DV]. A token sees itself and what is before
-    it, at most `window` positions; 0: all. A row of length 0 gets zeros. Slots that a row does not own may hold anything.
-    A token's output is the same bits in any batch, and in any chunk of its prompt.
+    it, at most `window` positions; 0: all. A row of length 0 gets zeros. Slots that a row does not own may hold
+    anything. A token's output is the same bits in any batch, and in any chunk of its prompt.
     """
     _floats("q", q)
     heads = _paged_heads(key_cache, value_cache, 4)

@@ -16,7 +16,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def assert_close(
     actual: Tensor, expected: Tensor, *, bf16: float = 2**-8, fp32: float = 1e-5, of_row: float = 0.05
 ) -> None:
-    """`expected` in float64. Relative to each number plus, for what cancels, to `of_row` of the largest; to all in fp32."""
+    """`expected` in float64. Relative to each number plus, for what cancels, to `of_row` of the largest (fp32: all)."""
     assert torch.isfinite(actual).all()
     tolerance, share = (bf16, of_row) if actual.dtype == torch.bfloat16 else (fp32, 1.0)
     size = expected.abs().amax(-1, keepdim=True).clamp(min=1e-30)
