@@ -23,6 +23,9 @@ COPY . .
 RUN pip install --no-deps .
 
 FROM build AS build-model
+# Compiles the kernels for CPUs; without it the image serves through torch alone.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=
 # hadolint ignore=DL3013

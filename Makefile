@@ -60,13 +60,16 @@ doctor: $(VENV)/.made-all ## Can this machine serve? What to do if not
 	@$(BIN)/tokenwire doctor $(ARGS)
 
 clean: ## Remove the environment and caches; the model store stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build model_svc/native/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# One environment, two stamps: `up` installs what serves; `test` adds the tools. A stamp is as old as the installation.
-$(VENV)/.made-all: pyproject.toml constraints.txt scripts/make-venv
+# One environment, two stamps: `up` installs what serves; `test` adds the tools. A stamp is as old as the installation,
+# which also compiles the kernels.
+KERNELS := $(wildcard model_svc/native/*.cpp model_svc/native/*.h)
+
+$(VENV)/.made-all: pyproject.toml constraints.txt scripts/make-venv $(KERNELS)
 	@scripts/make-venv $(VENV) all
 	@touch $@
 
-$(VENV)/.made-dev: pyproject.toml constraints.txt scripts/make-venv
+$(VENV)/.made-dev: pyproject.toml constraints.txt scripts/make-venv $(KERNELS)
 	@scripts/make-venv $(VENV) dev
 	@touch $(VENV)/.made-all $@
