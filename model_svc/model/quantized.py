@@ -109,7 +109,8 @@ def check_quantization(mode: str, device: torch.device) -> None:
 def quantize(model: LoadedModel, mode: str, *, natively: bool = False) -> int:
     """Quantise the linear layers of `model` in place, one after the other; how many it was.
 
-    After merging, before the probe. `natively`: for the project's CPU kernels, in bfloat16. `check_quantization` has passed. Raises FailedPrecondition.
+    After merging, before the probe. `natively`: for the project's CPU kernels, in bfloat16. `check_quantization` has
+    passed. Raises FailedPrecondition.
     """
     if mode == "none":
         return 0

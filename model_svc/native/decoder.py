@@ -152,7 +152,8 @@ def _layer(parts: LayerParts, cache: Caches) -> Layer:
         and parts.gate_up.num_outputs == 2 * parts.down.num_inputs
     )
     if not fits:
-        raise ValueError(f"the sizes of a layer do not fit together: {[part.num_outputs for part in parts if isinstance(part, PackedWeight)]}")
+        sizes = [(part.num_outputs, part.num_inputs) for part in parts if isinstance(part, PackedWeight)]
+        raise ValueError(f"the sizes of a layer do not fit together: {sizes}, heads of {key_size} and {value_size}")
     head_norm = parts.query_norm or parts.key_norm
     return Layer(
         parts.attention_norm.weight.data_ptr(), parts.mlp_norm.weight.data_ptr(),

@@ -27,6 +27,7 @@ SIGNATURES = {
     "tokenwire_rope_store": [_INT] + [_POINTER] * 9 + [_FLOAT] + [_SIZE] * 5,
     "tokenwire_attention": [_INT] + [_POINTER] * 4 + [_SIZE] + [_POINTER] * 2
     + [_SIZE, _FLOAT, _SIZE, _POINTER] + [_SIZE] * 5,
+    "tokenwire_decoder": [_POINTER, _POINTER],
 }  # fmt: skip
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from model_svc.model.quantized import INT4_GROUP, int4_groups
-
+INT4_GROUP = 32
+"""Input features that share a scale and an offset."""
 BLOCK = 48
 """Outputs that one register tile covers."""
 VECTORS, LANES = 3, 16
@@ -98,6 +98,20 @@ def pack_int4(weight: Tensor, bias: Tensor | None = None) -> PackedWeight:
     ]
     storage = torch.cat([part.view(torch.uint8) for part in parts], dim=-1)
     return PackedWeight(Kind.INT4, num_outputs, num_inputs, storage, None, _padded(bias))
+
+
+def int4_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The q [out, in] int32 from 0 to 15, and scale and offset [out, in / INT4_GROUP] in the weight's dtype.
+
+    They span each group's values from the least to the greatest.
+    """
+    groups = torch.unflatten(weight.float(), 1, (-1, INT4_GROUP))
+    low, high = groups.amin(-1), groups.amax(-1)
+    # Rounded before they are used, so that q makes up for the rounding.
+    scale = ((high - low) / 15).clamp(min=1e-6).to(weight.dtype)
+    offset = ((high + low + scale.float()) / 2).to(weight.dtype)  # the value of q = 8
+    quantized = ((groups - offset.float()[..., None]) / scale.float()[..., None]).round().add(8).clamp(0, 15)
+    return quantized.flatten(1).to(torch.int32), scale, offset
 
 
 def _check(weight: Tensor, bias: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> None:

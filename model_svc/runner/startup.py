@@ -74,9 +74,7 @@ def start_runner(
             check_gpu(device, settings.dtype)
     without_kernels = why_without_kernels(settings, device, ranks)
     with timed(phases_s, "attention"):
-        backend = choose_backend(
-            settings.attention, device, settings.block_size, without_kernels=without_kernels
-        )
+        backend = choose_backend(settings.attention, device, settings.block_size, without_kernels=without_kernels)
     with timed(phases_s, "load"):
         model = load(Path(settings.model), device, settings.dtype, ranks)
         model = with_fast_layers(settings, model, backend, natively=without_kernels is None)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_svc.model.quantized import int4_groups
 from model_svc.native.kernels import linear
-from model_svc.native.packing import Kind, PackedWeight, pack, pack_int4, pack_int8
+from model_svc.native.packing import Kind, PackedWeight, int4_groups, pack, pack_int4, pack_int8
 from tests.model_svc.native.cases import assert_close, generator, needs_kernels
 
 pytestmark = needs_kernels
