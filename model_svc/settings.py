@@ -43,7 +43,7 @@ class EngineSettings:
         choices=("auto", "on", "off"),
     )  # fmt: skip
     merge_linears: str = setting(
-        "auto", "one product for linear layers that share an input (q/k/v, gate/up); auto: on a GPU, and for CPU kernels",
+        "auto", "one product for linear layers sharing an input (q/k/v, gate/up); auto: on a GPU and for CPU kernels",
         choices=("auto", "on", "off"),
     )  # fmt: skip
     quantization: str = setting(
