@@ -105,3 +105,36 @@ def test_a_head_tied_to_the_embeddings_gets_a_packed_copy(tmp_path: Path) -> Non
     model = packed(tmp_path, "llama_tied")
     assert isinstance(model.module.lm_head, NativeLinear)
     torch.testing.assert_close(model.module.lm_head.weight, model.module.model.embed_tokens.weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@torch.inference_mode()
+def test_a_sequences_logits_are_the_same_bits_alone_and_in_a_batch(tmp_path: Path, dtype: str) -> None:
+    model = packed(tmp_path, "qwen3", dtype)
+    model = replace(model, decoder=native_decoder(model))
+    computed, new = [21, 3, 0, 6], [1, 1, 19, 7]
+    token_ids = torch.randint(VOCAB_SIZE, (sum(new),), generator=torch.Generator().manual_seed(2))
+    positions, step = step_of(model, computed, new)
+    together = model.logits(token_ids, positions, torch.arange(sum(new)), step, SdpaBackend())
+    for row, (start, stop) in enumerate(zip(step.query_starts[:-1].tolist(), step.query_starts[1:].tolist())):
+        span = slice(start, stop)
+        alone = PagedStep(
+            step.kv, step.slots[span], step.table[row : row + 1], step.lengths[row : row + 1],
+            torch.tensor([0, stop - start]), int(stop - start == 1), step.contexts[row : row + 1],
+            step.num_new[row : row + 1],
+        )  # fmt: skip
+        kept = torch.arange(stop - start)
+        logits = model.logits(token_ids[span], positions[span], kept, alone, SdpaBackend())
+        assert torch.equal(logits, together[span])
+    # The same prompt in chunks of 5, its last token alone.
+    span, block = slice(2, 21), step.table[2:3]
+    parts = []
+    for first in range(0, 19, 5):
+        stop = min(first + 5, 19)
+        chunk = PagedStep(
+            step.kv, step.slots[span][first:stop], block, torch.tensor([stop]), torch.tensor([0, stop - first]), 0,
+            (stop,), (stop - first,),
+        )  # fmt: skip
+        ids, at = token_ids[span][first:stop], positions[span][first:stop]
+        parts.append(model.logits(ids, at, torch.arange(stop - first), chunk, SdpaBackend()))
+    assert torch.equal(torch.cat(parts), together[span])
