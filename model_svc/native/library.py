@@ -51,6 +51,7 @@ def why_unavailable() -> str | None:
     return None
 
 
+@cache
 def library() -> ctypes.CDLL:
     """The opened library; raises FailedPrecondition where it is not `available`."""
     reason = why_unavailable()
