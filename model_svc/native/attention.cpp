@@ -7,6 +7,8 @@
 // Keys that a query does not see have weight 0; positions outside of a row are packed as zeros, whatever lies there.
 #include <cmath>
 #include <limits>
+#include <tuple>
+#include <utility>
 
 #include "simd.h"
 
@@ -47,11 +49,25 @@ inline int64_t first_seen(const Shape& shape, int64_t position) {
     return shape.window > 0 ? std::max<int64_t>(0, position + 1 - shape.window) : 0;
 }
 
-template <class T>
-inline const T* cached(const T* cache, const Shape& shape, const Row& row, int64_t position, int64_t head, int64_t size) {
-    const int64_t slot = row.blocks[position / shape.block_size] * shape.block_size + position % shape.block_size;
-    return cache + (slot * shape.num_kv_heads + head) * size;
-}
+// Where the positions of one block of keys lie in the cache: `first` to `stop`, in the block that begins at `start`.
+struct Slots {
+    int64_t start, first, stop;
+    int64_t slots[KEY_BLOCK];
+
+    Slots(const Shape& shape, const Row& row, int64_t start, int64_t first, int64_t stop)
+        : start(start), first(first), stop(stop) {
+        int64_t block = first / shape.block_size, offset = first % shape.block_size;
+        for (int64_t position = first; position < stop; ++position) {
+            slots[position - start] = row.blocks[block] * shape.block_size + offset;
+            if (++offset == shape.block_size) offset = 0, ++block;
+        }
+    }
+
+    template <class T>
+    const T* at(const T* cache, const Shape& shape, int64_t position, int64_t head, int64_t size) const {
+        return cache + (slots[position - start] * shape.num_kv_heads + head) * size;
+    }
+};
 
 // rows[lane] of 32-bit units become columns.
 inline void transpose(__m512i (&rows)[LANES]) {
@@ -78,18 +94,17 @@ inline void transpose(__m512i (&rows)[LANES]) {
     }
 }
 
-// Keys of positions `first` to `stop` (at most KEY_BLOCK; `start` is the block's) as [tile][unit][KEY_TILE], zeros elsewhere in
-// the tiles that are touched.
+// A block's keys as [tile][unit][KEY_TILE]; zeros beside its positions, in the vectors that are touched.
 template <class T>
 void pack_keys(
-    const T* cache, const Shape& shape, const Row& row, int64_t head, int64_t start, int64_t first, int64_t stop,
-    uint32_t* packed) {
+    const T* cache, const Shape& shape, const Slots& slots, int64_t head, uint32_t* packed) {
+    const auto [start, first, stop] = std::tuple(slots.start, slots.first, slots.stop);
     const int64_t num_units = shape.key_units<T>();
     for (int64_t lanes = start; lanes < stop; lanes += LANES) {
         const char* keys[LANES] = {};
         for (int64_t position = std::max(lanes, first); position < std::min(lanes + LANES, stop); ++position)
             keys[position - lanes] =
-                reinterpret_cast<const char*>(cached(cache, shape, row, position, head, shape.key_size));
+                reinterpret_cast<const char*>(slots.at(cache, shape, position, head, shape.key_size));
         const int64_t tile = (lanes - start) / KEY_TILE;
         uint32_t* to = packed + tile * num_units * KEY_TILE + (lanes - start) % KEY_TILE;
         for (int64_t unit = 0; unit < num_units; unit += LANES) {
@@ -104,7 +119,7 @@ void pack_keys(
     }
 }
 
-// Values of positions `first` to `stop` as [unit of positions][value_lanes], zeros before `first` and up to a whole unit.
+// A unit of positions' values, for pack_values: fp32 numbers, or pairs of bf16; null: zeros.
 inline void pack_value_unit(const float* even, const float*, int64_t size, int64_t lanes, uint32_t* to) {
     for (int64_t at = 0; at < lanes; at += LANES) {
         const __mmask16 mask = even ? first_lanes(size - at) : 0;
@@ -122,16 +137,16 @@ inline void pack_value_unit(const bf16* even, const bf16* odd, int64_t size, int
     }
 }
 
+// A block's values as [unit of positions][value_lanes]; zeros before its first position and up to a whole unit.
 template <class T>
 void pack_values(
-    const T* cache, const Shape& shape, const Row& row, int64_t head, int64_t start, int64_t first, int64_t stop,
-    uint32_t* packed) {
+    const T* cache, const Shape& shape, const Slots& slots, int64_t head, uint32_t* packed) {
     constexpr int SIZE = Units<T>::SIZE;
     const auto value = [&](int64_t position) -> const T* {
-        return position < first || position >= stop ? nullptr
-                                                    : cached(cache, shape, row, position, head, shape.value_size);
+        if (position < slots.first || position >= slots.stop) return nullptr;
+        return slots.at(cache, shape, position, head, shape.value_size);
     };
-    for (int64_t position = start; position < stop; position += SIZE, packed += shape.value_lanes())
+    for (int64_t position = slots.start; position < slots.stop; position += SIZE, packed += shape.value_lanes())
         pack_value_unit(value(position), value(position + SIZE - 1), shape.value_size, shape.value_lanes(), packed);
 }
 
@@ -313,8 +328,9 @@ void decode_block(const Call<T>& call, const Row& row, int64_t head, int64_t blo
     const int64_t first = std::max(start, first_seen(shape, row.length - 1));
     uint32_t* keys = scratch.get<uint32_t>(shape.packed_keys<T>() + shape.packed_values<T>());
     uint32_t* values = keys + shape.packed_keys<T>();
-    pack_keys(call.key_cache, shape, row, head, start, first, stop, keys);
-    pack_values(call.value_cache, shape, row, head, start, first, stop, values);
+    const Slots slots(shape, row, start, first, stop);
+    pack_keys(call.key_cache, shape, slots, head, keys);
+    pack_values(call.value_cache, shape, slots, head, values);
     const auto seen = [&](int64_t) { return std::pair<int64_t, int64_t>(first - start, stop - start); };
     for (int64_t query = 0; query < shape.group(); query += QUERY_TILE) {
         const int64_t num = std::min<int64_t>(QUERY_TILE, shape.group() - query);
@@ -439,8 +455,9 @@ void chunk(const Call<T>& call, const Row& row) {
             const int64_t head = item / num_blocks, start = (first_block + item % num_blocks) * KEY_BLOCK;
             const int64_t first = std::max(start, first_position), stop = std::min(start + KEY_BLOCK, row.length);
             uint32_t* keys = packed + item * block_units;
-            pack_keys(call.key_cache, shape, row, head, start, first, stop, keys);
-            pack_values(call.value_cache, shape, row, head, start, first, stop, keys + shape.packed_keys<T>());
+            const Slots slots(shape, row, start, first, stop);
+            pack_keys(call.key_cache, shape, slots, head, keys);
+            pack_values(call.value_cache, shape, slots, head, keys + shape.packed_keys<T>());
         }
         // The last tiles see most and are given out first.
 #pragma omp for schedule(dynamic)

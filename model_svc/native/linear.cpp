@@ -12,8 +12,9 @@ constexpr int VECTORS = 3;
 constexpr int BLOCK = VECTORS * LANES;  // outputs
 constexpr int GROUP = 32;               // inputs that share a scale and an offset in int4
 constexpr int GROUP_UNITS = GROUP / 2;
-constexpr int MOST_INT8_ROWS = 8;       // beyond, a block is unpacked first
-constexpr int MOST_INT4_ROWS = 4;
+constexpr int MOST_INT8_ROWS = 16;      // beyond, a block is unpacked first
+constexpr int MOST_INT4_ROWS = 12;
+constexpr int INT4_TILE = 4;            // rows; each has two sets of accumulators
 constexpr int ROWS_AT_ONCE = 64;        // rows that share an unpacked group
 
 enum Kind { FP32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
@@ -234,7 +235,8 @@ void int8_rows(const Call& call, int64_t first_row, int64_t num_rows, int64_t bl
 void int4_rows(const Call& call, int64_t first_row, int64_t num_rows, int64_t block) {
     const Int4Group* groups = static_cast<const Int4Group*>(call.weight) + block * (call.num_inputs / GROUP);
     if (num_rows <= MOST_INT4_ROWS) {
-        for_row_tiles(num_rows, [&]<int R>(int64_t first) { int4_tile<R>(call, first_row + first, block, groups); });
+        for_row_tiles<INT4_TILE>(
+            num_rows, [&]<int R>(int64_t first) { int4_tile<R>(call, first_row + first, block, groups); });
         return;
     }
     for (int64_t first = 0; first < num_rows; first += ROWS_AT_ONCE)

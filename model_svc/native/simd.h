@@ -97,10 +97,11 @@ inline void multiply(
     }
 }
 
-// Calls `work.template operator()<rows>(first)` for tiles of at most MOST_ROWS rows, of nearly equal size.
-template <class Work>
+// Calls `work.template operator()<rows>(first)` for tiles of at most MOST rows, 4 or 8, of nearly equal size.
+template <int MOST = MOST_ROWS, class Work>
 inline void for_row_tiles(int64_t num_rows, const Work& work) {
-    const int64_t num_tiles = (num_rows + MOST_ROWS - 1) / MOST_ROWS;
+    static_assert(MOST == 4 || MOST == 8);
+    const int64_t num_tiles = (num_rows + MOST - 1) / MOST;
     for (int64_t tile = 0; tile < num_tiles; ++tile) {
         const int64_t first = tile * num_rows / num_tiles, stop = (tile + 1) * num_rows / num_tiles;
         switch (stop - first) {
@@ -108,10 +109,10 @@ inline void for_row_tiles(int64_t num_rows, const Work& work) {
             case 2: work.template operator()<2>(first); break;
             case 3: work.template operator()<3>(first); break;
             case 4: work.template operator()<4>(first); break;
-            case 5: work.template operator()<5>(first); break;
-            case 6: work.template operator()<6>(first); break;
-            case 7: work.template operator()<7>(first); break;
-            default: work.template operator()<8>(first);
+            case 5: work.template operator()<std::min(5, MOST)>(first); break;
+            case 6: work.template operator()<std::min(6, MOST)>(first); break;
+            case 7: work.template operator()<std::min(7, MOST)>(first); break;
+            default: work.template operator()<MOST>(first);
         }
     }
 }

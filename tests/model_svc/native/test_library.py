@@ -30,7 +30,8 @@ def test_another_architecture_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_compiled_file_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    why_unavailable.cache_clear()
+    for cached in (why_unavailable, library):
+        cached.cache_clear()
     monkeypatch.setattr(module, "missing_extension", lambda: None)
     monkeypatch.setattr(module, "library_path", lambda: None)
     try:
