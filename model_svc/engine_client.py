@@ -206,7 +206,7 @@ class EngineClient:
             log.error("the engine process was lost (exit status %s); %d sequences end", status, self.num_open)
             self._process, self._info, self.epoch = None, None, 0
             self.cache_events.restart(0)
-            self._metrics.restarts.inc()
+            self._metrics.engine_lost()
             self._lose(Unavailable("the engine process was lost", reason="ENGINE_LOST", retry_after_s=RETRY_AFTER_S))
             self._on_state(False)
             process = await self._restart()

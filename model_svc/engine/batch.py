@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
@@ -109,6 +110,8 @@ class ModelRunner(Protocol):
     """The only caller of the device."""
 
     info: RunnerInfo
+    phases: PhaseClock
+    """The engine's too. A runner laps prepare, forward and sample in `launch`, and wait in `collect`."""
 
     def launch(self, batch: ScheduledBatch) -> Any:
         """Begin a step; gives what `collect` needs. Reads the sequences now, changes none of them.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from model_svc.engine.batch import RunnerInfo
+from model_svc.engine.phase_clock import PHASES
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import CancelReason, Terminal, TokenLogprob
@@ -98,3 +99,5 @@ class StepResult:
     """Tokens computed in this step."""
     num_batch_sequences: int = 0
     step_s: float = 0.0
+    phases_s: tuple[float, ...] = (0.0,) * len(PHASES)
+    """Seconds the engine has spent in each of `PHASES` since it started, but for sending this result."""
