@@ -1,6 +1,11 @@
-"""What passes between the gRPC process and the engine process: one message a step each way. Plain values, pickled."""
+"""What passes between the gRPC process and the engine process: one message a step each way. Plain values, pickled.
 
+What comes with every step is a named tuple: those pickle several times as fast as frozen dataclasses.
+"""
+
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.phase_clock import PHASES
@@ -41,8 +46,7 @@ class Refused:
     error: TokenwireError
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
+class EngineLoad(NamedTuple):
     """How busy the engine is after a step."""
 
     running: int = 0
@@ -82,8 +86,7 @@ class Ended:
     terminal: Terminal
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """From the engine, once per step. Tokens precede ends."""
 
     new: NewTokens
@@ -91,9 +94,9 @@ class StepResult:
     load: EngineLoad
     num_received: int
     """Sequences taken from the inbox since the engine started; those after are still on their way."""
-    stored_hashes: list[int] = field(default_factory=list)
+    stored_hashes: Rows[int] = ()
     """KV blocks that became findable in the prefix cache since the last result, by hash."""
-    removed_hashes: list[int] = field(default_factory=list)
+    removed_hashes: Rows[int] = ()
     """Those that are findable no more; none is in both lists."""
     num_batch_tokens: int = 0
     """Tokens computed in this step."""
