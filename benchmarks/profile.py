@@ -1,12 +1,12 @@
 """Where the tiers spend their time under load: a flame graph of each process, and the engine's table by phase.
 
-    python -m benchmarks.profile [--output profile] [--seconds 20] [--concurrency 8] [-- arguments of tokenwire up]
+    python -m benchmarks.profile [--output profile] [--seconds 15] [--concurrency 8] [-- arguments of tokenwire up]
 
-Starts the tiers on free ports as a user would, keeps `--concurrency` requests running through the gateway, and lets
-py-spy watch every tier and the engine process at the same time: where C and C++ can be unwound with those frames
-(`--native`), and, unless `--gil` is given, with the threads that do not hold the interpreter. Writes NAME.svg for each
-process and steps.txt. The table is host time over the same seconds, from the model tier's metrics; py-spy stops a
-process a hundred times a second to look, so it is a little slower than undisturbed.
+Starts the tiers on free ports as a user would and keeps `--concurrency` requests running through the gateway. First the
+table is made, over `--seconds`: host time, from the model tier's metrics. Then py-spy watches every tier and the engine
+process as long: where C and C++ can be unwound with those frames (`--native`), and, unless `--gil` is given, with the
+threads that do not hold the interpreter. It stops a process to look, some 10 ms where there are C frames of torch, so
+what runs then runs slower; that is why the table comes before. Writes NAME.svg for each process and steps.txt.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from tokenwire.cli.tiers import free_ports
 from tokenwire.client import AsyncClient
 
 WARM_UP_S = 2.0
+SAMPLES_PER_S = 20
 WORDS = "river stone cloud paper engine garden window music copper winter".split()
 NO_PY_SPY = "py-spy is not installed here: pip install 'tokenwire[profile]', or use `make profile`"
 NOT_ALLOWED = """py-spy may not look into the processes of `tokenwire up` ({said}).
@@ -126,7 +127,7 @@ async def profile(args: argparse.Namespace, program: str, up: int, target: str, 
         native = ["--native"] if unwinds_native(program, pid) else []
         commands[name] = [
             program, "record", "--format", "flamegraph", "--output", str(args.output / f"{name}.svg"),
-            "--duration", str(args.seconds), "--rate", "100", *native, *(["--gil"] if args.gil else []),
+            "--duration", str(args.seconds), "--rate", str(SAMPLES_PER_S), *native, *(["--gil"] if args.gil else []),
             "--pid", str(pid),
         ]  # fmt: skip
     async with AsyncClient(target) as client:
@@ -137,11 +138,10 @@ async def profile(args: argparse.Namespace, program: str, up: int, target: str, 
         done, _ = await asyncio.wait(users, timeout=WARM_UP_S, return_when=asyncio.FIRST_EXCEPTION)
         if done:
             done.pop().result()
-        before, num_before = sums_of(metrics)
-        began_s = time.monotonic()
+        began_s, (before, num_before) = time.monotonic(), sums_of(metrics)
+        await asyncio.sleep(args.seconds)
+        took_s, (after, num_after) = time.monotonic() - began_s, sums_of(metrics)
         said = await asyncio.gather(*(watch(command) for command in commands.values()))
-        after, num_after = sums_of(metrics)
-        took_s = time.monotonic() - began_s
         for user in users:
             user.cancel()
         ended = await asyncio.gather(*users, return_exceptions=True)
@@ -157,7 +157,7 @@ async def profile(args: argparse.Namespace, program: str, up: int, target: str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("profile"))
-    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--seconds", type=int, default=15)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--gil", action="store_true", help="only threads that hold Python's interpreter lock")
