@@ -13,7 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all check fmt protos model bench-startup bench-gpu doctor clean
+.PHONY: help up demo test test-all check fmt protos model bench-startup bench-gpu profile doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,20 +56,28 @@ bench-startup: $(VENV)/.made-all model ## Time from `tokenwire up` to the first 
 bench-gpu: $(VENV)/.made-all ## Measure the engine on a GPU, next to what the GPU and transformers can do (9 minutes)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
+profile: $(VENV)/.made-profile model ## Flame graphs of every tier under load and the engine's time by phase, into profile/
+	$(BIN)/python -m benchmarks.profile $(ARGS)
+
 doctor: $(VENV)/.made-all ## Can this machine serve? What to do if not
 	@$(BIN)/tokenwire doctor $(ARGS)
 
 clean: ## Remove the environment and caches; the model store stays
 	rm -rf $(VENV) build model_svc/native/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# One environment, two stamps: `up` installs what serves; `test` adds the tools. A stamp is as old as the installation,
-# which also compiles the kernels.
+# One environment, three stamps: `up` installs what serves; `test` adds the tools, `profile` py-spy. A stamp is as old as
+# the installation, which also compiles the kernels.
 KERNELS := $(wildcard model_svc/native/*.cpp model_svc/native/*.h)
+INSTALLATION := pyproject.toml constraints.txt scripts/make-venv $(KERNELS)
 
-$(VENV)/.made-all: pyproject.toml constraints.txt scripts/make-venv $(KERNELS)
+$(VENV)/.made-all: $(INSTALLATION)
 	@scripts/make-venv $(VENV) all
 	@touch $@
 
-$(VENV)/.made-dev: pyproject.toml constraints.txt scripts/make-venv $(KERNELS)
+$(VENV)/.made-dev: $(INSTALLATION)
 	@scripts/make-venv $(VENV) dev
+	@touch $(VENV)/.made-all $@
+
+$(VENV)/.made-profile: $(INSTALLATION)
+	@scripts/make-venv $(VENV) profile
 	@touch $(VENV)/.made-all $@

@@ -6,7 +6,7 @@ Knows hashes and numbers; does not know the wire.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -59,7 +59,7 @@ class CacheEventLog:
         self._events.clear()
         self._wake()
 
-    def record(self, stored: list[int], removed: list[int]) -> None:
+    def record(self, stored: Sequence[int], removed: Sequence[int]) -> None:
         """What one step changed."""
         for change, hashes in ((CacheChange.REMOVED, removed), (CacheChange.STORED, stored)):
             if hashes:

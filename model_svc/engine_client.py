@@ -6,11 +6,12 @@ Knows sequences by id and who waits for each. Does not know the wire of gRPC (se
 import asyncio
 import itertools
 import logging
+import os
 import pickle
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -206,7 +207,7 @@ class EngineClient:
             log.error("the engine process was lost (exit status %s); %d sequences end", status, self.num_open)
             self._process, self._info, self.epoch = None, None, 0
             self.cache_events.restart(0)
-            self._metrics.restarts.inc()
+            self._metrics.engine_lost()
             self._lose(Unavailable("the engine process was lost", reason="ENGINE_LOST", retry_after_s=RETRY_AFTER_S))
             self._on_state(False)
             process = await self._restart()
@@ -288,6 +289,15 @@ class EngineClient:
             sink.flush()
 
 
+def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the engine process: its compute threads sleep while they wait, unless `environ` says else.
+
+    OpenMP's threads otherwise spin where one core is still computing, also when the core they hold is what another
+    tier, or that computing thread itself, needs: steps then take ten times as long. Read when torch is loaded.
+    """
+    return {"OMP_WAIT_POLICY": "passive", **environ}
+
+
 class EngineProcess:
     """One run of `python -m model_svc.engine` and the socket to it."""
 
@@ -308,7 +318,9 @@ class EngineProcess:
         try:
             with theirs:
                 command = (sys.executable, "-m", "model_svc.engine", str(theirs.fileno()))
-                process = await asyncio.create_subprocess_exec(*command, pass_fds=(theirs.fileno(),))
+                process = await asyncio.create_subprocess_exec(
+                    *command, pass_fds=(theirs.fileno(),), env=engine_environ(os.environ)
+                )  # fmt: skip
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
             ours.close()  # upon which a process that did start ends

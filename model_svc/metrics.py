@@ -1,8 +1,9 @@
 """Metrics of the model tier."""
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from model_svc.engine.events import StepResult
+from model_svc.engine.phase_clock import PHASES
 from tokenwire.requests import FinishReason
 from tokenwire.telemetry import TierMetrics
 
@@ -28,10 +29,14 @@ class EngineMetrics:
         self.kv_cached = tier.gauge("kv_cached_blocks", "Free KV blocks whose content can be reused.")
         self.kv_total = tier.gauge("kv_total_blocks", "KV blocks there are.")
         self.preemptions = tier.gauge("preempted_sequences", "Preemptions since the engine started.")
-        self.out_of_memory = tier.counter("out_of_memory_total", "Steps for which the device had no memory.")
         self.step_budget = tier.gauge("step_budget_tokens", "Most tokens of a step at present.")
         self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
-        self._num_out_of_memory = 0
+        phases = tier.counter("phase_seconds_total", "Host time of the engine process, by phase of a step.", ["phase"])
+        self._engine_sums = [
+            Grown(tier.counter("steps_total", "Engine steps that computed something.")),
+            Grown(tier.counter("out_of_memory_total", "Steps for which the device had no memory.")),
+            *(Grown(phases.labels(phase)) for phase in PHASES),
+        ]
         self._by_reason = {reason: self.ended.labels(reason.value) for reason in FinishReason}
 
     def record(self, result: StepResult) -> None:
@@ -53,7 +58,27 @@ class EngineMetrics:
         self.kv_cached.set(result.load.kv_blocks_cached)
         self.kv_total.set(result.load.kv_blocks_total)
         self.preemptions.set(result.load.num_preemptions)
-        more = result.load.num_out_of_memory - self._num_out_of_memory
-        self.out_of_memory.inc(more if more >= 0 else result.load.num_out_of_memory)  # less: the engine is a new one
-        self._num_out_of_memory = result.load.num_out_of_memory
+        sums = (result.load.step, result.load.num_out_of_memory, *result.phases_s)
+        for counter, total in zip(self._engine_sums, sums, strict=True):
+            counter.follow(total)
         self.step_budget.set(result.load.step_budget_tokens)
+
+    def engine_lost(self) -> None:
+        """The next result comes from another engine process, whose sums begin at 0."""
+        self.restarts.inc()
+        for counter in self._engine_sums:
+            counter.last = 0.0
+
+
+class Grown:
+    """A counter that follows a sum kept in the engine process, which may be started again."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+        self.last = 0.0
+        """The sum as last reported."""
+
+    def follow(self, total: float) -> None:
+        """The sum stands at `total`."""
+        self.counter.inc(total - self.last)
+        self.last = total

@@ -78,11 +78,15 @@ def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
 def loop(link: EngineLink, engine: Engine) -> None:
     """Step while there is work, wait while there is none. Raises EOFError when the other end is gone."""
     while True:
-        inboxes = link.receive(timeout_s=engine.idle_s())
+        idle_s = engine.idle_s()
+        inboxes = link.receive(timeout_s=idle_s)
+        if idle_s != 0.0:
+            engine.phases.restart()
         for inbox in inboxes:
             engine.take(inbox)
         if inboxes or engine.has_work:
             link.send(engine.step())
+            engine.phases.lap("publish")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
@@ -11,7 +12,7 @@ from tokenwire.sampling import SamplingParams
 NO_POSITIONS = range(0)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, init=False)
 class ScheduledRow:
     """One sequence's share of a step: compute its next `num_new_tokens` uncomputed tokens. Nobody changes it.
 
@@ -20,29 +21,27 @@ class ScheduledRow:
 
     sequence: Sequence
     num_new_tokens: int
-    start: int = field(init=False)
+    start: int
     """Tokens computed before: the position of the row's first token."""
-    samples: bool = field(init=False)
+    end: int
+    """Tokens computed afterwards: the index of the token that the row samples, where it does."""
+    samples: bool
     """Whether the row reaches the end of the sequence, so that the next token can be drawn from its logits."""
-    num_preemptions: int = field(init=False)
+    num_preemptions: int
     """The sequence's: once it has been preempted, what the row computed is in blocks that are not its any more."""
-    prompt_logprob_positions: range = field(init=False)
+    prompt_logprob_positions: range
     """Positions whose logits give prompt log-probabilities that are to be given out; p gives that of token p + 1."""
 
-    def __post_init__(self) -> None:
-        sequence = self.sequence
+    def __init__(self, sequence: Sequence, num_new_tokens: int) -> None:
+        self.sequence, self.num_new_tokens = sequence, num_new_tokens
         self.start = sequence.num_computed_tokens
-        self.samples = self.start + self.num_new_tokens == len(sequence.token_ids)
+        self.end = self.start + num_new_tokens
+        self.samples = self.end == len(sequence.token_ids)
         self.num_preemptions = sequence.num_preemptions
         self.prompt_logprob_positions = NO_POSITIONS
         if sequence.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
             first, last = max(self.start, sequence.num_prompt_logprobs), sequence.num_original_prompt_tokens - 1
             self.prompt_logprob_positions = range(first, min(self.end, last))
-
-    @property
-    def end(self) -> int:
-        """Tokens computed afterwards: the index of the token that the row samples, where it does."""
-        return self.start + self.num_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class ScheduledBatch:
     @property
     def num_tokens(self) -> int:
         """Tokens computed in this step."""
-        return sum(row.num_new_tokens for row in self.rows)
+        return sum([row.num_new_tokens for row in self.rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +108,8 @@ class ModelRunner(Protocol):
     """The only caller of the device."""
 
     info: RunnerInfo
+    phases: PhaseClock
+    """The engine's too. A runner laps prepare, forward and sample in `launch`, and wait in `collect`."""
 
     def launch(self, batch: ScheduledBatch) -> Any:
         """Begin a step; gives what `collect` needs. Reads the sequences now, changes none of them.

@@ -45,6 +45,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
+        self.phases = runner.phases
         self.scheduler = Scheduler(runner.info, limits, clock)
         self.overlap = overlap
         self.num_received = 0
@@ -81,11 +82,13 @@ class Engine:
         One that the device has no memory for makes nothing, and fewer sequences and tokens share the next.
         """
         started_s = time.perf_counter()
+        self.phases.lap("schedule")  # what came has been taken in
         new = NewTokens()
         if self._in_flight is not None and not self.scheduler.can_run_ahead:
             new = self._collect(self._in_flight)
             self._in_flight = None
         batch = self.scheduler.schedule()
+        self.phases.lap("schedule")
         launched = self._launch(batch)
         if self._in_flight is not None:
             new = self._collect(self._in_flight)
@@ -104,6 +107,7 @@ class Engine:
             num_batch_tokens=batch.num_tokens,
             num_batch_sequences=len(batch.rows),
             step_s=time.perf_counter() - started_s,
+            phases_s=tuple(self.phases.seconds.values()),
         )
 
     def _launch(self, batch: ScheduledBatch) -> Launched | None:
@@ -123,6 +127,7 @@ class Engine:
             self._fail(batch, error)
             return None
         self.scheduler.launched(batch)
+        self.phases.lap("schedule")
         return Launched(batch, launched)
 
     def _collect(self, launched: Launched) -> NewTokens:
@@ -133,7 +138,9 @@ class Engine:
             self._fail(launched.batch, error)
             return NewTokens()
         self._num_failed_steps = 0
-        return self.scheduler.update(launched.batch, output)
+        new = self.scheduler.update(launched.batch, output)
+        self.phases.lap("publish")
+        return new
 
     def _fail(self, batch: ScheduledBatch, error: Exception) -> None:
         """End a failed step's sequences. Raises the error when too many steps in a row have failed."""

@@ -72,6 +72,8 @@ class KVCacheManager:
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Extend the table to hold `num_tokens` positions; False, and nothing changed, when blocks run out."""
+        if num_tokens <= len(sequence.block_table) * self.block_size:
+            return True
         missing = self.num_missing(sequence, num_tokens)
         if missing > self.pool.num_free:
             return False

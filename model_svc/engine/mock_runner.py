@@ -11,6 +11,7 @@ import zlib
 from array import array
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
 from tokenwire.errors import FailedPrecondition
@@ -40,6 +41,7 @@ class MockRunner:
     """Sleeps `mock_step_ms` a step, plus the time of prefilled tokens at `mock_prefill_tokens_per_s`."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        self.phases = PhaseClock()
         self._settings = settings
         self._done_s = 0.0
         """When the last step launched is done, on the monotonic clock."""
@@ -65,12 +67,15 @@ class MockRunner:
         prefill_tokens = sum(row.num_new_tokens for row in batch.rows if row.num_new_tokens > 1)
         step_s = self._settings.mock_step_ms / 1000 + prefill_tokens / self._settings.mock_prefill_tokens_per_s
         self._done_s = max(self._done_s, time.monotonic()) + step_s
-        return self._done_s, self._output(batch)
+        output = self._output(batch)
+        self.phases.lap("sample")
+        return self._done_s, output
 
     def collect(self, launched: tuple[float, StepOutput]) -> StepOutput:
         """Sleep until the step is done."""
         done_s, output = launched
         time.sleep(max(0.0, done_s - time.monotonic()))
+        self.phases.lap("wait")
         return output
 
     def close(self) -> None:

@@ -141,7 +141,8 @@ class Scheduler:
         self._expire(now_s)
         self._admit(now_s)
         rows = self._decodes(self.budget.max_tokens)
-        rows += self._prefills({row.sequence.sequence_id for row in rows}, self.budget.max_tokens - len(rows))
+        if len(rows) < len(self.running):
+            rows += self._prefills({row.sequence.sequence_id for row in rows}, self.budget.max_tokens - len(rows))
         for row in rows:
             if row.sequence.first_scheduled_s is None:
                 row.sequence.first_scheduled_s = now_s
@@ -160,25 +161,26 @@ class Scheduler:
         self.budget.grow()
         new = NewTokens()
         served: dict[str, int] = {}
+        errors, prompt_logprobs, logprobs = output.errors, output.prompt_logprobs, output.logprobs
         for index, (row, token_id) in enumerate(zip(batch.rows, output.token_ids, strict=True)):
             sequence = row.sequence
             if sequence.status is SequenceStatus.FINISHED:
                 continue
-            if index in output.errors:
-                if isinstance(output.errors[index], Internal):
+            if index in errors:
+                if isinstance(errors[index], Internal):
                     self.kv.forget(sequence)
-                self.fail(sequence, output.errors[index])
+                self.fail(sequence, errors[index])
                 continue
             if row.num_preemptions == sequence.num_preemptions:
                 self.kv.commit(sequence, row.end)
-            if index in output.prompt_logprobs:
+            if index in prompt_logprobs:
                 num_given = sequence.num_prompt_logprobs - row.prompt_logprob_positions.start
-                new.prompt_logprobs[sequence.sequence_id] = output.prompt_logprobs[index][num_given:]
+                new.prompt_logprobs[sequence.sequence_id] = prompt_logprobs[index][num_given:]
                 sequence.num_prompt_logprobs = row.prompt_logprob_positions.stop
             if token_id is not None:
                 sequence.token_ids[row.end] = token_id
                 served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
-                self._enter_token(sequence, row.end, output.logprobs.get(index), new)
+                self._enter_token(sequence, row.end, logprobs.get(index), new)
         for tenant, num_tokens in served.items():
             self.shares.charge(tenant, output_tokens=num_tokens)
         return new
@@ -264,16 +266,16 @@ class Scheduler:
         Those of a lower priority than a prompt that is being prefilled leave it half of the budget.
         """
         rows: list[ScheduledRow] = []
-        prefilling = (s.priority for s in self.running if s.num_uncomputed_tokens > 1)
+        running = list(self.running)
+        uncomputed = [len(sequence.token_ids) - sequence.num_computed_tokens for sequence in running]
+        prefilling = [sequence.priority for sequence, num in zip(running, uncomputed, strict=True) if num > 1]
         urgent = max(prefilling, default=MIN_PRIORITY)
-        for sequence in list(self.running):
+        for sequence, num_uncomputed in zip(running, uncomputed, strict=True):
             if len(rows) >= (budget if sequence.priority >= urgent else budget // 2):
                 break
-            if sequence.status is not SequenceStatus.RUNNING or sequence.num_uncomputed_tokens != 1:
+            if num_uncomputed != 1 or sequence.status is not SequenceStatus.RUNNING or self._is_ending(sequence):
                 continue
-            if self._is_ending(sequence):
-                continue
-            while not self.kv.grow(sequence, sequence.num_tokens):
+            while not self.kv.grow(sequence, len(sequence.token_ids)):
                 victim = self.running[-1]
                 self._preempt(victim)
                 if victim is sequence:
@@ -298,8 +300,10 @@ class Scheduler:
 
     def _is_ending(self, sequence: Sequence) -> bool:
         """Whether its pending token will be its last whatever it is."""
-        last = sequence.num_tokens - 1
-        return sequence.is_pending and reason_to_stop(sequence, last, self.max_context_tokens) is not None
+        token_ids = sequence.token_ids
+        if token_ids[-1] != PENDING:
+            return False
+        return reason_to_stop(sequence, len(token_ids) - 1, self.max_context_tokens) is not None
 
     def _admit(self, now_s: float) -> None:
         """Move waiting sequences to running while the batch, the budget and the blocks hold them.

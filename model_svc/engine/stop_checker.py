@@ -12,9 +12,9 @@ def reason_to_stop(sequence: Sequence, index: int, max_context_tokens: int) -> F
 
     Of a PENDING token only the length is known.
     """
-    if sequence.token_ids[index] in sequence.stop.stop_token_ids:
+    stop = sequence.stop
+    if sequence.token_ids[index] in stop.stop_token_ids:
         return FinishReason.STOP_TOKEN
-    num_outputs = index + 1 - sequence.num_original_prompt_tokens
-    if sequence.stop.max_tokens is not None and num_outputs >= sequence.stop.max_tokens:
+    if stop.max_tokens is not None and index + 1 - sequence.num_original_prompt_tokens >= stop.max_tokens:
         return FinishReason.LENGTH
     return FinishReason.LENGTH if index + 1 >= max_context_tokens else None

@@ -230,8 +230,7 @@ class PagedStep:
 
 def row_order(num_computed: Ints, num_new: Ints) -> Ints:
     """The order in which rows enter the flattened row: decodes first, longest context first; then chunks, as given."""
-    decode = num_new == 1
-    return np.lexsort((np.where(decode, -num_computed, 0), ~decode)).astype(np.int64)
+    return np.where(num_new == 1, -num_computed, 1).argsort(kind="stable").astype(np.int64, copy=False)
 
 
 def positions_and_slots(num_computed: Ints, num_new: Ints, table: Ints, block_size: int) -> tuple[Ints, Ints]:

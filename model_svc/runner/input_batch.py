@@ -69,7 +69,7 @@ class StagingBlock:
         sizes = [array.size for array in arrays]
         used = sum(sizes)
         np.concatenate([array.ravel() for array in arrays], out=self._array[:used])
-        return list(torch.split(self._host[:used].to(self._device, non_blocking=True), sizes))
+        return list(self._host[:used].to(self._device, non_blocking=True).split_with_sizes(sizes))
 
 
 class InputBatch:
@@ -86,9 +86,9 @@ class InputBatch:
 
         Raises Internal for a batch the scheduler should not have made.
         """
+        self._check(batch)
         num_computed = np.array([row.start for row in batch.rows], dtype=np.int64)
         num_new = np.array([row.num_new_tokens for row in batch.rows], dtype=np.int64)
-        self._check(batch, num_computed, num_new)
         order = row_order(num_computed, num_new)
         rows = [batch.rows[index] for index in order]
         num_computed, num_new = num_computed[order], num_new[order]
@@ -123,19 +123,20 @@ class InputBatch:
             token_ids, positions_up, kept_up, order[samples].tolist(), num_sampled_decodes, spans, targets_up, step
         )
 
-    def _check(self, batch: ScheduledBatch, num_computed: Ints, num_new: Ints) -> None:
-        num_blocks = -(-(num_computed + num_new) // self.kv.block_size)
-        given = np.array([len(row.sequence.block_table) for row in batch.rows], dtype=np.int64)
-        if not batch.rows or num_new.min() < 1:
+    def _check(self, batch: ScheduledBatch) -> None:
+        rows, block_size = batch.rows, self.kv.block_size
+        if not rows or min([row.num_new_tokens for row in rows]) < 1:
             raise Internal("a step needs at least one row, and each row at least one token")
-        if len(batch.rows) > self.max_rows or num_new.sum() > self.max_tokens or num_blocks.max() > self.max_blocks:
+        num_tokens, num_blocks = batch.num_tokens, -(-max([row.end for row in rows]) // block_size)
+        if len(rows) > self.max_rows or num_tokens > self.max_tokens or num_blocks > self.max_blocks:
             raise Internal(
-                f"a step of {len(batch.rows)} rows, {num_new.sum()} tokens and up to {num_blocks.max()} blocks a "
-                f"row is over the limit of {self.max_rows} rows, {self.max_tokens} tokens and {self.max_blocks} blocks"
+                f"a step of {len(rows)} rows, {num_tokens} tokens and up to {num_blocks} blocks a row is over the "
+                f"limit of {self.max_rows} rows, {self.max_tokens} tokens and {self.max_blocks} blocks"
             )
-        if (given < num_blocks).any():
-            row = int(np.argmax(given < num_blocks))
-            raise Internal(f"row {row} has {given[row]} blocks where its tokens need {num_blocks[row]}")
+        for index, row in enumerate(rows):
+            given = len(row.sequence.block_table)
+            if row.end > given * block_size:
+                raise Internal(f"row {index} has {given} blocks where its tokens need {-(-row.end // block_size)}")
 
 
 def fill_table(rows: list[ScheduledRow], max_blocks: int) -> Ints:

@@ -30,6 +30,7 @@ class LeadingRunner:
         self.followers = followers
         num_ranks = len(followers.pids) + 1
         self.info = replace(runner.info, device=f"{runner.info.device} ({num_ranks} ranks)")
+        self.phases = runner.phases
         self._runner = runner
         self._meeting = meeting
         self._encoder = BatchEncoder()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
@@ -38,6 +39,7 @@ class TorchModelRunner:
         graphs: DecodeGraphs | None = None,
     ) -> None:
         self.info = info
+        self.phases = PhaseClock()
         self._graphs = graphs
         self._model = model
         self._kv = kv
@@ -64,7 +66,9 @@ class TorchModelRunner:
             self._clean_fresh_blocks(batch)
         inputs = self._input_batch.build(batch, self._last_tokens)
         block_tables = [row.sequence.block_table for row in batch.rows]
+        self.phases.lap("prepare")
         logits = self._forward(inputs)  # [S + P, vocab_size]
+        self.phases.lap("forward")
         if not len(logits):
             return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False)
         num_sampled = len(inputs.sampled_rows)
@@ -74,10 +78,13 @@ class TorchModelRunner:
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
         copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())))
+        self.phases.lap("sample")
         return LaunchedStep(batch, block_tables, inputs, copies, sampled is not None, prompt is not None)
 
     def collect(self, launched: LaunchedStep) -> StepOutput:
         """See `ModelRunner.collect`. A row that no token can be drawn for gets None and an entry in `errors`."""
+        launched.copies.wait()
+        self.phases.lap("wait")
         output = make_step_output(launched)
         for row, error in output.errors.items():
             if isinstance(error, Internal):

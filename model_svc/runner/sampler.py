@@ -9,6 +9,7 @@ that greedy rows pay for no softmax and unfiltered rows for no sort. Does not kn
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +29,7 @@ SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-30, 1e30
 """Beyond them a temperature could be 0 or infinite in fp32; the result is greedy, or uniform, either way."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowSampling:
+class RowSampling(NamedTuple):
     """How one row is drawn."""
 
     params: SamplingParams
@@ -60,7 +60,7 @@ def sample(logits: Tensor, rows: Rows[RowSampling]) -> Tensor:
 
     Does not wait for a GPU.
     """
-    tokens = logits.argmax(dim=-1)
+    tokens = likeliest(logits)
     finite = logits.gather(-1, tokens[:, None]).squeeze(-1).isfinite()  # argmax finds a NaN wherever there is one
     plain: list[int] = []
     filtered: list[int] = []
@@ -73,6 +73,14 @@ def sample(logits: Tensor, rows: Rows[RowSampling]) -> Tensor:
             columns = _columns([rows[i] for i in group], logits)
             tokens[chosen] = _draw(logits[chosen].float(), columns, filtered=group is filtered)
     return torch.where(finite, tokens, NOT_FINITE)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """[N] int64: the first of each row's largest logits [N, vocab_size]; a NaN, where there is one."""
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1)
+    # numpy means the same and is several times as fast: torch compares a number at a time, bf16 most slowly.
+    return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
 
 
 def is_filtered(params: SamplingParams) -> bool:

@@ -50,8 +50,11 @@ def make_step_output(launched: LaunchedStep) -> StepOutput:
     width = len(Scores._fields)
     sampled = Scores(*fetched[1 : 1 + width]) if launched.has_sampled else None
     prompt = Scores(*fetched[-width:]) if launched.has_prompt else None
-    drawn = dict(zip(inputs.sampled_rows, fetched[0].tolist(), strict=True))
-    errors = {row: error_of(token_id) for row, token_id in drawn.items() if token_id in (NOT_FINITE, NO_TOKEN)}
+    token_ids: list[int] = fetched[0].tolist()
+    drawn = dict(zip(inputs.sampled_rows, token_ids, strict=True))
+    errors: dict[int, TokenwireError] = {}
+    if min(token_ids, default=0) < 0:
+        errors = {row: error_of(token_id) for row, token_id in drawn.items() if token_id in (NOT_FINITE, NO_TOKEN)}
     prompt_logprobs: dict[int, list[TokenLogprob]] = {}
     if prompt is not None:
         prompt_logprobs = by_span(prompt, inputs.prompt_spans)
@@ -64,8 +67,9 @@ def make_step_output(launched: LaunchedStep) -> StepOutput:
         num_top = {row: num for row, num in asked.items() if num is not None}
         made = entries(sampled, [drawn[row] for row in num_top], list(num_top.values()))
         logprobs = dict(zip(num_top, made, strict=True))
+    sound = drawn if not errors else {row: token_id for row, token_id in drawn.items() if row not in errors}
     return StepOutput(
-        token_ids=tuple(None if row in errors else drawn.get(row) for row in range(len(batch.rows))),
+        token_ids=tuple(map(sound.get, range(len(batch.rows)))),
         errors=errors,
         logprobs={row: entry for row, entry in logprobs.items() if row not in errors},
         prompt_logprobs={row: made for row, made in prompt_logprobs.items() if row not in errors},

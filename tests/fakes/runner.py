@@ -1,6 +1,7 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import PENDING
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.requests import TokenLogprob
@@ -58,6 +59,7 @@ class FakeRunner:
 
     def __init__(self, info: RunnerInfo) -> None:
         self.info = info
+        self.phases = PhaseClock()
         self.cache: dict[tuple[int, int], tuple[int, int]] = {}
         self.batches: list[ScheduledBatch] = []
         self.last_tokens: dict[int, int | None] = {}

@@ -1,6 +1,7 @@
 import asyncio
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,19 @@ def test_a_bug_while_delivering_ends_every_request_and_the_engine_comes_back(cap
     with caplog.at_level(logging.ERROR):
         asyncio.run(main())
     assert any(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)
+
+
+@pytest.mark.parametrize("asked", [None, "active"])
+def test_compute_threads_sleep_while_they_wait_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", asked)
+
+    async def main() -> None:
+        async with live_model_tier() as live:
+            environ = Path(f"/proc/{live.tier.engine.pid}/environ").read_bytes().split(b"\0")
+            assert f"OMP_WAIT_POLICY={asked or 'passive'}".encode() in environ
+
+    asyncio.run(main())

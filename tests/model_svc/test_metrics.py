@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from model_svc.engine.events import EngineLoad, NewTokens, StepResult
+from model_svc.engine.phase_clock import PHASES
 from model_svc.metrics import EngineMetrics
 
 
@@ -11,6 +12,26 @@ def test_steps_without_memory_are_counted_across_engines() -> None:
     metrics = EngineMetrics(registry)
     for number in (0, 2, 2, 3, 1):  # the last is another engine's first
         load = EngineLoad(num_out_of_memory=number, step_budget_tokens=100 - number)
+        if number == 1:
+            metrics.engine_lost()
         metrics.record(StepResult(NewTokens(), [], load, 0))
     assert registry.get_sample_value("tokenwire_model_out_of_memory_total") == 4
     assert registry.get_sample_value("tokenwire_model_step_budget_tokens") == 99
+
+
+def test_seconds_by_phase_and_steps_are_counted_across_engines() -> None:
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(registry)
+    for step, forward_s in ((1, 0.5), (3, 2.0)):
+        metrics.record(result(step, forward_s))
+    metrics.engine_lost()
+    metrics.record(result(4, 3.0))  # more than the one before it had: only `engine_lost` can tell
+    assert registry.get_sample_value("tokenwire_model_phase_seconds_total", {"phase": "forward"}) == 5.0
+    assert registry.get_sample_value("tokenwire_model_phase_seconds_total", {"phase": "wait"}) == 0.0
+    assert registry.get_sample_value("tokenwire_model_steps_total") == 7
+    assert registry.get_sample_value("tokenwire_model_engine_restarts_total") == 1
+
+
+def result(step: int, forward_s: float) -> StepResult:
+    phases_s = tuple(forward_s if phase == "forward" else 0.0 for phase in PHASES)
+    return StepResult(NewTokens(), [], EngineLoad(step=step), 0, phases_s=phases_s)

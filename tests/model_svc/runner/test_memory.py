@@ -176,6 +176,7 @@ def test_the_largest_steps_are_the_largest(tmp_path_factory: pytest.TempPathFact
 
     class Watched:
         info = runner.info
+        phases = runner.phases
 
         def launch(self, batch: ScheduledBatch) -> Any:
             steps.append(batch)

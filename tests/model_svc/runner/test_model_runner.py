@@ -4,6 +4,7 @@ That each family gives the tokens of transformers is for `tests/model_svc/test_g
 """
 
 import random
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -164,3 +165,17 @@ def test_close_frees_the_cache(tiny_folder: Folders) -> None:
     assert keys() is not None
     runner.close()
     assert keys() is None
+
+
+def test_a_step_gives_its_time_to_the_phases(tiny_runner: Runners) -> None:
+    runner = tiny_runner("llama")
+    before, began_s = dict(runner.phases.seconds), time.perf_counter()
+    runner.phases.restart()
+    loop = StepLoop(runner)
+    loop.add([1, 2, 3], 1)
+    loop.step()
+    took_s = time.perf_counter() - began_s
+    spent = {phase: seconds - before[phase] for phase, seconds in runner.phases.seconds.items()}
+    assert all(spent[phase] > 0 for phase in ("prepare", "forward", "sample", "wait"))
+    assert spent["schedule"] == spent["publish"] == 0, "the engine's"
+    assert spent["forward"] < sum(spent.values()) < took_s

@@ -1,0 +1,90 @@
+"""`make profile`: the table's arithmetic, and the whole over the mock engine with a stand-in for py-spy."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.profile import NOT_ALLOWED, unwinds_native
+from benchmarks.step_table import lines, per_step
+
+BEFORE = {"schedule": 1.0, "prepare": 2.0, "forward": 3.0, "sample": 4.0, "wait": 5.0, "publish": 6.0}
+SPENT = {"schedule": 0.1, "prepare": 0.2, "forward": 1.0, "sample": 0.4, "wait": 0.0, "publish": 0.3}
+FAKE_PY_SPY = """#!/bin/sh
+# Allows what ALLOWED names; writes its own arguments where a flame graph would go.
+mode=$1
+case "$ALLOWED:$*" in plain:*--native*|nothing:*) echo 'Error: Permission denied' >&2; exit 1;; esac
+test "$mode" = record || exit 0
+while [ "$1" != --output ]; do shift; done
+echo "$*" >"$2"
+sleep "$4"
+"""
+
+
+def test_the_table_divides_by_steps_and_adds_up() -> None:
+    after = {phase: BEFORE[phase] + SPENT[phase] for phase in BEFORE}
+    seconds = per_step(BEFORE, after, 100)
+    assert seconds == pytest.approx({phase: spent / 100 for phase, spent in SPENT.items()})
+    by_name = {line.split()[0]: line.split()[1:] for line in lines(seconds, 100)[1:]}
+    assert by_name["forward"] == ["10.000", "50.0", "%"]
+    assert by_name["all"] == ["20.000", "100.0", "%"]
+    assert by_name["schedule+prepare+publish"] == ["6.000", "30.0", "%"]
+    assert by_name["100"] == ["steps"]
+
+
+def test_no_steps_are_not_divided_by() -> None:
+    with pytest.raises(ValueError, match="nothing to divide by"):
+        per_step(BEFORE, BEFORE, 0)
+
+
+@pytest.fixture
+def fake_py_spy(tmp_path: Path) -> Path:
+    program = tmp_path / "bin" / "py-spy"
+    program.parent.mkdir()
+    program.write_text(FAKE_PY_SPY)
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize(("allowed", "native"), [("all", True), ("plain", False)])
+def test_native_frames_where_they_can_be_had(
+    fake_py_spy: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, native: bool
+) -> None:
+    monkeypatch.setenv("ALLOWED", allowed)
+    assert unwinds_native(str(fake_py_spy), 1) is native
+
+
+def test_without_permission_it_says_what_to_do(fake_py_spy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOWED", "nothing")
+    with pytest.raises(SystemExit) as caught:
+        unwinds_native(str(fake_py_spy), 1)
+    assert str(caught.value) == NOT_ALLOWED.format(said="Error: Permission denied")
+    assert "ptrace_scope=0" in NOT_ALLOWED and "SYS_PTRACE" in NOT_ALLOWED
+
+
+def test_the_whole_over_the_mock_engine(fake_py_spy: Path, tmp_path: Path) -> None:
+    output = tmp_path / "profile"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.profile",
+        "--output",
+        str(output),
+        "--seconds",
+        "1",
+        "--max-tokens",
+        "8",
+    ]
+    environ = {**os.environ, "PATH": f"{fake_py_spy.parent}:{os.environ['PATH']}", "ALLOWED": "all"}
+    done = subprocess.run([*command, "--", "--engine", "mock"], capture_output=True, text=True, env=environ, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["engine.svg", "gateway.svg", "model_svc.svg", "steps.txt", "tokenizer_svc.svg"]
+    arguments = (output / "engine.svg").read_text().split()
+    assert "--native" in arguments and "--gil" not in arguments
+    table = (output / "steps.txt").read_text()
+    assert str(output / "steps.txt") in done.stdout and table in done.stdout
+    (wait,) = (float(line.split()[1]) for line in table.splitlines() if line.startswith("wait"))
+    assert wait > 1.0, "a mock step takes 20 ms"
