@@ -17,7 +17,7 @@ from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
 from model_svc.runner.logprobs import score_prompt, score_sampled
 from model_svc.runner.memory import raising_out_of_memory
-from model_svc.runner.next_token import next_tokens
+from model_svc.runner.next_token import draws_of, is_plain, next_tokens
 from model_svc.runner.step_output import LaunchedStep, make_step_output
 from model_svc.runner.transfer import HostCopies, together
 from tokenwire.errors import Internal
@@ -69,7 +69,7 @@ class TorchModelRunner:
             return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False)
         num_sampled = len(inputs.sampled_rows)
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
-        tokens = next_tokens(logits[:num_sampled], sequences, self._changer)
+        tokens = self._next_tokens(logits[:num_sampled], sequences, inputs)
         self._keep_last(sequences, tokens)
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
@@ -104,7 +104,7 @@ class TorchModelRunner:
     def _forward(self, inputs: StepInput) -> torch.Tensor:
         """[S + P, vocab_size]: the logits that are wanted."""
         step = inputs.step
-        if self._graphs is None or not step.num_decodes or inputs.prompt_spans:
+        if self._graphs is None or not replays_decodes(inputs):
             return self._model.logits(inputs.token_ids, inputs.positions, inputs.kept_tokens, step, self._backend)
         num_kept, first_token = inputs.num_sampled_decodes, step.num_decodes
         logits = self._graphs.logits(inputs.token_ids, inputs.positions, step)
@@ -117,6 +117,22 @@ class TorchModelRunner:
             step.without_decodes(), self._backend,
         )  # fmt: skip
         return torch.cat((logits, of_chunks))
+
+    def _next_tokens(self, logits: torch.Tensor, sequences: list[Sequence], inputs: StepInput) -> torch.Tensor:
+        """[S]: see `next_tokens`. Decodes that were replayed are drawn by a graph too, where all of them are plain."""
+        num_decodes = inputs.num_sampled_decodes
+        decodes = sequences[:num_decodes]
+        drawn: torch.Tensor | None = None
+        if (
+            self._graphs is not None and replays_decodes(inputs) and num_decodes == inputs.step.num_decodes
+            and all(map(is_plain, decodes))
+        ):  # fmt: skip
+            drawn = self._graphs.tokens(draws_of(decodes))
+        if drawn is None:
+            return next_tokens(logits, sequences, self._changer)
+        if num_decodes == len(sequences):
+            return drawn
+        return torch.cat((drawn, next_tokens(logits[num_decodes:], sequences[num_decodes:], self._changer)))
 
     def _clean_fresh_blocks(self, batch: ScheduledBatch) -> None:
         """Zero the blocks that a row begins in this step and that a NaN may have been left in.
@@ -133,3 +149,8 @@ class TorchModelRunner:
         if fresh:
             self._kv.clear(sorted(fresh))
             self._tainted_blocks -= fresh
+
+
+def replays_decodes(inputs: StepInput) -> bool:
+    """Whether a recorded step fits this one's decodes: those give logits of their last token alone."""
+    return inputs.step.num_decodes > 0 and not inputs.prompt_spans

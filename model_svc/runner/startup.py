@@ -24,8 +24,9 @@ from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
 from model_svc.model.probe import kv_specs, probe
 from model_svc.model.quantized import check_quantization, quantize
 from model_svc.model.ranks import Ranks
-from model_svc.runner.decode_graphs import DecodeGraphs, record_on_cuda
+from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.gpu_check import check_gpu
+from model_svc.runner.graph import record_on_cuda
 from model_svc.runner.host import usable_cores
 from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.kv_cache import KVSize, kv_size
