@@ -4,7 +4,6 @@ Knows the model, its cache and its buffers. Does not know why a batch looks as i
 nor the wire.
 """
 
-import numpy as np
 import torch
 
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
@@ -19,7 +18,7 @@ from model_svc.runner.logprobs import score_prompt, score_sampled
 from model_svc.runner.memory import raising_out_of_memory
 from model_svc.runner.next_token import draws_of, is_plain, next_tokens
 from model_svc.runner.step_output import LaunchedStep, make_step_output
-from model_svc.runner.transfer import HostCopies, together
+from model_svc.runner.transfer import HostCopies
 from tokenwire.errors import Internal
 
 
@@ -54,9 +53,11 @@ class TorchModelRunner:
         try:
             with raising_out_of_memory(self._model.device):
                 return self._launch(batch)
-        except OutOfMemory:
+        except Exception as error:
             self._changer.forget()
-            self._tainted_blocks.update(block for row in batch.rows for block in row.sequence.block_table)
+            self._input_batch.forget()
+            if isinstance(error, OutOfMemory):
+                self._tainted_blocks.update(block for row in batch.rows for block in row.sequence.block_table)
             raise
 
     def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
@@ -70,7 +71,8 @@ class TorchModelRunner:
         num_sampled = len(inputs.sampled_rows)
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
         tokens = self._next_tokens(logits[:num_sampled], sequences, inputs)
-        self._keep_last(sequences, tokens)
+        # What stands for no token becomes token 0: such a sequence ends, and its row of the next step is not looked at.
+        self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens.clamp(min=0))
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
         copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())))
@@ -90,16 +92,6 @@ class TorchModelRunner:
         del self._model, self._kv, self._input_batch, self._changer, self._graphs
         if on_gpu:
             torch.cuda.empty_cache()
-
-    def _keep_last(self, sequences: list[Sequence], tokens: torch.Tensor) -> None:
-        """Remember what was sampled under each sequence's slot, for a step that is launched before it is collected.
-
-        What stands for no token becomes token 0: such a sequence ends, and its row of that step is not looked at.
-        """
-        kept = [at for at, sequence in enumerate(sequences) if sequence.slot >= 0]
-        if kept:
-            at, slots = together([np.array(kept), np.array([sequences[i].slot for i in kept])], tokens.device)
-            self._last_tokens.index_copy_(0, slots, tokens.index_select(0, at).clamp(min=0))
 
     def _forward(self, inputs: StepInput) -> torch.Tensor:
         """[S + P, vocab_size]: the logits that are wanted."""

@@ -273,7 +273,7 @@ def warm_up(runner: TorchModelRunner, num_prompt_tokens: int) -> None:
     sequence = Sequence(
         sequence_id=0, token_ids=[0] * num_prompt_tokens, num_prompt_tokens=num_prompt_tokens,
         sampling=replace(NEUTRAL, temperature=1.0, top_p=0.9, seed=0),
-        stop=StopParams(max_tokens=2), block_table=list(range(num_blocks)),
+        stop=StopParams(max_tokens=2), slot=0, block_table=list(range(num_blocks)),
     )  # fmt: skip
     run_step(runner, ScheduledBatch((ScheduledRow(sequence, num_prompt_tokens),)))
     sequence.num_computed_tokens = num_prompt_tokens
