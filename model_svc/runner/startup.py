@@ -17,6 +17,7 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run
 from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
+from model_svc.model.compiled import compile_layers
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.merged_linear import merge_linears
@@ -83,6 +84,9 @@ def start_runner(
     step_memory: StepMemory | None = None
     with timed(phases_s, "probe"):
         specs = kv_specs(model)
+    if settings.compile == "on":
+        with timed(phases_s, "compile"):
+            compile_layers(model, backend, specs, settings.block_size)
     if device.type == "cuda":
         with timed(phases_s, "memory"):
             step_memory = try_largest(settings, model, backend, specs, limits, context)
@@ -118,6 +122,11 @@ def check_combination(settings: EngineSettings) -> None:
             "tensor_parallel: layers of several ranks are neither merged nor quantised; leave merge_linears auto and "
             "quantization none",
             reason="RANKS_NOT_MERGED_OR_QUANTISED",
+        )
+    if settings.tensor_parallel > 1 and settings.compile == "on":
+        raise FailedPrecondition(
+            "compile: layers of several ranks are not compiled; leave --compile off or --tensor-parallel 1",
+            reason="RANKS_NOT_COMPILED",
         )
 
 
