@@ -67,8 +67,11 @@ class DecodeGraphs:
             progress(done, len(self.sizes))
 
     def record_largest(self) -> None:
-        """Record the largest size, to see what memory the graphs take."""
+        """Record what takes most, to see how much memory that is: the largest size, and the largest with every draw."""
         self._graph(self.sizes[-1])
+        for size in filter(self.sampler.takes_all_draws, reversed(self.sizes)):
+            self._graph(size)
+            break
 
     def record_smallest(self) -> None:
         """Record the smallest size, to see that it can be done."""

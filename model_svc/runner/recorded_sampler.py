@@ -66,6 +66,10 @@ class RecordedSampler:
         self._values = torch.zeros(NUM_VALUES, largest, dtype=torch.int64, device=device)
         """By row of the batch: see `values_of`. What the last batch left pads a smaller one; nobody looks at it."""
 
+    def takes_all_draws(self, size: int) -> bool:
+        """Whether more than the largest logit is recorded for so many rows."""
+        return size * self._vocab_size <= MOST_SCORES
+
     def record(self, logits: Tensor) -> None:
         """Record the draws from `logits` [N, vocab_size], which hold what is drawn from whenever it is replayed.
 
@@ -73,7 +77,7 @@ class RecordedSampler:
         """
         size = len(logits)
         for draw in Draw:
-            if draw > Draw.GREEDY and logits.numel() > MOST_SCORES:
+            if draw > Draw.GREEDY and not self.takes_all_draws(size):
                 continue
             try:
                 graph = self._record(partial(draw_tokens, logits, self._values[:, :size], draw))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from model_svc.runner import recorded_sampler
 from model_svc.runner.decode_graphs import DecodeGraphs, buckets
 from model_svc.runner.graph import Graph, Record
 from model_svc.runner.model_runner import TorchModelRunner
@@ -97,6 +98,21 @@ def test_lazily_a_size_is_recorded_when_it_occurs(tmp_path: Path) -> None:
     assert recorder.num_recorded == 1 + len(Draw)
     EngineLoop(runner).run(PROMPTS[:3], NUM_OUTPUTS)
     assert recorder.num_recorded == 2 * (1 + len(Draw))
+
+
+def test_memory_is_tried_with_the_largest_size_and_the_largest_that_sorts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, "llama")
+    runner = runner_with(tmp_path, Recorder(), lazily=True)
+    for most_scores, expected in ((4 * VOCAB_SIZE, 1 + 1 + 1 + len(Draw)), (0, 1 + 1), (2**20, 1 + len(Draw))):
+        monkeypatch.setattr(recorded_sampler, "MOST_SCORES", most_scores)
+        recorder = Recorder()
+        DecodeGraphs(
+            runner._model, runner._kv, runner._backend, recorder, max_batch_size=16,
+            max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks,
+        ).record_largest()  # fmt: skip
+        assert recorder.num_recorded == expected
 
 
 def test_buckets_reach_the_limit() -> None:
