@@ -21,8 +21,9 @@ from tokenwire.errors import FailedPrecondition
 
 log = logging.getLogger(__name__)
 
-WARM_TOKENS = (1, 2, 3)
-"""Numbers of tokens that are run so that everything is compiled: one, and others, which share their code."""
+WARM_TOKENS = (1, 2, 16)
+"""Numbers of tokens that are run so that all is compiled: one; few, for which int8 layers on a CPU have code of their
+own; and more. Others share their code."""
 
 
 def compile_layers(

@@ -54,12 +54,11 @@ class PagedKV:
     dtype: torch.dtype
     device: torch.device
 
-    def clear(self, blocks: Sequence[int]) -> None:
-        """Zero these blocks in every layer."""
-        index = torch.tensor(blocks, dtype=torch.int64, device=self.device)
+    def clear(self, blocks: Tensor) -> None:
+        """Zero these blocks [N] int64 in every layer."""
         for layer in self.layers:
-            layer.key.index_fill_(0, index, 0)
-            layer.value.index_fill_(0, index, 0)
+            layer.key.index_fill_(0, blocks, 0)
+            layer.value.index_fill_(0, blocks, 0)
 
 
 def allocate(

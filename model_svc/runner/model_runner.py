@@ -4,6 +4,7 @@ Knows the model, its cache and its buffers. Does not know why a batch looks as i
 nor the wire.
 """
 
+import numpy as np
 import torch
 
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
@@ -18,7 +19,7 @@ from model_svc.runner.logprobs import score_prompt, score_sampled
 from model_svc.runner.memory import raising_out_of_memory
 from model_svc.runner.next_token import draws_of, is_plain, next_tokens
 from model_svc.runner.step_output import LaunchedStep, make_step_output
-from model_svc.runner.transfer import HostCopies
+from model_svc.runner.transfer import HostCopies, to_device
 from tokenwire.errors import Internal
 
 
@@ -139,7 +140,7 @@ class TorchModelRunner:
             fresh.update(row.sequence.block_table[first:last])
         fresh &= self._tainted_blocks
         if fresh:
-            self._kv.clear(sorted(fresh))
+            self._kv.clear(to_device(np.array(sorted(fresh), dtype=np.int64), self._kv.device))
             self._tainted_blocks -= fresh
 
 

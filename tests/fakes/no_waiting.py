@@ -56,6 +56,13 @@ def no_waiting(monkeypatch: Any) -> Iterator[None]:
             raise Waits("a copy to the host waits (.to('cpu') without non_blocking)")
         return to(self, *args, **kwargs)
 
+    made = torch.tensor
+
+    def _tensor(*args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("device") is not None:
+            raise Waits("numbers are copied from memory that is not pinned (torch.tensor with a device)")
+        return made(*args, **kwargs)
+
     def refuse(name: str) -> Any:
         def called(self: Tensor, *args: Any, **kwargs: Any) -> Any:
             raise Waits(f"numbers are read (.{name}())")
@@ -64,6 +71,7 @@ def no_waiting(monkeypatch: Any) -> Iterator[None]:
 
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "to", _to)
+        patch.setattr(torch, "tensor", _tensor)
         for name in ("cpu", "tolist", "numpy", "item", "__array__", "__bool__", "__int__", "__float__", "__index__"):
             patch.setattr(Tensor, name, refuse(name))
         with NoWaiting():

@@ -15,6 +15,7 @@ import torch
 
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
+from model_svc.model.paged import PagedKV
 from model_svc.runner import logits, model_runner, sampler
 from model_svc.runner.model_runner import TorchModelRunner
 from tests.fakes.engine_loop import EngineLoop
@@ -77,6 +78,27 @@ def test_steps_of_every_kind(tmp_path: Path, launches: list[int], family: str, o
     assert len(launches) > 6 * 8
 
 
+def test_after_a_row_that_is_not_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launches: list[int]) -> None:
+    """Its blocks are zeroed before anyone reads past their end, in a step like any other."""
+    write_model(tmp_path, "llama")
+    runner = tiny_runner_of(str(tmp_path))
+    assert isinstance(runner, TorchModelRunner)
+    poison = VOCAB_SIZE - 1
+    runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")
+    cleared: list[int] = []
+    clear = PagedKV.clear
+
+    def _clear(self: PagedKV, blocks: torch.Tensor) -> None:
+        cleared.append(len(blocks))
+        clear(self, blocks)
+
+    monkeypatch.setattr(PagedKV, "clear", _clear)
+    loop = EngineLoop(runner)
+    loop.run([[5, poison, 7], *PROMPTS[:3]], 6)
+    loop.run(PROMPTS, 6)
+    assert cleared
+
+
 MISTAKES: dict[str, Callable[[torch.Tensor], object]] = {
     "item": lambda t: t[0, 0].item(),
     "int": lambda t: int(t.argmax()),
@@ -95,6 +117,7 @@ MISTAKES: dict[str, Callable[[torch.Tensor], object]] = {
     "masked_select": lambda t: t.masked_select(t > 0),
     "unique": lambda t: t.unique(),
     "repeat_interleave": lambda t: t[0].repeat_interleave(torch.ones(t.shape[1], dtype=torch.int64)),
+    "torch.tensor": lambda t: torch.tensor([1, 2], device=t.device),
     "equal": lambda t: torch.equal(t, t),
 }
 
