@@ -48,7 +48,7 @@ SECTIONS = (
     Section("ceilings", 40), Section("llama-3.1-8b", 150), Section("smollm2-135m", 90), Section("qwen3-0.6b", 90),
     Section("peers qwen3-0.6b", 160),
 )  # fmt: skip
-QUICK_SECTIONS = (Section("ceilings", 30), Section("tiny", 40), Section("peers tiny", 40))
+QUICK_SECTIONS = (Section("ceilings", 90), Section("tiny", 90), Section("peers tiny", 90))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,6 +46,10 @@ class EngineSettings:
         "auto", "one product for linear layers sharing an input (q/k/v, gate/up); auto: on a GPU and for CPU kernels",
         choices=("auto", "on", "off"),
     )  # fmt: skip
+    compile: str = setting(
+        "off", "compile decoder layers with torch.compile at start, which takes a while and a C++ compiler",
+        choices=("on", "off"),
+    )  # fmt: skip
     quantization: str = setting(
         "none", "weights of linear layers, quantised at load: int8, int4 (bfloat16 only) or fp8 (GPUs only)",
         choices=("none", "int8", "int4", "fp8"),

@@ -19,14 +19,19 @@ from model_svc.settings import EngineSettings
 ATTENTIONS = next(f for f in dataclasses.fields(EngineSettings) if f.name == "attention").metadata["choices"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "eager: cuda_graphs=off overlap=off": {"cuda_graphs": "off", "overlap": "off"},
+    "graphs alone: overlap=off": {"overlap": "off"},
+    "overlap alone: cuda_graphs=off": {"cuda_graphs": "off", "overlap": "on"},
     **{f"attention={name}": {"attention": name} for name in ATTENTIONS if name != "auto"},
-    "cuda_graphs=off": {"cuda_graphs": "off"},
-    "overlap=off": {"overlap": "off"},
-    "overlap=on": {"overlap": "on"},
-    "cuda_graphs=off overlap=off": {"cuda_graphs": "off", "overlap": "off"},
     "block_size=64": {"block_size": 64},
+    "merge_linears=off": {"merge_linears": "off"},
+    "merge_linears=on": {"merge_linears": "on"},
+    "graphs and compile: overlap=off compile=on": {"overlap": "off", "compile": "on"},
+    "compile=on": {"compile": "on"},
 }
-"""Settings that are compared with the default. What `auto` chose there anyway is left out."""
+"""Settings that are compared with the default; what that is anyway is left out. Compiling is last: it takes longest."""
+COMPILE_S = 45.0
+"""What has to be left for a variant that compiles."""
 LOAD = 0.6
 """Share of the time that the requests of the Poisson run would take one after the other at full batches."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
@@ -59,14 +64,20 @@ def measure_shape(
 ) -> None:
     """Everything of one shape. `ceilings`: the results of that section, where there are any."""
     scale = QUICK if quick else Scale()
-    usual: dict[str, Any] = {"overlap": "on"} if device.type == "cuda" else {"overlap": "off", "cuda_graphs": "off"}
+    usual: dict[str, Any] = {"overlap": "off", "cuda_graphs": "off", "merge_linears": "off"}
+    if device.type == "cuda":
+        usual = {"overlap": "on", "merge_linears": "on"}
     for name, changed in VARIANTS.items():
         if changed and changed.items() <= usual.items():
             report.add(f"start {name}", left_out="it is the default here")
             continue
+        compiles = changed.get("compile") == "on"
+        if quick and compiles:
+            report.add(f"start {name}", left_out="compiling takes longer than all of a quick run")
+            continue
         recorded = {"lazy_graphs": True} if changed else {}  # few batch sizes are measured then
         release(device)
-        with tolerating(), report.measuring(f"start {name}", needs_s=1 if quick else 10):
+        with tolerating(), report.measuring(f"start {name}", needs_s=COMPILE_S if compiles else 1 if quick else 10):
             started_s = time.perf_counter()
             drive = Drive.start(source, settings_of(device, dtype, quick, changed | recorded))
             cost = cost_of(drive.model)
@@ -102,10 +113,11 @@ def measure_variant(
             steps = drive.decode(batch, scale.context, scale.num_steps, scale.most_s)
             decodes[batch] = statistics.median(steps)
             report.add(label, **decode_figures(steps, batch, scale.context, cost, ceilings))
+    if drive.model.device.type == "cuda":
+        with tolerating(), report.measuring(f"idle {name}", needs_s=5):
+            shares = {f"batch {batch}": idle_share(drive, batch, scale) for batch in scale.variant_batches}
+            report.add(f"idle {name}", **shares)
     if name == "default":
-        if drive.model.device.type == "cuda":
-            with tolerating(), report.measuring("idle", needs_s=5):
-                report.add("idle", **{f"batch {batch}": idle_share(drive, batch, scale) for batch in (1, 8, 32)})
         at = max((batch for batch in decodes if batch <= 32), default=0)
         prefilled = report.results.get("prefill", {}).get("tokens_per_s")
         if at and prefilled:
@@ -224,7 +236,7 @@ def poisson(drive: Drive, rate: float, scale: Scale) -> dict[str, Any]:
     started_s = time.perf_counter()
     next_s = started_s + rng.expovariate(rate)
     num_tokens = num_steps = 0
-    replayed = num_replays(drive)
+    replayed, drawn = num_replays(drive)
     while (now_s := time.perf_counter()) - started_s < scale.poisson_s:
         while next_s <= now_s:
             outputs = rng.randint(scale.mean_outputs // 2, scale.mean_outputs * 3 // 2)
@@ -248,18 +260,20 @@ def poisson(drive: Drive, rate: float, scale: Scale) -> dict[str, Any]:
     drive.abort(list(open_sequences.values()))
     if not gaps:
         raise RuntimeError(f"{len(arrived_s)} requests arrived and no second token came in {scale.poisson_s} s")
+    replays, draws = num_replays(drive)
     return {
-        "graph_steps_share": (num_replays(drive) - replayed) / max(1, num_steps),
+        "graph_steps_share": (replays - replayed) / max(1, num_steps),
+        "graph_draws_share": (draws - drawn) / max(1, num_steps),
         "requests_per_s": rate, "requests": len(arrived_s), "tokens_per_s": num_tokens / scale.poisson_s,
         "inter_token_ms": {p: 1000 * percentile(gaps, float(p[1:]) / 100) for p in ("p50", "p90", "p99")},
         "first_token_ms": {p: 1000 * percentile(firsts, float(p[1:]) / 100) for p in ("p50", "p99")},
     }  # fmt: skip
 
 
-def num_replays(drive: Drive) -> int:
-    """Decode steps that were replayed from a recording so far."""
+def num_replays(drive: Drive) -> tuple[int, int]:
+    """Steps whose decodes were replayed from a recording so far, and those whose decodes were drawn by one."""
     graphs = drive.runner._graphs
-    return graphs.num_replays if graphs is not None else 0
+    return (graphs.num_replays, graphs.sampler.num_replays) if graphs is not None else (0, 0)
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig
+import transformers
+from transformers import GenerationConfig
 
 from benchmarks.gpu_suite.drive import Drive, settings_of
 from benchmarks.gpu_suite.report import Report, tolerating
@@ -92,9 +93,12 @@ def batched(module: Any, prompts: Prompts, outputs: int, quick: bool) -> int:
 
     `quick`: with a small cache, because on a CPU it would take most of the memory.
     """
-    small = {"continuous_batching_config": ContinuousBatchingConfig(num_blocks=32, max_batch_tokens=256)}
+    small: dict[str, Any] = {}
+    if quick:
+        config = transformers.ContinuousBatchingConfig(num_blocks=32, max_batch_tokens=256)
+        small = {"continuous_batching_config": config}
     results = module.generate_batch(
         inputs=prompts, generation_config=module.generation_config, max_new_tokens=outputs, persistent_manager=True,
-        **(small if quick else {}),
+        **small,
     )  # fmt: skip
     return sum(len(result.generated_tokens) for result in results.values())

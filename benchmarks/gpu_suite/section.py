@@ -1,5 +1,6 @@
 """One section of `benchmarks/gpu.py`, in a process of its own: `python -m benchmarks.gpu_suite.section JSON`."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -34,6 +35,8 @@ def run(told: dict[str, Any], emit: Callable[[str], None]) -> dict[str, Any]:
     if name == "ceilings":
         report.add("machine", **machine(device))
         measure_ceilings(report, device, getattr(torch, dtype), quick)
+        if device.type == "cuda":  # now that it is warm
+            report.add("health", **health_figures(device))
         return report.results
     shape = name.removeprefix(PEERS)
     folder = Path(told["smollm2"])
@@ -45,6 +48,12 @@ def run(told: dict[str, Any], emit: Callable[[str], None]) -> dict[str, Any]:
     else:
         measure_shape(report, source, device, dtype, told["ceilings"], quick)
     return report.results
+
+
+def health_figures(device: torch.device) -> dict[str, Any]:
+    """What holds the GPU's clocks back, its memory errors and temperature, or why that is not known."""
+    health = health_of(str(getattr(torch.cuda.get_device_properties(device), "uuid", "")))
+    return {"not_known": health} if isinstance(health, str) else dataclasses.asdict(health)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -54,12 +54,11 @@ class PagedKV:
     dtype: torch.dtype
     device: torch.device
 
-    def clear(self, blocks: Sequence[int]) -> None:
-        """Zero these blocks in every layer."""
-        index = torch.tensor(blocks, dtype=torch.int64, device=self.device)
+    def clear(self, blocks: Tensor) -> None:
+        """Zero these blocks [N] int64 in every layer."""
         for layer in self.layers:
-            layer.key.index_fill_(0, index, 0)
-            layer.value.index_fill_(0, index, 0)
+            layer.key.index_fill_(0, blocks, 0)
+            layer.value.index_fill_(0, blocks, 0)
 
 
 def allocate(
@@ -233,13 +232,18 @@ def row_order(num_computed: Ints, num_new: Ints) -> Ints:
     return np.where(num_new == 1, -num_computed, 1).argsort(kind="stable").astype(np.int64, copy=False)
 
 
-def positions_and_slots(num_computed: Ints, num_new: Ints, table: Ints, block_size: int) -> tuple[Ints, Ints]:
-    """Each token's position in its sequence and its slot in the cache, both [T], for rows with block table [N, M]."""
+def positions_and_slots(
+    num_computed: Ints, num_new: Ints, table: Ints, block_size: int, lines: Ints | None = None
+) -> tuple[Ints, Ints]:
+    """Each token's position in its sequence and its slot in the cache, both [T], for N rows with these block tables.
+
+    `lines` [N]: where in `table` each row's is; None: in order.
+    """
     row = np.repeat(np.arange(len(num_new)), num_new)
     first_token = np.cumsum(num_new) - num_new
     position = np.arange(len(row)) + (num_computed - first_token)[row]
-    slot = table[row, position // block_size] * block_size + position % block_size
-    return position, slot
+    block = table[row if lines is None else lines[row], position // block_size]
+    return position, block * block_size + position % block_size
 
 
 def plan_step(

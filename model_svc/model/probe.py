@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model_svc.model.agreement import EAGER_TOLERANCE, difference
 from model_svc.model.attention import ATTENTION_NAME, AttentionBackend
+from model_svc.model.compiled import uncompiled
 from model_svc.model.discovery import Unservable, discover
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import LayerKVSpec, PagedKV, allocate, plan_step, positions_and_slots, query_starts_of
@@ -153,9 +154,10 @@ class _Trial:
         try:
             num_tokens = len(sequence.token_ids)
             positions = torch.arange(num_tokens, device=self.model.device) + sequence.first_position
-            output = self.model.module(
-                input_ids=sequence.token_ids[None], position_ids=positions[None], use_cache=False, return_dict=True
-            )
+            with uncompiled(self.model.module):
+                output = self.model.module(
+                    input_ids=sequence.token_ids[None], position_ids=positions[None], use_cache=False, return_dict=True
+                )
         finally:
             self.model.module.set_attn_implementation(ATTENTION_NAME)
         logits: Tensor = output.logits[0, -TAIL_TOKENS - 1 :]

@@ -1,15 +1,15 @@
-"""Decode steps recorded once per batch size and replayed, so that the host launches one graph instead of every kernel.
+"""Decode steps recorded once per batch size and replayed, so that the host launches two graphs instead of every kernel.
 
-One graph per bucket, from token ids to logits, over static buffers: a step's rows are copied in, what pads the bucket
-computes one position of a scratch block that nobody reads, and the logits of the rows that count are handed out. All
-graphs share one memory pool. Tokens are drawn outside, so penalties, masks and log-probabilities need no graph of their
-own. Knows how a graph is recorded only as a function it is given. Does not know sequences.
+Per bucket one graph from token ids to logits, over static buffers: a step's rows are copied in, what pads the bucket
+computes one position of a scratch block that nobody reads, and the logits of the rows that count are handed out. Then
+one from these logits to tokens (`recorded_sampler`), for rows whose logits nothing changes; penalties, masks and
+log-probabilities read the logits in between. All graphs share one memory pool. Knows how a graph is recorded only as a
+function it is given. Does not know sequences.
 """
 
-import logging
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
@@ -17,20 +17,9 @@ from torch import Tensor
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV, PagedStep
-
-log = logging.getLogger(__name__)
-
-
-class Graph(NamedTuple):
-    """A recorded computation."""
-
-    replay: Callable[[], None]
-    output: Tensor
-    """What was computed when it was recorded; each replay fills it anew."""
-
-
-Record = Callable[[Callable[[], Tensor]], Graph]
-"""Records what a function does to tensors that stay where they are."""
+from model_svc.runner.graph import Graph, Record
+from model_svc.runner.recorded_sampler import RecordedSampler
+from model_svc.runner.sampler import RowSampling
 
 
 def buckets(max_batch_size: int) -> list[int]:
@@ -60,6 +49,9 @@ class DecodeGraphs:
         self._graphs: dict[int, Graph] = {}
         self._scratch_block = scratch_block
         device, largest = kv.device, self.sizes[-1]
+        self.sampler = RecordedSampler(record, largest=largest, vocab_size=model.vocab_size, device=device)
+        self._size = 0
+        """The size that was replayed last."""
         self._token_ids = torch.zeros(largest, dtype=torch.int64, device=device)
         self._positions = torch.zeros(largest, dtype=torch.int64, device=device)
         self._slots = torch.empty(largest, dtype=torch.int64, device=device)
@@ -75,8 +67,11 @@ class DecodeGraphs:
             progress(done, len(self.sizes))
 
     def record_largest(self) -> None:
-        """Record the largest size, to see what memory the graphs take."""
+        """Record what takes most, to see how much memory that is: the largest size, and the largest with every draw."""
         self._graph(self.sizes[-1])
+        for size in filter(self.sampler.takes_all_draws, reversed(self.sizes)):
+            self._graph(size)
+            break
 
     def record_smallest(self) -> None:
         """Record the smallest size, to see that it can be done."""
@@ -99,7 +94,15 @@ class DecodeGraphs:
             self._pad(num_rows, size)
         graph.replay()
         self.num_replays += 1
+        self._size = size
         return graph.output[:num_rows]
+
+    def tokens(self, rows: Rows[RowSampling]) -> Tensor | None:
+        """[len(rows)] int64: drawn from the logits that the last call of `logits` gave, as `sampler.sample` would.
+
+        None where that is not recorded.
+        """
+        return self.sampler.tokens(self._size, rows)
 
     def _pad(self, start: int, stop: int) -> None:
         """Rows that compute the scratch block's first position."""
@@ -114,6 +117,7 @@ class DecodeGraphs:
         if graph is None:
             self._pad(0, size)
             graph = self._graphs[size] = self._record(lambda: self._compute(size))
+            self.sampler.record(graph.output)
         return graph
 
     def _compute(self, size: int) -> Tensor:
@@ -125,21 +129,3 @@ class DecodeGraphs:
         return self._model.logits(
             self._token_ids[:size], self._positions[:size], self._range[:size], step, self._backend
         )  # fmt: skip
-
-
-def record_on_cuda(device: torch.device) -> Record:
-    """What records CUDA graphs that share one memory pool."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(compute: Callable[[], Tensor]) -> Graph:
-        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(beside):
-            compute()  # what is made at a first call must not be recorded
-        torch.cuda.current_stream(device).wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = compute()
-        return Graph(graph.replay, output)
-
-    return record

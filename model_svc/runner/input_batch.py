@@ -1,12 +1,12 @@
 """Turns a ScheduledBatch into the flattened tensors of one step.
 
 Everything goes up in one copy, from blocks that are made once, sized by the step's limits, and pinned when a GPU reads
-them. Knows sequences and blocks; does not know the model, nor how a token is drawn.
+them; of block tables only what changed. Knows sequences and blocks; does not know the model, nor how a token is drawn.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import PENDING
 from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, query_starts_of, row_order
+from model_svc.runner.block_tables import NUM_ARRAYS, BlockTables
 from tokenwire.errors import Internal
 
 NUM_IN_FLIGHT = 2
@@ -34,6 +35,8 @@ class StepInput:
     for prompt log-probabilities."""
     sampled_rows: list[int]
     """[S]: the row of the batch each of the former belongs to."""
+    sampled_slots: Tensor
+    """[S] int64: the slots of their sequences."""
     num_sampled_decodes: int
     """How many of these are rows of a single token; they come first."""
     prompt_spans: list["PromptSpan"]
@@ -73,12 +76,16 @@ class StagingBlock:
 
 
 class InputBatch:
-    """The staging blocks. `max_tokens` and `max_rows` bound a step; `max_blocks` bounds a block table."""
+    """The staging blocks and the block tables.
+
+    `max_tokens` and `max_rows` bound a step, the latter slots too; `max_blocks` bounds a block table.
+    """
 
     def __init__(self, kv: PagedKV, *, max_tokens: int, max_rows: int, max_blocks: int) -> None:
         self.kv = kv
         self.max_tokens, self.max_rows, self.max_blocks = max_tokens, max_rows, max_blocks
-        capacity = 5 * max_tokens + (max_blocks + 5) * max_rows + 1
+        self._tables = BlockTables(max_rows, max_blocks, kv.device)
+        capacity = 5 * max_tokens + (2 * max_blocks + 9) * max_rows + 1
         self._ring = [StagingBlock(capacity, kv.device) for _ in range(NUM_IN_FLIGHT)]
 
     def build(self, batch: ScheduledBatch, last_tokens: Tensor) -> StepInput:
@@ -93,35 +100,44 @@ class InputBatch:
         rows = [batch.rows[index] for index in order]
         num_computed, num_new = num_computed[order], num_new[order]
 
-        table = fill_table(rows, self.max_blocks)
-        positions, slots = positions_and_slots(num_computed, num_new, table, self.kv.block_size)
+        row_slots = np.array([row.sequence.slot for row in rows], dtype=np.int64)
+        table_changes = self._tables.changes(rows)
+        positions, slots = positions_and_slots(
+            num_computed, num_new, self._tables.on_host, self.kv.block_size, row_slots
+        )  # fmt: skip
         starts = query_starts_of(num_new)
         samples = np.array([row.samples for row in rows], dtype=bool)
         spans, prompt_tokens = prompt_spans(rows, order, starts)
         kept = np.concatenate(((starts[1:] - 1)[samples], prompt_tokens))
         targets = np.array([token for span in spans for token in span.token_ids], dtype=np.int64)
         pending = [at for at, row in enumerate(rows) if row.sequence.token_ids[row.start] == PENDING]
-        pending_slots = np.array([rows[at].sequence.slot for at in pending], dtype=np.int64)
 
         self._ring.reverse()
-        up = self._ring[0].upload(
-            [
-                new_token_ids(rows, int(num_new.sum())), positions, slots, kept, targets, num_computed + num_new,
-                starts, np.array(pending, dtype=np.int64), pending_slots, table,
-            ]
+        up = iter(
+            self._ring[0].upload(
+                [
+                    *table_changes, row_slots, new_token_ids(rows, int(num_new.sum())), positions, slots, kept, targets,
+                    num_computed + num_new, starts, row_slots[samples], np.array(pending, dtype=np.int64),
+                    row_slots[pending],
+                ]
+            )
         )  # fmt: skip
-        token_ids, positions_up, slots_up, kept_up, targets_up, lengths, starts_up, pending_at, pending_up, table_up = (
-            up
-        )
+        self._tables.write(*islice(up, NUM_ARRAYS))
+        widest = min(max(len(row.sequence.block_table) for row in rows), self.max_blocks)
+        table = self._tables.of_rows(next(up), widest)
+        token_ids, positions_up, slots_up, kept_up, targets_up, lengths, starts_up, sampled_slots, pending_at, of = up
         if pending:  # each computes that token alone, and such rows come first
-            token_ids.index_copy_(0, pending_at, last_tokens.index_select(0, pending_up))
-        step = plan_step(
-            self.kv, num_computed, num_new, slots_up, table_up.view(table.shape), lengths, starts_up
-        )  # fmt: skip
+            token_ids.index_copy_(0, pending_at, last_tokens.index_select(0, of))
+        step = plan_step(self.kv, num_computed, num_new, slots_up, table, lengths, starts_up)
         num_sampled_decodes = int(np.count_nonzero(samples[: step.num_decodes]))
         return StepInput(
-            token_ids, positions_up, kept_up, order[samples].tolist(), num_sampled_decodes, spans, targets_up, step
-        )
+            token_ids, positions_up, kept_up, order[samples].tolist(), sampled_slots, num_sampled_decodes, spans,
+            targets_up, step,
+        )  # fmt: skip
+
+    def forget(self) -> None:
+        """After a step that failed: what is kept by slot may be half written."""
+        self._tables.forget()
 
     def _check(self, batch: ScheduledBatch) -> None:
         rows, block_size = batch.rows, self.kv.block_size
@@ -137,18 +153,6 @@ class InputBatch:
             given = len(row.sequence.block_table)
             if row.end > given * block_size:
                 raise Internal(f"row {index} has {given} blocks where its tokens need {-(-row.end // block_size)}")
-
-
-def fill_table(rows: list[ScheduledRow], max_blocks: int) -> Ints:
-    """Block tables [N, M], a shorter one padded with its own first block; M is the longest table's length."""
-    lengths = np.array([len(row.sequence.block_table) for row in rows], dtype=np.int64)
-    widest = min(int(lengths.max()), max_blocks)
-    table = np.empty((len(rows), widest), dtype=np.int64)
-    table[:] = np.array([row.sequence.block_table[0] for row in rows], dtype=np.int64)[:, None]
-    used = np.minimum(lengths, widest)
-    blocks = chain.from_iterable(row.sequence.block_table[:widest] for row in rows)
-    table[np.arange(widest) < used[:, None]] = np.fromiter(blocks, dtype=np.int64, count=int(used.sum()))
-    return table
 
 
 def new_token_ids(rows: list[ScheduledRow], num_tokens: int) -> Ints:

@@ -136,6 +136,11 @@ def is_penalised(sequence: Sequence) -> bool:
     return params.repetition_penalty != 1.0 or bool(params.presence_penalty) or bool(params.frequency_penalty)
 
 
+def is_changed(sequence: Sequence) -> bool:
+    """Whether its request may change the logits of its next token."""
+    return is_penalised(sequence) or has_bias(sequence.sampling) or bool(banned_next(sequence))
+
+
 def banned_next(sequence: Sequence) -> list[int]:
     """Ids that may not come next and might come later: stop ids before min_tokens, last ids of banned sequences."""
     token_ids, last = sequence.token_ids, sequence.token_ids[-1]

@@ -18,9 +18,9 @@ from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
 from model_svc.runner.logprobs import score_prompt, score_sampled
 from model_svc.runner.memory import raising_out_of_memory
-from model_svc.runner.next_token import next_tokens
+from model_svc.runner.next_token import draws_of, is_plain, next_tokens
 from model_svc.runner.step_output import LaunchedStep, make_step_output
-from model_svc.runner.transfer import HostCopies, together
+from model_svc.runner.transfer import HostCopies, to_device
 from tokenwire.errors import Internal
 
 
@@ -56,9 +56,11 @@ class TorchModelRunner:
         try:
             with raising_out_of_memory(self._model.device):
                 return self._launch(batch)
-        except OutOfMemory:
+        except Exception as error:
             self._changer.forget()
-            self._tainted_blocks.update(block for row in batch.rows for block in row.sequence.block_table)
+            self._input_batch.forget()
+            if isinstance(error, OutOfMemory):
+                self._tainted_blocks.update(block for row in batch.rows for block in row.sequence.block_table)
             raise
 
     def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
@@ -73,8 +75,9 @@ class TorchModelRunner:
             return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False)
         num_sampled = len(inputs.sampled_rows)
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
-        tokens = next_tokens(logits[:num_sampled], sequences, self._changer)
-        self._keep_last(sequences, tokens)
+        tokens = self._next_tokens(logits[:num_sampled], sequences, inputs)
+        # What stands for no token becomes token 0: such a sequence ends, and its row of the next step is not looked at.
+        self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens.clamp(min=0))
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
         copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())))
@@ -98,20 +101,10 @@ class TorchModelRunner:
         if on_gpu:
             torch.cuda.empty_cache()
 
-    def _keep_last(self, sequences: list[Sequence], tokens: torch.Tensor) -> None:
-        """Remember what was sampled under each sequence's slot, for a step that is launched before it is collected.
-
-        What stands for no token becomes token 0: such a sequence ends, and its row of that step is not looked at.
-        """
-        kept = [at for at, sequence in enumerate(sequences) if sequence.slot >= 0]
-        if kept:
-            at, slots = together([np.array(kept), np.array([sequences[i].slot for i in kept])], tokens.device)
-            self._last_tokens.index_copy_(0, slots, tokens.index_select(0, at).clamp(min=0))
-
     def _forward(self, inputs: StepInput) -> torch.Tensor:
         """[S + P, vocab_size]: the logits that are wanted."""
         step = inputs.step
-        if self._graphs is None or not step.num_decodes or inputs.prompt_spans:
+        if self._graphs is None or not replays_decodes(inputs):
             return self._model.logits(inputs.token_ids, inputs.positions, inputs.kept_tokens, step, self._backend)
         num_kept, first_token = inputs.num_sampled_decodes, step.num_decodes
         logits = self._graphs.logits(inputs.token_ids, inputs.positions, step)
@@ -124,6 +117,22 @@ class TorchModelRunner:
             step.without_decodes(), self._backend,
         )  # fmt: skip
         return torch.cat((logits, of_chunks))
+
+    def _next_tokens(self, logits: torch.Tensor, sequences: list[Sequence], inputs: StepInput) -> torch.Tensor:
+        """[S]: see `next_tokens`. Decodes that were replayed are drawn by a graph too, where all of them are plain."""
+        num_decodes = inputs.num_sampled_decodes
+        decodes = sequences[:num_decodes]
+        drawn: torch.Tensor | None = None
+        if (
+            self._graphs is not None and replays_decodes(inputs) and num_decodes == inputs.step.num_decodes
+            and all(map(is_plain, decodes))
+        ):  # fmt: skip
+            drawn = self._graphs.tokens(draws_of(decodes))
+        if drawn is None:
+            return next_tokens(logits, sequences, self._changer)
+        if num_decodes == len(sequences):
+            return drawn
+        return torch.cat((drawn, next_tokens(logits[num_decodes:], sequences[num_decodes:], self._changer)))
 
     def _clean_fresh_blocks(self, batch: ScheduledBatch) -> None:
         """Zero the blocks that a row begins in this step and that a NaN may have been left in.
@@ -138,5 +147,10 @@ class TorchModelRunner:
             fresh.update(row.sequence.block_table[first:last])
         fresh &= self._tainted_blocks
         if fresh:
-            self._kv.clear(sorted(fresh))
+            self._kv.clear(to_device(np.array(sorted(fresh), dtype=np.int64), self._kv.device))
             self._tainted_blocks -= fresh
+
+
+def replays_decodes(inputs: StepInput) -> bool:
+    """Whether a recorded step fits this one's decodes: those give logits of their last token alone."""
+    return inputs.step.num_decodes > 0 and not inputs.prompt_spans

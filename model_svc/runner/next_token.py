@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_svc.engine.sequence import Sequence
-from model_svc.runner.logits import LogitsChanger
+from model_svc.runner.logits import LogitsChanger, is_changed
 from model_svc.runner.sampler import NOT_FINITE, RowSampling, sample
 from tokenwire.sampling import NEUTRAL
 
@@ -20,12 +20,22 @@ UNCHANGED = RowSampling(NEUTRAL, choice=0, position=0)
 """The cheapest draw: only tells whether the model's logits are finite."""
 
 
+def draws_of(sequences: Rows[Sequence]) -> list[RowSampling]:
+    """How each sequence's next token is drawn."""
+    return [RowSampling(s.sampling, s.choice, s.num_outputs) for s in sequences]
+
+
+def is_plain(sequence: Sequence) -> bool:
+    """Whether its next token is drawn from the logits as the model gives them, which nobody else reads."""
+    return sequence.logprobs is None and not is_changed(sequence)
+
+
 def next_tokens(logits: Tensor, sequences: Rows[Sequence], changer: LogitsChanger) -> Tensor:
     """[N] int64 on the device: a token id per row, `NOT_FINITE` or `NO_TOKEN`. Does not wait for a GPU.
 
     `logits`: [N, vocab_size] of each sequence's last token, any float type; not changed.
     """
-    draws = [RowSampling(s.sampling, s.choice, s.num_outputs) for s in sequences]
+    draws = draws_of(sequences)
     changed = changer.change(logits, sequences)
     if changed is None:
         return sample(logits, draws)

@@ -4,7 +4,8 @@ A stochastic row uses one uniform number, fixed by (seed, choice, output positio
 vocabulary order at which the cumulative probability exceeds it: nothing else in the batch has a say, and no noise is
 made per vocabulary entry. Filters mean what transformers' logits warpers mean, in their order: temperature, top-k,
 top-p, min-p; tokens that tie with the last one kept are kept too. Rows are split by what they ask for, on the host, so
-that greedy rows pay for no softmax and unfiltered rows for no sort. Does not know models, sequences or stop rules.
+that greedy rows pay for no softmax and unfiltered rows for no sort. The same draw without that split, which needs no
+number of the host's, is in `recorded_sampler`. Does not know models, sequences or stop rules.
 """
 
 from collections.abc import Sequence as Rows
@@ -60,8 +61,7 @@ def sample(logits: Tensor, rows: Rows[RowSampling]) -> Tensor:
 
     Does not wait for a GPU.
     """
-    tokens = likeliest(logits)
-    finite = logits.gather(-1, tokens[:, None]).squeeze(-1).isfinite()  # argmax finds a NaN wherever there is one
+    tokens, finite = greedy(logits)
     plain: list[int] = []
     filtered: list[int] = []
     for index, row in enumerate(rows):
@@ -83,6 +83,12 @@ def likeliest(logits: Tensor) -> Tensor:
     return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
 
 
+def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """[N] int64: `likeliest`; [N] bool: whether any token may be drawn from the row."""
+    tokens = likeliest(logits)
+    return tokens, logits.gather(-1, tokens[:, None]).squeeze(-1).isfinite()  # argmax finds a NaN wherever there is one
+
+
 def is_filtered(params: SamplingParams) -> bool:
     """Whether any token may be cut."""
     return bool(params.top_k) or params.top_p != 1.0 or bool(params.min_p)
@@ -90,8 +96,8 @@ def is_filtered(params: SamplingParams) -> bool:
 
 def _columns(rows: Rows[RowSampling], logits: Tensor) -> _Columns:
     device, vocab_size = logits.device, logits.shape[-1]
-    values = [[_tame(r.params.temperature or 0.0), r.params.top_p, r.params.min_p] for r in rows]
-    limits = [r.params.top_k if r.params.top_k and r.params.top_k < vocab_size else 0 for r in rows]
+    values = [[tamed(r.params.temperature or 0.0), r.params.top_p, r.params.min_p] for r in rows]
+    limits = [top_k_of(r.params, vocab_size) for r in rows]
     counters = [
         [as_int64(r.params.seed or 0), r.choice, r.position, limit] for r, limit in zip(rows, limits, strict=True)
     ]
@@ -104,26 +110,35 @@ def _columns(rows: Rows[RowSampling], logits: Tensor) -> _Columns:
     return _Columns(temperature, top_k[:, None], top_p, min_p, noise, max(limits), any_nucleus)
 
 
-def _tame(temperature: float) -> float:
+def top_k_of(params: SamplingParams, vocab_size: int) -> int:
+    """The request's top_k, 0 where it cuts nothing."""
+    return params.top_k if params.top_k and params.top_k < vocab_size else 0
+
+
+def tamed(temperature: float) -> float:
+    """A temperature that fp32 holds, neither 0 nor infinite."""
     return min(max(temperature, SMALLEST_TEMPERATURE), LARGEST_TEMPERATURE)
 
 
 def _draw(logits: Tensor, columns: _Columns, *, filtered: bool) -> Tensor:
     """[N] token ids from logits [N, V] fp32, which it may overwrite. A row that is not finite gives any id."""
-    probabilities = filtered_probabilities(logits, columns) if filtered else tempered(logits, columns).softmax(-1)
+    if filtered:
+        probabilities = filtered_probabilities(logits, columns)
+    else:
+        probabilities = tempered(logits, columns.temperature).softmax(-1)
     return invert(probabilities, columns.uniform)
 
 
-def tempered(logits: Tensor, columns: _Columns) -> Tensor:
+def tempered(logits: Tensor, temperature: Tensor) -> Tensor:
     """Logits over temperature, shifted first so that the largest is 0 and no temperature can overflow."""
-    return (logits - logits.amax(-1, keepdim=True)) / columns.temperature
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
 def filtered_probabilities(logits: Tensor, columns: _Columns) -> Tensor:
     """[N, V]: probabilities, zero where a filter cuts; not scaled back to sum to 1."""
-    scores = tempered(logits, columns)
+    scores = tempered(logits, columns.temperature)
     if columns.largest_k:
-        scores = keep_top_k(scores, columns.top_k, columns.largest_k)
+        scores = keep_top_k(scores, columns.top_k, scores.topk(columns.largest_k, dim=-1).values)
     probabilities = scores.softmax(-1)
     threshold = columns.min_p * probabilities.amax(-1, keepdim=True)
     if columns.any_nucleus:
@@ -131,9 +146,9 @@ def filtered_probabilities(logits: Tensor, columns: _Columns) -> Tensor:
     return probabilities.masked_fill_(probabilities < threshold, 0.0)
 
 
-def keep_top_k(scores: Tensor, top_k: Tensor, largest_k: int) -> Tensor:
-    """Scores below a row's k-th largest become -infinity; 0 keeps the row whole."""
-    kth = scores.topk(largest_k, dim=-1).values.gather(-1, (top_k - 1).clamp(min=0))
+def keep_top_k(scores: Tensor, top_k: Tensor, largest: Tensor) -> Tensor:
+    """Scores below a row's k-th largest become -infinity; 0 keeps the row whole. `largest`: in order, top_k or more."""
+    kth = largest.gather(-1, (top_k - 1).clamp(min=0))
     return scores.masked_fill((top_k > 0) & (scores < kth), -torch.inf)
 
 
@@ -146,6 +161,11 @@ def nucleus_threshold(probabilities: Tensor, top_p: Tensor) -> Tensor:
             break
     else:
         likeliest = probabilities.sort(dim=-1, descending=True).values
+    return nucleus_edge(likeliest, top_p)
+
+
+def nucleus_edge(likeliest: Tensor, top_p: Tensor) -> Tensor:
+    """`nucleus_threshold` from a row's likeliest tokens in order, which must hold the nucleus."""
     before = likeliest.cumsum(-1, dtype=torch.float64) - likeliest
     last_kept = ((before < top_p).sum(-1, keepdim=True) - 1).clamp(min=0)
     return torch.where(top_p == 1.0, 0.0, likeliest.gather(-1, last_kept))

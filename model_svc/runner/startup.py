@@ -17,18 +17,17 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run
 from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
+from model_svc.model.compiled import compile_layers
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
-from model_svc.model.merged_linear import merge_linears
-from model_svc.model.native_decoder import native_decoder
-from model_svc.model.native_linear import pack_linears
 from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
-from model_svc.model.probe import kv_specs, probe
-from model_svc.model.quantized import check_quantization, quantize
+from model_svc.model.probe import kv_specs
+from model_svc.model.quantized import check_quantization
 from model_svc.model.ranks import Ranks
-from model_svc.native.library import why_unavailable
-from model_svc.runner.decode_graphs import DecodeGraphs, record_on_cuda
+from model_svc.runner.decode_graphs import DecodeGraphs
+from model_svc.runner.fast_layers import probed, why_without_kernels, with_fast_layers
 from model_svc.runner.gpu_check import check_gpu
+from model_svc.runner.graph import record_on_cuda
 from model_svc.runner.host import usable_cores
 from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.kv_cache import KVSize, kv_size
@@ -82,6 +81,9 @@ def start_runner(
     step_memory: StepMemory | None = None
     with timed(phases_s, "probe"):
         specs = kv_specs(model)
+    if settings.compile == "on":
+        with timed(phases_s, "compile"):
+            compile_layers(model, backend, specs, settings.block_size)
     if device.type == "cuda":
         with timed(phases_s, "memory"):
             step_memory = try_largest(settings, model, backend, specs, limits, context)
@@ -95,7 +97,7 @@ def start_runner(
         )  # fmt: skip
         if ranks is not None:
             size = KVSize(*ranks.smallest(size.num_blocks, size.max_context_tokens))
-        model = probed(settings, model, backend, specs, size)
+        model = probed(model, backend, specs, settings.block_size, size.max_context_tokens)
     with timed(phases_s, "kv"):
         kv = make_cache(settings, model, specs, size)
     graphs = make_graphs(settings, model, backend, kv, size, limits)
@@ -110,71 +112,6 @@ def start_runner(
     return runner
 
 
-def why_without_kernels(settings: EngineSettings, device: torch.device, ranks: Ranks | None) -> str | None:
-    """Why the project's CPU kernels are not used; None where they are.
-
-    Raises FailedPrecondition where they are asked for in vain.
-    """
-    why = obstacle_to_kernels(settings, device, ranks)
-    if why is not None and settings.cpu_kernels == "on":
-        raise FailedPrecondition(f"cpu_kernels: they cannot be used: {why}", reason="CPU_KERNELS_UNAVAILABLE")
-    if device.type == "cpu":
-        log.info("CPU kernels: %s", "in use" if why is None else f"not in use: {why}")
-    return why
-
-
-def obstacle_to_kernels(settings: EngineSettings, device: torch.device, ranks: Ranks | None) -> str | None:
-    """What rules the CPU kernels out, if anything does."""
-    if settings.cpu_kernels == "off":
-        return "cpu_kernels is off"
-    if device.type != "cpu":
-        return f"the device is {device}"
-    if ranks is not None:
-        return "the model is split over several ranks"
-    if settings.dtype == "float16":
-        return "they compute in float32 and bfloat16, not in float16"
-    return why_unavailable()
-
-
-def with_fast_layers(
-    settings: EngineSettings, model: LoadedModel, backend: AttentionBackend, *, natively: bool
-) -> LoadedModel:
-    """The model with its linear layers merged, quantised and packed as settings and device have it."""
-    on_ranks = settings.tensor_parallel > 1
-    if settings.merge_linears == "on" or (
-        settings.merge_linears == "auto" and not on_ranks and (natively or model.device.type == "cuda")
-    ):
-        merge_linears(model)
-    quantize(model, settings.quantization, natively=natively and model.dtype == torch.bfloat16)
-    if not natively:
-        return model
-    pack_linears(model)
-    decoder = native_decoder(model) if backend.name == "native" else None
-    log.info("forward pass: %s", "CPU kernels" if decoder else "transformers, with packed linear layers")
-    return replace(model, decoder=decoder)
-
-
-def probed(
-    settings: EngineSettings,
-    model: LoadedModel,
-    backend: AttentionBackend,
-    specs: tuple[LayerKVSpec, ...],
-    size: KVSize,
-) -> LoadedModel:
-    """The model, shown to be served rightly; without its decoder if that is what gives other numbers."""
-    limits = {"block_size": settings.block_size, "max_context_tokens": size.max_context_tokens}
-    try:
-        probe(model, backend, specs, **limits)
-        return model
-    except FailedPrecondition as error:
-        if model.decoder is None:
-            raise
-        log.warning("forward pass: transformers, because the CPU kernels give other numbers: %s", error)
-    model = replace(model, decoder=None)
-    probe(model, backend, specs, **limits)
-    return model
-
-
 def check_combination(settings: EngineSettings) -> None:
     """Raise FailedPrecondition for settings that exclude each other."""
     if settings.tensor_parallel > 1 and (settings.merge_linears == "on" or settings.quantization != "none"):
@@ -182,6 +119,11 @@ def check_combination(settings: EngineSettings) -> None:
             "tensor_parallel: layers of several ranks are neither merged nor quantised; leave merge_linears auto and "
             "quantization none",
             reason="RANKS_NOT_MERGED_OR_QUANTISED",
+        )
+    if settings.tensor_parallel > 1 and settings.compile == "on":
+        raise FailedPrecondition(
+            "compile: layers of several ranks are not compiled; leave --compile off or --tensor-parallel 1",
+            reason="RANKS_NOT_COMPILED",
         )
 
 
@@ -337,7 +279,7 @@ def warm_up(runner: TorchModelRunner, num_prompt_tokens: int) -> None:
     sequence = Sequence(
         sequence_id=0, token_ids=[0] * num_prompt_tokens, num_prompt_tokens=num_prompt_tokens,
         sampling=replace(NEUTRAL, temperature=1.0, top_p=0.9, seed=0),
-        stop=StopParams(max_tokens=2), block_table=list(range(num_blocks)),
+        stop=StopParams(max_tokens=2), slot=0, block_table=list(range(num_blocks)),
     )  # fmt: skip
     run_step(runner, ScheduledBatch((ScheduledRow(sequence, num_prompt_tokens),)))
     sequence.num_computed_tokens = num_prompt_tokens

@@ -49,6 +49,9 @@ def test_all_of_it_runs_without_grpc(tmp_path: Path) -> None:
     for batch in (1, 4, 8):
         decode = tiny[f"decode default batch {batch}"]
         assert decode["tokens_per_s"] > 0 and decode["share_of_read_bandwidth"] > 0
+    assert tiny["poisson"]["graph_steps_share"] == tiny["poisson"]["graph_draws_share"] == 0
+    assert tiny["decode overlap alone: cuda_graphs=off batch 1"]["tokens_per_s"] > 0
+    assert tiny["start compile=on"]["left_out"] and tiny["start graphs alone: overlap=off"]["left_out"]
     assert tiny["poisson"]["inter_token_ms"]["p99"] >= tiny["poisson"]["inter_token_ms"]["p50"] > 0
     peers = record["sections"]["peers tiny"]
     assert {name for name, values in peers.items() if "output_tokens_per_s" in values} == {
@@ -124,6 +127,14 @@ def test_percentiles_and_digits() -> None:
 
 def test_variants_are_settings_that_exist() -> None:
     assert all(EngineSettings(**changed) for changed in VARIANTS.values())
+    graphs_overlap_compile = [
+        (changed.get("cuda_graphs", "auto") == "auto", changed.get("overlap", "auto") != "off", "compile" in changed)
+        for name, changed in VARIANTS.items() if not {"attention", "block_size", "merge_linears"} & set(changed)
+    ]  # fmt: skip
+    assert sorted(graphs_overlap_compile) == [
+        (False, False, False), (False, True, False), (True, False, False), (True, False, True), (True, True, False),
+        (True, True, True),
+    ]  # fmt: skip
 
 
 def shape_cost(name: str) -> Cost:

@@ -14,7 +14,10 @@ import torch
 
 from model_svc.engine.batch import ModelRunner
 from model_svc.engine.sequence import Sequence
+from model_svc.runner.graph import record_on_cuda
 from model_svc.runner.model_runner import TorchModelRunner
+from model_svc.runner.recorded_sampler import RecordedSampler
+from model_svc.runner.sampler import RowSampling, sample
 from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import StepLoop, outputs
@@ -147,6 +150,36 @@ def test_running_out_of_memory_loses_no_token(
     assert loop.engine.scheduler.load().num_out_of_memory > 0
     assert {terminal.reason for terminal in loop.terminals.values()} == {FinishReason.LENGTH}
     check(sequences, references("llama"))
+
+
+def test_recorded_draws_are_those_of_the_eager_sampler(device: str) -> None:
+    """Rows of every kind beside each other, for a vocabulary that torch sorts in another way than a small one."""
+    generator = torch.Generator(device).manual_seed(0)
+    logits = torch.zeros(8, 32_000, device=device)
+    recorded = RecordedSampler(
+        record_on_cuda(torch.device(device)), largest=8, vocab_size=32_000, device=torch.device(device)
+    )  # fmt: skip
+    recorded.record(logits)
+    kinds = [replace(NEUTRAL, seed=0), replace(NEUTRAL, temperature=0.9, seed=1), stochastic(2)]
+    for batch in ([kinds[0]] * 8, [kinds[0], kinds[1]] * 4, [*kinds, *kinds], kinds[2:]):
+        for position in range(20):
+            logits.copy_(torch.randn(8, 32_000, device=device, generator=generator) * 3)
+            logits[0, 5] = float("nan") if position == 3 else 0.0
+            rows = [RowSampling(params, 0, position) for params in batch]
+            tokens = recorded.tokens(8, rows)
+            assert tokens is not None
+            assert tokens.tolist() == sample(logits[: len(rows)], rows).tolist()
+    assert recorded.num_replays == 4 * 20
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_give_the_same_tokens(folders: Folders, references: References, device: str) -> None:
+    """With graphs recorded over them, and overlapped, as a server runs them."""
+    runner = tiny_runner_of(folders("llama"), device=device, compile="on")
+    assert isinstance(runner, TorchModelRunner) and runner._graphs is not None
+    loop = EngineLoop(runner, overlap=True)
+    check(loop.run(BATCH, NUM_OUTPUTS, staggered=True), references("llama"))
+    assert runner._graphs.num_replays and runner._graphs.sampler.num_replays
 
 
 def test_bf16_decodes_near_fp32(folders: Folders, references: References, device: str) -> None:

@@ -1,6 +1,7 @@
 """Llama-shaped models through the CPU kernels, against their own forward pass with the same packed weights."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_a_sequences_logits_are_the_same_bits_alone_and_in_a_batch(tmp_path: Pat
     token_ids = torch.randint(VOCAB_SIZE, (sum(new),), generator=torch.Generator().manual_seed(2))
     positions, step = step_of(model, computed, new)
     together = model.logits(token_ids, positions, torch.arange(sum(new)), step, SdpaBackend())
-    for row, (start, stop) in enumerate(zip(step.query_starts[:-1].tolist(), step.query_starts[1:].tolist())):
+    for row, (start, stop) in enumerate(pairwise(step.query_starts.tolist())):
         span = slice(start, stop)
         alone = PagedStep(
             step.kv, step.slots[span], step.table[row : row + 1], step.lengths[row : row + 1],

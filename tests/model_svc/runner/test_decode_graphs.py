@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from model_svc.runner.decode_graphs import DecodeGraphs, Graph, Record, buckets
+from model_svc.runner import recorded_sampler
+from model_svc.runner.decode_graphs import DecodeGraphs, buckets
+from model_svc.runner.graph import Graph, Record
 from model_svc.runner.model_runner import TorchModelRunner
+from model_svc.runner.recorded_sampler import Draw
 from model_svc.runner.startup import record_graphs
 from tests.fakes.engine_loop import EngineLoop
+from tests.fakes.recorder import Recorder
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import outputs
 from tests.fakes.tiny_models import VOCAB_SIZE, write_model
@@ -20,22 +24,6 @@ from tokenwire.sampling import NEUTRAL
 NUM_OUTPUTS = 8
 PROMPTS = [[(7 * i + j * j) % VOCAB_SIZE for j in range(1 + 5 * i % 23)] for i in range(13)]
 families = pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
-
-
-class Recorder:
-    """Stands in for CUDA: keeps the function and, on replay, fills the same output by running it once more."""
-
-    def __init__(self) -> None:
-        self.num_recorded = 0
-
-    def __call__(self, compute: Callable[[], Tensor]) -> Graph:
-        self.num_recorded += 1
-        output = compute().clone()
-
-        def replay() -> None:
-            output.copy_(compute())
-
-        return Graph(replay, output)
 
 
 def runner_with(folder: Path, record: Record, *, lazily: bool = False) -> TorchModelRunner:
@@ -60,7 +48,7 @@ def test_replayed_steps_give_transformers_tokens(tmp_path: Path, family: str, ov
     loop = EngineLoop(runner, step_tokens=20, overlap=overlap)
     sequences = loop.run(PROMPTS, NUM_OUTPUTS, staggered=True)
     assert [outputs(s) for s in sequences] == [reference.greedy(p, NUM_OUTPUTS).token_ids for p in PROMPTS]
-    assert recorder.num_recorded == len(buckets(16))
+    assert recorder.num_recorded == len(buckets(16)) * (1 + len(Draw))
     assert runner._graphs is not None and runner._graphs.num_replays > NUM_OUTPUTS
 
 
@@ -107,9 +95,24 @@ def test_lazily_a_size_is_recorded_when_it_occurs(tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
     recorder = Recorder()
     runner = runner_with(tmp_path, recorder, lazily=True)
-    assert recorder.num_recorded == 1
+    assert recorder.num_recorded == 1 + len(Draw)
     EngineLoop(runner).run(PROMPTS[:3], NUM_OUTPUTS)
-    assert recorder.num_recorded == 2
+    assert recorder.num_recorded == 2 * (1 + len(Draw))
+
+
+def test_memory_is_tried_with_the_largest_size_and_the_largest_that_sorts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, "llama")
+    runner = runner_with(tmp_path, Recorder(), lazily=True)
+    for most_scores, expected in ((4 * VOCAB_SIZE, 1 + 1 + 1 + len(Draw)), (0, 1 + 1), (2**20, 1 + len(Draw))):
+        monkeypatch.setattr(recorded_sampler, "MOST_SCORES", most_scores)
+        recorder = Recorder()
+        DecodeGraphs(
+            runner._model, runner._kv, runner._backend, recorder, max_batch_size=16,
+            max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks,
+        ).record_largest()  # fmt: skip
+        assert recorder.num_recorded == expected
 
 
 def test_buckets_reach_the_limit() -> None:

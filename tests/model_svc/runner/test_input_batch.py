@@ -1,3 +1,4 @@
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,8 +15,14 @@ from tokenwire.sampling import StopParams
 LAST_TOKENS = torch.tensor([100, 101, 102, 103])
 
 
+IDS = count()
+
+
 def row(token_ids: list[int], computed: int, num_new: int, blocks: list[int], **fields: Any) -> ScheduledRow:
-    sequence = Sequence(0, token_ids, len(token_ids), GREEDY, StopParams(max_tokens=5), **fields)
+    """Each row a sequence of its own, and unless `slot` says otherwise in the next of four slots."""
+    number = next(IDS)
+    fields.setdefault("slot", number % 4)
+    sequence = Sequence(number, token_ids, len(token_ids), GREEDY, StopParams(max_tokens=5), **fields)
     sequence.num_computed_tokens = computed
     sequence.block_table = blocks
     return ScheduledRow(sequence, num_new)

@@ -8,7 +8,7 @@ import pytest
 
 from model_svc.model.native_decoder import NativeDecoder
 from model_svc.native.library import why_unavailable
-from model_svc.runner import build_runner, kv_cache, startup
+from model_svc.runner import build_runner, fast_layers, kv_cache
 from model_svc.runner.limits import StepLimits, step_limits
 from model_svc.runner.startup import context_limit, start_runner
 from model_svc.settings import EngineSettings
@@ -112,7 +112,7 @@ def test_cpu_kernels_in_use_and_not(settings: EngineSettings, caplog: pytest.Log
 
 
 def test_cpu_kernels_asked_for_in_vain(settings: EngineSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup, "why_unavailable", lambda: "this CPU lacks AVX512-BF16")
+    monkeypatch.setattr(fast_layers, "why_unavailable", lambda: "this CPU lacks AVX512-BF16")
     with pytest.raises(FailedPrecondition, match="cpu_kernels: they cannot be used: this CPU lacks AVX512-BF16"):
         build_runner(replace(settings, cpu_kernels="on"))
     with pytest.raises(FailedPrecondition, match="attention: 'native' cannot be used: this CPU lacks AVX512-BF16"):
