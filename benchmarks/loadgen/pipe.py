@@ -1,7 +1,7 @@
 """A model in process: a program that reads one JSON request a line and answers with the times of its tokens.
 
-In: {"prompt": [ids] or text, "max_tokens": n}. Out, in the same order, {"piece_s": [seconds after the request was read],
-"prompt_tokens": n, "completion_tokens": n, "text": text} or {"error": text}. One request at a time.
+In: {"prompt": [ids] or text, "max_tokens": n}. Out, in the same order, {"piece_s": [seconds after the request was
+read], "prompt_tokens": n, "completion_tokens": n, "text": text} or {"error": text}. One request at a time.
 """
 
 import asyncio
