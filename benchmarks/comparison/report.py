@@ -71,8 +71,8 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
     lines = [
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, Python {machine['python']}, "
         f"commit {machine['commit'] or 'unknown'}, {record['date']}.",
-        f"- Prompts of {record['prompt_tokens']} tokens ({record['prompt_form']}), outputs of {record['output_tokens']}; "
-        f"{record['rounds']} rounds in turn, medians; the idle contenders stay up.",
+        f"- Prompts of {record['prompt_tokens']} tokens ({record['prompt_form']}), outputs of "
+        f"{record['output_tokens']}; {record['rounds']} rounds in turn, medians; the idle contenders stay up.",
     ]
     for each in record["contenders"]:
         lines.append(f"- `{each['label']}`: {about(each)}")

@@ -28,11 +28,12 @@ SETTINGS = {
     "window_requests": "TOKENWIRE_MODEL_ADMISSION_WINDOW_REQUESTS",
     "step_ms": "TOKENWIRE_MODEL_MOCK_STEP_MS",
     "prefill": "TOKENWIRE_MODEL_MOCK_PREFILL_TOKENS_PER_S",
+    "vocab": "TOKENWIRE_MODEL_MOCK_VOCAB_SIZE",
     "batch": "TOKENWIRE_MODEL_MAX_BATCH_SIZE",
     "device": "TOKENWIRE_MODEL_DEVICE",
     "context": "TOKENWIRE_MODEL_MAX_CONTEXT_TOKENS",
 }
-"""Options that are settings of the model tier; window is in milliseconds. step_ms and prefill are the mock engine's."""
+"""Options that are settings of the model tier; window in milliseconds. step_ms, prefill, vocab: the mock engine's."""
 
 
 def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None) -> Running:

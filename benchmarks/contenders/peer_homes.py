@@ -29,7 +29,8 @@ def versions(peer: str, packages: tuple[str, ...]) -> dict[str, str]:
     """Of these packages in the peer's environment; those that are not there are left out. Raises Absent."""
     code = (
         "import importlib.metadata as m, json, sys\n"
-        "found = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions() if d.metadata['Name']}\n"
+        "names = [(d.metadata['Name'] or '', d.version) for d in m.distributions()]\n"
+        "found = {name.lower().replace('_', '-'): version for name, version in names}\n"
         "print(json.dumps({name: found[name] for name in sys.argv[1:] if name in found}))"
     )
     told = subprocess.run([str(python_of(peer)), "-c", code, *packages], capture_output=True, text=True)

@@ -7,10 +7,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from benchmarks.contenders.spec import Absent
 from benchmarks.loadgen.processes import tree
 
 STOP_S = 60.0
+KILLED_S = 10.0
+"""Until what was killed is gone from the process table."""
 NUM_LAST_LINES = 5
 LINE_LENGTH = 300
 
@@ -60,6 +64,7 @@ class ServerProcess:
         for process in started:
             if process.is_running():  # compares creation times: never another process under an old id
                 process.kill()
+        psutil.wait_procs(started, timeout=KILLED_S)
         self.log.close()
 
     def __enter__(self) -> "ServerProcess":

@@ -18,7 +18,9 @@ EXPECTED = "Paris"
 """Part of any right model's first words."""
 ANSWER_TOKENS = 8
 POLL_S = 0.05
-START_TIMEOUT_S = 600.0
+PERMANENT = ("status 400", "status 422", "INVALID_ARGUMENT", "FINISH_REASON_ERROR")
+"""In a failure that waiting will not mend: the server answers, and refuses the question."""
+START_TIMEOUT_S = 900.0
 
 
 @dataclass
@@ -69,7 +71,7 @@ def until_answers(
             break
         if process is not None and process.status is not None:
             raise Absent(f"ended with status {process.status} while it started: {process.last_words()}")
-        if process is None:
+        if process is None or any(word in record.error for word in PERMANENT):
             raise Absent(f"does not answer: {record.error}")
         if now_s - began_s > timeout_s:
             raise Absent(f"no answer within {timeout_s:.0f} s ({record.error}): {process.last_words()}")
