@@ -42,6 +42,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return sampler.nucleus_edge(probabilities.sort(dim=-1, descending=True).values, top_p)
 
     monkeypatch.setattr(sampler, "nucleus_threshold", threshold)
+    monkeypatch.setattr(sampler, "likeliest", lambda logits: logits.argmax(dim=-1))
     monkeypatch.setattr(logits, "penalise_few", logits.penalise_all)
 
 
