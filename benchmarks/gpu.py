@@ -2,8 +2,11 @@
 
     python -m benchmarks.gpu                       # nine minutes on one GPU
     python -m benchmarks.gpu --device cpu --quick  # the logic alone, on a tiny model
+    python -m benchmarks.gpu --serve               # the whole stack under 1 to 256 streams, beside the engine alone
 
-Needs torch, transformers and triton, and neither grpc nor an installation of Tokenwire: run it in the repository.
+Needs torch, transformers and triton, and neither grpc nor an installation of Tokenwire: run it in the repository. Only
+--serve needs what `pip install 'tokenwire[all]'` brings; the share of the engine's tokens that reaches a client is its
+figure. It writes benchmarks/results/gpu-serve-<name>.json.
 Each section is a process of its own with a limit of time, so one that fails or hangs costs no other its numbers.
 Prints progress and a summary, and writes benchmarks/results/gpu-<name>.json.
 """
@@ -32,8 +35,12 @@ CHILD = ("-m", "benchmarks.gpu_suite.section")
 TOTAL_S = 525.0
 """For all sections; with interpreters' starts and the summary it stays below nine minutes."""
 LEAST_S = 5.0
+WHAT = "Tokenwire's engine and transformers, in one process each, on one device"
+WHAT_SERVE = "Tokenwire's whole stack under the load generator, and its engine alone, on one device"
 GRACE_S = 10.0
 """Between the time a section is told it has and the time it is stopped."""
+STOP_S = 30.0
+"""Until a section that was stopped is killed."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,23 @@ SECTIONS = (
     Section("ceilings", 40), Section("llama-3.1-8b", 150), Section("smollm2-135m", 90), Section("qwen3-0.6b", 90),
     Section("peers qwen3-0.6b", 160),
 )  # fmt: skip
+SERVE_SECTIONS = (
+    Section("serve smollm2-135m", 150),
+    Section("serve qwen3-0.6b", 150),
+    Section("serve llama-3.1-8b", 220),
+)
+QUICK_SERVE_SECTIONS = (Section("serve tiny", 120),)
+SERVE_NEEDS = ("fastapi", "grpc", "grpc_health", "psutil", "tokenizers", "uvloop")
 QUICK_SECTIONS = (Section("ceilings", 90), Section("tiny", 90), Section("peers tiny", 90))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sections. Returns 1 when one of them gave nothing."""
     options = arguments(argv)
-    sections = [s for s in (QUICK_SECTIONS if options.quick else SECTIONS) if options.only in ("", s.name)]
+    if options.serve and (missing := [name for name in SERVE_NEEDS if find_spec(name) is None]):
+        print(f"--serve needs what is not installed here ({', '.join(missing)}): pip install 'tokenwire[all]'")
+        return 2
+    sections = [s for s in sections_of(options) if options.only in ("", s.name)]
     began = time.perf_counter()
     results: dict[str, Any] = {}
     for section in sections:
@@ -63,12 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = results.get("ceilings", {}).pop("machine", None) or host()
     name = options.name or slug(machine.get("gpu") or machine["cpu"])
     record = {
-        "what": "Tokenwire's engine and transformers, in one process each, on one device",
+        "what": WHAT_SERVE if options.serve else WHAT,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": machine, "quick": options.quick, "seconds": round(time.perf_counter() - began, 1),
         "sections": results,
     }  # fmt: skip
-    path = Path(options.out) if options.out else RESULTS / f"gpu-{name}.json"
+    path = Path(options.out) if options.out else RESULTS / f"gpu-{'serve-' if options.serve else ''}{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     print("\n".join(["", *summary(results), f"{record['seconds']} s, written to {path}"]))
@@ -83,11 +100,19 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="a tiny model and few steps: proves the logic, says nothing"
     )
+    parser.add_argument("--serve", action="store_true", help="the whole stack in place of the engine's sections")
     parser.add_argument("--only", default="", help="one section")
     parser.add_argument("--seconds", type=float, default=TOTAL_S, help="for all sections together")
     parser.add_argument("--out", default="", help="where to write the results")
     parser.add_argument("--smollm2", default=str(stored_smollm2()), help="folder with the real weights, if there")
     return parser.parse_args(argv)
+
+
+def sections_of(options: argparse.Namespace) -> tuple[Section, ...]:
+    """All that the options ask for."""
+    if options.serve:
+        return QUICK_SERVE_SECTIONS if options.quick else SERVE_SECTIONS
+    return QUICK_SECTIONS if options.quick else SECTIONS
 
 
 def run_section(
@@ -111,7 +136,11 @@ def run_section(
 
         def stop() -> None:
             stopped.append(True)
-            process.kill()
+            process.terminate()  # a section that has started servers stops them
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
         timer = threading.Timer(seconds + GRACE_S, stop)
         timer.start()

@@ -31,6 +31,7 @@ SETTINGS = {
     "vocab": "TOKENWIRE_MODEL_MOCK_VOCAB_SIZE",
     "batch": "TOKENWIRE_MODEL_MAX_BATCH_SIZE",
     "device": "TOKENWIRE_MODEL_DEVICE",
+    "kv_memory": "TOKENWIRE_MODEL_KV_MEMORY",
     "context": "TOKENWIRE_MODEL_MAX_CONTEXT_TOKENS",
 }
 """Options that are settings of the model tier; window in milliseconds. step_ms, prefill, vocab: the mock engine's."""
@@ -68,6 +69,8 @@ def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None)
     versions = {"tokenwire": __version__, **{name: version_of(name) for name in packages}}
     recorded = {name: value for name, value in given.items() if value and name != "model"}
     running = Running(spec.label, target, process, versions, recorded, startup_s, answer)
+    http, grpc = f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
+    running.addresses = {"http": http, "grpc": grpc, "session": grpc}
     running.phases_s = {name: float(seconds) for name, seconds in READY.findall(process.said())}
     return running
 

@@ -18,7 +18,7 @@ EXPECTED = "Paris"
 """Part of any right model's first words."""
 ANSWER_TOKENS = 8
 POLL_S = 0.05
-PERMANENT = ("status 400", "status 422", "INVALID_ARGUMENT", "FINISH_REASON_ERROR")
+PERMANENT = ("status 400", "status 422", "INVALID_ARGUMENT")
 """In a failure that waiting will not mend: the server answers, and refuses the question."""
 START_TIMEOUT_S = 900.0
 
@@ -39,6 +39,9 @@ class Running:
     answer: str = ""
     """To the question."""
     phases_s: dict[str, float] = field(default_factory=dict)
+    """Until each part of it was ready, where it says so."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """API → host:port, where there are several."""
 
     @property
     def right(self) -> bool:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from model_svc.model.device import cpu_multiplies_bf16, resolve_device
 from model_svc.nvml import health_of
 
 PEERS = "peers "
+SERVE = "serve "
+SERVE_MODULE = "benchmarks.gpu_suite.serve"
+"""Loaded for its section alone: it needs grpc."""
 
 
 def run(told: dict[str, Any], emit: Callable[[str], None]) -> dict[str, Any]:
@@ -38,12 +42,14 @@ def run(told: dict[str, Any], emit: Callable[[str], None]) -> dict[str, Any]:
         if device.type == "cuda":  # now that it is warm
             report.add("health", **health_figures(device))
         return report.results
-    shape = name.removeprefix(PEERS)
+    shape = name.removeprefix(PEERS).removeprefix(SERVE)
     folder = Path(told["smollm2"])
     real = folder if shape == "smollm2-135m" and (folder / "config.json").is_file() else None
     source = Source(shape, real)
     report.add("weights", source=str(real.name) if real else "random", dtype=dtype)
-    if name.startswith(PEERS):
+    if name.startswith(SERVE):
+        import_module(SERVE_MODULE).measure_serving(report, shape, real, device, dtype, quick)
+    elif name.startswith(PEERS):
         measure_peers(report, source, device, dtype, quick)
     else:
         measure_shape(report, source, device, dtype, told["ceilings"], quick)

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import grpc
+
 from benchmarks.loadgen.records import Record
 from benchmarks.loadgen.work import Work
 from tokenwire.v1 import common_pb2
+
+CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def generation_options(work: Work) -> common_pb2.GenerationOptions:
@@ -25,5 +29,6 @@ def settle(record: Record, finish: common_pb2.Finish) -> None:
     record.prompt_tokens = finish.usage.prompt_tokens
     record.completion_tokens = finish.usage.completion_tokens
     if finish.reason != common_pb2.FINISH_REASON_LENGTH:
-        reason = common_pb2.FinishReason.Name(finish.reason)
-        record.error = f"ended with {reason}" + (f": {finish.error.message}" if finish.HasField("error") else "")
+        record.error = f"ended with {common_pb2.FinishReason.Name(finish.reason)}"
+        if finish.HasField("error"):
+            record.error += f", {CODES.get(finish.error.code, finish.error.code)}: {finish.error.message}"
