@@ -48,15 +48,21 @@ class DecodeGraphs:
         self._model, self._kv, self._backend, self._record = model, kv, backend, record
         self._graphs: dict[int, Graph] = {}
         self._scratch_block = scratch_block
-        device, largest = kv.device, self.sizes[-1]
-        self.sampler = RecordedSampler(record, largest=largest, vocab_size=model.vocab_size, device=device)
+        self._make_buffers(kv.device, self.sizes[-1], max_blocks)
+        self.sampler = RecordedSampler(
+            record, largest=self.sizes[-1], vocab_size=model.vocab_size, device=kv.device
+        )  # fmt: skip
         self._size = 0
         """The size that was replayed last."""
+
+    @torch.inference_mode()
+    def _make_buffers(self, device: torch.device, largest: int, max_blocks: int) -> None:
+        """What stays where it is, of the kind that a step's own tensors are: compiled code asks which it is."""
         self._token_ids = torch.zeros(largest, dtype=torch.int64, device=device)
         self._positions = torch.zeros(largest, dtype=torch.int64, device=device)
         self._slots = torch.empty(largest, dtype=torch.int64, device=device)
         self._lengths = torch.empty(largest, dtype=torch.int64, device=device)
-        self._table = torch.full((largest, max_blocks), scratch_block, dtype=torch.int64, device=device)
+        self._table = torch.full((largest, max_blocks), self._scratch_block, dtype=torch.int64, device=device)
         self._range = torch.arange(largest + 1, dtype=torch.int64, device=device)
         self._pad(0, largest)
 

@@ -64,7 +64,8 @@ class StagingBlock:
     def __init__(self, capacity: int, device: torch.device) -> None:
         """`capacity`: int64 values."""
         self._device = device
-        self._host = torch.zeros(capacity, dtype=torch.int64, pin_memory=device.type == "cuda")
+        with torch.inference_mode():  # like all else that a step makes: compiled code asks which kind a tensor is
+            self._host = torch.zeros(capacity, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._array: Ints = self._host.numpy()
 
     def upload(self, arrays: Sequence[Ints]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run
 from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
-from model_svc.model.compiled import compile_layers
+from model_svc.model.compiled import WARM_TOKENS, compile_layers, compiling
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
@@ -83,7 +83,8 @@ def start_runner(
         specs = kv_specs(model)
     if settings.compile == "on":
         with timed(phases_s, "compile"):
-            compile_layers(model, backend, specs, settings.block_size)
+            compile_layers(model)
+            run_compiled(settings, model, backend, specs, limits, context)
     if device.type == "cuda":
         with timed(phases_s, "memory"):
             step_memory = try_largest(settings, model, backend, specs, limits, context)
@@ -198,6 +199,23 @@ def try_largest(
         activations,
         kept_bytes(model.device, graphs.record_largest) + sum(graphs.sizes[:-1]) * one_vocabulary,
     )
+
+
+def run_compiled(
+    settings: EngineSettings,
+    model: LoadedModel,
+    backend: AttentionBackend,
+    specs: tuple[LayerKVSpec, ...],
+    limits: StepLimits,
+    max_context_tokens: int,
+) -> None:
+    """Let compiled layers be compiled: steps as they are served, over a few blocks that are given back afterwards."""
+    size = KVSize(max(WARM_TOKENS) + 1, max_context_tokens)
+    kv = make_cache(settings, model, specs, size)
+    runner = make_runner(settings, model, backend, kv, size, limits, {}, None)
+    with compiling():
+        for num_tokens in WARM_TOKENS:
+            warm_up(runner, min(num_tokens, limits.max_step_tokens, max_context_tokens - 1))
 
 
 def memory_plan(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks import gpu
+from benchmarks.gpu_suite import section as section_process
 from benchmarks.gpu_suite.engine_runs import VARIANTS, Scale, decode_figures, percentile
 from benchmarks.gpu_suite.report import PREFIX, Report, TookTooLong, interrupted_after, sensible, tolerating
 from benchmarks.gpu_suite.shapes import SHAPES, Cost, cost_of
 from model_svc.model.attention import ATTENTION_NAME
 from model_svc.model.loader import ready_to_run
+from model_svc.nvml import GpuHealth
 from model_svc.settings import EngineSettings
 
 ROOT = Path(gpu.__file__).parent.parent
@@ -135,6 +138,16 @@ def test_variants_are_settings_that_exist() -> None:
         (False, False, False), (False, True, False), (True, False, False), (True, False, True), (True, True, False),
         (True, True, True),
     ]  # fmt: skip
+
+
+def test_the_health_of_the_gpu_or_why_it_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a-b"))
+    health = GpuHealth("580.65", "13.0", True, 0, ("power cap",), 71)
+    monkeypatch.setattr(section_process, "health_of", lambda uuid: health if uuid == "a-b" else "another")
+    figures = section_process.health_figures(torch.device("cuda", 0))
+    assert figures["slowdowns"] == ("power cap",) and figures["temperature_c"] == 71 and figures["ecc"] is True
+    monkeypatch.setattr(section_process, "health_of", lambda uuid: "no library")
+    assert section_process.health_figures(torch.device("cuda", 0)) == {"not_known": "no library"}
 
 
 def shape_cost(name: str) -> Cost:

@@ -64,19 +64,21 @@ def test_the_cache_is_sized_from_what_a_step_takes(
 SAMPLED = replace(NEUTRAL, temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=3)
 
 
+@pytest.mark.parametrize("graphs", ["auto", "off"])
+@pytest.mark.parametrize("logprobs", [None, 2])
 @pytest.mark.parametrize(
     "sampling",
     [replace(NEUTRAL, seed=0), SAMPLED, replace(SAMPLED, repetition_penalty=1.2, logit_bias=((3, 1.0),))],
     ids=["greedy", "sampled", "penalised"],
 )
 def test_the_host_waits_for_nothing_but_the_end_of_a_step(
-    folders: Folders, device: str, sampling: SamplingParams
+    folders: Folders, device: str, sampling: SamplingParams, logprobs: int | None, graphs: str
 ) -> None:
     """A decode step under torch's sync debug mode: whatever waits for the device on the way raises."""
-    runner = tiny_runner_of(folders("llama"), device=device)
+    runner = tiny_runner_of(folders("llama"), device=device, cuda_graphs=graphs)
     assert isinstance(runner, TorchModelRunner)
     loop = StepLoop(runner)
-    sequences = [loop.add([5, 6, 7, number], 8, sampling) for number in range(4)]
+    sequences = [loop.add([5, 6, 7, number], 8, sampling, logprobs=logprobs) for number in range(4)]
     loop.step()
     loop.step()
     for sequence in sequences:

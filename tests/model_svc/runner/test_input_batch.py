@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -29,9 +30,10 @@ def row(token_ids: list[int], computed: int, num_new: int, blocks: list[int], **
 
 
 @pytest.fixture
-def input_batch() -> InputBatch:
+def input_batch() -> Iterator[InputBatch]:
     kv = allocate([LayerKVSpec(1, 2, 2)], 20, 4, torch.float32, torch.device("cpu"))
-    return InputBatch(kv, max_tokens=16, max_rows=4, max_blocks=5)
+    with torch.inference_mode():
+        yield InputBatch(kv, max_tokens=16, max_rows=4, max_blocks=5)
 
 
 def test_rows_are_flattened_decodes_first(input_batch: InputBatch) -> None:
