@@ -25,6 +25,21 @@ from tokenwire.errors import FailedPrecondition
 log = logging.getLogger(__name__)
 
 
+def check_combination(settings: EngineSettings) -> None:
+    """Raise FailedPrecondition for settings that exclude each other."""
+    if settings.tensor_parallel > 1 and (settings.merge_linears == "on" or settings.quantization != "none"):
+        raise FailedPrecondition(
+            "tensor_parallel: layers of several ranks are neither merged nor quantised; leave merge_linears auto and "
+            "quantization none",
+            reason="RANKS_NOT_MERGED_OR_QUANTISED",
+        )
+    if settings.tensor_parallel > 1 and settings.compile == "on":
+        raise FailedPrecondition(
+            "compile: layers of several ranks are not compiled; leave --compile off or --tensor-parallel 1",
+            reason="RANKS_NOT_COMPILED",
+        )
+
+
 def why_without_kernels(settings: EngineSettings, device: torch.device, ranks: Ranks | None) -> str | None:
     """Why the project's CPU kernels are not used; None where they are.
 

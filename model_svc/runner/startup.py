@@ -25,7 +25,7 @@ from model_svc.model.probe import kv_specs
 from model_svc.model.quantized import check_quantization
 from model_svc.model.ranks import Ranks
 from model_svc.runner.decode_graphs import DecodeGraphs
-from model_svc.runner.fast_layers import probed, why_without_kernels, with_fast_layers
+from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
 from model_svc.runner.gpu_check import check_gpu
 from model_svc.runner.graph import record_on_cuda
 from model_svc.runner.host import usable_cores
@@ -111,21 +111,6 @@ def start_runner(
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
     return runner
-
-
-def check_combination(settings: EngineSettings) -> None:
-    """Raise FailedPrecondition for settings that exclude each other."""
-    if settings.tensor_parallel > 1 and (settings.merge_linears == "on" or settings.quantization != "none"):
-        raise FailedPrecondition(
-            "tensor_parallel: layers of several ranks are neither merged nor quantised; leave merge_linears auto and "
-            "quantization none",
-            reason="RANKS_NOT_MERGED_OR_QUANTISED",
-        )
-    if settings.tensor_parallel > 1 and settings.compile == "on":
-        raise FailedPrecondition(
-            "compile: layers of several ranks are not compiled; leave --compile off or --tensor-parallel 1",
-            reason="RANKS_NOT_COMPILED",
-        )
 
 
 def make_cache(settings: EngineSettings, model: LoadedModel, specs: tuple[LayerKVSpec, ...], size: KVSize) -> PagedKV:
