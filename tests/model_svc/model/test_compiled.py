@@ -10,7 +10,7 @@ import torch
 from model_svc.model import compiled
 from model_svc.model.compiled import decoder_layers, uncompiled
 from model_svc.model.loader import load_model
-from model_svc.runner.startup import check_combination
+from model_svc.runner.fast_layers import check_combination
 from model_svc.settings import EngineSettings
 from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.reference import Reference
