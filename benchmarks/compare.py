@@ -46,7 +46,7 @@ def compare(
     where = machine()
     turns = take_turns(specs, work, loads, num_rounds, say)
     contenders = [contender_of(each) for each in turns]
-    shares = [row["others_share"] or 0.0 for each in contenders for row in each["loads"]]
+    shares = [row["others_share_max"] for each in contenders for row in each["loads"]]
     record = {
         "what": title, "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), "machine": where,
         "quiet": where["quiet"] and max(shares, default=0.0) <= OTHERS,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import compare, default_work, end_on_sigterm
-from benchmarks.contenders.spec import Spec
+from benchmarks.contenders.spec import Spec, spec_of
 from benchmarks.load import numbers
 from benchmarks.loadgen.measure import Load
 
@@ -42,15 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=numbers(float), default=[1.0, 2.0], metavar="R,…")
     parser.add_argument("--requests", type=int, default=0, help="per run (default: 4 x concurrency, or 20 s of them)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--options", default="dtype=bfloat16", metavar="KEY=VALUE,…", help="of every server")
     parser.add_argument("--name", default="window")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
     end_on_sigterm()
     loads = [Load(concurrency=n, num_requests=given.requests) for n in given.concurrency]
     loads += [Load(rate=rate, num_requests=given.requests) for rate in given.rate]
-    options = {"dtype": given.dtype}
-    record = measure_windows(given.windows, loads, given.rounds, options=options, name=given.name, out=given.out)
+    try:
+        options = dict(spec_of(f"ours:{given.options}").options)
+        record = measure_windows(given.windows, loads, given.rounds, options=options, name=given.name, out=given.out)
+    except ValueError as error:
+        parser.error(str(error))
     return int(any(each["absent"] for each in record["contenders"]))
 
 

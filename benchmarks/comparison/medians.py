@@ -51,6 +51,7 @@ def medians_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "cpu_s_per_1000_tokens": None if not costs or None in costs else round(sum(costs), 4),
         "peak_rss_bytes": sum(tier["peak_rss_bytes"] for tier in tiers.values()) or None,
         "tiers": tiers,
+        "others_share_max": max((run["others_share"] or 0.0 for run in runs), default=0.0),
         "rounds": len(runs),
         "requests": sum(run["requests"] for run in runs),
         "failures": sum(run["failures"] for run in runs),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.comparison.medians import ratio
+from benchmarks.loadgen.measure import OTHERS_SAID
 from benchmarks.tables import cell, markdown
 
 
@@ -72,14 +73,20 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, Python {machine['python']}, "
         f"commit {machine['commit'] or 'unknown'}, {record['date']}.",
         f"- Prompts of {record['prompt_tokens']} tokens ({record['prompt_form']}), outputs of "
-        f"{record['output_tokens']}; {record['rounds']} rounds in turn, medians; the idle contenders stay up.",
+        f"{record['output_tokens']}; {record['rounds']} round(s) in turn, medians; the idle contenders stay up.",
     ]
     for each in record["contenders"]:
         lines.append(f"- `{each['label']}`: {about(each)}")
+    busiest = max((row["others_share_max"] for each in record["contenders"] for row in each["loads"]), default=0.0)
+    lines.append(f"- Processes that are not measured used up to {busiest:.0%} of the machine.")
     for each in record["contenders"]:
         for row in each["loads"]:
             lines += [f"- `{each['label']}`, {row['load']}: {n} × {r}" for r, n in row["failure_reasons"].items()]
-            lines += [f"- `{each['label']}`, {row['load']}: {warning}" for warning in row["warnings"]]
+            lines += [
+                f"- `{each['label']}`, {row['load']}: {warning}"
+                for warning in row["warnings"]
+                if OTHERS_SAID not in warning
+            ]
     return lines
 
 

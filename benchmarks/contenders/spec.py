@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 class Absent(Exception):
@@ -17,8 +18,9 @@ class Spec:
 
     @property
     def label(self) -> str:
-        """As it was written."""
-        written = ",".join(f"{key}={value}" for key, value in self.options.items())
+        """As it was written, but for the folder that a model is in."""
+        shown = {**self.options, **({"model": Path(self.options["model"]).name} if "model" in self.options else {})}
+        written = ",".join(f"{key}={value}" for key, value in shown.items())
         return f"{self.kind}:{written}" if written else self.kind
 
     def taken(self, **defaults: str) -> dict[str, str]:

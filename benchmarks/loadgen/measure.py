@@ -21,7 +21,7 @@ BUSY = 0.7
 LATE_MS = 20.0
 OTHERS = 0.1
 """Of the machine: with more of it used by processes that are not measured, figures say little."""
-CLIENT = "client"
+OTHERS_SAID = "other processes used"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def warnings_of(found: Mapping[str, Any], client: Mapping[str, Any], others: flo
     if client["share_of_a_core"] > BUSY:
         warnings.append(f"the client used {client['share_of_a_core']:.0%} of a core: it may be the limit")
     if others is not None and others > OTHERS:
-        warnings.append(f"other processes used {others:.0%} of the machine")
+        warnings.append(f"{OTHERS_SAID} {others:.0%} of the machine")
     late = found["client_late_ms"]
     if late and late["p99"] > LATE_MS:
         warnings.append(f"the client sent late (p99 {late['p99']:.0f} ms); latencies count from when a request was due")

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks import bench, compare, peers, startup
+from benchmarks import bench, compare, peers, startup, window
 from benchmarks.comparison import plots, results
 from benchmarks.comparison.medians import medians, ratio
 from benchmarks.comparison.report import comparison_table
@@ -36,6 +36,7 @@ ROOT = Path(compare.__file__).parent.parent
 
 def test_specs() -> None:
     assert spec_of("ours") == Spec("ours") and spec_of("ours").label == "ours"
+    assert spec_of("ours:model=/some/where/tiny").label == "ours:model=tiny"
     spec = spec_of("ours:dtype=bfloat16,window=10")
     assert spec.options == {"dtype": "bfloat16", "window": "10"} and spec.label == "ours:dtype=bfloat16,window=10"
     assert spec.taken(dtype="", window="0", api="http") == {"dtype": "bfloat16", "window": "10", "api": "http"}
@@ -202,6 +203,16 @@ def test_start_up_of_what_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     here, gone = record["contenders"]
     assert [run["first_token_s"] for run in here["runs"]] == [0.5, 0.5] and here["median_s"] == 0.5
     assert gone["median_s"] is None and "no such thing" in (tmp_path / "startup.md").read_text()
+
+
+def test_windows_differ_in_the_window_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[Any] = []
+    monkeypatch.setattr(window, "compare", lambda specs, *_, **__: compared.extend(specs) or {"contenders": []})
+    assert window.main(["--windows", "0,10,50", "--rate", "2", "--options", "engine=mock,step_ms=5"]) == 0
+    assert [spec.label for spec in compared] == [f"ours:engine=mock,step_ms=5,window={ms}" for ms in (0, 10, 50)]
+    for bad in (["--windows", "-1"], ["--options", "mock"]):
+        with pytest.raises(SystemExit):
+            window.main(bad)
 
 
 def test_parts_that_fail_cost_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
