@@ -74,7 +74,11 @@ class Scheduler:
         self.num_steps = 0
         self.num_preemptions = 0
         self._window = AdmissionWindow(limits.window_s, limits.window_requests)
-        self._estimate = StartEstimate()
+        self._estimate = StartEstimate(limits.max_batch_size)
+        self._last_verdict: tuple[int, Overloaded | None] = (0, None)
+        """Request and what `_unreachable` said of it, for all its choices."""
+        self._computing = False
+        """Whether the last step that was scheduled had rows."""
         self._needing_tokens: set[int] = set()
         """Ids of open sequences whose next step cannot be launched before their last token is known."""
         self._free_slots = list(range(limits.max_batch_size))
@@ -111,23 +115,18 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in; it waits. It must fit the context, which admission has checked.
 
-        One whose deadline the queue before it will not let it meet ends at once, with an error that says when to retry.
+        One that will not start before its deadline ends at once, with an error that says when to retry; so do all
+        choices of its request, which come one after the other.
         """
         self.sequences[sequence.sequence_id] = sequence
         if needs_known_tokens(sequence):
             self._needing_tokens.add(sequence.sequence_id)
-        ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0.0
+        unreachable = self._unreachable(sequence) if sequence.deadline_s is not None else None
         self.waiting.add(sequence)
         self._window.add(sequence.sequence_id)
         self._deadlines.add(sequence)
-        if sequence.deadline_s is None:
-            return
-        now_s = self.clock()
-        wait_s, left_s = self._estimate.wait_s(now_s, ahead), sequence.deadline_s - now_s
-        if wait_s is not None and wait_s >= left_s > 0:
-            message = f"it would start in about {wait_s:.1f} s, and {left_s:.1f} s are left to it (context.timeout_ms)"
-            error = Overloaded(message, reason="DEADLINE_UNREACHABLE", retry_after_s=wait_s - left_s)
-            self.fail(sequence, error)
+        if unreachable is not None:
+            self.fail(sequence, unreachable)
 
     def abort(self, sequence_id: int, reason: CancelReason) -> None:
         """End a sequence now; its blocks are free at once. Unknown or finished ones are ignored."""
@@ -138,6 +137,7 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """Choose this step's rows and give them their blocks. May end, start and preempt sequences."""
         now_s = self.clock()
+        self._estimate.on_step(now_s, busy=self._computing and bool(self.running))
         self._expire(now_s)
         self._admit(now_s)
         rows = self._decodes(self.budget.max_tokens)
@@ -145,6 +145,7 @@ class Scheduler:
         for row in rows:
             if row.sequence.first_scheduled_s is None:
                 row.sequence.first_scheduled_s = now_s
+        self._computing = bool(rows)
         return ScheduledBatch(tuple(rows))
 
     def launched(self, batch: ScheduledBatch) -> None:
@@ -254,6 +255,28 @@ class Scheduler:
         if slots != list(range(self.limits.max_batch_size)):
             raise AssertionError("a slot is lost, or has two owners")
 
+    def _unreachable(self, sequence: Sequence) -> Overloaded | None:
+        """Why a new sequence with a deadline should not wait: even at the best it would start too late."""
+        if self._last_verdict[0] != sequence.request:
+            error = None
+            wait_s, left_s = self._least_wait_s(sequence), (sequence.deadline_s or 0.0) - self.clock()
+            if wait_s >= left_s > 0:
+                message = f"it would wait at least {wait_s:.1f} s, and {left_s:.1f} s are left to it"
+                message += " (context.timeout_ms)"
+                error = Overloaded(message, reason="DEADLINE_UNREACHABLE", retry_after_s=wait_s - left_s)
+            self._last_verdict = (sequence.request, error)
+        return self._last_verdict[1]
+
+    def _least_wait_s(self, sequence: Sequence) -> float:
+        """Seconds until a new sequence with a deadline starts, at the best.
+
+        Those whose own deadline is earlier may be gone before they take any time.
+        """
+        latest_s = sequence.deadline_s or 0.0
+        stay = (s for s in self.waiting.ahead_of(sequence) if s.deadline_s is None or s.deadline_s >= latest_s)
+        outputs = (s.num_outputs_left(self.max_context_tokens) for s in stay)
+        return self._estimate.least_wait_s(self.clock(), outputs)
+
     def _expire(self, now_s: float) -> None:
         for sequence in self._deadlines.take_due(now_s):
             self._finish(sequence, FinishReason.DEADLINE)
@@ -307,7 +330,7 @@ class Scheduler:
         A sequence gets the blocks of its whole prompt at once, so that what is being prefilled cannot starve itself.
         """
         self._update_window(now_s)
-        taken_tokens = num_passed_over = 0
+        num_passed_over = 0
         candidates = self.waiting.in_order()
         if self.waiting.num_new == len(self.waiting) and (self.paused or not self._window.lets_any_in(self.waiting)):
             candidates = iter(())
@@ -329,10 +352,8 @@ class Scheduler:
                 break
             num_passed_over += placement is Placement.AWAITS_PREFIX
             if placement is Placement.PLACED and new:
-                taken_tokens += sequence.num_tokens
                 self.shares.charge(sequence.tenant, prompt_tokens=sequence.num_uncomputed_tokens)
                 sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_original_prompt_tokens)
-        self._estimate.observe(now_s, taken_tokens, waiting=bool(self.waiting.num_new) and not self.paused)
 
     def _update_window(self, now_s: float) -> None:
         oldest_s = self.waiting.oldest_arrival_s
@@ -395,6 +416,8 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         if sequence.is_pending:
             sequence.token_ids.pop()
+        if sequence.first_scheduled_s is not None:
+            self._estimate.on_end(self.clock(), sequence.num_new_outputs)
         self._needing_tokens.discard(sequence.sequence_id)
         del self.sequences[sequence.sequence_id]
         self.ended.append(Ended(sequence.sequence_id, terminal_of(sequence, reason, self.clock(), error)))
