@@ -80,7 +80,9 @@ class EngineClient:
         self._num_received = 0
         self._sent_tokens: dict[int, int] = {}
         self._num_named_ids = 0
-        """Token ids in the options of open sequences, choices counted once."""
+        """Token ids in the options of open requests."""
+        self._num_open_choices: dict[int, int] = {}
+        """By request (`Sequence.request`)."""
         self._tasks: list[asyncio.Task[None]] = []
         self._paused = False
         self._was_up = False
@@ -168,7 +170,9 @@ class EngineClient:
     def submit(self, sequence: Sequence, sink: SequenceSink, handle: int) -> None:
         """Send a sequence to the engine with the next message. `sink` gets its tokens and exactly one end."""
         self._live[sequence.sequence_id] = Live(sink, handle, sequence)
-        self._num_named_ids += sequence.sampling.num_named_ids if sequence.choice == 0 else 0
+        num_choices = self._num_open_choices.get(sequence.request, 0)
+        self._num_open_choices[sequence.request] = num_choices + 1
+        self._num_named_ids += sequence.sampling.num_named_ids if not num_choices else 0
         self._num_sent += 1
         self._sent_tokens[self._num_sent] = sequence.num_tokens
         self._outbox.sequences.append(sequence)
@@ -269,17 +273,24 @@ class EngineClient:
             touched.add(live.sink)
         for ended in result.ended:
             live = self._live.pop(ended.sequence_id)
-            if live.sequence.choice == 0:
-                self._num_named_ids -= live.sequence.sampling.num_named_ids
+            self._close_choice(live.sequence)
             live.sink.on_end(live.handle, ended.terminal)
             touched.add(live.sink)
         for sink in touched:
             sink.flush()
         self._metrics.record(result)
 
+    def _close_choice(self, sequence: Sequence) -> None:
+        """A choice has ended; with a request's last one its named ids are no longer held."""
+        self._num_open_choices[sequence.request] -= 1
+        if not self._num_open_choices[sequence.request]:
+            del self._num_open_choices[sequence.request]
+            self._num_named_ids -= sequence.sampling.num_named_ids
+
     def _lose(self, error: TokenwireError) -> None:
         """End every open sequence with this error."""
         lost, self._live, self._num_named_ids = self._live, {}, 0
+        self._num_open_choices.clear()
         for live in lost.values():
             earlier = live.sequence.num_generated_before
             usage = Usage(live.sequence.num_prompt_tokens - earlier, 0, earlier + live.num_outputs)
