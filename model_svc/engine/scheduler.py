@@ -390,10 +390,9 @@ class Scheduler:
         return placement
 
     def _lower_ones_make_room(self, sequence: Sequence) -> bool:
-        """Whether there are lower priorities to preempt, and their blocks may be enough."""
-        lower = [len(s.block_table) for s in self.running if s.priority < sequence.priority]
-        needed = self.kv.num_missing(sequence, sequence.num_tokens) + len(self.running) - len(lower)
-        return bool(lower) and needed <= self.kv.pool.num_free + sum(lower)
+        """Whether there are lower priorities to preempt, and their blocks would be enough."""
+        lower = [s for s in self.running if s.priority < sequence.priority]
+        return bool(lower) and self.kv.has_room_without(sequence, lower, spare=len(self.running) - len(lower))
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -414,7 +413,7 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
-        if sequence.is_pending:
+        while sequence.is_pending:  # twice, if a step failed while the next one was on its way
             sequence.token_ids.pop()
         if sequence.first_scheduled_s is not None:
             self._estimate.on_end(self.clock(), sequence.num_new_outputs)
