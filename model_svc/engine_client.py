@@ -84,7 +84,7 @@ class EngineClient:
         self._num_open_choices: dict[int, int] = {}
         """By request (`Sequence.request`)."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._paused = False
+        self._paused = self._draining = self._closed = False
         self._was_up = False
 
     async def start(self) -> RunnerInfo:
@@ -95,9 +95,11 @@ class EngineClient:
         return process.info
 
     async def close(self) -> None:
-        """End the process; open sequences end with Unavailable."""
+        """End open sequences with Unavailable, then the process. A second call has no effect."""
+        self._closed, self._info = True, None
+        message = "the model tier is shutting down and could not finish this request in time (drain_timeout_s)"
+        self._lose(Unavailable(message, reason="SHUTTING_DOWN", retry_after_s=RETRY_AFTER_S))
         await cancel_and_wait(*self._tasks)
-        self._lose(Unavailable("the model tier is shutting down", reason="SHUTDOWN"))
 
     @property
     def info(self) -> RunnerInfo:
@@ -190,6 +192,11 @@ class EngineClient:
         self._outbox.pause = paused
         self._wake.set()
 
+    def drain(self) -> None:
+        """The tier is shutting down: while paused, what has not started ends with Unavailable."""
+        self._draining = self._outbox.draining = True
+        self._wake.set()
+
     def _adopt(self, process: "EngineProcess") -> None:
         self._process, self._info, self.epoch = process, process.info, secrets.randbits(63) | 1
         self._was_up = True
@@ -197,6 +204,8 @@ class EngineClient:
         self._outbox, self._num_sent, self._num_received, self._sent_tokens = Inbox(), 0, 0, {}
         if self._paused:
             self.pause(True)
+        if self._draining:
+            self.drain()
         self.cache_events.restart(self.epoch)
         self._on_state(True)
 
@@ -254,6 +263,8 @@ class EngineClient:
             return  # the process is gone
 
     def _deliver(self, result: StepResult) -> None:
+        if self._closed:
+            return  # everything has ended
         self.load = result.load
         for number in range(self._num_received + 1, result.num_received + 1):
             del self._sent_tokens[number]

@@ -26,7 +26,7 @@ from model_svc.engine.step_budget import StepBudget
 from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
 from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
-from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError
+from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError, Unavailable
 from tokenwire.requests import MAX_PRIORITY, CancelReason, FinishReason, TokenLogprob
 
 MIN_PRIORITY = -MAX_PRIORITY
@@ -71,6 +71,8 @@ class Scheduler:
         self.ended: list[Ended] = []
         self.paused = False
         """While set nothing new starts; what runs, or was preempted, goes on."""
+        self.draining = False
+        """While set and paused, what would have to start ends instead: nobody will resume it."""
         self.num_steps = 0
         self.num_preemptions = 0
         self._window = AdmissionWindow(limits.window_s, limits.window_requests)
@@ -139,6 +141,8 @@ class Scheduler:
         now_s = self.clock()
         self._estimate.on_step(now_s, busy=self._computing and bool(self.running))
         self._expire(now_s)
+        if self.paused and self.draining:
+            self._turn_away()
         self._admit(now_s)
         rows = self._decodes(self.budget.max_tokens)
         rows += self._prefills({row.sequence.sequence_id for row in rows}, self.budget.max_tokens - len(rows))
@@ -280,6 +284,11 @@ class Scheduler:
     def _expire(self, now_s: float) -> None:
         for sequence in self._deadlines.take_due(now_s):
             self._finish(sequence, FinishReason.DEADLINE)
+
+    def _turn_away(self) -> None:
+        message = "the model tier is paused and shutting down: it will not start this request"
+        for sequence in [each for each in self.waiting if is_new(each)]:
+            self.fail(sequence, Unavailable(message, reason="SHUTTING_DOWN", retry_after_s=1.0))
 
     def _decodes(self, budget: int) -> list[ScheduledRow]:
         """One row for each running sequence that lacks only its last token, in rank order; preempts for blocks.
