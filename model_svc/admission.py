@@ -56,6 +56,7 @@ class Admission:
                 sampling=sampling,
                 stop=stop,
                 choice=choice,
+                first_choice_id=ids[0],
                 num_generated_before=request.num_generated_tokens,
                 logprobs=request.options.logprobs,
                 prompt_logprobs=request.options.prompt_logprobs,

@@ -81,9 +81,11 @@ class EngineClient:
         self._num_received = 0
         self._sent_tokens: dict[int, int] = {}
         self._num_named_ids = 0
-        """Token ids in the options of open sequences, choices counted once."""
+        """Token ids in the options of open requests."""
+        self._num_open_choices: dict[int, int] = {}
+        """By request (`Sequence.request`)."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._paused = False
+        self._paused = self._draining = self._closed = False
         self._was_up = False
 
     async def start(self) -> RunnerInfo:
@@ -94,9 +96,11 @@ class EngineClient:
         return process.info
 
     async def close(self) -> None:
-        """End the process; open sequences end with Unavailable."""
+        """End open sequences with Unavailable, then the process. A second call has no effect."""
+        self._closed, self._info = True, None
+        message = "the model tier is shutting down and could not finish this request in time (drain_timeout_s)"
+        self._lose(Unavailable(message, reason="SHUTTING_DOWN", retry_after_s=RETRY_AFTER_S))
         await cancel_and_wait(*self._tasks)
-        self._lose(Unavailable("the model tier is shutting down", reason="SHUTDOWN"))
 
     @property
     def info(self) -> RunnerInfo:
@@ -169,7 +173,9 @@ class EngineClient:
     def submit(self, sequence: Sequence, sink: SequenceSink, handle: int) -> None:
         """Send a sequence to the engine with the next message. `sink` gets its tokens and exactly one end."""
         self._live[sequence.sequence_id] = Live(sink, handle, sequence)
-        self._num_named_ids += sequence.sampling.num_named_ids if sequence.choice == 0 else 0
+        num_choices = self._num_open_choices.get(sequence.request, 0)
+        self._num_open_choices[sequence.request] = num_choices + 1
+        self._num_named_ids += sequence.sampling.num_named_ids if not num_choices else 0
         self._num_sent += 1
         self._sent_tokens[self._num_sent] = sequence.num_tokens
         self._outbox.sequences.append(sequence)
@@ -187,6 +193,11 @@ class EngineClient:
         self._outbox.pause = paused
         self._wake.set()
 
+    def drain(self) -> None:
+        """The tier is shutting down: while paused, what has not started ends with Unavailable."""
+        self._draining = self._outbox.draining = True
+        self._wake.set()
+
     def _adopt(self, process: "EngineProcess") -> None:
         self._process, self._info, self.epoch = process, process.info, secrets.randbits(63) | 1
         self._was_up = True
@@ -194,6 +205,8 @@ class EngineClient:
         self._outbox, self._num_sent, self._num_received, self._sent_tokens = Inbox(), 0, 0, {}
         if self._paused:
             self.pause(True)
+        if self._draining:
+            self.drain()
         self.cache_events.restart(self.epoch)
         self._on_state(True)
 
@@ -251,6 +264,8 @@ class EngineClient:
             return  # the process is gone
 
     def _deliver(self, result: StepResult) -> None:
+        if self._closed:
+            return  # everything has ended
         self.load = result.load
         for number in range(self._num_received + 1, result.num_received + 1):
             del self._sent_tokens[number]
@@ -270,17 +285,24 @@ class EngineClient:
             touched.add(live.sink)
         for ended in result.ended:
             live = self._live.pop(ended.sequence_id)
-            if live.sequence.choice == 0:
-                self._num_named_ids -= live.sequence.sampling.num_named_ids
+            self._close_choice(live.sequence)
             live.sink.on_end(live.handle, ended.terminal)
             touched.add(live.sink)
         for sink in touched:
             sink.flush()
         self._metrics.record(result)
 
+    def _close_choice(self, sequence: Sequence) -> None:
+        """A choice has ended; with a request's last one its named ids are no longer held."""
+        self._num_open_choices[sequence.request] -= 1
+        if not self._num_open_choices[sequence.request]:
+            del self._num_open_choices[sequence.request]
+            self._num_named_ids -= sequence.sampling.num_named_ids
+
     def _lose(self, error: TokenwireError) -> None:
         """End every open sequence with this error."""
         lost, self._live, self._num_named_ids = self._live, {}, 0
+        self._num_open_choices.clear()
         for live in lost.values():
             earlier = live.sequence.num_generated_before
             usage = Usage(live.sequence.num_prompt_tokens - earlier, 0, earlier + live.num_outputs)

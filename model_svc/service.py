@@ -112,3 +112,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         for session in self._sessions:
             session.drain(self._drain_timeout_s)
         self._engine.cache_events.close()
+
+    def close_sessions(self) -> None:
+        """End every session as soon as its terminal events are sent."""
+        for session in self._sessions:
+            session.half_close()

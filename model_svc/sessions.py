@@ -69,6 +69,8 @@ class TokenSession:
         self._last_handle = 0
         self._frames = TokenFrames()
         self._drain: common_pb2.Drain | None = None
+        """Drain, until it is sent."""
+        self._draining = False
         self._wake = asyncio.Event()
         self._half_closed = False
         self._error: TokenwireError | None = None
@@ -103,7 +105,8 @@ class TokenSession:
         self._wake.set()
 
     def drain(self, grace_s: float) -> None:
-        """Ask the peer to put new Submits on another stream."""
+        """Ask the peer to put new Submits on another stream; this one ends once nothing is open for IDLE_LOAD_S."""
+        self._draining = True
         self._drain = common_pb2.Drain(reason="the model tier moves on", grace_ms=round(grace_s * 1000))
         self._wake.set()
 
@@ -113,7 +116,7 @@ class TokenSession:
         self._wake.set()
 
     async def next_frame(self) -> model_pb2.ModelServiceSessionResponse | None:
-        """The next frame down: at least load once a second; None when half-closed and everything has ended.
+        """The next frame down: at least load once a second; None when half-closed or drained and everything has ended.
 
         Raises what `end` was called with.
         """
@@ -121,6 +124,8 @@ class TokenSession:
             async with asyncio.timeout(IDLE_LOAD_S):
                 await self._wake.wait()
         except TimeoutError:
+            if self._draining and not self._open:
+                return None
             return model_pb2.ModelServiceSessionResponse(load=self._state.load(), credit=self._credit())
         self._wake.clear()
         nothing_waits = self._frames.is_empty

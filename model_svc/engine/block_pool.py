@@ -4,7 +4,7 @@ Knows block ids, how many hold each, and the tokens of those that are cached. Do
 device.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -57,6 +57,11 @@ class BlockPool:
     def is_free(self, block: int) -> bool:
         """Whether nobody holds it."""
         return not self._num_holders[block]
+
+    def freed_by(self, tables: Iterable[Sequence[int]]) -> set[int]:
+        """The blocks that would be free once the holders with these tables had let go."""
+        leaving = Counter(block for table in tables for block in table)
+        return {block for block, count in leaving.items() if self._num_holders[block] == count}
 
     def allocate(self, count: int) -> list[int]:
         """Take `count` free blocks, each with one holder; they are cached no more.

@@ -66,6 +66,7 @@ class Engine:
         """Take in new sequences, then what is taken back."""
         if inbox.pause is not None:
             self.scheduler.paused = inbox.pause
+        self.scheduler.draining |= inbox.draining
         for sequence in inbox.sequences:
             self.add(sequence)
         for abort in inbox.aborts:

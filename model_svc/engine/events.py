@@ -30,6 +30,8 @@ class Inbox:
     aborts: list[Abort] = field(default_factory=list)
     pause: bool | None = None
     """Stop (True) or go on (False) starting new sequences; None: as before."""
+    draining: bool = False
+    """The tier is shutting down; holds from then on."""
 
 
 @dataclass(frozen=True, slots=True)

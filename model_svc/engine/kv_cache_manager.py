@@ -65,6 +65,15 @@ class KVCacheManager:
             self._computing.setdefault(uncomputed, sequence)
         return Placement.PLACED
 
+    def has_room_without(self, sequence: Sequence, others: Iterable[Sequence], *, spare: int = 0) -> bool:
+        """Whether a sequence without blocks would find room for its tokens once `others` had given theirs back."""
+        self._extend_hashes(sequence, sequence.num_tokens // self.block_size)
+        hits = self._find_prefix(sequence)
+        freed = self.pool.freed_by(other.block_table for other in others)
+        taken = sum(self.pool.is_free(hit.block) or hit.block in freed for hit in hits)
+        missing = self.num_missing(sequence, sequence.num_tokens) - len(hits)
+        return missing + taken + spare <= self.pool.num_free + len(freed)
+
     def awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether what `place` last found it to wait for is still being computed."""
         leader = self._computing.get(sequence.awaited_hash) if sequence.awaited_hash is not None else None

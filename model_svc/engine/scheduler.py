@@ -26,7 +26,7 @@ from model_svc.engine.step_budget import StepBudget
 from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
 from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
-from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError
+from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError, Unavailable
 from tokenwire.requests import MAX_PRIORITY, CancelReason, FinishReason, TokenLogprob
 
 MIN_PRIORITY = -MAX_PRIORITY
@@ -71,10 +71,16 @@ class Scheduler:
         self.ended: list[Ended] = []
         self.paused = False
         """While set nothing new starts; what runs, or was preempted, goes on."""
+        self.draining = False
+        """While set and paused, what would have to start ends instead: nobody will resume it."""
         self.num_steps = 0
         self.num_preemptions = 0
         self._window = AdmissionWindow(limits.window_s, limits.window_requests)
-        self._estimate = StartEstimate()
+        self._estimate = StartEstimate(limits.max_batch_size)
+        self._last_verdict: tuple[int, Overloaded | None] = (0, None)
+        """Request and what `_unreachable` said of it, for all its choices."""
+        self._computing = False
+        """Whether the last step that was scheduled had rows."""
         self._needing_tokens: set[int] = set()
         """Ids of open sequences whose next step cannot be launched before their last token is known."""
         self._free_slots = list(range(limits.max_batch_size))
@@ -111,23 +117,18 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in; it waits. It must fit the context, which admission has checked.
 
-        One whose deadline the queue before it will not let it meet ends at once, with an error that says when to retry.
+        One that will not start before its deadline ends at once, with an error that says when to retry; so do all
+        choices of its request, which come one after the other.
         """
         self.sequences[sequence.sequence_id] = sequence
         if needs_known_tokens(sequence):
             self._needing_tokens.add(sequence.sequence_id)
-        ahead = self.waiting.num_tokens_ahead(sequence) if sequence.deadline_s is not None else 0.0
+        unreachable = self._unreachable(sequence) if sequence.deadline_s is not None else None
         self.waiting.add(sequence)
         self._window.add(sequence.sequence_id)
         self._deadlines.add(sequence)
-        if sequence.deadline_s is None:
-            return
-        now_s = self.clock()
-        wait_s, left_s = self._estimate.wait_s(now_s, ahead), sequence.deadline_s - now_s
-        if wait_s is not None and wait_s >= left_s > 0:
-            message = f"it would start in about {wait_s:.1f} s, and {left_s:.1f} s are left to it (context.timeout_ms)"
-            error = Overloaded(message, reason="DEADLINE_UNREACHABLE", retry_after_s=wait_s - left_s)
-            self.fail(sequence, error)
+        if unreachable is not None:
+            self.fail(sequence, unreachable)
 
     def abort(self, sequence_id: int, reason: CancelReason) -> None:
         """End a sequence now; its blocks are free at once. Unknown or finished ones are ignored."""
@@ -138,7 +139,10 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """Choose this step's rows and give them their blocks. May end, start and preempt sequences."""
         now_s = self.clock()
+        self._estimate.on_step(now_s, busy=self._computing and bool(self.running))
         self._expire(now_s)
+        if self.paused and self.draining:
+            self._turn_away()
         self._admit(now_s)
         rows = self._decodes(self.budget.max_tokens)
         if len(rows) < len(self.running):
@@ -146,6 +150,7 @@ class Scheduler:
         for row in rows:
             if row.sequence.first_scheduled_s is None:
                 row.sequence.first_scheduled_s = now_s
+        self._computing = bool(rows)
         return ScheduledBatch(tuple(rows))
 
     def launched(self, batch: ScheduledBatch) -> None:
@@ -256,9 +261,36 @@ class Scheduler:
         if slots != list(range(self.limits.max_batch_size)):
             raise AssertionError("a slot is lost, or has two owners")
 
+    def _unreachable(self, sequence: Sequence) -> Overloaded | None:
+        """Why a new sequence with a deadline should not wait: even at the best it would start too late."""
+        if self._last_verdict[0] != sequence.request:
+            error = None
+            wait_s, left_s = self._least_wait_s(sequence), (sequence.deadline_s or 0.0) - self.clock()
+            if wait_s >= left_s > 0:
+                message = f"it would wait at least {wait_s:.1f} s, and {left_s:.1f} s are left to it"
+                message += " (context.timeout_ms)"
+                error = Overloaded(message, reason="DEADLINE_UNREACHABLE", retry_after_s=wait_s - left_s)
+            self._last_verdict = (sequence.request, error)
+        return self._last_verdict[1]
+
+    def _least_wait_s(self, sequence: Sequence) -> float:
+        """Seconds until a new sequence with a deadline starts, at the best.
+
+        Those whose own deadline is earlier may be gone before they take any time.
+        """
+        latest_s = sequence.deadline_s or 0.0
+        stay = (s for s in self.waiting.ahead_of(sequence) if s.deadline_s is None or s.deadline_s >= latest_s)
+        outputs = (s.num_outputs_left(self.max_context_tokens) for s in stay)
+        return self._estimate.least_wait_s(self.clock(), outputs)
+
     def _expire(self, now_s: float) -> None:
         for sequence in self._deadlines.take_due(now_s):
             self._finish(sequence, FinishReason.DEADLINE)
+
+    def _turn_away(self) -> None:
+        message = "the model tier is paused and shutting down: it will not start this request"
+        for sequence in [each for each in self.waiting if is_new(each)]:
+            self.fail(sequence, Unavailable(message, reason="SHUTTING_DOWN", retry_after_s=1.0))
 
     def _decodes(self, budget: int) -> list[ScheduledRow]:
         """One row for each running sequence that lacks only its last token, in rank order; preempts for blocks.
@@ -311,7 +343,7 @@ class Scheduler:
         A sequence gets the blocks of its whole prompt at once, so that what is being prefilled cannot starve itself.
         """
         self._update_window(now_s)
-        taken_tokens = num_passed_over = 0
+        num_passed_over = 0
         candidates = self.waiting.in_order()
         if self.waiting.num_new == len(self.waiting) and (self.paused or not self._window.lets_any_in(self.waiting)):
             candidates = iter(())
@@ -333,10 +365,8 @@ class Scheduler:
                 break
             num_passed_over += placement is Placement.AWAITS_PREFIX
             if placement is Placement.PLACED and new:
-                taken_tokens += sequence.num_tokens
                 self.shares.charge(sequence.tenant, prompt_tokens=sequence.num_uncomputed_tokens)
                 sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_original_prompt_tokens)
-        self._estimate.observe(now_s, taken_tokens, waiting=bool(self.waiting.num_new) and not self.paused)
 
     def _update_window(self, now_s: float) -> None:
         oldest_s = self.waiting.oldest_arrival_s
@@ -373,10 +403,9 @@ class Scheduler:
         return placement
 
     def _lower_ones_make_room(self, sequence: Sequence) -> bool:
-        """Whether there are lower priorities to preempt, and their blocks may be enough."""
-        lower = [len(s.block_table) for s in self.running if s.priority < sequence.priority]
-        needed = self.kv.num_missing(sequence, sequence.num_tokens) + len(self.running) - len(lower)
-        return bool(lower) and needed <= self.kv.pool.num_free + sum(lower)
+        """Whether there are lower priorities to preempt, and their blocks would be enough."""
+        lower = [s for s in self.running if s.priority < sequence.priority]
+        return bool(lower) and self.kv.has_room_without(sequence, lower, spare=len(self.running) - len(lower))
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
@@ -397,8 +426,10 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
-        if sequence.is_pending:
+        while sequence.is_pending:  # twice, if a step failed while the next one was on its way
             sequence.token_ids.pop()
+        if sequence.first_scheduled_s is not None:
+            self._estimate.on_end(self.clock(), sequence.num_new_outputs)
         self._needing_tokens.discard(sequence.sequence_id)
         del self.sequences[sequence.sequence_id]
         self.ended.append(Ended(sequence.sequence_id, terminal_of(sequence, reason, self.clock(), error)))

@@ -37,6 +37,8 @@ class Sequence:
     """Resolved: `max_tokens` is set; `stop_token_ids` already holds the model's own unless `ignore_eos`."""
     choice: int = 0
     """Which of a request's `n` choices; part of the noise counter."""
+    first_choice_id: int | None = None
+    """`sequence_id` of its request's first choice; None: its own."""
     num_generated_before: int = 0
     """Output tokens made before this Submit (resume); they count as output positions and towards max_tokens."""
     logprobs: int | None = None
@@ -73,6 +75,11 @@ class Sequence:
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     num_preemptions: int = 0
+
+    @property
+    def request(self) -> int:
+        """Equal for the choices of one request, and for them alone."""
+        return self.sequence_id if self.first_choice_id is None else self.first_choice_id
 
     @property
     def is_pending(self) -> bool:
@@ -113,3 +120,8 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """How far the cache lags behind."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    def num_outputs_left(self, max_context_tokens: int) -> int:
+        """Most output tokens that it may still make."""
+        in_context = max_context_tokens - len(self.token_ids)
+        return in_context if self.stop.max_tokens is None else min(in_context, self.stop.max_tokens - self.num_outputs)

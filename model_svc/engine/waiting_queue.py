@@ -110,20 +110,18 @@ class WaitingQueue:
                     yield sequence
                     heapq.heapreplace(heads, (self.shares.counter(tenant), tenant))
 
-    def num_tokens_ahead(self, sequence: Sequence) -> float:
-        """Tokens that are likely to be served before a sequence that joins now; rather too few than too many.
+    def ahead_of(self, sequence: Sequence) -> Iterator[Sequence]:
+        """Those that certainly come before a sequence that joins now: of a higher priority, and its tenant's own.
 
-        Everything of a higher priority, the tenant's own of its priority, and of the others' as much as their share
-        while its own are served.
+        What shares among tenants let in before it is not certain.
         """
-        higher = [lines for priority, lines in self._lines.items() if priority > sequence.priority]
-        ahead = float(sum(line.num_tokens for lines in higher for line in lines.values()))
-        lines = self._lines.get(sequence.priority, {})
-        own = lines[sequence.tenant].num_tokens if sequence.tenant in lines else 0
-        for tenant, line in lines.items():
-            share = own * self.shares.weight(tenant) / self.shares.weight(sequence.tenant)
-            ahead += min(line.num_tokens, share)
-        return ahead
+        for priority, lines in self._lines.items():
+            if priority > sequence.priority:
+                for line in lines.values():
+                    yield from line.sequences
+        own = self._lines.get(sequence.priority, {}).get(sequence.tenant)
+        if own is not None:
+            yield from own.sequences[: bisect.bisect_left(own.sequences, rank(sequence), key=rank)]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless lines are sorted, counted and without empty ones."""

@@ -410,6 +410,29 @@ def test_token_ids_named_by_options_count_against_the_queue() -> None:
     asyncio.run(main())
 
 
+def test_named_token_ids_are_held_until_the_last_choice_has_ended() -> None:
+    async def main() -> None:
+        async with live_model_tier(max_queued_tokens=1000) as live:
+            session = await RawSession.open(live.stub)
+            request = token_request([1], max_tokens=5000)
+            request.options.num_choices = 2
+            request.options.sampling.allowed_token_ids.extend(range(600))
+            await session.submit({1: request})
+            await session.send(cancels=[common_pb2.Cancel(handle=1)])
+            await session.read_until_finished(1)
+            await session.submit({3: request})
+            await session.read_until_finished(3)
+            assert from_wire(session.finishes[3].error).reason == "QUEUE_FULL"
+            await session.send(cancels=[common_pb2.Cancel(handle=2)])
+            await session.read_until_finished(2)
+            request.options.stop.max_tokens = 2
+            await session.submit({5: request})
+            await session.read_until_finished(5, 6)
+            assert not session.finishes[5].HasField("error")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("timeout_ms", [2**40, 2**64 - 1])
 def test_a_limit_nobody_lives_to_see_is_none_even_while_paused(timeout_ms: int) -> None:
     async def main() -> None:

@@ -113,14 +113,18 @@ def test_a_sequence_taken_back_while_its_token_is_on_the_way_counts_what_was_giv
 @pytest.mark.parametrize("when", ["launch", "collect"])
 def test_a_step_that_fails_while_another_is_on_its_way_ends_its_sequences_once(when: str) -> None:
     subject, runner = ahead()
-    subject.take(Inbox([make(1, max_tokens=9), make(2, max_tokens=2)]))
-    subject.step()
+    subject.take(Inbox([make(1, max_tokens=9), make(2, max_tokens=4)]))
+    given = [id_ for _ in range(3) for id_ in subject.step().new.sequence_ids]
     runner.fail_next, runner.fail_next_collect = when == "launch", when == "collect"
     ended = []
     while subject.has_work:
-        ended += subject.step().ended
+        result = subject.step()
+        ended += result.ended
+        given += result.new.sequence_ids
         subject.scheduler.check_integrity()
     assert sorted(each.sequence_id for each in ended) == [1, 2]
+    for each in ended:
+        assert each.terminal.usage.completion_tokens == given.count(each.sequence_id)
     subject.take(Inbox([make(3, max_tokens=1)]))
     while subject.has_work:
         ended += subject.step().ended

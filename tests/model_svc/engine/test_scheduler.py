@@ -153,6 +153,25 @@ def test_a_higher_priority_that_finds_no_room_takes_that_of_a_lower_one() -> Non
         assert harness.outputs[each.sequence_id] == expected_output(prompt, each.stop.max_tokens or 0)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_room_for_a_higher_priority_is_made_for_what_the_cache_does_not_hold(shared: bool) -> None:
+    """Its prefix is held by one of its own priority, so the blocks of a lower one are enough; not so without that."""
+    harness = Harness(batch=4, num_blocks=20, max_context_tokens=80, budget=80, block_size=4)
+    prefix = list(range(40))
+    holder = sequence([*prefix, 1], max_tokens=30, priority=5)
+    low = sequence([99] * 17, max_tokens=30, arrival_s=101.0)
+    harness.add(holder, low)
+    for _ in range(3):
+        harness.step()
+    beginning = prefix if shared else [77] * 40
+    urgent = sequence([*beginning, 2, 3, 4, 5, 6, 7, 8, 9, 10], max_tokens=2, priority=5, arrival_s=102.0)
+    harness.add(urgent)
+    harness.step()
+    assert (urgent.slot >= 0) is shared and low.num_preemptions == shared
+    harness.run()
+    assert harness.outputs[low.sequence_id] == expected_output([99] * 17, 30)
+
+
 def test_fair_shares_never_preempt() -> None:
     harness = Harness(batch=1)
     harness.add(sequence([1] * 20, max_tokens=30, tenant="a"))
