@@ -13,8 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all check fmt protos model bench bench-full bench-peers bench-startup bench-gpu profile \
-  doctor clean
+.PHONY: help up demo test test-all check fmt protos model bench bench-full bench-peers bench-startup bench-gpu profile doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,7 +1,8 @@
 """Linear layers on the project's CPU kernels: weights packed once at load, plain or quantised.
 
 A packed layer takes the place of a `torch.nn.Linear` wherever a model of `transformers` has one, so that every model
-gains. Knows no model and no attention. See docs/decisions/0010 for why torch's own product is not used.
+gains. Knows no model and no attention. docs/decisions/0010-own-kernels-for-cpus.md says why
+torch's own product is not used.
 """
 
 from collections.abc import Callable

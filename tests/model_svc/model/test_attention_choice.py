@@ -88,7 +88,7 @@ def test_flash_is_refused_on_a_cpu_even_beside_the_interpreter() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(FailedPrecondition, match="'eager' is not allowed: auto, flash, triton, sdpa"):
+    with pytest.raises(FailedPrecondition, match="'eager' is not allowed: auto, flash, triton, native, sdpa"):
         choose_backend("eager", CPU, 16, {})
 
 
