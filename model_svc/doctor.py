@@ -26,6 +26,7 @@ if not MISSING:
 
         from model_svc.doctor_gpu import check_gpus
         from model_svc.model.device import cpu_multiplies_bf16
+        from model_svc.native.library import missing_extension, why_unavailable
         from model_svc.runner.gpu_check import product_is_right
         from model_svc.runner.host import available_memory_bytes, usable_cores
     except (ImportError, OSError) as error:  # a half-installed package, a shared library that is not there
@@ -65,7 +66,7 @@ def findings() -> list[Check]:
     """Run every check that this installation allows."""
     run: list[Callable[[], list[Check]]] = [check_settings, check_cpu, check_packages]
     if not MISSING and not BROKEN:
-        run += [check_cores, check_memory, check_cpu_arithmetic, check_gpus]
+        run += [check_cores, check_memory, check_cpu_arithmetic, check_cpu_kernels, check_gpus]
     return [check for function in run for check in function()]
 
 
@@ -143,3 +144,14 @@ def check_cpu_arithmetic() -> list[Check]:
         fix = f"reinstall torch: {INSTALL} --force-reinstall"
         return [fail("cpu arithmetic", f"a matrix product in {', '.join(wrong)} came out wrong", fix)]
     return [ok("cpu arithmetic", f"matrix products right in fp32 and bf16 (bf16 {native})")]
+
+
+def check_cpu_kernels() -> list[Check]:
+    """Whether the project's CPU kernels can be used."""
+    why = why_unavailable()
+    if why is None:
+        return [ok("cpu kernels", "compiled, and this CPU runs them")]
+    fix = "nothing to do: torch computes instead, more slowly"
+    if missing_extension() is None:
+        fix = "install a C++ compiler (Debian, Ubuntu: apt install g++) and tokenwire again; until then torch computes"
+    return [warn("cpu kernels", why, fix)]

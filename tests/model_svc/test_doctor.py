@@ -91,6 +91,23 @@ def test_a_wrong_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "float32, bfloat16" in check.detail
 
 
+@pytest.mark.parametrize(
+    ("why", "missing", "status", "fix"),
+    [
+        (None, None, Status.OK, ""),
+        ("they were not compiled", None, Status.WARN, "install a C++ compiler"),
+        ("this CPU has no FMA", "this CPU has no FMA", Status.WARN, "nothing to do"),
+    ],
+)
+def test_cpu_kernels(
+    why: str | None, missing: str | None, status: Status, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "why_unavailable", lambda: why)
+    monkeypatch.setattr(doctor, "missing_extension", lambda: missing)
+    (check,) = doctor.check_cpu_kernels()
+    assert check.status is status and fix in check.fix
+
+
 def test_json_is_what_the_command_line_reads(capsys: pytest.CaptureFixture[str]) -> None:
     code = doctor.main(["--json"])
     text = capsys.readouterr().out
