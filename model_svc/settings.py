@@ -1,22 +1,27 @@
 """Settings of the model tier. Parsed once in `__main__`; everything below receives values, never the environment."""
 
-import math
 from dataclasses import dataclass
 
 from tokenwire.settings import ServerSettings, bytes_of, setting
 
+MAX_WEIGHT = 1e6
+"""Most that a tenant may weigh, and its inverse the least: beyond that a share means nothing."""
+
 
 def weights_of(text: str) -> tuple[tuple[str, float], ...]:
-    """`"alice=2,bob=0.5"` → (("alice", 2.0), ("bob", 0.5))."""
+    """`"alice=2,bob=0.5"` → (("alice", 2.0), ("bob", 0.5)). Raises ValueError saying what is allowed."""
     weights: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         tenant, found, number = part.rpartition("=")
+        if tenant in weights:
+            raise ValueError(f"one weight for each tenant; {tenant!r} has two")
         try:
             weights[tenant] = float(number)
         except ValueError:
             found = ""
-        if not found or not 0 < weights[tenant] < math.inf:
-            raise ValueError("NAME=WEIGHT, several separated by commas, each weight a number above 0")
+        if not found or not 1 / MAX_WEIGHT <= weights[tenant] <= MAX_WEIGHT:
+            allowed = f"each weight a number from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+            raise ValueError(f"NAME=WEIGHT, several separated by commas, {allowed}")
     return tuple(weights.items())
 
 
@@ -100,8 +105,9 @@ class EngineSettings:
         (), "shares of tenants that wait at the same time, as NAME=WEIGHT,...; 1 for those not named", parse=weights_of
     )
     admission_window_ms: float = setting(
-        0.0, "how long new requests wait to be started together; 0: not at all. Running ones never wait", minimum=0
-    )
+        0.0, "how long new requests wait to be started together; 0: not at all. Running ones never wait",
+        minimum=0, maximum=60_000,
+    )  # fmt: skip
     admission_window_requests: int = setting(
         0, "start new requests once so many wait, or when the window above ends; 0: the window alone", minimum=0
     )

@@ -1,5 +1,6 @@
 """The README names only what exists, and its settings table is that of the code."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def test_commands_and_their_options_exist() -> None:
 
 def test_environment_variables_exist() -> None:
     known = {"TOKENWIRE_HOME", "TOKENWIRE_LOG", "TOKENWIRE_TARGET"}
+    for tier, _, settings in TIERS:
+        known |= {f"TOKENWIRE_{tier.upper()}_{field.name.upper()}" for field in dataclasses.fields(settings)}
     assert set(re.findall(r"\bTOKENWIRE_[A-Z_]*[A-Z]\b(?!_)(?!_?<)", README)) <= known
 
 

@@ -6,6 +6,7 @@ refused with its name, its value and what is allowed. Knows nothing of any one t
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -131,6 +132,8 @@ def convert(field: dataclasses.Field[Any], kind: type, text: str, source: str) -
     except ValueError as error:
         detail = str(error) if meta["parse"] else allowed
         raise SettingError(f"{source}={text!r}: must be {detail}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(f"{source}={text!r}: must be a finite number")
     low, high, choices = meta["minimum"], meta["maximum"], meta["choices"]
     if choices and value not in choices:
         raise SettingError(f"{source}={text!r}: must be one of {', '.join(choices)}")

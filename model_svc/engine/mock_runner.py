@@ -21,12 +21,14 @@ from tokenwire.sampling import NEUTRAL
 
 
 def build_runner(settings: EngineSettings) -> "MockRunner":
-    """A mock runner as the `mock_*` settings say. Raises FailedPrecondition when it should be split among ranks."""
+    """A mock runner as the `mock_*` settings say. Raises FailedPrecondition for what cannot be."""
     if settings.tensor_parallel > 1:
         raise FailedPrecondition(
             f"tensor_parallel: {settings.tensor_parallel} ranks need a model to split, which the mock engine has not",
             reason="TENSOR_PARALLEL",
         )
+    if settings.max_context_tokens == 1:
+        raise FailedPrecondition("max_context_tokens: 1 is not allowed: at least 2", reason="CONTEXT_UNKNOWN")
     return MockRunner(settings)
 
 

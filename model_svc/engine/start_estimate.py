@@ -13,6 +13,8 @@ MEMORY_S = 10.0
 """What was seen longer ago is not known any more."""
 LEAST_SPAN_S = 1.0
 """Speed is taken over spans of this much busy time."""
+LEAST_ENDED = 8
+"""Ended sequences that it takes to say how long outputs are."""
 MAX_ENDED = 256
 """Ended sequences that are remembered."""
 
@@ -47,11 +49,11 @@ class StartEstimate:
         """Seconds that a sequence waits at least; `ahead`: output tokens that each before it may still make.
 
         Each counts these, or half the median of those that ended lately if that is less: one may stop before its
-        limit, and half the median is below the mean of any distribution. 0 where nothing was seen lately.
+        limit, and half the median is below the mean of any distribution. 0 where too little was seen lately.
         """
         steps_per_s = max((speed for end_s, speed in self._spans if now_s - end_s <= MEMORY_S), default=0.0)
         lengths = sorted(length for end_s, length in self._ended if now_s - end_s <= MEMORY_S)
-        if not steps_per_s or not lengths:
+        if not steps_per_s or len(lengths) < LEAST_ENDED:
             return 0.0
         typical = lengths[(len(lengths) - 1) // 2] / 2
         num_steps = sum(min(typical, num_outputs) for num_outputs in ahead) / self._num_slots - 2 * typical - 1

@@ -32,7 +32,9 @@ def test_a_flag_outranks_the_environment_which_outranks_the_default() -> None:
         ({"MEMORY": "lots"}, ["TOKENWIRE_MODEL_MEMORY", "'lots'", "512M"]),
         ({"INSECURE": "maybe"}, ["TOKENWIRE_MODEL_INSECURE", "'maybe'", "true or false"]),
         ({"SIZZE": "3"}, ["TOKENWIRE_MODEL_SIZZE", "no such setting", "TOKENWIRE_MODEL_SIZE"]),
-        ({"DRAIN_TIMEOUT_S": "nan"}, ["DRAIN_TIMEOUT_S", "at least 0"]),
+        ({"DRAIN_TIMEOUT_S": "nan"}, ["DRAIN_TIMEOUT_S", "a finite number"]),
+        ({"DRAIN_TIMEOUT_S": "inf"}, ["DRAIN_TIMEOUT_S", "a finite number"]),
+        ({"DRAIN_TIMEOUT_S": "-1"}, ["DRAIN_TIMEOUT_S", "at least 0"]),
     ],
 )
 def test_unknown_and_bad_settings_are_refused_with_name_value_and_what_is_allowed(

@@ -91,7 +91,21 @@ def options(*added: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-@click.command()
+class UpCommand(click.Command):
+    """Says of an unknown option where the settings of tiers are given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As every command, with a hint in the error."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            variable = f"TOKENWIRE_MODEL_{error.option_name.lstrip('-').replace('-', '_').upper()}"
+            hint = f"settings of tiers are taken from their environment, such as {variable}"
+            message = f"{error.message.rstrip('.')}; {hint}."
+            raise click.NoSuchOption(error.option_name, message, error.possibilities, error.ctx) from None
+
+
+@click.command(cls=UpCommand)
 @options(*MODEL_OPTIONS, *UP_OPTIONS)
 def up(**given: Any) -> None:
     """Start the model, tokenizer and gateway tiers here, and serve until Ctrl-C.

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from model_svc.engine.mock_runner import MockRunner
+from model_svc.engine.mock_runner import MockRunner, build_runner
 from model_svc.settings import EngineSettings
 from tests.fakes.step_loop import GREEDY, StepLoop, outputs
+from tokenwire.errors import FailedPrecondition
 from tokenwire.requests import TokenLogprob
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -37,3 +38,9 @@ def test_allowed_ids_and_min_tokens_hold(loop: StepLoop) -> None:
     assert all(token >= 40 for token in outputs(late)[:10])
     assert outputs(late)[-1] < 40
     assert outputs(both)[:5] == [9] * 5
+
+
+def test_a_context_without_room_for_a_new_token_is_refused() -> None:
+    with pytest.raises(FailedPrecondition, match="max_context_tokens: 1 is not allowed"):
+        build_runner(EngineSettings(max_context_tokens=1))
+    assert build_runner(EngineSettings(max_context_tokens=2)).info.max_context_tokens == 2

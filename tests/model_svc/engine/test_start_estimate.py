@@ -24,7 +24,7 @@ def seen(steps_per_s: int, num_outputs: list[int], num_slots: int = 2) -> StartE
 
 
 def test_it_counts_what_is_left_to_those_ahead_in_slots_at_the_best_speed_seen() -> None:
-    estimate = seen(8, [20, 40, 400])
+    estimate = seen(8, [20, 40, 400] * 3)
     assert estimate.least_wait_s(2.0, [100] * 10) == (10 * 20 / 2 - 2 * 20 - 1) / 8, "half the median of each"
     assert estimate.least_wait_s(2.0, [10] * 20) == (20 * 10 / 2 - 2 * 20 - 1) / 8, "what each may make at most"
     assert estimate.least_wait_s(2.0, [100] * 4) == 0, "they may all be running when it starts"
@@ -34,10 +34,11 @@ def test_it_counts_what_is_left_to_those_ahead_in_slots_at_the_best_speed_seen()
 
 
 def test_what_was_seen_ages_by_the_clock() -> None:
-    estimate = seen(8, [20] * 3)
+    estimate = seen(8, [20] * 8)
     assert estimate.least_wait_s(11.0, [100] * 20) > 0
     assert estimate.least_wait_s(12.1, [100] * 20) == 0
     assert StartEstimate(1).least_wait_s(0.0, [100] * 20) == 0
+    assert seen(8, [20] * 7).least_wait_s(2.0, [100] * 20) == 0, "too few to tell"
 
 
 def test_time_without_work_is_not_slowness() -> None:
@@ -92,12 +93,10 @@ def test_who_goes_before_the_queue_is_not_refused() -> None:
 def test_those_that_leave_by_their_own_deadline_before_are_not_ahead() -> None:
     harness = Harness(batch=1, max_context_tokens=100)
     fill(harness, num=10, max_tokens=20)
-    for _ in range(150):
+    for _ in range(180):
         harness.step()
     now_s = harness.clock.now_s
-    leaving = [sequence([1], max_tokens=90, arrival_s=now_s, deadline_s=now_s + 5.0) for _ in range(50)]
-    for each in leaving:
-        each.deadline_s = now_s + 1.0
+    leaving = [sequence([1], max_tokens=90, arrival_s=now_s, deadline_s=now_s + 1.0) for _ in range(50)]
     last = sequence([1], max_tokens=2, arrival_s=now_s, deadline_s=now_s + 1.5)
     harness.add(*leaving, last)
     harness.run()
@@ -136,7 +135,7 @@ arrivals = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(arrivals, st.integers(1, 4), st.sampled_from([6, 32]), st.sampled_from([16, 400]), st.booleans())
 def test_nobody_starts_before_the_least_wait_that_was_seen_for_it(
     load: list[tuple], batch: int, budget: int, blocks: int, overlap: bool
@@ -148,7 +147,7 @@ def test_nobody_starts_before_the_least_wait_that_was_seen_for_it(
     harness = Harness(batch=batch, budget=budget, num_blocks=blocks, max_context_tokens=60, overlap=overlap)
     waits = watch(harness.scheduler)
     fill(harness, num=20 * batch, max_tokens=20)
-    for _ in range(150):
+    for _ in range(200):
         harness.step()
     for num, length, max_tokens, left_s, priority, tenant, num_steps, common in load:
         now_s = harness.clock.now_s

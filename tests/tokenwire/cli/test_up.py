@@ -32,6 +32,12 @@ def test_a_taken_port_is_told_before_anything_is_started() -> None:
     assert "starting" not in result.stdout
 
 
+def test_an_unknown_option_is_told_where_the_settings_of_tiers_are_given() -> None:
+    result = subprocess.run([*TOKENWIRE, "up", "--max-batch-size", "4"], capture_output=True, text=True, env=ENVIRON)
+    assert result.returncode == 2
+    assert "--max-batch-size" in result.stderr and "TOKENWIRE_MODEL_MAX_BATCH_SIZE" in result.stderr
+
+
 def test_an_unknown_model_is_told_before_anything_is_started() -> None:
     command = [*TOKENWIRE, "up", *FREE_PORTS, "--model", "./nowhere"]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRON)
