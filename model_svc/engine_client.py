@@ -105,6 +105,8 @@ class EngineClient:
     @property
     def info(self) -> RunnerInfo:
         """What is served. Raises Unavailable while the engine is down."""
+        if self._closed:
+            raise Unavailable("the model tier is shutting down", reason="SHUTTING_DOWN", retry_after_s=RETRY_AFTER_S)
         if self._info is None:
             message = "the engine process was lost and is being restarted" if self._was_up else "the engine is starting"
             raise Unavailable(message, reason="ENGINE_DOWN", retry_after_s=RETRY_AFTER_S)

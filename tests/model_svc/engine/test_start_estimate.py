@@ -96,10 +96,12 @@ def test_those_that_leave_by_their_own_deadline_before_are_not_ahead() -> None:
     for _ in range(180):
         harness.step()
     now_s = harness.clock.now_s
-    leaving = [sequence([1], max_tokens=90, arrival_s=now_s, deadline_s=now_s + 1.0) for _ in range(50)]
+    deadlines = [now_s + 0.5 + 0.01 * index for index in range(50)]
+    leaving = [sequence([1], max_tokens=90, arrival_s=now_s, deadline_s=deadline_s) for deadline_s in deadlines]
     last = sequence([1], max_tokens=2, arrival_s=now_s, deadline_s=now_s + 1.5)
     harness.add(*leaving, last)
     harness.run()
+    assert {harness.reason(each) for each in leaving} == {FinishReason.DEADLINE}, "nobody was refused"
     assert harness.reason(last) is FinishReason.LENGTH
 
 
