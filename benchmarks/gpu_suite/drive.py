@@ -114,7 +114,10 @@ def raise_errors(result: StepResult) -> None:
 
 def settings_of(device: torch.device, dtype: str, quick: bool, changed: dict[str, Any]) -> EngineSettings:
     """What the engine is measured with; `changed` are a variant's settings, which must exist."""
-    base: dict[str, Any] = {"device": str(device), "dtype": dtype, "max_context_tokens": 2048, "model": "random"}
+    base: dict[str, Any] = {
+        "device": str(device), "dtype": dtype, "max_context_tokens": 2048, "model": "random",
+        "cpu_kernels": "off",  # where it is tried without a GPU, what a GPU would compute is tried
+    }  # fmt: skip
     if quick:
         base |= {
             "max_context_tokens": 512,

@@ -19,8 +19,8 @@ CONSTANT = (
 )  # fmt: skip
 """Fields that the runner reads and nobody changes."""
 UNREAD = (
-    "priority", "tenant", "arrival_s", "deadline_s", "cache_root", "status", "num_cached_tokens", "block_hashes",
-    "num_stored_blocks", "awaited_hash", "first_scheduled_s", "first_token_s", "num_preemptions",
+    "priority", "tenant", "arrival_s", "deadline_s", "first_choice_id", "cache_root", "status", "num_cached_tokens",
+    "block_hashes", "num_stored_blocks", "awaited_hash", "first_scheduled_s", "first_token_s", "num_preemptions",
 )  # fmt: skip
 """Fields that are the scheduler's alone; in a mirrored sequence they may be out of date."""
 
