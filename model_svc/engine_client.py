@@ -28,6 +28,9 @@ from tokenwire.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
+SPIN_COUNT = "20000"
+"""Turns, some tens of microseconds: as long as most waits within a step."""
+
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
@@ -314,12 +317,15 @@ class EngineClient:
 
 
 def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the engine process: its compute threads sleep while they wait, unless `environ` says else.
+    """The environment of the engine process: its compute threads spin briefly before they sleep, unless `environ` says.
 
-    OpenMP's threads otherwise spin where one core is still computing, also when the core they hold is what another
-    tier, or that computing thread itself, needs: steps then take ten times as long. Read when torch is loaded.
+    OpenMP's threads wait for each other hundreds of times a step. Left alone they spin for milliseconds, also when what
+    they wait for needs the very core they hold; put to sleep at once they cost a wake-up each time. docs/engine.md has
+    the numbers. Read when torch is loaded; libgomp's own names.
     """
-    return {"OMP_WAIT_POLICY": "passive", **environ}
+    if "OMP_WAIT_POLICY" in environ:
+        return dict(environ)
+    return {"GOMP_SPINCOUNT": SPIN_COUNT, **environ}
 
 
 class EngineProcess:

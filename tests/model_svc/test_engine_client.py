@@ -57,17 +57,27 @@ def test_a_bug_while_delivering_ends_every_request_and_the_engine_comes_back(cap
     assert any(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)
 
 
-@pytest.mark.parametrize("asked", [None, "active"])
-def test_compute_threads_sleep_while_they_wait_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch, asked: str | None
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "20000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_compute_threads_spin_briefly_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], wanted: dict[str, str]
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if asked is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", asked)
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
 
     async def main() -> None:
         async with live_model_tier() as live:
-            environ = Path(f"/proc/{live.tier.engine.pid}/environ").read_bytes().split(b"\0")
-            assert f"OMP_WAIT_POLICY={asked or 'passive'}".encode() in environ
+            environ = Path(f"/proc/{live.tier.engine.pid}/environ").read_text().split("\0")
+            found = dict(entry.split("=", 1) for entry in environ if entry.startswith(names))
+            assert found == wanted
 
     asyncio.run(main())

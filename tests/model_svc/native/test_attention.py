@@ -89,16 +89,26 @@ ROWS = {
     "one": [(1, 1)],
     "decodes": [(400, 1), (193, 1), (192, 1), (33, 1), (5, 1), (1, 1)],
     "prompt": [(130, 130)],
-    "chunk": [(400, 40)],
-    "mixed": [(260, 1), (17, 1), (2, 2), (49, 49), (400, 7), (193, 3)],
+    "mixed": [(390, 1), (49, 1), (2, 2), (49, 49), (240, 7), (193, 3)],
 }
+MANY_DECODES = [(1 + 41 * row, 1) for row in range(9)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("window", [0, 21])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_heads(heads: Heads, window: int, dtype: torch.dtype) -> None:
+    check(ROWS["mixed"], heads, window, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("window", [0, 1, 20, 200])
-@pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_attention(rows: list[tuple[int, int]], heads: Heads, window: int, dtype: torch.dtype) -> None:
+def test_rows_and_windows(rows: list[tuple[int, int]], window: int, dtype: torch.dtype) -> None:
+    check(rows, Heads(6, 3, 48, 20), window, dtype)
+
+
+def check(rows: list[tuple[int, int]], heads: Heads, window: int, dtype: torch.dtype) -> None:
     step = step_of(rows, heads, 16, dtype)
     scale = heads.key_size**-0.5
     assert_close(attended(step, scale, window), expected(step, scale, window), bf16=2**-8, of_row=1.0)
@@ -126,14 +136,29 @@ def test_a_token_is_the_same_bits_in_any_batch_and_chunk(window: int, dtype: tor
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_threads_change_no_bit(rows: list[tuple[int, int]], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("heads", [Heads(9, 3, 64, 64), Heads(7, 1, 80, 72)], ids=str)
+def test_a_decode_is_the_same_bits_as_in_its_prompt(heads: Heads, dtype: torch.dtype) -> None:
+    step = step_of([(400, 400)], heads, 16, dtype)
+    for window in (0, 1, 33, 250):
+        prompt = attended(step, 0.1, window)
+        stops = torch.tensor([1, 2, 17, 48, 49, 191, 192, 193, 399, 400])
+        decodes = Step(
+            step.query[stops - 1].contiguous(), step.key_cache, step.value_cache,
+            step.table.expand(len(stops), -1).contiguous(), stops, torch.arange(len(stops) + 1), [], [],
+        )  # fmt: skip
+        assert torch.equal(attended(decodes, 0.1, window), prompt[stops - 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("window", [0, 150])
+@pytest.mark.parametrize("rows", [*ROWS.values(), MANY_DECODES, [(1000, 1)]], ids=[*ROWS, "many", "long"])
+def test_threads_change_no_bit(rows: list[tuple[int, int]], window: int, dtype: torch.dtype) -> None:
     step, before = step_of(rows, Heads(9, 3, 64, 64), 16, dtype), torch.get_num_threads()
     results = []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(attended(step, 0.125, 0))
+            results.append(attended(step, 0.125, window))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
