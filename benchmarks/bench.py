@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench                  # short
     python -m benchmarks.bench --full
-    python -m benchmarks.bench --only window    # one part
+    python -m benchmarks.bench --only window,startup
 
-Parts are measured one after the other; one that fails costs the others nothing. Short runs write short-<part>, full
+Parts are measured one after the other, each when the load of the one before has faded from the load average; one that
+fails costs the others nothing. Short runs write short-<part>, full
 ones <part>, in benchmarks/results as .json, .md and .svg. Peers that are not installed are told as such.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from benchmarks.compare import compare, default_work, end_on_sigterm, say
 from benchmarks.contenders.spec import spec_of
 from benchmarks.loadgen.measure import Load
+from benchmarks.machine import settle
 from benchmarks.startup import measure_startup
 from benchmarks.window import WINDOWS_MS, measure_windows
 
@@ -102,16 +104,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="all peers and loads, three rounds and more")
-    parser.add_argument("--only", default="", help="one part")
+    parser.add_argument("--only", default="", metavar="PART,…", help="these parts alone")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
     end_on_sigterm()
     found = parts(given.full, given.out)
-    if given.only and given.only not in found:
-        parser.error(f"--only {given.only}: one of {', '.join(found)}")
+    wanted = given.only.split(",") if given.only else list(found)
+    for name in wanted:
+        if name not in found:
+            parser.error(f"--only {name}: one of {', '.join(found)}")
     failed: list[str] = []
     for name, part in found.items():
-        if given.only in ("", name):
+        if name in wanted:
+            settle(say)
             began_s = time.perf_counter()
             say(f"== {name}")
             try:

@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import subprocess
+import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 def machine() -> dict[str, Any]:
     """As it is now; call it before the load begins."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     load = os.getloadavg()[0]
     return {
         "cpu": cpu_name(),
@@ -33,6 +35,22 @@ def machine() -> dict[str, Any]:
         "quiet": load / cores <= BUSY_LOAD,
         "commit": commit(),
     }
+
+
+def settle(say: Callable[[str], None], limit_s: float = 240.0) -> None:
+    """Wait until what ran before no longer counts in the load average, at most `limit_s`: a busy machine stays busy."""
+    until_s = time.monotonic() + limit_s
+    told = False
+    while os.getloadavg()[0] / num_cores() > BUSY_LOAD and time.monotonic() < until_s:
+        if not told:
+            say(f"waiting for the load average to fall from {os.getloadavg()[0]:.2f}, at most {limit_s:.0f} s")
+            told = True
+        time.sleep(2)
+
+
+def num_cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
