@@ -23,6 +23,7 @@ from benchmarks.contenders.spec import spec_of
 from benchmarks.loadgen.measure import Load
 from benchmarks.machine import settle
 from benchmarks.startup import measure_startup
+from benchmarks.steps import measure_steps
 from benchmarks.window import WINDOWS_MS, measure_windows
 
 OURS = "ours:dtype=bfloat16"
@@ -85,6 +86,11 @@ def run_startup(full: bool, name: str, out: Path | None) -> Any:
     return measure_startup([spec_of(each) for each in contenders], 5 if full else 1, name=name, out=out)
 
 
+def run_steps(full: bool, name: str, out: Path | None) -> Any:
+    """Decode steps beside their floors."""
+    return measure_steps([1, 8, 32], 128, 3 if full else 1, name=name, out=out)
+
+
 def parts(full: bool, out: Path | None) -> dict[str, Callable[[], Any]]:
     """Every part by name, in order."""
 
@@ -94,6 +100,7 @@ def parts(full: bool, out: Path | None) -> dict[str, Callable[[], Any]]:
     prefix = "" if full else "short-"
     found: dict[str, Callable[[], Any]] = {part.name: named(part) for part in (FULL if full else SHORT)}
     found["window"] = lambda: run_window(full, f"{prefix}window", out)
+    found["steps"] = lambda: run_steps(full, f"{prefix}steps", out)
     found["startup"] = lambda: run_startup(full, f"{prefix}startup", out)
     return found
 
