@@ -79,10 +79,10 @@ class Conversation:
         return any(message.tool_calls or message.role == "tool" for message in self.messages)
 
     def num_chars(self) -> int:
-        """About how much there is to render."""
-        return sum(len(m.content) + len(m.reasoning) for m in self.messages) + 500 * (
-            len(self.messages) + len(self.tools) + len(self.documents)
-        )
+        """About how much there is to render. Schemas and arguments are not looked into: each counts as a long text."""
+        num_texts = len(self.tools) + len(self.documents) + sum(len(m.tool_calls) for m in self.messages)
+        num_chars = sum(len(m.content) + len(m.reasoning) + 500 for m in self.messages)
+        return num_chars + 2_000 * num_texts
 
 
 class _GenerationTag(Extension):

@@ -110,6 +110,8 @@ CASES = [
     Case("hermes without a brace at the end", "hermes",
          '<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call> ok', [("f", {"a": 1})], "ok"),
     Case("hermes without an end", "hermes", '<tool_call>{"name": "f", "arguments": {"a": 1}}', [("f", {"a": 1})]),
+    Case("hermes cut in its end", "hermes",
+         '<tool_call>{"name": "f", "arguments": {"a": 1}}\n</tool', [("f", {"a": 1})]),
     Case("hermes with its marker in a string", "hermes",
          '<tool_call>{"name": "f", "arguments": {"a": "</tool_call><tool_call>{"}}</tool_call>',
          [("f", {"a": "</tool_call><tool_call>{"})]),

@@ -74,6 +74,10 @@ class Hermes:
             if (yield from reader.accept(self.closing)):
                 parts.add(Kind.MARKUP, reader.take())
                 return
+            if reader.ended and self.closing.startswith(reader.text[reader.position :]):  # the answer was cut there
+                reader.position = len(reader.text)
+                parts.add(Kind.MARKUP, reader.take())
+                return
             reader.position = 0
             if not (yield from another_call(reader, parts, rules)):
                 return
