@@ -155,3 +155,26 @@ def test_what_is_wrong_is_named(folder: Path) -> None:
                 assert error.violations[0].field == field
 
     asyncio.run(main())
+
+
+def test_pieces_come_as_soon_as_they_are_there(folder: Path) -> None:
+    async def main() -> None:
+        async with tool_stack(folder, "", hold=True) as stack:
+            call = stack.live.stub.Chat(gateway_pb2.ChatRequest(conversation=conversation()))
+            received = await stack.model.request()
+
+            async def told(text: str) -> Parsed:
+                await received.say(*stack.tier.ids(text))
+                response = await asyncio.wait_for(call.read(), 10)
+                assert not response.HasField("finish")
+                return parsed_from_wire(response.delta.reasoning, response.delta.tool_calls) or Parsed()
+
+            assert (await told("<think>I must")).reasoning == "I must"
+            assert (await told(" ask")).reasoning == " ask"
+            (begun,) = (await told('</think><tool_call>{"name": "get_weather", "arguments": {"ci')).tool_calls
+            assert (begun.name, begun.arguments) == ("get_weather", '{"ci')
+            (more,) = (await told('ty": "Zü')).tool_calls
+            assert (more.id, more.name, more.arguments, more.index) == ("", "", 'ty": "Zü', 0)
+            call.cancel()
+
+    asyncio.run(main())
