@@ -24,6 +24,7 @@ from tokenizer_svc.tier import Tier
 from tokenwire.errors import Internal, TokenwireError, Unavailable
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.logs import fields
+from tokenwire.parsed import Parsed
 from tokenwire.requests import (
     CancelReason,
     FinishReason,
@@ -49,8 +50,9 @@ class TextSink(Protocol):
         num_tokens: int,
         token_ids: Sequence[int] = (),
         logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
     ) -> None:
-        """New text of a choice."""
+        """New text of a choice, and what was split from it."""
 
     def finish(self, handle: int, terminal: Terminal) -> None:
         """A choice has ended."""
@@ -79,7 +81,7 @@ class Choice:
             request.first_frame_s = time.monotonic() - request.submitted_s
         delta = text.push(token_ids, logprobs)
         shown = token_ids[: delta.num_tokens] if request.request.options.return_token_ids else ()
-        request.sink.add_text(self.handle, delta.text, delta.num_tokens, shown, delta.logprobs)
+        request.sink.add_text(self.handle, delta.text, delta.num_tokens, shown, delta.logprobs, delta.parsed)
         if delta.stopped:
             request.cancel_below(self, CancelReason.STOP_STRING)
 
@@ -199,8 +201,9 @@ class RunningRequest:
     def end_choice(self, choice: Choice, text: str, terminal: Terminal) -> None:
         """The one end of a choice."""
         choice.ended = True
-        if text:
-            self.sink.add_text(choice.handle, text, 0)
+        parsed = choice.text.take_parsed() if choice.text is not None else None
+        if text or parsed is not None:
+            self.sink.add_text(choice.handle, text, 0, parsed=parsed)
         self.sink.finish(choice.handle, replace(terminal, tokenizer_timings=self._timings()))
         metrics = self._tier.metrics
         metrics.requests.labels(terminal.reason.value).inc()
@@ -238,7 +241,7 @@ class RunningRequest:
         )
         self._prompt = replace(self._prompt, token_ids=token_ids)
         for choice in self.choices:
-            choice.text = begin_text(options, self._tier.tokenizer, token_ids)
+            choice.text = begin_text(self.request, self._tier, self._prompt)
         if options.sampling.seed is None:
             sampling = replace(options.sampling, seed=secrets.randbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tokenizer_svc.answers import AnswerFormat
 from tokenizer_svc.chat_template import ChatTemplate
 from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
@@ -25,6 +26,8 @@ class Tier:
     metrics: TokenizerMetrics
     max_requests: int
     """Choices that may run at once."""
+    answers: AnswerFormat = AnswerFormat()
+    """How reasoning and tool calls are split from the text."""
     running: int = field(default=0, init=False)
     """Choices of the requests that have not ended."""
 

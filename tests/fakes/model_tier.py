@@ -76,9 +76,11 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         max_context_tokens: int = 512,
         vocab_size: int = 0,
         protocol_version: int = PROTOCOL_VERSION,
+        reason: FinishReason = FinishReason.LENGTH,
     ) -> None:
         self.reply = reply
         self.hold = hold
+        self.reason = reason
         self.card = common_pb2.ModelCard(
             name="fake",
             fingerprint=common_pb2.Fingerprint(vocabulary=vocabulary),
@@ -152,7 +154,7 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
             for token_id in ids[:limit]:
                 await received.say(token_id, choice=choice)
             usage = Usage(len(received.request.token_ids), 0, len(ids[:limit]))
-            await received.end(Terminal(FinishReason.LENGTH, usage), choice)
+            await received.end(Terminal(self.reason, usage), choice)
 
 
 @asynccontextmanager
