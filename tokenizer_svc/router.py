@@ -4,7 +4,7 @@ Plain values and protocols alone; the wire is `tokenizer_svc.backends`' business
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +76,21 @@ class Replica(Protocol):
         """Send a request down, one receiver per choice. Only while ready."""
 
 
+@dataclass(frozen=True, slots=True)
+class RoutingQuery:
+    """What of a request may decide where it goes."""
+
+    token_ids: Sequence[int] = ()
+    cache_salt: str = ""
+    tenant: str = ""
+
+
+class NoneAllowed(Unavailable):
+    """Model tiers are ready, and the caller's own condition lets it use none of them now."""
+
+    default_reason = "NO_MODEL_TIER_ALLOWED"
+
+
 class Router:
     """All replicas of the model."""
 
@@ -85,16 +100,38 @@ class Router:
     @property
     def num_ready(self) -> int:
         """Replicas that take new requests."""
-        return sum(replica.ready for replica in self.replicas)
+        return len(self.ready_replicas())
 
-    def pick(self, exclude: Replica | None = None) -> Replica:
-        """The least loaded ready replica, one of them at random when several are; raises Unavailable when none is."""
-        ready = [replica for replica in self.replicas if replica.ready and replica is not exclude]
+    def ready_replicas(self, exclude: Collection[Replica] = ()) -> list[Replica]:
+        """Those that take new requests, in no order that means anything."""
+        return [replica for replica in self.replicas if replica.ready and replica not in exclude]
+
+    def pick(
+        self,
+        query: RoutingQuery | None = None,
+        exclude: Collection[Replica] = (),
+        allowed: Callable[[Replica], bool] | None = None,
+    ) -> Replica:
+        """The replica for a request, which the caller then submits to; replicas that are not `allowed` are passed over.
+
+        Raises Unavailable when no replica is ready, and NoneAllowed when some are and none is allowed.
+        """
+        ready = self.ready_replicas(exclude)
         if not ready:
-            problems = "; ".join(f"{r.target}: {r.problem()}" for r in self.replicas if r is not exclude)
-            raise Unavailable(
-                f"no {'other ' if exclude else ''}model tier can take the request ({problems or 'there is one alone'})",
-                reason="MODEL_TIER_DOWN",
-            )
-        least = min(replica.load for replica in ready)
-        return random.choice([replica for replica in ready if replica.load == least])
+            raise self._none_ready(exclude)
+        among = ready if allowed is None else [replica for replica in ready if allowed(replica)]
+        if not among:
+            raise NoneAllowed(f"none of the {len(ready)} model tiers that are ready takes more now")
+        return self.choose(query, among)
+
+    def choose(self, query: RoutingQuery | None, among: Sequence[Replica]) -> Replica:
+        """The least loaded of some ready replicas, at least one; one of them at random when several are."""
+        least = min(replica.load for replica in among)
+        return random.choice([replica for replica in among if replica.load == least])
+
+    def _none_ready(self, exclude: Collection[Replica]) -> Unavailable:
+        problems = "; ".join(f"{r.target}: {r.problem()}" for r in self.replicas if r not in exclude)
+        return Unavailable(
+            f"no {'other ' if exclude else ''}model tier can take the request ({problems or 'there is one alone'})",
+            reason="MODEL_TIER_DOWN",
+        )

@@ -18,7 +18,7 @@ from typing import Protocol
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.generation import ChoiceText
 from tokenizer_svc.prompt import fit_prompt
-from tokenizer_svc.router import Placement, Replica, TokenSubmission
+from tokenizer_svc.router import Placement, Replica, RoutingQuery, TokenSubmission
 from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt
 from tokenizer_svc.tier import Tier
 from tokenwire.errors import Internal, TokenwireError, Unavailable
@@ -160,7 +160,7 @@ class RunningRequest:
         if self._tried_again or self.first_frame_s is not None or self._num_open < len(self.choices):
             return False
         try:
-            replica = self._tier.router.pick(exclude=self._replica)
+            replica = self._tier.router.pick(self._query(), exclude=[self._replica] if self._replica else [])
         except Unavailable:
             return False
         self._tried_again = True
@@ -217,7 +217,7 @@ class RunningRequest:
         """Check, encode, submit."""
         try:
             self._prompt = await encode_prompt(self.request, self._tier)
-            replica = self._tier.router.pick()
+            replica = self._tier.router.pick(self._query())
             self._make_choices(replica)
             self._tier.metrics.prompt_tokens.inc(len(self._prompt.token_ids))
             self._submit(replica)
@@ -242,6 +242,10 @@ class RunningRequest:
         if options.sampling.seed is None:
             sampling = replace(options.sampling, seed=secrets.randbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))
+
+    def _query(self) -> RoutingQuery:
+        request = self.request
+        return RoutingQuery(self._prompt.token_ids, request.cache_salt, request.context.tenant)
 
     def _submit(self, replica: Replica) -> None:
         context, options = self.request.context, self.request.options
