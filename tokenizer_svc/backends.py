@@ -7,10 +7,12 @@ vocabulary is left out. Does not choose among replicas (see `router`) and does n
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
+from tokenizer_svc.allowance import Allowance
+from tokenizer_svc.held_queue import Held
 from tokenizer_svc.router import TokenReceiver, TokenSubmission
 from tokenwire.channels import aio_channel
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
@@ -23,6 +25,22 @@ from tokenwire.wire import context_to_wire, logprobs_from_wire, options_to_wire,
 log = logging.getLogger(__name__)
 
 Stream = SessionStream[TokenReceiver]
+
+MAX_DEMANDS = 64
+"""Entries of demand in one frame; what smaller ones hold is told as that of nobody in particular."""
+
+
+class Flow(Protocol):
+    """What holds requests back for want of room."""
+
+    def on_room(self) -> None:
+        """There may be room."""
+
+    def on_lapse(self, num_requests: int) -> None:
+        """A lease has lapsed that allowed so many requests more."""
+
+    def demand(self) -> Sequence[Held]:
+        """What is held."""
 
 
 class StreamPlacement:
@@ -47,8 +65,11 @@ class StreamPlacement:
 class ModelReplica:
     """One model tier, reached again whenever it is lost. Close it."""
 
-    def __init__(self, target: str, vocabulary: str, on_change: Callable[[], None]) -> None:
-        """`vocabulary`: our fingerprint. `on_change` is called when `ready` may have changed."""
+    def __init__(self, target: str, vocabulary: str, on_change: Callable[[], None], flow: Flow | None = None) -> None:
+        """`vocabulary`: our fingerprint. `on_change` is called when `ready` may have changed.
+
+        `flow` is told of room; None: nothing is held.
+        """
         self.target = target
         self.max_context_tokens = 0
         self.vocab_size = 0
@@ -65,6 +86,8 @@ class ModelReplica:
         self._num_reported = 0
         self._num_open_at_report = 0
         self._max_batch_size = 1
+        self._flow = flow
+        self._allowance = Allowance()
 
     def start(self) -> None:
         """Begin connecting in the background."""
@@ -98,6 +121,21 @@ class ModelReplica:
         num_own = len(stream.receivers) if stream is not None else 0
         return max(num_own, self._num_reported + num_own - self._num_open_at_report) / self._max_batch_size
 
+    @property
+    def leases_room(self) -> bool:
+        """Whether it leases admission credits. A model tier that never did on this stream is not waited for."""
+        return self._allowance.leases
+
+    def has_room(self, num_requests: int, num_tokens: int) -> bool:
+        """Whether so many sequences with so many prompt tokens may be submitted now."""
+        return self._allowance.has_room(num_requests, num_tokens)
+
+    def report_demand(self) -> None:
+        """Tell it with the next frame up what is held."""
+        stream = self._stream
+        if stream is not None:
+            stream.touch()
+
     def problem(self) -> str:
         """Why it is not ready."""
         if self._client is None:
@@ -108,6 +146,7 @@ class ModelReplica:
         """Send a request down, one receiver per choice."""
         stream = self._stream
         assert stream is not None, "submit only to a ready replica"
+        self._allowance.charge(len(receivers), len(receivers) * len(submission.token_ids))
         handle = stream.open(list(receivers))
         stream.submit(
             model_pb2.TokenSubmit(
@@ -118,6 +157,8 @@ class ModelReplica:
                     options=options_to_wire(submission.options),
                     fingerprint=common_pb2.Fingerprint(vocabulary=submission.vocabulary),
                     cache_salt=submission.cache_salt,
+                    num_generated_tokens=submission.num_generated_tokens,
+                    first_choice=submission.first_choice,
                 ),
             )
         )
@@ -141,6 +182,8 @@ class ModelReplica:
         self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
         self._draining = False
         self._num_reported = self._num_open_at_report = 0
+        self._allowance = Allowance(self._flow.on_lapse if self._flow is not None else None)
+        stream.before_write = lambda frame: self._add_demand(stream, frame)
         log.info("model tier ready", extra=fields(target=self.target, model=card.name, epoch=hello.epoch))
         asyncio.get_running_loop().call_soon(self._on_change)
 
@@ -154,6 +197,8 @@ class ModelReplica:
                 _guard(receiver, receiver.on_finish, terminal_from_wire(finish))
         if frame.HasField("load"):
             self._take_load(stream, frame.load)
+        if frame.HasField("credit") and stream is self._accepted:
+            self._take_credit(frame)
 
     def on_lost(self, stream: Stream, receivers: dict[int, TokenReceiver], error: TokenwireError) -> None:
         """Tell everyone who waits."""
@@ -184,6 +229,25 @@ class ModelReplica:
             receiver = receivers.get(handle)
             if receiver is not None:
                 _guard(receiver, receiver.on_tokens, (), found)
+
+    def _take_credit(self, frame: Any) -> None:
+        credit = frame.credit
+        self._allowance.lease(credit.requests, credit.tokens, credit.ttl_ms / 1000, idle=not frame.load.queued)
+        if self._flow is not None:
+            self._flow.on_room()
+
+    def _add_demand(self, stream: Stream, frame: Any) -> None:
+        """Every frame up says all that is held: one that says nothing means nothing."""
+        held = self._flow.demand() if self._flow is not None and stream is self._stream else ()
+        if len(held) > MAX_DEMANDS:
+            held = sorted(held, key=lambda each: each.num_requests, reverse=True)
+            rest = held[MAX_DEMANDS - 1 :]
+            requests, tokens = sum(each.num_requests for each in rest), sum(each.num_tokens for each in rest)
+            held = [*held[: MAX_DEMANDS - 1], Held(0, "", requests, tokens)]
+        for each in held:
+            frame.demand.add(
+                priority=each.priority, tenant=each.tenant, requests=each.num_requests, tokens=each.num_tokens
+            )
 
     def _take_load(self, stream: Stream, load: common_pb2.Load) -> None:
         self._num_reported = load.running + load.queued

@@ -12,7 +12,16 @@ class TokenizerMetrics:
         tier = TierMetrics("tokenizer", registry)
         self.requests = tier.counter("choices_total", "Choices that ended, by finish reason", ["reason"])
         self.errors = tier.counter("errors_total", "Choices that ended in an error, by its reason", ["reason"])
-        self.retries = tier.counter("retries_total", "Requests sent to a second model tier before their first token")
+        self.retries = tier.counter("retries_total", "Requests sent down again, their model tier lost before a token")
+        self.resumes = tier.counter(
+            "resumes_total", "Choices that went on at another model tier, or the same again, after tokens of theirs"
+        )
+        self.bounced = tier.counter("bounced_total", "Requests sent down on credit that found the queue full, and held")
+        self.held = tier.gauge("held_requests", "Sequences held back until a model tier has room.")
+        self.held_seconds = tier.histogram("held_seconds", "How long what was held back was held")
+        self.lapsed_credits = tier.counter(
+            "lapsed_credits_total", "Requests that leases of model tiers still allowed when they lapsed"
+        )
         self.prompt_tokens = tier.counter("prompt_tokens_total", "Tokens of prompts sent to model tiers")
         self.output_tokens = tier.counter("output_tokens_total", "Tokens generated and turned into text")
         self.running = tier.gauge("running_sequences", "Choices of requests that have not ended.")

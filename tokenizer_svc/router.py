@@ -24,6 +24,10 @@ class TokenSubmission:
     cache_salt: str
     vocabulary: str
     """Fingerprint under which token_ids were made."""
+    num_generated_tokens: int = 0
+    """How many of token_ids are earlier output."""
+    first_choice: int = 0
+    """Which of its request's choices is the first of these."""
 
 
 class TokenReceiver(Protocol):
@@ -68,6 +72,16 @@ class Replica(Protocol):
     @property
     def load(self) -> float:
         """Sequences it has to do with, as a multiple of what it computes in one step."""
+
+    @property
+    def leases_room(self) -> bool:
+        """Whether it says how much may be submitted, so that it is worth waiting for room."""
+
+    def has_room(self, num_requests: int, num_tokens: int) -> bool:
+        """Whether so many sequences with so many prompt tokens may be submitted now."""
+
+    def report_demand(self) -> None:
+        """What is held back has changed: say so."""
 
     def problem(self) -> str:
         """Why it is not ready."""

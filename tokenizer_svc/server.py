@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from tokenizer_svc.backends import ModelReplica
 from tokenizer_svc.chat_template import load_chat_template
+from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Router
@@ -48,15 +49,25 @@ class TokenizerTier:
             max_queued=settings.max_queued_requests,
         )
         self._changed = asyncio.Event()
-        self.replicas = [ModelReplica(target, tokenizer.fingerprint, self._changed.set) for target in settings.targets]
+        metrics = TokenizerMetrics(registry)
+        self.replicas: list[ModelReplica] = []
+        router = Router(self.replicas)
+        dispatcher = Dispatcher(
+            router, metrics, max_held_requests=settings.max_held_requests, wait_s=settings.resume_wait_s
+        )
+        self.replicas += [
+            ModelReplica(target, tokenizer.fingerprint, self._changed.set, dispatcher) for target in settings.targets
+        ]
         self.tier = Tier(
             model=model,
             tokenizer=tokenizer,
             template=template,
             encoder=encoder,
-            router=Router(self.replicas),
-            metrics=TokenizerMetrics(registry),
+            router=router,
+            dispatcher=dispatcher,
+            metrics=metrics,
             max_requests=settings.max_requests,
+            max_resumes=settings.max_resumes,
         )
         self.server = GrpcServer(settings)
         self.servicer = TokenizerServicer(self.tier, folder)
@@ -91,6 +102,7 @@ class TokenizerTier:
             await cancel_and_wait(self._watcher)
         self.servicer.drain_sessions(self.settings.drain_timeout_s)
         await self.server.drain()
+        self.tier.dispatcher.close()
         for replica in self.replicas:
             await replica.close()
         self.tier.encoder.close()
@@ -101,6 +113,7 @@ class TokenizerTier:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            self.tier.dispatcher.on_room()
             ready = self.tier.router.num_ready > 0
             if ready != serving:
                 serving = ready

@@ -40,6 +40,18 @@ class TokenizerTierSettings(ServerSettings):
     max_requests: int = setting(
         4096, "requests that may run at once, each of their choices counted; one more is refused", minimum=1
     )
+    max_held_requests: int = setting(
+        1024,
+        "requests, each choice counted, held until a model tier has room for them; one more is refused, or takes the "
+        "place of one of a tenant that holds more than its share",
+        minimum=1,
+    )
+    max_resumes: int = setting(
+        3, "how often an output goes on at another model tier when its own is lost; 0: never", minimum=0, maximum=100
+    )
+    resume_wait_s: float = setting(
+        15.0, "how long a request whose model tier was lost waits while none can take it", minimum=0
+    )
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         max_context_tokens: int = 512,
         vocab_size: int = 0,
         protocol_version: int = PROTOCOL_VERSION,
+        credit: common_pb2.AdmissionCredit | None = None,
     ) -> None:
         self.reply = reply
         self.hold = hold
@@ -86,6 +87,10 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
             vocab_size=vocab_size,
         )
         self.protocol_version = protocol_version
+        self.credit = credit
+        """In the first frame of a session; None: no credits at all."""
+        self.demands: list[list[common_pb2.Demand]] = []
+        """Of every frame up after Hello, in order of arrival."""
         self.port = 0
         self.requests: list[Received] = []
         self.cancels: list[tuple[int, str]] = []
@@ -131,9 +136,10 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         assert first.HasField("hello")
         session = FakeSession(context)
         hello = common_pb2.Hello(protocol_version=self.protocol_version, epoch=self.epoch, models=[self.card])
-        await session.send(Frame(hello=hello))
+        await session.send(Frame(hello=hello, credit=self.credit))
         self.sessions.append(session)
         async for frame in frames:
+            self.demands.append(list(frame.demand))
             for submit in frame.submits:
                 received = Received(submit.handle, submit.request, session)
                 self.requests.append(received)
