@@ -1,0 +1,34 @@
+"""A replica as the router sees it, for tests of what decides: set what it says of itself."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenizer_svc.breaker import Breaker
+from tokenizer_svc.cache_view import CacheView
+
+
+@dataclass(eq=False)
+class FakeReplica:
+    target: str
+    load: float = 0.0
+    ready: bool = True
+    max_context_tokens: int = 0
+    vocab_size: int = 0
+    breaker: Breaker = field(default_factory=Breaker)
+    cache: CacheView = field(default_factory=CacheView)
+
+    def problem(self) -> str:
+        return "on fire"
+
+    def submit(self, submission: Any, receivers: Any) -> Any:
+        raise AssertionError("what decides submits nothing")
+
+
+@dataclass
+class FakeClock:
+    """Seconds that pass when the test says so."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
