@@ -1,7 +1,7 @@
 """Model tiers over the wire: one token Session per replica, and what it says of itself.
 
-Turns columnar frames into calls of `TokenReceiver` and submissions into `TokenSubmit`. A replica with another
-vocabulary is left out. Does not choose among replicas (see `router`) and does not know text.
+Turns columnar frames into calls of `TokenReceiver` and submissions into `TokenSubmit`, and tells how requests end. A
+replica with another vocabulary is left out. Does not choose among replicas (see `router`) and does not know text.
 """
 
 import asyncio
@@ -12,7 +12,11 @@ from typing import Any, Protocol
 import grpc
 
 from tokenizer_svc.allowance import Allowance
+from tokenizer_svc.breaker import Breaker
+from tokenizer_svc.cache_events import CacheFollower
+from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.held_queue import Held
+from tokenizer_svc.outcomes import Outcomes
 from tokenizer_svc.router import TokenReceiver, TokenSubmission
 from tokenwire.channels import aio_channel
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
@@ -65,14 +69,32 @@ class StreamPlacement:
 class ModelReplica:
     """One model tier, reached again whenever it is lost. Close it."""
 
-    def __init__(self, target: str, vocabulary: str, on_change: Callable[[], None], flow: Flow | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        vocabulary: str,
+        on_change: Callable[[], None],
+        *,
+        breaker: Breaker | None = None,
+        follow_cache: bool = False,
+        flow: Flow | None = None,
+    ) -> None:
         """`vocabulary`: our fingerprint. `on_change` is called when `ready` may have changed.
 
-        `flow` is told of room; None: nothing is held.
+        `breaker`: a plain one where none is given. `follow_cache`: whether to subscribe to its cache events. `flow` is
+        told of room; None: nothing is held.
         """
         self.target = target
         self.max_context_tokens = 0
         self.vocab_size = 0
+        self.leaving = False
+        """No longer wanted: it is not ready, and runs out."""
+        self.breaker = breaker or Breaker()
+        self.cache = CacheView()
+        self._outcomes = Outcomes(target, self.breaker, on_change)
+        self._follower = CacheFollower(target, self.cache) if follow_cache else None
+        self._streams: set[Stream] = set()
+        """Those that have not ended."""
         self._vocabulary = vocabulary
         self._on_change = on_change
         self._channel: grpc.aio.Channel | None = None
@@ -99,6 +121,8 @@ class ModelReplica:
     async def close(self) -> None:
         """Cut the connection; what is open is reported lost."""
         self._closing = True
+        if self._follower is not None:
+            await self._follower.close()
         if self._client is not None:
             await self._client.close()
         if self._channel is not None:
@@ -112,7 +136,23 @@ class ModelReplica:
     def ready(self) -> bool:
         """Whether it takes new requests."""
         stream = self._stream
-        return stream is not None and not self._draining
+        return stream is not None and not self._draining and not self.leaving
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that have not ended, those on streams that run out too."""
+        return sum(len(stream.receivers) for stream in self._streams)
+
+    @property
+    def state(self) -> str:
+        """One of `tokenizer_svc.metrics.REPLICA_STATES`."""
+        if self.leaving:
+            return "leaving"
+        if self._stream is None:
+            return "unreachable"
+        if self._draining:
+            return "draining"
+        return "ready" if self.breaker.admits else "ejected"
 
     @property
     def load(self) -> float:
@@ -137,10 +177,14 @@ class ModelReplica:
             stream.touch()
 
     def problem(self) -> str:
-        """Why it is not ready."""
+        """Why it is not ready, or is passed over."""
         if self._client is None:
             return "not started"
-        return "draining" if self._stream is not None and self._draining else self._client.last_error.message
+        if self.leaving:
+            return "no longer listed"
+        if self._stream is None:
+            return self._client.last_error.message
+        return "draining" if self._draining else self.breaker.problem()
 
     def submit(self, submission: TokenSubmission, receivers: Sequence[TokenReceiver]) -> StreamPlacement:
         """Send a request down, one receiver per choice."""
@@ -148,6 +192,7 @@ class ModelReplica:
         assert stream is not None, "submit only to a ready replica"
         self._allowance.charge(len(receivers), len(receivers) * len(submission.token_ids))
         handle = stream.open(list(receivers))
+        self._outcomes.on_submit(handle)
         stream.submit(
             model_pb2.TokenSubmit(
                 handle=handle,
@@ -179,6 +224,9 @@ class ModelReplica:
                 log.error("model tier refused: %s", message, extra=fields(target=self.target, model=card.name))
             raise FailedPrecondition(message, reason="VOCABULARY_MISMATCH")
         self._accepted = stream
+        self._streams.add(stream)
+        self._outcomes.on_stream()
+        self._follow_cache(hello.epoch, card)
         self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
         self._draining = False
         self._num_reported = self._num_open_at_report = 0
@@ -191,10 +239,9 @@ class ModelReplica:
         """Hand out what one engine step gave. Linear in its tokens."""
         if frame.handles or frame.logprobs:
             self._hand_out(stream.receivers, frame)
-        for finish in frame.finishes:
-            receiver = stream.receivers.pop(finish.handle, None)
-            if receiver is not None:
-                _guard(receiver, receiver.on_finish, terminal_from_wire(finish))
+            self._outcomes.on_tokens(stream is self._accepted, frame.handles)
+        if frame.finishes:
+            self._end(stream, frame.finishes)
         if frame.HasField("load"):
             self._take_load(stream, frame.load)
         if frame.HasField("credit") and stream is self._accepted:
@@ -202,6 +249,9 @@ class ModelReplica:
 
     def on_lost(self, stream: Stream, receivers: dict[int, TokenReceiver], error: TokenwireError) -> None:
         """Tell everyone who waits."""
+        self._streams.discard(stream)
+        if not self._closing and not self._draining and not stream.draining:
+            self._outcomes.on_lost(stream is self._accepted, receivers, error)
         if receivers or (stream is self._accepted and not stream.draining and not self._closing):
             extra = fields(target=self.target, num_open=len(receivers), error=error.message)
             log.warning("model tier lost", extra=extra)
@@ -248,6 +298,25 @@ class ModelReplica:
             frame.demand.add(
                 priority=each.priority, tenant=each.tenant, requests=each.num_requests, tokens=each.num_tokens
             )
+
+    def _end(self, stream: Stream, finishes: Sequence[common_pb2.Finish]) -> None:
+        """Hand out terminal events. How they ended is told first: some go elsewhere at once."""
+        ended = [
+            (receiver, finish.handle, terminal_from_wire(finish))
+            for finish in finishes
+            if (receiver := stream.receivers.pop(finish.handle, None)) is not None
+        ]
+        if not self._draining and not stream.draining:
+            current = stream is self._accepted
+            self._outcomes.on_finishes(current, [(handle, terminal) for _, handle, terminal in ended])
+        for receiver, _, terminal in ended:
+            _guard(receiver, receiver.on_finish, terminal)
+
+    def _follow_cache(self, epoch: int, card: common_pb2.ModelCard) -> None:
+        self.cache.connect(epoch, card.hash_scheme, card.block_size)
+        if self._follower is not None and card.hash_scheme and self._channel is not None:
+            stub = model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            self._follower.follow(stub.SubscribeCacheEvents)
 
     def _take_load(self, stream: Stream, load: common_pb2.Load) -> None:
         self._num_reported = load.running + load.queued

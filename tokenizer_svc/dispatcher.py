@@ -115,7 +115,10 @@ class Dispatcher:
             if among:
                 self._held.take(part)
                 self._left(part)
-                part.go(self._router.choose(part.query, among))
+                taken = self._router.choose(part.query, among)
+                part.go(taken)
+                if taken not in self._router.ready_replicas():  # that was its trial
+                    open_to.remove(taken)
             else:
                 open_to = [replica for replica in open_to if replica not in suited]
         if len(self._held) != num_before:

@@ -46,7 +46,7 @@ def check_request(request: TextRequest, tier: Tier) -> None:
     if request.input == "":
         violation = FieldViolation("text", "is empty: at least one character is needed")
         raise InvalidRequest(f"{violation.field}: {violation.description}", violations=[violation])
-    replica = tier.router.pick()
+    replica = tier.router.any_ready()
     if isinstance(request.input, tuple):
         tier.tokenizer.check_ids(request.input, "token_ids.ids", replica.vocab_size or None)
 

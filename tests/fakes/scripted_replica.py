@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 
 from tests.fakes.logprobs import logprobs_of
+from tokenizer_svc.breaker import Breaker
+from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
@@ -95,6 +97,8 @@ class ScriptedReplica:
         self.script = script
         self.max_context_tokens = max_context_tokens
         self.vocab_size = 0
+        self.breaker = Breaker()
+        self.cache = CacheView()
         self.ready = True
         self.load = 0.0
         self.leases_room = True

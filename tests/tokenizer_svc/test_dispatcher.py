@@ -9,35 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from tests.fakes.replica import FakeClock, FakeReplica
+from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Replica, Router, RoutingQuery
 from tokenwire.errors import Overloaded, TokenwireError, Unavailable
-
-
-@dataclass(eq=False)
-class FakeReplica:
-    target: str
-    room: int = 1_000_000
-    """Sequences that may be submitted."""
-    ready: bool = True
-    load: float = 0.0
-    max_context_tokens: int = 0
-    vocab_size: int = 0
-    leases_room: bool = True
-    num_reports: int = 0
-
-    def has_room(self, num_requests: int, num_tokens: int) -> bool:
-        return num_requests <= self.room
-
-    def report_demand(self) -> None:
-        self.num_reports += 1
-
-    def problem(self) -> str:
-        return "on fire"
-
-    def submit(self, submission: Any, receivers: Sequence[Any]) -> Any:
-        raise AssertionError("parts submit, not the dispatcher")
 
 
 @dataclass(eq=False)
@@ -203,6 +180,31 @@ def test_what_waits_for_room_alone_is_not_turned_away() -> None:
         async with asyncio.timeout(5):
             while not part.went:
                 await asyncio.sleep(0.01)
+
+    run(main)
+
+
+def test_a_replica_that_is_tried_again_gets_one_part() -> None:
+    async def main() -> None:
+        class Tried(FakePart):
+            def go(self, replica: Replica) -> None:
+                super().go(replica)
+                replica.breaker.on_submit()
+
+        a, b = FakeReplica("a", room=0), FakeReplica("b", room=0)
+        clock = FakeClock()
+        a.breaker = Breaker(1, clock=clock)
+        a.breaker.on_failure("it failed")
+        dispatcher, parts = dispatcher_over(a, b), [Tried(str(number)) for number in range(3)]
+        for part in parts:
+            dispatcher.place(part)
+        clock.now_s += 5.0
+        a.room = 3
+        dispatcher.on_room()
+        assert [part.went for part in parts] == [["a"], [], []]
+        a.breaker.on_progress()
+        dispatcher.on_room()
+        assert [part.went for part in parts] == [["a"]] * 3
 
     run(main)
 
