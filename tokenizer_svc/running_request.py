@@ -16,6 +16,7 @@ from typing import Protocol
 
 from tokenizer_svc.choice import Choice
 from tokenizer_svc.encoder import EncodedPrompt
+from tokenizer_svc.generation import TextDelta
 from tokenizer_svc.passage import Passage, lost_with
 from tokenizer_svc.prompt import fit_prompt
 from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt
@@ -99,14 +100,12 @@ class RunningRequest:
                 choice.drop_below(CancelReason.CLIENT)
                 self.end_open(choice, FinishReason.CANCELLED)
 
-    def on_text(
-        self, choice: Choice, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None
-    ) -> None:
-        """New text of a choice, and the tokens behind it."""
+    def on_text(self, choice: Choice, delta: TextDelta, token_ids: Sequence[int]) -> None:
+        """New text of a choice; the first `delta.num_tokens` tokens stand behind it."""
         if self._first_frame_s is None and self._passage is not None and self._passage.first_submit_s is not None:
             self._first_frame_s = time.monotonic() - self._passage.first_submit_s
-        shown = token_ids if self.request.options.return_token_ids else ()
-        self._sink.add_text(choice.handle, text, num_tokens, shown, logprobs)
+        shown = token_ids[: delta.num_tokens] if self.request.options.return_token_ids else ()
+        self._sink.add_text(choice.handle, delta.text, delta.num_tokens, shown, delta.logprobs)
 
     def take_over(self, choice: Choice, error: TokenwireError, *, lost: bool) -> bool:
         """A model tier gave a choice up. Returns whether that is dealt with: it goes on elsewhere, or has ended."""

@@ -52,7 +52,7 @@ def prompt_of(number: int) -> str:
 
 
 async def run(stack: ReplicatedStack, options: list[dict[str, Any]], *, kill_after: int | None = None) -> list[Stream]:
-    """All streams at once; with `kill_after` one model tier is killed once each has so many tokens."""
+    """All streams at once; with `kill_after` one model tier is killed once most have so many tokens."""
     streams = [Stream() for _ in options]
 
     async def read(client: AsyncClient, number: int) -> None:
@@ -62,7 +62,7 @@ async def run(stack: ReplicatedStack, options: list[dict[str, Any]], *, kill_aft
     async with AsyncClient(stack.target) as client:
         tasks = [asyncio.create_task(read(client, number)) for number in range(len(options))]
         if kill_after is not None:
-            while any(len(stream.token_ids) < kill_after for stream in streams):
+            while sum(len(stream.token_ids) >= kill_after for stream in streams) < len(streams) * 3 // 4:
                 await asyncio.sleep(0.001)
             stack.models[0].kill()
             for stream in streams:
@@ -135,7 +135,7 @@ def test_a_model_in_fp32_gives_the_text_of_an_undisturbed_run(model_folder: Path
 
 def test_in_bf16_there_is_no_gap_and_no_repeat(model_folder: Path) -> None:
     async def main() -> None:
-        num_tokens = 16
+        num_tokens = 32
         options = [
             {"max_tokens": num_tokens, "ignore_eos": True, "temperature": 0.7, "seed": number, "logprobs": 0}
             for number in range(NUM_STREAMS)
