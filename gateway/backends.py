@@ -24,7 +24,7 @@ from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from tokenwire.wire import logprobs_from_wire, terminal_from_wire
+from tokenwire.wire import logprobs_from_wire, parsed_from_wire, terminal_from_wire
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ class Backend:
                 choice.on_text(text, num_tokens, ())
             else:
                 logprobs = logprobs_from_wire(extra.logprobs, extra.prompt_logprobs)
-                choice.on_text(text, num_tokens, extra.token_ids, logprobs)
+                parsed = parsed_from_wire(extra.reasoning, extra.tool_calls)
+                choice.on_text(text, num_tokens, extra.token_ids, logprobs, parsed)
         for finish in frame.finishes:
             choice = receivers.pop(finish.handle, None)
             if choice is not None:

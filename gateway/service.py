@@ -20,7 +20,7 @@ from tokenwire.errors import FieldViolation, Internal, InvalidRequest, Tokenwire
 from tokenwire.requests import RequestContext
 from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
-from tokenwire.wire import context_from_wire, logprob_to_wire, terminal_to_wire
+from tokenwire.wire import context_from_wire, logprob_to_wire, terminal_to_wire, tool_call_to_wire
 
 REQUEST_ID = "x-request-id"
 
@@ -165,11 +165,14 @@ def _delta(event: Event) -> gateway_pb2.Delta:
     if event.logprobs is not None:
         delta.logprobs.extend(map(logprob_to_wire, event.logprobs.tokens))
         delta.prompt_logprobs.extend(map(logprob_to_wire, event.logprobs.prompt))
+    if event.parsed is not None:
+        delta.reasoning = event.parsed.reasoning
+        delta.tool_calls.extend(map(tool_call_to_wire, event.parsed.tool_calls))
     return delta
 
 
 def _has_delta(event: Event) -> bool:
-    return bool(event.text or event.num_tokens or event.logprobs)
+    return bool(event.text or event.num_tokens or event.logprobs or event.parsed)
 
 
 def _error_of(event: Event) -> TokenwireError | None:

@@ -12,6 +12,7 @@ from gateway.submission import Choice, Submission
 from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
+from tokenwire.parsed import Parsed
 from tokenwire.requests import MAX_CHOICES, CancelReason, FinishReason, Terminal
 from tokenwire.sampling import refuse
 from tokenwire.session import PROTOCOL_VERSION
@@ -42,12 +43,17 @@ class _HandleSink:
         self._handle = handle
 
     def on_text(
-        self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None
+        self,
+        text: str,
+        num_tokens: int,
+        token_ids: Sequence[int],
+        logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
     ) -> None:
         """New text from below."""
-        if text:
+        if text or parsed is not None:
             self._running.record.saw_text()
-        self._session.outbox.add_text(self._handle, text, num_tokens, token_ids, logprobs)
+        self._session.outbox.add_text(self._handle, text, num_tokens, token_ids, logprobs, parsed)
 
     def on_finish(self, terminal: Terminal) -> None:
         """The end."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from gateway.metrics import RequestRecord
 from gateway.submission import Submission
 from tokenwire.logprobs import SequenceLogprobs, has_room, joined
+from tokenwire.parsed import Parsed, joined_parsed
 from tokenwire.requests import CancelReason, Terminal
 
 
@@ -26,6 +27,8 @@ class Event:
     num_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     logprobs: SequenceLogprobs | None = None
+    parsed: Parsed | None = None
+    """Reasoning, from before the text, and pieces of tool calls, from behind it."""
     terminal: Terminal | None = None
 
 
@@ -42,7 +45,12 @@ class Output:
         """All but the last are as large as a message may be."""
 
     def on_text(
-        self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None
+        self,
+        text: str,
+        num_tokens: int,
+        token_ids: Sequence[int],
+        logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
     ) -> None:
         """Merge with what waits. Tokens without text yet go with the next text."""
         event = self._last_event()
@@ -50,10 +58,12 @@ class Output:
             if not has_room(event.logprobs, logprobs):
                 event = self._new_event()
             event.logprobs = joined(event.logprobs, logprobs)
+        if parsed is not None:
+            event.parsed = joined_parsed(event.parsed, parsed)
         event.text += text
         event.num_tokens += num_tokens
         event.token_ids.extend(token_ids)
-        if event.text or len(self._pending) > 1:
+        if event.text or event.parsed is not None or len(self._pending) > 1:
             self._stream.wake(self)
 
     def on_finish(self, terminal: Terminal) -> None:
@@ -105,7 +115,7 @@ class TextStream:
             await self._wake.wait()
         waiting, self._waiting = self._waiting, {}
         events = [output.take() for output in waiting]
-        if any(event.text for event in events):
+        if any(event.text or event.parsed for event in events):
             self.record.saw_text()
         for event in events:
             if event.terminal is not None:

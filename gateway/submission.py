@@ -12,6 +12,7 @@ from typing import Protocol
 from gateway.text_requests import TextRequest
 from tokenwire.errors import TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
+from tokenwire.parsed import Parsed
 from tokenwire.requests import CancelReason, FinishReason, RequestContext, Terminal, Usage
 from tokenwire.session import SessionStream
 from tokenwire.v1 import tokenizer_pb2
@@ -25,9 +26,14 @@ class Sink(Protocol):
     """Who receives one choice. Called on the event loop; must not block or raise."""
 
     def on_text(
-        self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None
+        self,
+        text: str,
+        num_tokens: int,
+        token_ids: Sequence[int],
+        logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
     ) -> None:
-        """New text, which may be empty, and the tokens behind it. `logprobs` belong to the sink from now on."""
+        """New text, which may be empty, and the tokens behind it. `logprobs` and `parsed` belong to the sink then."""
 
     def on_finish(self, terminal: Terminal) -> None:
         """The end; nothing follows."""
@@ -45,12 +51,17 @@ class Choice:
         self.num_tokens = 0
 
     def on_text(
-        self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None
+        self,
+        text: str,
+        num_tokens: int,
+        token_ids: Sequence[int],
+        logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
     ) -> None:
         """New text from below."""
         self.num_tokens += num_tokens
         self.submission.started = True
-        self.sink.on_text(text, num_tokens, token_ids, logprobs)
+        self.sink.on_text(text, num_tokens, token_ids, logprobs, parsed)
 
     def on_finish(self, terminal: Terminal) -> None:
         """The end, from below or from here. The handle has been taken out of the stream's receivers."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from tokenwire.parsed import ToolCall
 from tokenwire.requests import GenerationOptions
 from tokenwire.v1 import tokenizer_pb2
-from tokenwire.wire import options_to_wire
+from tokenwire.wire import options_to_wire, tool_call_to_wire
 
 TextRequest = tokenizer_pb2.TextRequest
 """Its context is filled in when it is sent."""
@@ -17,10 +18,35 @@ class Message:
     role: str
     content: str
     name: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that the assistant made."""
+    tool_call_id: str = ""
+    """Which call a tool's message answers."""
+    reasoning: str = ""
 
 
-Prompt = str | tuple[int, ...] | tuple[Message, ...]
-"""A text, token ids, or a conversation; a conversation is never empty."""
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters_json: str = ""
+    """JSON schema of its arguments; empty: it takes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages to answer, at least one, and the functions that may be called for it."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    parallel_tool_calls: bool = True
+    """Whether one answer may hold several calls."""
+
+
+Prompt = str | tuple[int, ...] | Conversation
+"""A text, token ids, or a conversation."""
 
 
 def text_request(
@@ -30,11 +56,25 @@ def text_request(
     request = TextRequest(model=model, options=options_to_wire(options), truncate=truncate, cache_salt=cache_salt)
     if isinstance(prompt, str):
         request.text = prompt
-    elif prompt and isinstance(prompt[0], Message):
-        for message in prompt:
-            assert isinstance(message, Message)
-            request.conversation.messages.add(role=message.role, content=message.content, name=message.name)
+    elif isinstance(prompt, Conversation):
+        _add_conversation(request.conversation, prompt)
     else:
         request.token_ids.SetInParent()
-        request.token_ids.ids.extend(token for token in prompt if isinstance(token, int))
+        request.token_ids.ids.extend(prompt)
     return request
+
+
+def _add_conversation(found: tokenizer_pb2.Conversation, conversation: Conversation) -> None:
+    for message in conversation.messages:
+        found.messages.add(
+            role=message.role,
+            content=message.content,
+            name=message.name,
+            tool_calls=map(tool_call_to_wire, message.tool_calls),
+            tool_call_id=message.tool_call_id,
+            reasoning=message.reasoning,
+        )
+    for tool in conversation.tools:
+        found.tools.add(name=tool.name, description=tool.description, parameters_json=tool.parameters_json)
+    if not conversation.parallel_tool_calls:
+        found.parallel_tool_calls = False

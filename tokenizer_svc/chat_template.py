@@ -1,8 +1,9 @@
 """A conversation to the prompt a model was trained on: its chat template, rendered in a sandbox.
 
 Renders exactly what `apply_chat_template` of `transformers` renders, with the variables and filters that templates on
-the hub expect ("Writing a chat template" in the transformers documentation); that library is not needed. Calls block:
-`tokenizer_svc.encoder` keeps long ones off the event loop. Knows nothing of token ids.
+the hub expect ("Writing a chat template" in the transformers documentation); that library is not needed. One thing
+more: tools, which that ignores where a template reads none, are then written into the messages (`tool_prompt`). Calls
+block: `tokenizer_svc.encoder` keeps long ones off the event loop. Knows nothing of token ids.
 """
 
 import json
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from tokenizer_svc.tokenizer import read_json
+from tokenizer_svc.tool_prompt import with_tools_written_out
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.fingerprint import template_fingerprint
 
@@ -68,12 +70,19 @@ class Conversation:
     add_generation_prompt: bool | None = None
     """None: true, unless the last message is continued."""
     continue_final_message: bool = False
+    parallel_tool_calls: bool = True
+    """Whether one answer may hold several calls. Not for templates."""
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a message makes tool calls or answers one."""
+        return any(message.tool_calls or message.role == "tool" for message in self.messages)
 
     def num_chars(self) -> int:
-        """About how much there is to render."""
-        return sum(len(m.content) + len(m.reasoning) for m in self.messages) + 500 * (
-            len(self.messages) + len(self.tools) + len(self.documents)
-        )
+        """About how much there is to render. Schemas and arguments are not looked into: each counts as a long text."""
+        num_texts = len(self.tools) + len(self.documents) + sum(len(m.tool_calls) for m in self.messages)
+        num_chars = sum(len(m.content) + len(m.reasoning) + 500 for m in self.messages)
+        return num_chars + 2_000 * num_texts
 
 
 class _GenerationTag(Extension):
@@ -152,12 +161,14 @@ class ChatTemplate:
         Raises FailedPrecondition when one does not compile.
         """
         self.fingerprint = template_fingerprint(source)
-        self._source = source
         self._special_tokens = special_tokens
         self._max_output_chars = max_output_chars
         self._template = _compiled(source)
-        self._tool_source = tool_source or source
+        self.source = source
+        self.tool_source = tool_source or source
         self._tool_template = _compiled(tool_source) if tool_source else self._template
+        self.reads_tools = "tools" in meta.find_undeclared_variables(_environment().parse(self.tool_source))
+        """Whether the template shows tools to the model; where not, they are written into the messages."""
 
     def render(self, conversation: Conversation) -> str:
         """The prompt. Raises InvalidRequest naming the field when the conversation does not suit the template."""
@@ -167,7 +178,10 @@ class ChatTemplate:
             if name in conversation.template_arguments:
                 raise _invalid(f"template_arguments.{name}", "has a field of its own; set that")
         messages = [message.variables() for message in conversation.messages]
-        source = self._tool_source if conversation.tools else self._source
+        unread_calls = conversation.has_calls and "tool_calls" not in self.source
+        if not self.reads_tools and (conversation.tools or unread_calls):
+            messages = with_tools_written_out(messages, conversation.tools)
+        source = self.tool_source if conversation.tools else self.source
         if conversation.continue_final_message:
             self._mark_final(messages, conversation, source)
         generation_prompt = conversation.add_generation_prompt

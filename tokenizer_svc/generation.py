@@ -1,20 +1,23 @@
 """The text of one choice as a state machine: tokens and the model tier's end in, text and its own terminal event out.
 
-Knows detokenizing, stop strings and the texts of log-probabilities. Does not know the wire, time, or which model tier
-the tokens come from.
+Knows detokenizing, stop strings, the texts of log-probabilities, and that an answer may be split into content and what
+else is in it. Does not know the wire, time, or which model tier the tokens come from.
 
 Stop strings are looked for in the text that comes after the first `min_tokens` tokens, as if the text began there: one
 that begins before is no match. A character belongs to the token that completes it.
+They are looked for in the raw text, before it is split: markers, reasoning and calls included.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizer_svc.answers import AnswerSplitter
 from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.logprob_texts import LogprobTexts
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
+from tokenwire.parsed import Parsed
 from tokenwire.requests import FinishReason, Terminal, TokenLogprob, Usage
 
 
@@ -28,17 +31,21 @@ class TextDelta:
     """Whether a stop string was met."""
     logprobs: SequenceLogprobs | None = None
     """One for each of these tokens, and those of the prompt that came along; None where none are wanted."""
+    parsed: Parsed | None = None
+    """Reasoning and tool calls that were split from the text."""
 
 
 class ChoiceText:
     """One choice from its first token to its terminal event.
 
-    After a stop string (`stop_string` is set then) further tokens are nothing, and whatever the model tier says of the
-    end, the terminal is STOP_STRING with the tokens counted up to the one that completed the match.
+    After a stop string, or the one tool call that was wanted (`stop_string` is set then), further tokens are nothing,
+    and whatever the model tier says of the end, the terminal is STOP_STRING with the tokens counted up to the one that
+    completed the match.
     """
 
     __slots__ = (
-        "_detokenizer", "_logprob_texts", "_matcher", "_min_tokens", "num_prompt_tokens", "num_tokens", "stop_string",
+        "_detokenizer", "_logprob_texts", "_matcher", "_min_tokens", "_splitter", "num_prompt_tokens", "num_tokens",
+        "stop_string",
     )  # fmt: skip
 
     def __init__(
@@ -49,12 +56,14 @@ class ChoiceText:
         *,
         min_tokens: int = 0,
         logprob_texts: LogprobTexts | None = None,
+        splitter: AnswerSplitter | None = None,
     ) -> None:
-        """`logprob_texts`: None where no log-probabilities are wanted."""
+        """`logprob_texts`: None where no log-probabilities are wanted. `splitter`: None where all text is content."""
         self._detokenizer = detokenizer
         self._matcher = matcher
         self._min_tokens = min_tokens
         self._logprob_texts = logprob_texts
+        self._splitter = splitter
         self.num_prompt_tokens = num_prompt_tokens
         self.num_tokens = 0
         """Output tokens so far; those after a stop string do not count."""
@@ -67,7 +76,7 @@ class ChoiceText:
         """
         if self._logprob_texts is not None:
             return self._push_with_logprobs(self._logprob_texts, token_ids, logprobs or SequenceLogprobs())
-        if self._matcher is None:
+        if self._matcher is None and self._splitter is None:
             self.num_tokens += len(token_ids)
             return TextDelta(self._detokenizer.push(token_ids), len(token_ids))
         parts: list[str] = []
@@ -75,7 +84,7 @@ class ChoiceText:
             parts.append(self._push_one(token_id))
             if self.stop_string is not None:
                 break
-        return TextDelta("".join(parts), len(parts), self.stop_string is not None)
+        return TextDelta("".join(parts), len(parts), self.stop_string is not None, parsed=self.take_parsed())
 
     def _push_with_logprobs(
         self, texts: LogprobTexts, token_ids: Sequence[int], logprobs: SequenceLogprobs
@@ -92,11 +101,17 @@ class ChoiceText:
             if self.stop_string is not None:
                 break
         found = SequenceLogprobs(tokens, prompt) if tokens or prompt else None
-        return TextDelta("".join(parts), len(parts), self.stop_string is not None, found)
+        return TextDelta("".join(parts), len(parts), self.stop_string is not None, found, self.take_parsed())
+
+    def take_parsed(self) -> Parsed | None:
+        """What was split from the text since the last time; after `finish` and `end`, of what was held back."""
+        return None if self._splitter is None else self._splitter.take()
 
     def finish(self, below: Terminal) -> tuple[str, Terminal]:
         """The model tier's terminal event. Returns what was held back, and the choice's own terminal."""
         text = self._flush()
+        if self._splitter is not None:
+            text = self._splitter.finish(text)
         if self.stop_string is None:
             return text, below
         prompt_tokens = below.usage.prompt_tokens or self.num_prompt_tokens
@@ -117,6 +132,10 @@ class ChoiceText:
         self.num_tokens += 1
         if self._matcher is not None and self.num_tokens > self._min_tokens:
             text, self.stop_string = self._matcher.push(text)
+        if self._splitter is not None:
+            text = self._splitter.push(text)
+            if self._splitter.finished and self.stop_string is None:
+                self.stop_string = self._splitter.closing
         return text
 
     def _flush(self) -> str:

@@ -24,6 +24,7 @@ from tokenizer_svc.tier import Tier
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.logs import fields
+from tokenwire.parsed import Parsed
 from tokenwire.requests import (
     CancelReason,
     FinishReason,
@@ -45,8 +46,9 @@ class TextSink(Protocol):
         num_tokens: int,
         token_ids: Sequence[int] = (),
         logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
     ) -> None:
-        """New text of a choice."""
+        """New text of a choice, and what was split from it."""
 
     def finish(self, handle: int, terminal: Terminal) -> None:
         """A choice has ended."""
@@ -105,7 +107,7 @@ class RunningRequest:
         if self._first_frame_s is None and self._passage is not None and self._passage.first_submit_s is not None:
             self._first_frame_s = time.monotonic() - self._passage.first_submit_s
         shown = token_ids[: delta.num_tokens] if self.request.options.return_token_ids else ()
-        self._sink.add_text(choice.handle, delta.text, delta.num_tokens, shown, delta.logprobs)
+        self._sink.add_text(choice.handle, delta.text, delta.num_tokens, shown, delta.logprobs, delta.parsed)
 
     def take_over(self, choice: Choice, error: TokenwireError, *, lost: bool) -> bool:
         """A model tier gave a choice up. Returns whether that is dealt with: it goes on elsewhere, or has ended."""
@@ -135,8 +137,9 @@ class RunningRequest:
     def end_choice(self, choice: Choice, text: str, terminal: Terminal) -> None:
         """The one end of a choice."""
         choice.ended = True
-        if text:
-            self._sink.add_text(choice.handle, text, 0)
+        parsed = choice.text.take_parsed() if choice.text is not None else None
+        if text or parsed is not None:
+            self._sink.add_text(choice.handle, text, 0, parsed=parsed)
         self._sink.finish(choice.handle, replace(terminal, tokenizer_timings=self._timings()))
         metrics = self._tier.metrics
         metrics.requests.labels(terminal.reason.value).inc()
@@ -177,7 +180,7 @@ class RunningRequest:
         )
         self._prompt = replace(self._prompt, token_ids=token_ids)
         for choice in self.choices:
-            choice.text = begin_text(options, self._tier.tokenizer, token_ids)
+            choice.text = begin_text(self.request, self._tier, self._prompt)
         if options.sampling.seed is None:
             sampling = replace(options.sampling, seed=secrets.randbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from tokenizer_svc.answers import AnswerFormat
 from tokenizer_svc.backends import ModelReplica
 from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.chat_template import load_chat_template
@@ -50,6 +51,9 @@ class TokenizerTier:
         self.settings = settings
         tokenizer = Tokenizer.load(folder)
         template = load_chat_template(folder, tokenizer.special_tokens)
+        answers = AnswerFormat.choose(
+            tokenizer, template, tool_parser=settings.tool_parser, reasoning_parser=settings.reasoning_parser
+        )
         model = settings.served_name or served_name(settings.model)
         encoder = Encoder(
             tokenizer,
@@ -85,6 +89,7 @@ class TokenizerTier:
             metrics=self.metrics,
             max_requests=settings.max_requests,
             max_resumes=settings.max_resumes,
+            answers=answers,
         )
         self.server = GrpcServer(settings)
         self.servicer = TokenizerServicer(self.tier, folder)
@@ -104,6 +109,8 @@ class TokenizerTier:
                 model=model,
                 vocab_size=tokenizer.vocab_size,
                 chat_template=template is not None,
+                tool_calls=answers.tools_name,
+                reasoning=answers.reasoning_name,
                 load_ms=(time.monotonic() - began_s) * 1e3,
             ),
         )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tokenizer_svc.parsers.families import TOOL_FORMATS
+from tokenizer_svc.parsers.reasoning import REASONING_TAGS
 from tokenizer_svc.policies import POLICIES
 from tokenizer_svc.targets import Target, parse_targets
 from tokenwire.settings import ServerSettings, setting
@@ -54,6 +56,16 @@ class TokenizerTierSettings(ServerSettings):
     encode_batch_size: int = setting(32, "most prompts encoded together", minimum=1, maximum=1024)
     encode_threads: int = setting(2, "batches encoded side by side", minimum=1, maximum=64)
     max_queued_requests: int = setting(1024, "prompts that may wait to be encoded; one more is refused", minimum=1)
+    tool_parser: str = setting(
+        "auto",
+        "how the model writes tool calls; auto: by the chat template; none: they are left in the text",
+        choices=("auto", "none", *TOOL_FORMATS),
+    )
+    reasoning_parser: str = setting(
+        "auto",
+        "tags around reasoning, which is split from the text; auto: by the chat template; none: it is left there",
+        choices=("auto", "none", *REASONING_TAGS),
+    )
     max_requests: int = setting(
         4096, "requests that may run at once, each of their choices counted; one more is refused", minimum=1
     )

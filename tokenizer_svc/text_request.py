@@ -3,7 +3,6 @@
 Plain values; knows neither the wire nor what becomes of the request.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizer_svc.chat_template import Conversation
@@ -13,7 +12,6 @@ from tokenizer_svc.generation import ChoiceText
 from tokenizer_svc.logprob_texts import LogprobTexts
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tier import Tier
-from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.requests import GenerationOptions, RequestContext
 
@@ -46,6 +44,8 @@ def check_request(request: TextRequest, tier: Tier) -> None:
     if request.input == "":
         violation = FieldViolation("text", "is empty: at least one character is needed")
         raise InvalidRequest(f"{violation.field}: {violation.description}", violations=[violation])
+    if isinstance(request.input, Conversation):
+        tier.answers.check(request.input)
     replica = tier.router.any_ready()
     if isinstance(request.input, tuple):
         tier.tokenizer.check_ids(request.input, "token_ids.ids", replica.vocab_size or None)
@@ -62,9 +62,15 @@ async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
     return prompt
 
 
-def begin_text(options: GenerationOptions, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> ChoiceText:
+def begin_text(request: TextRequest, tier: Tier, prompt: EncodedPrompt) -> ChoiceText:
     """The text of a choice before its first token."""
-    detokenizer = Detokenizer(tokenizer, prompt_ids=prompt_ids, skip_special_tokens=options.skip_special_tokens)
+    options, tokenizer, prompt_ids = request.options, tier.tokenizer, prompt.token_ids
+    skip = options.skip_special_tokens
+    splitter = tier.answers.split(request.input, prompt.text, skip_special_tokens=skip)
+    if splitter is None:
+        detokenizer = Detokenizer(tokenizer, prompt_ids=prompt_ids, skip_special_tokens=skip)
+    else:
+        detokenizer = tier.answers.detokenizer(tokenizer, prompt_ids, skip_special_tokens=skip)
     matcher = None
     if options.stop_strings:
         matcher = StopStringMatcher(options.stop_strings, include_stop_string=options.include_stop_string)
@@ -72,5 +78,10 @@ def begin_text(options: GenerationOptions, tokenizer: Tokenizer, prompt_ids: Seq
     if options.logprobs is not None or options.prompt_logprobs is not None:
         logprob_texts = LogprobTexts(tokenizer, prompt_ids, every_token=options.logprobs is not None)
     return ChoiceText(
-        detokenizer, matcher, len(prompt_ids), min_tokens=options.stop.min_tokens, logprob_texts=logprob_texts
+        detokenizer,
+        matcher,
+        len(prompt_ids),
+        min_tokens=options.stop.min_tokens,
+        logprob_texts=logprob_texts,
+        splitter=splitter,
     )

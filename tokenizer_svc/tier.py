@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tokenizer_svc.answers import AnswerFormat
 from tokenizer_svc.chat_template import ChatTemplate
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
@@ -30,6 +31,8 @@ class Tier:
     """Choices that may run at once."""
     max_resumes: int
     """How often a choice may go on after a loss."""
+    answers: AnswerFormat = AnswerFormat()
+    """How reasoning and tool calls are split from the text."""
     running: int = field(default=0, init=False)
     """Choices of the requests that have not ended."""
 

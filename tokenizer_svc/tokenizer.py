@@ -79,6 +79,11 @@ class Tokenizer:
         """The text of whole sequences; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
+    def special_token_texts(self) -> dict[int, str]:
+        """What the special tokens look like where they are shown, by id."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token_id: token.content for token_id, token in added.items() if token.special}
+
     def _token_text(self, token_id: int) -> str:
         """Decoded behind another token, so that decoders which drop a text's leading space leave the token's own."""
         before = self.decode(self._before, skip_special_tokens=False)

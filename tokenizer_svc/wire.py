@@ -14,9 +14,10 @@ from tokenwire.wire import context_from_wire, options_from_wire
 
 def request_from_wire(message: tokenizer_pb2.TextRequest) -> TextRequest:
     """A text request. Raises Unsupported for what is not built."""
-    if message.conversation.tools:
-        fields = [FieldViolation("conversation.tools", "tool calls are not built in this release; leave it out")]
-        raise Unsupported("conversation.tools: tool calls are not built in this release", violations=fields)
+    for i, tool in enumerate(message.conversation.tools):
+        if tool.strict:
+            field, description = f"conversation.tools[{i}].strict", "is not built in this release; leave it out"
+            raise Unsupported(f"{field} {description}", violations=[FieldViolation(field, description)])
     refuse(name_violations("cache_salt", message.cache_salt))
     return TextRequest(
         context=context_from_wire(message.context),
@@ -42,6 +43,7 @@ def conversation_from_wire(message: tokenizer_pb2.Conversation) -> Conversation:
         ),
         add_generation_prompt=message.add_generation_prompt if message.HasField("add_generation_prompt") else None,
         continue_final_message=message.continue_final_message,
+        parallel_tool_calls=message.parallel_tool_calls if message.HasField("parallel_tool_calls") else True,
     )
 
 
@@ -76,6 +78,8 @@ def _call(call: tokenizer_pb2.ToolCall, path: str) -> dict[str, Any]:
 
 
 def _tool(tool: tokenizer_pb2.ToolDefinition, path: str) -> dict[str, Any]:
+    if not tool.name:
+        raise _invalid(f"{path}.name", "is empty: a function's name is needed")
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description

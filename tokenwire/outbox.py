@@ -1,9 +1,9 @@
 """What waits to be sent down one text session: one row per sequence, then its terminal event.
 
 Text that arrives while the peer is busy is merged, so a slow reader costs one row and slows nobody. A sequence with
-credit keeps its rows apart until they are granted; text, token ids and log-probabilities follow the last of the tokens
-they stand for, and the terminal event follows the text. What is too large for one frame is spread over several. Does
-not know where text comes from.
+credit keeps its rows apart until they are granted; text, what was split from it, token ids and log-probabilities follow
+the last of the tokens they stand for, and the terminal event follows the text. What is too large for one frame is
+spread over several. Does not know where text comes from.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenwire.logprobs import SequenceLogprobs, has_room, joined
+from tokenwire.parsed import Parsed, joined_parsed
 from tokenwire.requests import FinishReason, Terminal
 from tokenwire.v1 import common_pb2, tokenizer_pb2
-from tokenwire.wire import logprob_to_wire, terminal_to_wire
+from tokenwire.wire import logprob_to_wire, terminal_to_wire, tool_call_to_wire
 
 MAX_FRAME_CHARS = 512 * 1024
 """A frame is closed when its text reaches this, so that it fits a client's default limit of 4 MiB."""
@@ -30,14 +31,30 @@ class _Row:
     num_tokens: int
     token_ids: list[int]
     logprobs: SequenceLogprobs | None = None
+    parsed: Parsed | None = None
 
-    def add(self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None) -> None:
+    def add(
+        self,
+        text: str,
+        num_tokens: int,
+        token_ids: Sequence[int],
+        logprobs: SequenceLogprobs | None,
+        parsed: Parsed | None,
+    ) -> None:
         """Merge with what came later."""
         self.text += text
         self.num_tokens += num_tokens
         self.token_ids.extend(token_ids)
         if logprobs is not None:
             self.logprobs = joined(self.logprobs, logprobs)
+        if parsed is not None:
+            self.parsed = joined_parsed(self.parsed, parsed)
+
+    @property
+    def num_chars(self) -> int:
+        """How much it counts for in a frame."""
+        logprobs = LOGPROB_CHARS * self.logprobs.num_entries if self.logprobs is not None else 0
+        return len(self.text) + logprobs + (self.parsed.num_chars if self.parsed is not None else 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -88,8 +105,12 @@ class TextOutbox:
         num_tokens: int,
         token_ids: Sequence[int] = (),
         logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
     ) -> None:
-        """New text of a sequence. Ignored once it is finished or unknown. `logprobs` belong to the outbox then."""
+        """New text of a sequence. Ignored once it is finished or unknown.
+
+        `logprobs` and `parsed` belong to the outbox then.
+        """
         waiting = self._open.get(handle)
         if waiting is None or waiting.terminal is not None:
             return
@@ -101,9 +122,9 @@ class TextOutbox:
             waiting.rows.extend(_Row("", 0, [], piece) for piece in before)
         last = waiting.rows[-1] if waiting.rows and waiting.credit is None else None
         if last is not None and (logprobs is None or has_room(last.logprobs, logprobs)):
-            last.add(text, num_tokens, token_ids, logprobs)
+            last.add(text, num_tokens, token_ids, logprobs, parsed)
         else:
-            waiting.rows.append(_Row(text, num_tokens, list(token_ids), logprobs))
+            waiting.rows.append(_Row(text, num_tokens, list(token_ids), logprobs, parsed))
         self._mark(handle, waiting)
 
     def finish(self, handle: int, terminal: Terminal) -> None:
@@ -182,13 +203,8 @@ class TextOutbox:
             frame.handles.append(handle)
             frame.texts.append(row.text)
             frame.num_tokens.append(row.num_tokens)
-            if row.logprobs is not None:
-                frame.extras.add(
-                    handle=handle,
-                    token_ids=row.token_ids,
-                    logprobs=map(logprob_to_wire, row.logprobs.tokens),
-                    prompt_logprobs=map(logprob_to_wire, row.logprobs.prompt),
-                )
+            if row.logprobs is not None or row.parsed is not None:
+                frame.extras.append(_extras(handle, row))
             elif row.token_ids:
                 frame.extras.add(handle=handle, token_ids=row.token_ids)
         if waiting.terminal is not None and not waiting.rows:
@@ -197,7 +213,19 @@ class TextOutbox:
             self.num_undelivered -= 1
         if row is None:
             return 0
-        return len(row.text) + (LOGPROB_CHARS * row.logprobs.num_entries if row.logprobs is not None else 0)
+        return len(row.text) if row.logprobs is None and row.parsed is None else row.num_chars
+
+
+def _extras(handle: int, row: _Row) -> tokenizer_pb2.Extras:
+    """What stands beside a row's text."""
+    extras = tokenizer_pb2.Extras(handle=handle, token_ids=row.token_ids)
+    if row.logprobs is not None:
+        extras.logprobs.extend(map(logprob_to_wire, row.logprobs.tokens))
+        extras.prompt_logprobs.extend(map(logprob_to_wire, row.logprobs.prompt))
+    if row.parsed is not None:
+        extras.reasoning = row.parsed.reasoning
+        extras.tool_calls.extend(map(tool_call_to_wire, row.parsed.tool_calls))
+    return extras
 
 
 def _cut(terminal: Terminal) -> Terminal:
@@ -222,6 +250,6 @@ def _take_row(waiting: _Waiting) -> _Row | None:
             row.num_tokens -= granted
             taken.num_tokens += granted
             break
-        taken.add(row.text, granted, row.token_ids, row.logprobs)
+        taken.add(row.text, granted, row.token_ids, row.logprobs, row.parsed)
         waiting.rows.popleft()
     return taken

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.logprobs import SequenceLogprobs
+from tokenwire.parsed import Parsed, ToolCall
 from tokenwire.requests import (
     CancelReason,
     FinishReason,
@@ -22,6 +23,7 @@ from tokenwire.requests import (
 from tokenwire.sampling import SCALARS, SamplingParams, StopParams, refuse
 from tokenwire.status import from_wire, to_wire
 from tokenwire.v1 import common_pb2 as pb
+from tokenwire.v1 import tokenizer_pb2
 
 FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason] = {
     reason: getattr(pb, f"FINISH_REASON_{reason.name}") for reason in FinishReason
@@ -170,6 +172,18 @@ def logprobs_from_wire(
     if not tokens and not prompt:
         return None
     return SequenceLogprobs([logprob_from_wire(t) for t in tokens], [logprob_from_wire(t) for t in prompt])
+
+
+def tool_call_to_wire(call: ToolCall) -> tokenizer_pb2.ToolCall:
+    """A tool call, or a piece of one, as a message."""
+    return tokenizer_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments, index=call.index)
+
+
+def parsed_from_wire(reasoning: str, tool_calls: Collection[tokenizer_pb2.ToolCall]) -> Parsed | None:
+    """What one message says was split from a text; None when it says nothing."""
+    if not reasoning and not tool_calls:
+        return None
+    return Parsed(reasoning, [ToolCall(call.id, call.name, call.arguments, call.index) for call in tool_calls])
 
 
 def terminal_to_wire(terminal: Terminal, handle: int = 0) -> pb.Finish:

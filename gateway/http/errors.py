@@ -55,6 +55,8 @@ class MethodNotAllowed(InvalidRequest):
 def http_name(field: str, prompt_field: str = "prompt") -> str:
     """The HTTP name of a field of the wire: `options.sampling.top_p` → `top_p`. Names of ours are left alone."""
     first, _, rest = field.partition(".")
+    if field.startswith("conversation.tools"):
+        return field.removeprefix("conversation.")
     if first.partition("[")[0] in WIRE_PROMPT_FIELDS:
         return prompt_field + (field[field.index("[") :] if "[" in field else "")
     if first not in ("options", "context"):

@@ -5,20 +5,21 @@ is refused with its name, never ignored.
 """
 
 import secrets
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import Field
 
 from gateway.generation import Generation
-from gateway.http.body import Body, invalid, read_body, refuse_extras
+from gateway.http.body import invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
+from gateway.http.chat_answers import message_object, reasoning_delta, tool_calls_delta
+from gateway.http.chat_messages import ChatMessageFields, ToolFields, message_of, tools_of
 from gateway.http.fields import HARMLESS, GenerationFields, StreamOptions
 from gateway.http.logprobs import chat_logprobs
 from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
 from gateway.http.sse import event_stream
-from gateway.text_requests import Message
+from gateway.text_requests import Conversation
 from tokenwire.sampling import MAX_LOGPROBS, StopParams
 
 UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
@@ -27,27 +28,12 @@ UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "modalities": (None, ["text"]),
     "moderation": (None,),
-    "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
     "reasoning_effort": (None, "none"),
     "response_format": (None, {"type": "text"}),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
-UNBUILT_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "annotations": (None, []),
-    "audio": (None,),
-    "function_call": (None,),
-    "refusal": (None,),
-    "tool_calls": (None, []),
-    "tool_call_id": (None,),
-}
-UNBUILT_ROLES = {"tool", "function"}
-SAME_ROLES = {"developer": "system"}
-"""OpenAI's newer word for the same role, which templates do not know."""
-
 SHAPE = ChunkShape(
     object="chat.completion.chunk",
     before_text='"delta":{"content":',
@@ -55,21 +41,20 @@ SHAPE = ChunkShape(
     first='"delta":{"role":"assistant","content":""}',
     last='"delta":{}',
     logprobs=chat_logprobs,
+    before=reasoning_delta,
+    behind=tool_calls_delta,
 )
-
-
-class ChatMessageFields(Body):
-    """One message of the conversation."""
-
-    role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: Any = None
-    name: str | None = None
 
 
 class ChatBody(GenerationFields):
     """The body."""
 
     messages: list[ChatMessageFields]
+    tools: list[ToolFields] | None = None
+    tool_choice: Any = None
+    """"none": the tools are not shown to the model."""
+    parallel_tool_calls: bool | None = None
+    """False: the answer ends with its first call."""
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -100,8 +85,12 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     options = body.options(max_tokens=body.max_completion_tokens, logprobs=_num_logprobs(body))
     if not body.messages:
         raise invalid("messages", "[] is not allowed: at least one message is needed")
-    messages = tuple(_message(message, index) for index, message in enumerate(body.messages))
-    call.open(body, body.requests([messages], options), body.model or "")
+    conversation = Conversation(
+        tuple(message_of(message, index) for index, message in enumerate(body.messages)),
+        tools_of(body.tools or (), body.tool_choice),
+        body.parallel_tool_calls is not False,
+    )
+    call.open(body, body.requests([conversation], options), body.model or "")
     head = AnswerHead(f"chatcmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
     if body.stream:
         chunks = OpenAIChunks(SHAPE, head, num_prompts=1, num_choices=options.num_choices, include_usage=include_usage)
@@ -110,7 +99,7 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(output.texts), "refusal": None},
+            "message": message_object("".join(output.texts), output.parsed),
             "logprobs": None if options.logprobs is None else chat_logprobs(output.logprobs),
             "finish_reason": output.reason,
         }
@@ -138,29 +127,3 @@ def refuse_stream_options(stream_options: StreamOptions | None, stream: bool) ->
         raise invalid("stream_options", "is allowed with stream true alone")
     refuse_extras(stream_options, {"include_obfuscation": (None, False)}, prefix="stream_options.")
     return stream_options.include_usage
-
-
-def _message(message: ChatMessageFields, index: int) -> Message:
-    where = f"messages[{index}]"
-    refuse_extras(message, UNBUILT_MESSAGE, prefix=f"{where}.")
-    if message.role in UNBUILT_ROLES:
-        raise invalid(f"{where}.role", f"{message.role!r}: tool calls are not built in this release")
-    role = SAME_ROLES.get(message.role, message.role)
-    return Message(role, _content(message.content, f"{where}.content"), message.name or "")
-
-
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise invalid(where, f"{content!r:.80} is not allowed: a text, or a list of text parts")
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise invalid(f"{where}[{index}].type", f"{kind!r:.80} is not allowed: this release takes text alone")
-        text, extra = part.get("text"), part.keys() - {"type", "text"}
-        if not isinstance(text, str) or extra:
-            raise invalid(f"{where}[{index}]", 'is not allowed: it must be {"type": "text", "text": "…"}')
-        texts.append(text)
-    return "".join(texts)

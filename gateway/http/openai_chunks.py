@@ -11,10 +11,11 @@ from typing import Any
 
 from gateway.http.calls import HttpCall
 from gateway.http.errors import error_of, renamed
-from gateway.http.openai_usage import FINISH_REASONS, UsageTotal, usage_object
+from gateway.http.openai_usage import UsageTotal, finish_reason, usage_object
 from gateway.http.sse import DONE, json_text
 from gateway.streams import Event
 from tokenwire.errors import TokenwireError
+from tokenwire.parsed import Parsed, joined_parsed
 from tokenwire.requests import FinishReason, TokenLogprob
 
 
@@ -34,6 +35,10 @@ class ChunkShape:
     """The payload beside finish_reason: `'"delta":{}'`."""
     logprobs: Callable[[Sequence[TokenLogprob]], dict[str, Any]]
     """What `logprobs` says of some tokens."""
+    before: Callable[[Parsed], str | None] | None = None
+    """The payload of what is split from the text and stands before it; None: nothing is split."""
+    behind: Callable[[Parsed], str | None] | None = None
+    """The same of what stands behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,8 @@ class OpenAIChunks:
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self._begun: dict[int, str] = {}
         """Prefix of each output that has begun, by index."""
+        self._with_calls: set[int] = set()
+        """Outputs that called a function."""
         self._suffix = self._suffix_of("null")
 
     def render(self, events: Sequence[Event]) -> tuple[str, TokenwireError | None]:
@@ -74,14 +81,19 @@ class OpenAIChunks:
             prefix = self._begun.get(index)
             error = _error_at(event, self._num_prompts)
             if prefix is None:
-                if error is not None and not event.text:
+                if error is not None and not event.text and event.parsed is None:
                     return "".join(pieces), error
                 prefix = self._begin(index, pieces)
+            if event.parsed is not None:
+                self._add(index, pieces, self._shape.before, event.parsed)
             if event.logprobs is not None and event.logprobs.tokens:
                 logprobs = json_text(self._shape.logprobs(event.logprobs.tokens))
                 pieces.append(prefix + json_text(event.text) + self._suffix_of(logprobs))
             elif event.text:
                 pieces.append(prefix + json_text(event.text) + self._suffix)
+            if event.parsed is not None and event.parsed.tool_calls:
+                self._add(index, pieces, self._shape.behind, event.parsed)
+                self._with_calls.add(index)
             if error is not None:
                 return "".join(pieces), error
             if event.terminal is not None:
@@ -105,8 +117,18 @@ class OpenAIChunks:
             pieces.append(f"{self._head}{choice}{self._tail}")
         return prefix
 
+    def _add(
+        self, index: int, pieces: list[str], payload_of: Callable[[Parsed], str | None] | None, parsed: Parsed
+    ) -> None:
+        """A chunk of what was split from the text, where there is some."""
+        payload = payload_of(parsed) if payload_of is not None else None
+        if payload is not None:
+            choice = f'"choices":[{{"index":{index},{payload},"logprobs":null,"finish_reason":null}}]'
+            pieces.append(f"{self._head}{choice}{self._tail}")
+
     def _finish(self, index: int, pieces: list[str], reason: FinishReason) -> None:
-        payload = f'{self._shape.last},"logprobs":null,"finish_reason":"{FINISH_REASONS[reason]}"'
+        word = finish_reason(reason, index in self._with_calls)
+        payload = f'{self._shape.last},"logprobs":null,"finish_reason":"{word}"'
         choice = f'"choices":[{{"index":{index},{payload}}}]'
         pieces.append(f"{self._head}{choice}{self._tail}")
 
@@ -124,6 +146,8 @@ class CollectedOutput:
     texts: list[str] = field(default_factory=list)
     """Its text in pieces."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    parsed: Parsed | None = None
+    """What was split from the text."""
     reason: str = ""
     """OpenAI's finish_reason."""
 
@@ -138,10 +162,13 @@ async def collect(call: HttpCall, num_prompts: int, num_choices: int) -> tuple[l
             output.texts.append(event.text)
             if event.logprobs is not None:
                 output.logprobs += event.logprobs.tokens
+            if event.parsed is not None:
+                output.parsed = joined_parsed(output.parsed, event.parsed)
             if event.terminal is not None:
                 error = _error_at(event, num_prompts)
                 if error is not None:
                     raise error
-                output.reason = FINISH_REASONS[event.terminal.reason]
+                with_calls = output.parsed is not None and bool(output.parsed.tool_calls)
+                output.reason = finish_reason(event.terminal.reason, with_calls)
                 total.add(event)
     return outputs, usage_object(total.usage)

@@ -13,6 +13,12 @@ FINISH_REASONS = {
 """The ends that OpenAI's API has a word for; the others are errors there."""
 
 
+def finish_reason(reason: FinishReason, with_calls: bool) -> str:
+    """OpenAI's word for an end; `with_calls`: the answer called a function, and was not cut."""
+    found = FINISH_REASONS[reason]
+    return "tool_calls" if with_calls and found == "stop" else found
+
+
 def usage_object(usage: Usage) -> dict[str, Any]:
     """`usage` as OpenAI's API has it."""
     return {

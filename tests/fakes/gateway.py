@@ -7,6 +7,7 @@ Log-probabilities come where they are asked for.
     "cut"        one word, then the stream ends without a terminal event
     "deadline"   one word, then FinishReason.DEADLINE
     "lost"       one word, then a terminal event with an Unavailable error
+    "think"      one word as reasoning, the others as text, and a call of the last one
 
 Runs in a thread with a loop of its own, so that ordinary and asyncio clients can be tried alike.
 """
@@ -93,6 +94,10 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
             if options.output.HasField("prompt_logprobs") and i == 0:
                 prompt = logprobs_of(range(1, 4), options.output.prompt_logprobs)
                 delta.prompt_logprobs.extend(map(logprob_to_wire, prompt))
+            if what == "think" and i == 0:
+                delta.text, delta.reasoning = "", word
+            if what == "think" and word == words[-1]:
+                delta.tool_calls.add(id="call_1", name=word, arguments="{}")
             yield delta, None
             if what == "hang":
                 try:

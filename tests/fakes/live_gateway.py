@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.server import Gateway
 from gateway.settings import GatewaySettings
+from tests.fakes.live_tokenizer_tier import LiveTokenizerTier
 from tests.fakes.tokenizer_tier import FakeTokenizerTier, fake_tokenizer_tier
 from tokenwire.v1 import gateway_pb2, gateway_pb2_grpc
 
@@ -63,7 +64,9 @@ def generate_request(*prompts: str, **fields: Any) -> gateway_pb2.GenerateReques
 
 
 @asynccontextmanager
-async def live_gateway(*tiers: FakeTokenizerTier, wait: bool = True, **settings: Any) -> AsyncIterator[LiveGateway]:
+async def live_gateway(
+    *tiers: FakeTokenizerTier | LiveTokenizerTier, wait: bool = True, **settings: Any
+) -> AsyncIterator[LiveGateway]:
     targets = ",".join(tier.target for tier in tiers) or "127.0.0.1:1"
     values = {"port": 0, "http_port": 0, "metrics_port": 0, "tokenizer_targets": targets, "drain_timeout_s": 1.0}
     registry = CollectorRegistry()

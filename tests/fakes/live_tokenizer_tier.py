@@ -15,9 +15,10 @@ from tokenizer_svc.discovery import Resolve, resolve_all
 from tokenizer_svc.server import TokenizerTier
 from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tokenizer import Tokenizer
+from tokenwire.parsed import Parsed
 from tokenwire.requests import CancelReason, Terminal, TokenLogprob
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from tokenwire.wire import CANCEL_TO_WIRE, logprob_from_wire, terminal_from_wire
+from tokenwire.wire import CANCEL_TO_WIRE, logprob_from_wire, parsed_from_wire, terminal_from_wire
 
 
 @dataclass
@@ -30,6 +31,10 @@ class LiveTokenizerTier:
     def metric(self, name: str, **labels: str) -> float:
         """A metric of the tier, without the beginning of its name; 0 while there is none."""
         return self.registry.get_sample_value(f"tokenwire_tokenizer_{name}", labels) or 0.0
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
     @property
     def stub(self) -> Any:
@@ -92,6 +97,7 @@ class TextPeer:
         self.token_ids: dict[int, list[int]] = {}
         self.logprobs: dict[int, list[TokenLogprob]] = {}
         self.prompt_logprobs: dict[int, list[TokenLogprob]] = {}
+        self.parsed: dict[int, Parsed] = {}
         self.terminals: dict[int, Terminal] = {}
         self.finishes: dict[int, common_pb2.Finish] = {}
         self.frames: list[Any] = []
@@ -123,6 +129,8 @@ class TextPeer:
             self.texts[handle] = self.texts.get(handle, "") + text
             self.num_tokens[handle] = self.num_tokens.get(handle, 0) + num_tokens
         for extras in frame.extras:
+            if (parsed := parsed_from_wire(extras.reasoning, extras.tool_calls)) is not None:
+                self.parsed.setdefault(extras.handle, Parsed()).extend(parsed)
             self.token_ids.setdefault(extras.handle, []).extend(extras.token_ids)
             self.logprobs.setdefault(extras.handle, []).extend(map(logprob_from_wire, extras.logprobs))
             if extras.prompt_logprobs:

@@ -82,9 +82,11 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         credit: common_pb2.AdmissionCredit | None = None,
         caches: bool = False,
         block_size: int = 4,
+        reason: FinishReason = FinishReason.LENGTH,
     ) -> None:
         self.reply = reply
         self.hold = hold
+        self.reason = reason
         self.card = common_pb2.ModelCard(
             name="fake",
             fingerprint=common_pb2.Fingerprint(vocabulary=vocabulary),
@@ -183,7 +185,7 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
             for token_id in ids[:limit]:
                 await received.say(token_id, choice=choice)
             usage = Usage(len(received.request.token_ids), 0, len(ids[:limit]))
-            await received.end(Terminal(FinishReason.LENGTH, usage), choice)
+            await received.end(Terminal(self.reason, usage), choice)
 
 
 @asynccontextmanager

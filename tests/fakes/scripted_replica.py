@@ -23,6 +23,7 @@ from tokenizer_svc.tier import Tier
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.errors import Unavailable
 from tokenwire.logprobs import SequenceLogprobs
+from tokenwire.parsed import Parsed
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage
 
 Script = Callable[[int], Sequence[int]]
@@ -148,6 +149,7 @@ class Received:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    parsed: list[Parsed] = field(default_factory=list)
     terminal: Terminal | None = None
 
     @property
@@ -172,12 +174,15 @@ class Sink:
         num_tokens: int,
         token_ids: Sequence[int] = (),
         logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
     ) -> None:
         received = self.choices.setdefault(handle, Received())
         assert received.terminal is None, "text after the terminal event"
         received.text += text
         received.num_tokens += num_tokens
         received.token_ids += token_ids
+        if parsed is not None:
+            received.parsed.append(parsed)
         if logprobs is not None:
             received.logprobs += logprobs.tokens
             received.prompt_logprobs += logprobs.prompt

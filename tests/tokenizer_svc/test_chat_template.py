@@ -7,6 +7,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.fakes.tokenizers_trained import CHATML, write_folder
 from tokenizer_svc.chat_template import ChatMessage, ChatTemplate, Conversation, load_chat_template
+from tokenizer_svc.tool_prompt import with_tools_written_out
 from tokenwire.errors import FailedPrecondition, InvalidRequest
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -106,6 +107,8 @@ def by_transformers(source: str, chat: Conversation) -> str:
         if message.reasoning:
             shown["reasoning_content"] = message.reasoning
         messages.append(shown)
+    if chat.tools and "tools" not in source:
+        messages = with_tools_written_out(messages, chat.tools)
     add = chat.add_generation_prompt
     rendered, _ = render_jinja_template(
         conversations=[messages],

@@ -6,6 +6,7 @@ import pytest
 from tests.fakes.logprobs import logprobs_of
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import MAX_FRAME_CHARS, TextOutbox
+from tokenwire.parsed import Parsed, ToolCall
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.v1 import common_pb2 as pb
 
@@ -221,3 +222,48 @@ def test_many_log_probabilities_are_spread_over_frames_that_a_client_can_read(cr
     assert [len(frame.extras[0].logprobs) for frame in frames] == [frame.num_tokens[0] for frame in frames]
     assert "".join(frame.texts[0] for frame in frames) == "x" * len(tokens)
     assert [len(frame.finishes) for frame in frames] == [0] * (len(frames) - 1) + [1]
+
+
+def calls(frame) -> list[tuple[int, str, list[tuple[int, str, str, str]]]]:
+    """Handle, reasoning and calls of each row that has some."""
+    return [(e.handle, e.reasoning, [(c.index, c.id, c.name, c.arguments) for c in e.tool_calls]) for e in frame.extras]
+
+
+def test_pieces_of_calls_and_reasoning_are_merged() -> None:
+    outbox = TextOutbox()
+    outbox.open(1)
+    outbox.add_text(1, "", 1, [4], parsed=Parsed("Hm"))
+    outbox.add_text(1, "", 1, [5], parsed=Parsed("."))
+    outbox.add_text(1, "Wait", 1, [6])
+    outbox.add_text(1, "", 1, [7], parsed=Parsed("", [ToolCall("c1", "f")]))
+    outbox.add_text(1, "", 1, [8], parsed=Parsed("", [ToolCall(arguments='{"a"')]))
+    outbox.add_text(1, "", 1, [9], parsed=Parsed("", [ToolCall(arguments=": 1}"), ToolCall("c2", "g", "{}", 1)]))
+    frame = take(outbox)
+    assert rows(frame) == [(1, "Wait", 6)] and list(frame.extras[0].token_ids) == [4, 5, 6, 7, 8, 9]
+    assert calls(frame) == [(1, "Hm.", [(0, "c1", "f", '{"a": 1}'), (1, "c2", "g", "{}")])]
+    outbox.add_text(1, "", 0, parsed=Parsed("", [ToolCall(arguments=" ", index=1)]))
+    assert calls(take(outbox)) == [(1, "", [(1, "", "", " ")])]
+
+
+def test_calls_follow_the_last_of_their_tokens() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=0)
+    outbox.add_text(1, "", 2, parsed=Parsed("Hm"))
+    outbox.add_text(1, "", 1, parsed=Parsed("", [ToolCall("c1", "f")]))
+    outbox.finish(1, LENGTH)
+    assert is_silent(outbox)
+    outbox.grant(1, 1)
+    assert calls(take(outbox)) == []
+    outbox.grant(1, 1)
+    assert calls(take(outbox)) == [(1, "Hm", [])]
+    outbox.grant(1, 1)
+    frame = take(outbox)
+    assert calls(frame) == [(1, "", [(0, "c1", "f", "")])] and len(frame.finishes) == 1
+
+
+def test_what_is_split_from_the_text_fills_frames_as_text_does() -> None:
+    outbox = TextOutbox()
+    for handle in range(1, 7):
+        outbox.open(handle)
+        outbox.add_text(handle, "", 1, parsed=Parsed("x" * (MAX_FRAME_CHARS // 2)))
+    assert [len(take(outbox).handles) for _ in range(3)] == [2, 2, 2]

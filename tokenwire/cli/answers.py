@@ -51,20 +51,28 @@ class Speed:
 
 
 def show_stream(stream: Stream, shown: list[str] | None = None) -> tuple[Output, Speed]:
-    """Print the text of a stream of one output as it comes, and append it to `shown`.
+    """Print the text of a stream of one output as it comes, its reasoning dimmed, and append the text to `shown`.
 
     Raises what cut it short, after the text that came.
     """
     speed = Speed()
     shown = [] if shown is None else shown
+    thinking = False
     for event in stream:
         if isinstance(event, TextDelta):
             speed.add(event.num_tokens)
+            if event.reasoning:
+                click.secho(event.reasoning, nl=False, dim=True)
+                thinking = True
+            if event.text:
+                click.echo(f"\n{event.text}" if thinking else event.text, nl=False)
+                thinking = False
             shown.append(event.text)
-            click.echo(event.text, nl=False)
         elif isinstance(event, Finished):
             click.echo()
     (output,) = stream.outputs()
+    for call in output.tool_calls:
+        click.secho(f"(calls {call.name} {call.arguments})", dim=True)
     if output.error is not None:
         raise output.error
     return output, speed
@@ -97,6 +105,12 @@ def as_json(output: Output) -> dict[str, Any]:
         "cached_tokens": usage.cached_tokens,
         "completion_tokens": usage.completion_tokens,
     }
+    if output.reasoning:
+        found["reasoning"] = output.reasoning
+    if output.tool_calls:
+        found["tool_calls"] = [
+            {"id": call.id, "name": call.name, "arguments": call.arguments} for call in output.tool_calls
+        ]
     if output.token_ids:
         found["token_ids"] = list(output.token_ids)
     if output.logprobs:

@@ -12,9 +12,10 @@ Knows only the gateway's contract: no tokenizer, no model, no retry.
 """
 
 from tokenwire.client.clients import AsyncClient, Client
-from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Output, TextDelta
+from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Output, TextDelta, Tool
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
+from tokenwire.parsed import ToolCall
 from tokenwire.requests import FinishReason, Terminal, TokenLogprob, Usage
 
 __all__ = [
@@ -33,5 +34,7 @@ __all__ = [
     "Terminal",
     "TextDelta",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
     "Usage",
 ]

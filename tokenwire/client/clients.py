@@ -12,7 +12,7 @@ import grpc
 
 from tokenwire.channels import client_options
 from tokenwire.client import messages as m
-from tokenwire.client.events import Encoding, Message, ModelCard, Prompt
+from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, Tool
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.status import from_rpc_error
@@ -35,9 +35,19 @@ class Client:
         sent = m.generate_call(prompts, options)
         return Stream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s))
 
-    def chat(self, messages: str | Sequence[Message], **options: Unpack[CallOptions]) -> Stream:
-        """Answer a conversation, or one message of a user. Raises InvalidRequest."""
-        sent = m.chat_call(messages, options)
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        parallel_tool_calls: bool = True,
+        **options: Unpack[CallOptions],
+    ) -> Stream:
+        """Answer a conversation, or one message of a user. Raises InvalidRequest.
+
+        `tools`: functions that the model may call. `parallel_tool_calls` False: the answer ends with its first call.
+        """
+        sent = m.chat_call(messages, options, tools=tools, parallel_tool_calls=parallel_tool_calls)
         return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
 
     def tokenize(
@@ -86,9 +96,16 @@ class AsyncClient:
         sent = m.generate_call(prompts, options)
         return AsyncStream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s))
 
-    def chat(self, messages: str | Sequence[Message], **options: Unpack[CallOptions]) -> AsyncStream:
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        parallel_tool_calls: bool = True,
+        **options: Unpack[CallOptions],
+    ) -> AsyncStream:
         """As `Client.chat`."""
-        sent = m.chat_call(messages, options)
+        sent = m.chat_call(messages, options, tools=tools, parallel_tool_calls=parallel_tool_calls)
         return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
 
     async def tokenize(

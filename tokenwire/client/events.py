@@ -1,10 +1,12 @@
 """What a client sends and receives, as plain values. Knows neither the wire nor how it is read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenwire.errors import Cancelled, DeadlineExceeded, Internal, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
+from tokenwire.parsed import Parsed, ToolCall
 from tokenwire.requests import FinishReason, Terminal, TokenLogprob
 
 Prompt = str | Sequence[int]
@@ -16,8 +18,24 @@ class Message:
     """One message of a conversation."""
 
     role: str
-    """ "system", "user", "assistant", or what the model's template knows."""
+    """ "system", "user", "assistant", "tool", or what the model's template knows."""
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that the assistant made."""
+    tool_call_id: str = ""
+    """Which call a message of a tool answers."""
+    reasoning: str = ""
+    """The assistant's reasoning, for templates that take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call. The caller runs it; a message of role "tool" says what it returned."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    """JSON schema of its arguments; None: it takes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,10 @@ class TextDelta:
     """One per token, if `logprobs` was asked for."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """The prompt's next tokens, from its second on, if `prompt_logprobs` was asked for; before the first text."""
+    reasoning: str = ""
+    """What the model thought before this text, where the server splits it from the text."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Pieces of tool calls behind this text: id and name with the first of each call, then arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,15 @@ class Output:
     """One per token, if `logprobs` was asked for."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """One per token of the prompt but the first, if `prompt_logprobs` was asked for."""
+    reasoning: str = ""
+    """What the model thought, where the server splits it from the text."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls that the model made, whole."""
+
+    @property
+    def message(self) -> Message:
+        """The answer as a message, to go on with the conversation."""
+        return Message("assistant", self.text, self.tool_calls, reasoning=self.reasoning)
 
     @property
     def error(self) -> TokenwireError | None:
@@ -111,6 +142,7 @@ class OutputCollector:
         self._texts: dict[tuple[int, int], list[str]] = {}
         self._token_ids: dict[tuple[int, int], list[int]] = {}
         self._logprobs: dict[tuple[int, int], SequenceLogprobs] = {}
+        self._parsed: dict[tuple[int, int], Parsed] = {}
         self._terminals: dict[tuple[int, int], Terminal] = {}
 
     def add(self, event: Event) -> None:
@@ -125,6 +157,8 @@ class OutputCollector:
             if event.logprobs or event.prompt_logprobs:
                 more = SequenceLogprobs(list(event.logprobs), list(event.prompt_logprobs))
                 self._logprobs.setdefault(key, SequenceLogprobs()).extend(more)
+            if event.reasoning or event.tool_calls:
+                self._parsed.setdefault(key, Parsed()).extend(Parsed(event.reasoning, list(event.tool_calls)))
 
     def outputs(self) -> list[Output]:
         """Every finished output, by prompt and choice."""
@@ -133,4 +167,14 @@ class OutputCollector:
     def _output(self, key: tuple[int, int], terminal: Terminal) -> Output:
         text, token_ids = "".join(self._texts.get(key, ())), tuple(self._token_ids.get(key, ()))
         logprobs = self._logprobs.get(key, SequenceLogprobs())
-        return Output(text, token_ids, terminal, *key, tuple(logprobs.tokens), tuple(logprobs.prompt))
+        parsed = self._parsed.get(key, Parsed())
+        return Output(
+            text,
+            token_ids,
+            terminal,
+            *key,
+            tuple(logprobs.tokens),
+            tuple(logprobs.prompt),
+            parsed.reasoning,
+            tuple(parsed.tool_calls),
+        )

@@ -1,15 +1,23 @@
 """Client values ↔ the gateway's messages: pure functions, shared by both clients. Does not know how calls are made."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Prompt, TextDelta
+from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Prompt, TextDelta, Tool
 from tokenwire.client.options import CallOptions, generation_options, refuse_bad_text, request_context
 from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.parsed import ToolCall
 from tokenwire.sampling import MAX_TOKEN_ID, refuse
 from tokenwire.v1 import common_pb2, gateway_pb2, tokenizer_pb2
-from tokenwire.wire import context_to_wire, logprob_from_wire, options_to_wire, terminal_from_wire
+from tokenwire.wire import (
+    context_to_wire,
+    logprob_from_wire,
+    options_to_wire,
+    terminal_from_wire,
+    tool_call_to_wire,
+)
 
 DEADLINE_GRACE_S = 2.0
 """How much longer than its request a call may take, so that the terminal event outruns the transport's own timer."""
@@ -46,7 +54,13 @@ def generate_call(prompts: Sequence[Prompt], given: CallOptions) -> GenerationCa
     )
 
 
-def chat_call(messages: str | Sequence[Message], given: CallOptions) -> GenerationCall:
+def chat_call(
+    messages: str | Sequence[Message],
+    given: CallOptions,
+    *,
+    tools: Sequence[Tool] = (),
+    parallel_tool_calls: bool = True,
+) -> GenerationCall:
     """A call to Chat; a text stands for one message of the user. Raises InvalidRequest."""
     if isinstance(messages, str):
         messages = [Message("user", messages)]
@@ -59,9 +73,11 @@ def chat_call(messages: str | Sequence[Message], given: CallOptions) -> Generati
         cache_salt=given.get("cache_salt", ""),
     )
     for i, message in enumerate(messages):
-        refuse_bad_text(f"messages[{i}].role", message.role)
-        refuse_bad_text(f"messages[{i}].content", message.content)
-        request.conversation.messages.add(role=message.role, content=message.content)
+        _add_message(request.conversation, message, f"messages[{i}]")
+    for i, tool in enumerate(tools):
+        _add_tool(request.conversation, tool, f"tools[{i}]")
+    if not parallel_tool_calls:
+        request.conversation.parallel_tool_calls = False
     return GenerationCall(request, context.request_id, options.num_choices, _call_timeout_s(given), chat_events)
 
 
@@ -135,11 +151,41 @@ def _events(response: Any, index: int) -> list[Event]:
                 response.choice,
                 tuple(map(logprob_from_wire, delta.logprobs)),
                 tuple(map(logprob_from_wire, delta.prompt_logprobs)),
+                delta.reasoning,
+                tuple(ToolCall(call.id, call.name, call.arguments, call.index) for call in delta.tool_calls),
             )
         )
     if response.HasField("finish"):
         found.append(Finished(terminal_from_wire(response.finish), index, response.choice))
     return found
+
+
+def _add_message(conversation: tokenizer_pb2.Conversation, message: Message, field: str) -> None:
+    refuse_bad_text(f"{field}.role", message.role)
+    refuse_bad_text(f"{field}.content", message.content)
+    refuse_bad_text(f"{field}.reasoning", message.reasoning)
+    refuse_bad_text(f"{field}.tool_call_id", message.tool_call_id)
+    for i, call in enumerate(message.tool_calls):
+        refuse_bad_text(f"{field}.tool_calls[{i}]", call.id + call.name + call.arguments)
+    conversation.messages.add(
+        role=message.role,
+        content=message.content,
+        tool_calls=map(tool_call_to_wire, message.tool_calls),
+        tool_call_id=message.tool_call_id,
+        reasoning=message.reasoning,
+    )
+
+
+def _add_tool(conversation: tokenizer_pb2.Conversation, tool: Tool, field: str) -> None:
+    refuse_bad_text(f"{field}.name", tool.name)
+    refuse_bad_text(f"{field}.description", tool.description)
+    parameters = ""
+    if tool.parameters is not None:
+        try:
+            parameters = json.dumps(tool.parameters, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            refuse([FieldViolation(f"{field}.parameters", f"is not JSON ({error})")])
+    conversation.tools.add(name=tool.name, description=tool.description, parameters_json=parameters)
 
 
 def _prompt(prompt: Prompt, field: str) -> gateway_pb2.Prompt:

@@ -137,7 +137,7 @@ def test_text_parts_and_the_developer_role() -> None:
         ({"messages": "hi"}, "messages", "invalid_request"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "invalid_request"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_request"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_request"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "invalid_request"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content[0].type",
@@ -167,7 +167,7 @@ def test_text_parts_and_the_developer_role() -> None:
         ({"timeout": 0}, "timeout", "invalid_request"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_request"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools[0].type", "invalid_request"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
         ({"colour": "red"}, "colour", "unknown_parameter"),

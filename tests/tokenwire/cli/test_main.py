@@ -193,3 +193,11 @@ def test_health_is_the_exit_status(run: Any) -> None:
 def test_it_runs_as_a_program() -> None:
     result = subprocess.run([sys.executable, "-m", "tokenwire.cli.main", "--version"], capture_output=True, text=True)
     assert result.stdout == f"tokenwire, version {__version__}\n"
+
+
+def test_reasoning_and_calls_are_shown(run: Any) -> None:
+    result = run("chat", "think so then")
+    assert (result.exit_code, result.stdout) == (0, "think\n so then\n(calls then {})\n")
+    (output,) = json.loads(run("chat", "think so then", "--json").stdout)["outputs"]
+    assert (output["reasoning"], output["text"]) == ("think", " so then")
+    assert output["tool_calls"] == [{"id": "call_1", "name": "then", "arguments": "{}"}]

@@ -1,0 +1,144 @@
+"""Messages and tools of a chat request's body, as OpenAI's API reference has them, checked and made into plain values.
+
+Source: https://platform.openai.com/docs/api-reference/chat/create. `reasoning_content` is not in it: servers of
+reasoning models add it, and templates that want earlier reasoning get it back through it.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gateway.http.body import NOT_BUILT, Body, invalid, refuse_extras
+from gateway.text_requests import Message, Tool
+from tokenwire.parsed import ToolCall
+
+UNBUILT_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "refusal": (None,),
+}
+UNBUILT_ROLES = {"function"}
+SAME_ROLES = {"developer": "system"}
+"""OpenAI's newer word for the same role, which templates do not know."""
+MAX_TOOLS = 256
+
+
+class FunctionCallFields(Body):
+    """What was called, and with what."""
+
+    name: Annotated[str, Field(min_length=1)]
+    arguments: str
+
+
+class ToolCallFields(Body):
+    """A call that the assistant made."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: str = "function"
+    function: FunctionCallFields
+
+
+class ChatMessageFields(Body):
+    """One message of the conversation."""
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: Any = None
+    name: str | None = None
+    tool_calls: list[ToolCallFields] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class FunctionFields(Body):
+    """A function and its arguments."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolFields(Body):
+    """Something that the model may call."""
+
+    type: str
+    function: FunctionFields | None = None
+
+
+def message_of(message: ChatMessageFields, index: int) -> Message:
+    """One message. Raises InvalidRequest naming the field."""
+    where = f"messages[{index}]"
+    refuse_extras(message, UNBUILT_MESSAGE, prefix=f"{where}.")
+    if message.role in UNBUILT_ROLES:
+        raise invalid(f"{where}.role", f"{message.role!r} is not built in this release; use 'tool'")
+    if message.tool_calls and message.role != "assistant":
+        raise invalid(f"{where}.tool_calls", f"is allowed in a message of the assistant alone, not of {message.role!r}")
+    if message.role == "tool" and not message.tool_call_id:
+        raise invalid(f"{where}.tool_call_id", "is required: which call does the message answer?")
+    if message.tool_call_id and message.role != "tool":
+        raise invalid(f"{where}.tool_call_id", f"is allowed in a message of a tool alone, not of {message.role!r}")
+    return Message(
+        SAME_ROLES.get(message.role, message.role),
+        "" if message.content is None and message.tool_calls else _content(message.content, f"{where}.content"),
+        message.name or "",
+        tuple(_call(call, f"{where}.tool_calls[{i}]", i) for i, call in enumerate(message.tool_calls or ())),
+        message.tool_call_id or "",
+        message.reasoning_content or "",
+    )
+
+
+def tools_of(tools: Sequence[ToolFields], tool_choice: Any) -> tuple[Tool, ...]:
+    """The functions that may be called: none where `tool_choice` is "none". Raises InvalidRequest naming the field."""
+    if tool_choice not in (None, "none", "auto"):
+        description = f"{tool_choice!r:.80} {NOT_BUILT}, or say 'auto' or 'none'"
+        raise invalid("tool_choice", description, reason="UNSUPPORTED_PARAMETER")
+    if len(tools) > MAX_TOOLS:
+        raise invalid("tools", f"{len(tools)} are too many: at most {MAX_TOOLS}")
+    found = tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools))
+    return () if tool_choice == "none" else found
+
+
+def _tool(tool: ToolFields, where: str) -> Tool:
+    refuse_extras(tool, {}, prefix=f"{where}.")
+    if tool.type != "function" or tool.function is None:
+        raise invalid(f"{where}.type", f"{tool.type!r:.80} is not allowed: 'function', with a function")
+    function = tool.function
+    refuse_extras(function, {}, prefix=f"{where}.function.")
+    if function.strict:
+        raise invalid(f"{where}.function.strict", NOT_BUILT, reason="UNSUPPORTED_PARAMETER")
+    parameters = json.dumps(function.parameters, ensure_ascii=False) if function.parameters is not None else ""
+    return Tool(function.name, function.description or "", parameters)
+
+
+def _call(call: ToolCallFields, where: str, index: int) -> ToolCall:
+    refuse_extras(call, {}, frozenset({"index"}), prefix=f"{where}.")
+    refuse_extras(call.function, {}, prefix=f"{where}.function.")
+    if call.type != "function":
+        raise invalid(f"{where}.type", f"{call.type!r:.80} is not allowed: 'function'")
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise invalid(f"{where}.function.arguments", f"{call.function.arguments!r:.80} is not a JSON object")
+    return ToolCall(call.id, call.function.name, call.function.arguments, index)
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise invalid(where, f"{content!r:.80} is not allowed: a text, or a list of text parts")
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise invalid(f"{where}[{index}].type", f"{kind!r:.80} is not allowed: this release takes text alone")
+        text, extra = part.get("text"), part.keys() - {"type", "text"}
+        if not isinstance(text, str) or extra:
+            raise invalid(f"{where}[{index}]", 'is not allowed: it must be {"type": "text", "text": "…"}')
+        texts.append(text)
+    return "".join(texts)

@@ -1,0 +1,178 @@
+import json
+import random
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes.answer_texts import CASES, Case, Found, parse, parser
+from tokenizer_svc.parsers.families import TOOL_FORMATS
+from tokenizer_svc.parsers.parts import Kind
+
+ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@ALL
+def test_a_whole_text(case: Case) -> None:
+    found = case.parse([case.text])
+    assert (found.values(), found.content, found.reasoning) == (case.calls, case.content, case.reasoning)
+    assert found.raw == case.text
+
+
+def cut(text: str, places: tuple[int, ...]) -> list[str]:
+    return [text[a:b] for a, b in zip((0, *places), (*places, len(text)), strict=True)]
+
+
+@ALL
+def test_every_chunking_gives_the_same(case: Case) -> None:
+    """Character by character, cut at every place, and at some two places."""
+    whole = case.parse([case.text])
+    assert case.parse(case.text) == whole
+    places = range(len(case.text) + 1)
+    pairs = list(combinations(places, 2))
+    if len(pairs) > 300:
+        pairs = random.Random(0).sample(pairs, 300)
+    for chosen in [*((place,) for place in places), *pairs]:
+        assert case.parse(cut(case.text, chosen)) == whole, chosen
+
+
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+MORSELS = [
+    "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<think>", "</think>",
+    "<|python_start|>", "<|python_end|>", '{"name": "f", "arguments": ', '{"name": "f", "parameters": {', '"name"',
+    "f(", "now(", "a=", "[f(a=", "{", "}", "[", "]", "(", ")", "\"", "'", "'''", "\\", ",", ";", ":", "=", " ",
+    "\n", "null", "1e999", "f", "é", "\\ud800", "\\u0041", "b'x'", "lambda: 0", "#", "\x00", "{}",
+]  # fmt: skip
+
+
+@st.composite
+def spoiled(draw: st.DrawFn) -> str:
+    """An answer with a few things deleted, doubled or put where they do not belong; or nothing but morsels."""
+    text = draw(st.sampled_from([case.text for case in CASES] + [""] * 8))
+    for _ in range(draw(st.integers(0, 4))):
+        start = draw(st.integers(0, len(text)))
+        end = min(len(text), start + draw(st.integers(0, 9)))
+        put = draw(st.one_of(st.sampled_from(MORSELS), st.just(""), st.text(max_size=3)))
+        text = text[:start] + put + text[draw(st.sampled_from([start, end])) :]
+    return text + "".join(draw(st.lists(st.sampled_from(MORSELS), max_size=12)))
+
+
+@st.composite
+def options(draw: st.DrawFn) -> dict:
+    some = frozenset({"<tool_call>", "</tool_call>", "[TOOL_CALLS]", "</think>"})
+    hidden = draw(st.sampled_from([frozenset(), some]))
+    return {
+        "tools": draw(st.sampled_from(["", *TOOL_FORMATS])),
+        "reasoning": (reasoning := draw(st.sampled_from(["", "think", "mistral"]))),
+        "begins_inside": bool(reasoning) and draw(st.booleans()),
+        "hidden": hidden,
+    }
+
+
+@settings(max_examples=400, deadline=None)
+@given(spoiled(), options(), st.randoms(use_true_random=False))
+def test_nothing_is_lost_and_chunks_do_not_matter(text: str, given_options: dict, rng: random.Random) -> None:
+    whole = parse([text], **given_options)
+    assert whole.raw == text
+    places = tuple(sorted(rng.choices(range(len(text) + 1), k=rng.randint(1, 12))))
+    assert parse(cut(text, places), **given_options) == whole
+    assert parse(text, **given_options) == whole
+    json.dumps([whole.content, whole.reasoning, whole.calls], ensure_ascii=False).encode()
+    if not whole.calls and not given_options["reasoning"] and not given_options["hidden"]:
+        assert whole.content == text
+    if not given_options["tools"]:
+        assert not whole.calls
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(10**9), 10**9) | FLOATS | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=8,
+    ),
+    st.sampled_from(["hermes", "llama3", "mistral", "args", "pythonic"]),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_any_arguments_come_through(value: object, form: str, ascii_only: bool, rng: random.Random) -> None:
+    arguments = json.dumps({"a": value}, ensure_ascii=ascii_only)
+    text = {
+        "hermes": f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>',
+        "llama3": f'{{"name": "f", "parameters": {arguments}}}',
+        "mistral": f'[TOOL_CALLS] [{{"name": "f", "arguments": {arguments}}}]',
+        "args": f"[TOOL_CALLS]f[ARGS]{arguments}",
+        "pythonic": f"[f(a={value!r})]",
+    }[form]
+    places = tuple(sorted(rng.choices(range(len(text) + 1), k=5)))
+    found = parse(cut(text, places), "mistral" if form == "args" else form)
+    assert found.values() == [("f", {"a": value})]
+    assert form == "pythonic" or found.calls == [["f", arguments]], "JSON is passed on as it was written"
+    assert found.content == ""
+
+
+def test_arguments_are_given_out_as_they_come() -> None:
+    reading = parser("hermes")
+    assert reading.push('<tool_call>{"name": "f"') == []
+    (begun, _) = reading.push(', "arguments": {"a')
+    assert (begun.kind, begun.value) == (Kind.CALL, "f")
+    assert [(part.kind, part.value) for part in reading.push('b": "c')] == [(Kind.ARGUMENTS, 'b": "c')]
+    assert [part.value for part in reading.push('"} }')] == ['"}', ""]
+
+
+def test_content_waits_for_nothing_but_what_may_begin_a_marker() -> None:
+    reading = parser("hermes", "think")
+    assert [part.value for part in reading.push("Hello <b>, a < b <tool_")] == ["Hello <b>, a < b"]
+    assert [part.value for part in reading.push("box>")] == [" <tool_box>"]
+
+
+@pytest.mark.parametrize(
+    ("tools", "text", "call", "content"),
+    [
+        ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1]}</tool_call>', ["f", '{"a": 1'], "]}</tool_call>"),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {"a": </tool_call> then', ["f", '{"a": '], "then"),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "b', ["f", '{"a": "b'], ""),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {}, oops}', ["f", "{}"], ", oops}"),
+        ("llama3", '{"name": "f", "parameters": {"a": 1]} tail', ["f", '{"a": 1'], "]} tail"),
+        ("mistral", '[TOOL_CALLS]f[ARGS]{"a": ]', ["f", '{"a": '], "]"),
+        ("pythonic", "[f(a=1, b=c)]", ["f", '{"a": 1'], ", b=c)]"),
+        ("pythonic", "[f(a=__import__('os'))]", ["f", ""], "__import__('os'))]"),
+    ],
+)
+def test_malformed_arguments_stay_as_they_were_given_out(tools: str, text: str, call: list[str], content: str) -> None:
+    found = parse([text], tools)
+    assert (found.calls, found.content, found.raw) == ([call], content, text)
+    assert parse(text, tools) == found
+
+
+@pytest.mark.parametrize(
+    ("tools", "text", "arguments"),
+    [
+        ("hermes", '<tool_call>{"name":"f","arguments":{"a":1}}</tool_call><tool_call>{"name":"f"}', '{"a":1}'),
+        ("hermes", '<tool_call>[{"name":"f"}, {"name":"now"}]</tool_call> x', "{}"),
+        ("llama3", '{"name":"f","parameters":{"a":1}};{"name":"now","parameters":{}}', '{"a":1}'),
+        ("mistral", "[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]now[ARGS]{}", "{}"),
+        ("pythonic", "[f(a=1), now()]", '{"a": 1}'),
+    ],
+)
+def test_with_one_call_allowed_the_answer_ends_behind_it(tools: str, text: str, arguments: str) -> None:
+    for pieces in ([text], text):
+        found = parse(["Well:\n" if not TOOL_FORMATS[tools].bare else "", *pieces], tools, max_calls=1)
+        assert found.calls == [["f", arguments]]
+        assert found.content == ("Well:" if not TOOL_FORMATS[tools].bare else "")
+    reading = parser(tools, max_calls=1)
+    for char in text:
+        reading.push(char)
+        if reading.finished:
+            break
+    assert reading.finished and char == {"pythonic": ")"}.get(tools, "}")
+
+
+def test_long_texts_take_linear_time() -> None:
+    """Not timed: a parser that looked at all of it again for each piece would not end."""
+    text = "<tool_call>{" + '"a": "' + "<tool_call>[" * 2_000 + "\n" * 2_000
+    assert parse(text, "hermes", "think") == Found(content=text, raw=text)
+    arguments = json.dumps({"a": "x\n" * 50_000})
+    assert parse(f"[TOOL_CALLS]f[ARGS]{arguments}", "mistral").calls == [["f", arguments]]
