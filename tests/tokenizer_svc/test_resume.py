@@ -324,8 +324,6 @@ def test_a_replica_with_too_short_a_context_is_left_out(tokenizer: Tokenizer) ->
         request = request_of(tokenizer, stop=StopParams(max_tokens=50))
         _, sink = await start(tier_over(tokenizer, first, short), request)
         assert first.submitted and not short.submitted
-        with pytest.raises(AssertionError):
-            assert short.submitted
         _, refused = await start(
             tier_over(tokenizer, first, short), request_of(tokenizer, stop=StopParams(max_tokens=100))
         )
