@@ -11,7 +11,7 @@ from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.sequence import Sequence
 from tokenwire.block_hash import cache_root
 from tokenwire.errors import FailedPrecondition, FieldViolation, NotFound, Unsupported
-from tokenwire.requests import GenerationOptions, RequestContext
+from tokenwire.requests import MAX_CHOICES, GenerationOptions, RequestContext
 from tokenwire.sampling import SamplingParams, StopParams, refuse
 
 
@@ -24,6 +24,8 @@ class TokenRequest:
     options: GenerationOptions
     model: str = ""
     num_generated_tokens: int = 0
+    first_choice: int = 0
+    """Which of the choices of its request the first of these is."""
     vocabulary: str = ""
     """The caller's vocabulary fingerprint; empty: not checked."""
     cache_salt: str = ""
@@ -55,7 +57,7 @@ class Admission:
                 num_prompt_tokens=len(request.token_ids),
                 sampling=sampling,
                 stop=stop,
-                choice=choice,
+                choice=request.first_choice + index,
                 first_choice_id=ids[0],
                 num_generated_before=request.num_generated_tokens,
                 logprobs=request.options.logprobs,
@@ -66,7 +68,7 @@ class Admission:
                 arrival_s=request.context.arrival_s,
                 deadline_s=request.context.deadline_s,
             )
-            for choice, sequence_id in enumerate(ids)
+            for index, sequence_id in enumerate(ids)
         ]
 
     def _check_model(self, request: TokenRequest) -> None:
@@ -93,6 +95,9 @@ class Admission:
             found.append(FieldViolation("token_ids", f"{wrong} is outside the vocabulary: 0 to {info.vocab_size - 1}"))
         if num_tokens and earlier >= num_tokens:
             found.append(FieldViolation("num_generated_tokens", f"{earlier} of {num_tokens} ids leave no prompt"))
+        if request.first_choice + request.options.num_choices > MAX_CHOICES:
+            description = f"{request.first_choice} and num_choices after it are more than {MAX_CHOICES}"
+            found.append(FieldViolation("first_choice", description))
         if num_tokens >= info.max_context_tokens:
             allowed = f"at most {info.max_context_tokens - 1}, which leaves room for one new token"
             found.append(FieldViolation("token_ids", f"{num_tokens} tokens do not fit the context: {allowed}"))

@@ -38,6 +38,7 @@ def request_from_wire(message: model_pb2.TokenRequest, *, call_remaining_s: floa
         options=options_from_wire(message.options),
         model=message.model,
         num_generated_tokens=message.num_generated_tokens,
+        first_choice=message.first_choice,
         vocabulary=message.fingerprint.vocabulary,
         cache_salt=message.cache_salt,
     )
@@ -47,7 +48,8 @@ def request_from_wire(message: model_pb2.TokenRequest, *, call_remaining_s: floa
 class OpenRequest:
     """A request with choices that have not ended."""
 
-    request_id: str
+    key: tuple[str, int]
+    """Request id, and which of the choices of its request is the first."""
     num_open: int
 
 
@@ -64,8 +66,8 @@ class TokenSession:
         self._on_close = on_close
         self._open: dict[int, tuple[int, OpenRequest]] = {}
         """Sequence id and request of each open handle."""
-        self._requests: dict[str, OpenRequest] = {}
-        """By request id; a request that is being taken back does not hold its id any more."""
+        self._requests: dict[tuple[str, int], OpenRequest] = {}
+        """By request id and first choice; a request that is being taken back does not hold its id any more."""
         self._last_handle = 0
         self._frames = TokenFrames()
         self._drain: common_pb2.Drain | None = None
@@ -198,14 +200,12 @@ class TokenSession:
         if self._frames.num_unsent > MAX_UNSENT:
             raise Overloaded(BEHIND, reason="SLOW_READER", retry_after_s=SLOW_READER_RETRY_S)
         request = request_from_wire(message)
-        request_id = request.context.request_id
-        if request_id in self._requests:
-            raise AlreadyExists(
-                f"context.request_id {request_id!r} is running on this session", reason="DUPLICATE_REQUEST"
-            )
+        key = request.context.request_id, request.first_choice
+        if key in self._requests:
+            raise AlreadyExists(f"context.request_id {key[0]!r} is running on this session", reason="DUPLICATE_REQUEST")
         sequences = self._state.admission().sequences(request, self._engine.next_id)
         self._engine.admit(sequences)
-        opened = self._requests[request_id] = OpenRequest(request_id, len(sequences))
+        opened = self._requests[key] = OpenRequest(key, len(sequences))
         for handle, sequence in enumerate(sequences, first):
             self._open[handle] = (sequence.sequence_id, opened)
             self._engine.submit(sequence, self, handle)
@@ -219,5 +219,5 @@ class TokenSession:
                 self._release_id(request)
 
     def _release_id(self, request: OpenRequest) -> None:
-        if self._requests.get(request.request_id) is request:
-            del self._requests[request.request_id]
+        if self._requests.get(request.key) is request:
+            del self._requests[request.key]

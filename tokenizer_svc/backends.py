@@ -1,16 +1,22 @@
 """Model tiers over the wire: one token Session per replica, and what it says of itself.
 
-Turns columnar frames into calls of `TokenReceiver` and submissions into `TokenSubmit`. A replica with another
-vocabulary is left out. Does not choose among replicas (see `router`) and does not know text.
+Turns columnar frames into calls of `TokenReceiver` and submissions into `TokenSubmit`, and tells how requests end. A
+replica with another vocabulary is left out. Does not choose among replicas (see `router`) and does not know text.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
+from tokenizer_svc.allowance import Allowance
+from tokenizer_svc.breaker import Breaker
+from tokenizer_svc.cache_events import CacheFollower
+from tokenizer_svc.cache_view import CacheView
+from tokenizer_svc.held_queue import Held
+from tokenizer_svc.outcomes import Outcomes
 from tokenizer_svc.router import TokenReceiver, TokenSubmission
 from tokenwire.channels import aio_channel
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
@@ -23,6 +29,22 @@ from tokenwire.wire import context_to_wire, logprobs_from_wire, options_to_wire,
 log = logging.getLogger(__name__)
 
 Stream = SessionStream[TokenReceiver]
+
+MAX_DEMANDS = 64
+"""Entries of demand in one frame; what smaller ones hold is told as that of nobody in particular."""
+
+
+class Flow(Protocol):
+    """What holds requests back for want of room."""
+
+    def on_room(self) -> None:
+        """There may be room."""
+
+    def on_lapse(self, num_requests: int) -> None:
+        """A lease has lapsed that allowed so many requests more."""
+
+    def demand(self) -> Sequence[Held]:
+        """What is held."""
 
 
 class StreamPlacement:
@@ -47,11 +69,32 @@ class StreamPlacement:
 class ModelReplica:
     """One model tier, reached again whenever it is lost. Close it."""
 
-    def __init__(self, target: str, vocabulary: str, on_change: Callable[[], None]) -> None:
-        """`vocabulary`: our fingerprint. `on_change` is called when `ready` may have changed."""
+    def __init__(
+        self,
+        target: str,
+        vocabulary: str,
+        on_change: Callable[[], None],
+        *,
+        breaker: Breaker | None = None,
+        follow_cache: bool = False,
+        flow: Flow | None = None,
+    ) -> None:
+        """`vocabulary`: our fingerprint. `on_change` is called when `ready` may have changed.
+
+        `breaker`: a plain one where none is given. `follow_cache`: whether to subscribe to its cache events. `flow` is
+        told of room; None: nothing is held.
+        """
         self.target = target
         self.max_context_tokens = 0
         self.vocab_size = 0
+        self.leaving = False
+        """No longer wanted: it is not ready, and runs out."""
+        self.breaker = breaker or Breaker()
+        self.cache = CacheView()
+        self._outcomes = Outcomes(target, self.breaker, on_change)
+        self._follower = CacheFollower(target, self.cache) if follow_cache else None
+        self._streams: set[Stream] = set()
+        """Those that have not ended."""
         self._vocabulary = vocabulary
         self._on_change = on_change
         self._channel: grpc.aio.Channel | None = None
@@ -65,6 +108,8 @@ class ModelReplica:
         self._num_reported = 0
         self._num_open_at_report = 0
         self._max_batch_size = 1
+        self._flow = flow
+        self._allowance = Allowance()
 
     def start(self) -> None:
         """Begin connecting in the background."""
@@ -76,6 +121,8 @@ class ModelReplica:
     async def close(self) -> None:
         """Cut the connection; what is open is reported lost."""
         self._closing = True
+        if self._follower is not None:
+            await self._follower.close()
         if self._client is not None:
             await self._client.close()
         if self._channel is not None:
@@ -89,7 +136,23 @@ class ModelReplica:
     def ready(self) -> bool:
         """Whether it takes new requests."""
         stream = self._stream
-        return stream is not None and not self._draining
+        return stream is not None and not self._draining and not self.leaving
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that have not ended, those on streams that run out too."""
+        return sum(len(stream.receivers) for stream in self._streams)
+
+    @property
+    def state(self) -> str:
+        """One of `tokenizer_svc.metrics.REPLICA_STATES`."""
+        if self.leaving:
+            return "leaving"
+        if self._stream is None:
+            return "unreachable"
+        if self._draining:
+            return "draining"
+        return "ready" if self.breaker.admits else "ejected"
 
     @property
     def load(self) -> float:
@@ -98,17 +161,38 @@ class ModelReplica:
         num_own = len(stream.receivers) if stream is not None else 0
         return max(num_own, self._num_reported + num_own - self._num_open_at_report) / self._max_batch_size
 
+    @property
+    def leases_room(self) -> bool:
+        """Whether it leases admission credits. A model tier that never did on this stream is not waited for."""
+        return self._allowance.leases
+
+    def has_room(self, num_requests: int, num_tokens: int) -> bool:
+        """Whether so many sequences with so many prompt tokens may be submitted now."""
+        return self._allowance.has_room(num_requests, num_tokens)
+
+    def report_demand(self) -> None:
+        """Tell it with the next frame up what is held."""
+        stream = self._stream
+        if stream is not None:
+            stream.touch()
+
     def problem(self) -> str:
-        """Why it is not ready."""
+        """Why it is not ready, or is passed over."""
         if self._client is None:
             return "not started"
-        return "draining" if self._stream is not None and self._draining else self._client.last_error.message
+        if self.leaving:
+            return "no longer listed"
+        if self._stream is None:
+            return self._client.last_error.message
+        return "draining" if self._draining else self.breaker.problem()
 
     def submit(self, submission: TokenSubmission, receivers: Sequence[TokenReceiver]) -> StreamPlacement:
         """Send a request down, one receiver per choice."""
         stream = self._stream
         assert stream is not None, "submit only to a ready replica"
+        self._allowance.charge(len(receivers), len(receivers) * len(submission.token_ids))
         handle = stream.open(list(receivers))
+        self._outcomes.on_submit(handle)
         stream.submit(
             model_pb2.TokenSubmit(
                 handle=handle,
@@ -118,6 +202,8 @@ class ModelReplica:
                     options=options_to_wire(submission.options),
                     fingerprint=common_pb2.Fingerprint(vocabulary=submission.vocabulary),
                     cache_salt=submission.cache_salt,
+                    num_generated_tokens=submission.num_generated_tokens,
+                    first_choice=submission.first_choice,
                 ),
             )
         )
@@ -138,9 +224,14 @@ class ModelReplica:
                 log.error("model tier refused: %s", message, extra=fields(target=self.target, model=card.name))
             raise FailedPrecondition(message, reason="VOCABULARY_MISMATCH")
         self._accepted = stream
+        self._streams.add(stream)
+        self._outcomes.on_stream()
+        self._follow_cache(hello.epoch, card)
         self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
         self._draining = False
         self._num_reported = self._num_open_at_report = 0
+        self._allowance = Allowance(self._flow.on_lapse if self._flow is not None else None)
+        stream.before_write = lambda frame: self._add_demand(stream, frame)
         log.info("model tier ready", extra=fields(target=self.target, model=card.name, epoch=hello.epoch))
         asyncio.get_running_loop().call_soon(self._on_change)
 
@@ -148,15 +239,19 @@ class ModelReplica:
         """Hand out what one engine step gave. Linear in its tokens."""
         if frame.handles or frame.logprobs:
             self._hand_out(stream.receivers, frame)
-        for finish in frame.finishes:
-            receiver = stream.receivers.pop(finish.handle, None)
-            if receiver is not None:
-                _guard(receiver, receiver.on_finish, terminal_from_wire(finish))
+            self._outcomes.on_tokens(stream is self._accepted, frame.handles)
+        if frame.finishes:
+            self._end(stream, frame.finishes)
         if frame.HasField("load"):
             self._take_load(stream, frame.load)
+        if frame.HasField("credit") and stream is self._accepted:
+            self._take_credit(frame)
 
     def on_lost(self, stream: Stream, receivers: dict[int, TokenReceiver], error: TokenwireError) -> None:
         """Tell everyone who waits."""
+        self._streams.discard(stream)
+        if not self._closing and not self._draining and not stream.draining:
+            self._outcomes.on_lost(stream is self._accepted, receivers, error)
         if receivers or (stream is self._accepted and not stream.draining and not self._closing):
             extra = fields(target=self.target, num_open=len(receivers), error=error.message)
             log.warning("model tier lost", extra=extra)
@@ -184,6 +279,44 @@ class ModelReplica:
             receiver = receivers.get(handle)
             if receiver is not None:
                 _guard(receiver, receiver.on_tokens, (), found)
+
+    def _take_credit(self, frame: Any) -> None:
+        credit = frame.credit
+        self._allowance.lease(credit.requests, credit.tokens, credit.ttl_ms / 1000, idle=not frame.load.queued)
+        if self._flow is not None:
+            self._flow.on_room()
+
+    def _add_demand(self, stream: Stream, frame: Any) -> None:
+        """Every frame up says all that is held: one that says nothing means nothing."""
+        held = self._flow.demand() if self._flow is not None and stream is self._stream else ()
+        if len(held) > MAX_DEMANDS:
+            held = sorted(held, key=lambda each: each.num_requests, reverse=True)
+            rest = held[MAX_DEMANDS - 1 :]
+            requests, tokens = sum(each.num_requests for each in rest), sum(each.num_tokens for each in rest)
+            held = [*held[: MAX_DEMANDS - 1], Held(0, "", requests, tokens)]
+        for each in held:
+            frame.demand.add(
+                priority=each.priority, tenant=each.tenant, requests=each.num_requests, tokens=each.num_tokens
+            )
+
+    def _end(self, stream: Stream, finishes: Sequence[common_pb2.Finish]) -> None:
+        """Hand out terminal events. How they ended is told first: some go elsewhere at once."""
+        ended = [
+            (receiver, finish.handle, terminal_from_wire(finish))
+            for finish in finishes
+            if (receiver := stream.receivers.pop(finish.handle, None)) is not None
+        ]
+        if not self._draining and not stream.draining:
+            current = stream is self._accepted
+            self._outcomes.on_finishes(current, [(handle, terminal) for _, handle, terminal in ended])
+        for receiver, _, terminal in ended:
+            _guard(receiver, receiver.on_finish, terminal)
+
+    def _follow_cache(self, epoch: int, card: common_pb2.ModelCard) -> None:
+        self.cache.connect(epoch, card.hash_scheme, card.block_size)
+        if self._follower is not None and card.hash_scheme and self._channel is not None:
+            stub = model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            self._follower.follow(stub.SubscribeCacheEvents)
 
     def _take_load(self, stream: Stream, load: common_pb2.Load) -> None:
         self._num_reported = load.running + load.queued

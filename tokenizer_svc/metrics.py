@@ -1,8 +1,14 @@
 """What this tier measures. All per request, nothing per token."""
 
+from collections import Counter
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry
 
 from tokenwire.telemetry import REGISTRY, TierMetrics
+
+REPLICA_STATES = ("ready", "ejected", "draining", "unreachable", "leaving")
+"""Of a model tier; `leaving`: no longer listed, and running out."""
 
 
 class TokenizerMetrics:
@@ -12,10 +18,36 @@ class TokenizerMetrics:
         tier = TierMetrics("tokenizer", registry)
         self.requests = tier.counter("choices_total", "Choices that ended, by finish reason", ["reason"])
         self.errors = tier.counter("errors_total", "Choices that ended in an error, by its reason", ["reason"])
-        self.retries = tier.counter("retries_total", "Requests sent to a second model tier before their first token")
+        self.retries = tier.counter("retries_total", "Requests sent down again, their model tier lost before a token")
+        self.resumes = tier.counter(
+            "resumes_total", "Choices that went on at another model tier, or the same again, after tokens of theirs"
+        )
+        self.bounced = tier.counter("bounced_total", "Requests sent down on credit that found the queue full, and held")
+        self.held = tier.gauge("held_requests", "Sequences held back until a model tier has room.")
+        self.held_seconds = tier.histogram("held_seconds", "How long what was held back was held")
+        self.lapsed_credits = tier.counter(
+            "lapsed_credits_total", "Requests that leases of model tiers still allowed when they lapsed"
+        )
         self.prompt_tokens = tier.counter("prompt_tokens_total", "Tokens of prompts sent to model tiers")
         self.output_tokens = tier.counter("output_tokens_total", "Tokens generated and turned into text")
         self.running = tier.gauge("running_sequences", "Choices of requests that have not ended.")
         self.encode = tier.histogram("encode_seconds", "Template and encoding of one prompt")
         self.queue = tier.histogram("encode_queue_seconds", "From receipt of a prompt until its encoding began")
+        self.picks = tier.counter("picks_total", "Model tiers chosen for a request, by why that one", ["reason"])
+        self.expected_cached_tokens = tier.counter(
+            "expected_cached_tokens_total", "Prompt tokens that the model tier chosen was thought to have cached"
+        )
+        self.ejections = tier.counter("ejections_total", "Times that a model tier was found failing and passed over")
+        self.known_cached_blocks = tier.gauge("known_cached_blocks", "KV blocks known to be cached, of all model tiers")
+        self.model_replicas = tier.gauge("model_replicas", "Model tiers by state", ["state"])
         self.first_frame = tier.histogram("first_frame_seconds", "From Submit to a model tier until its first tokens")
+
+    def follow_replicas(self, states: Callable[[], list[str]], num_cached_blocks: Callable[[], int]) -> None:
+        """Where the gauges of replicas read from, whenever they are scraped and from another thread."""
+
+        def count_of(state: str) -> Callable[[], float]:
+            return lambda: Counter(states())[state]
+
+        for state in REPLICA_STATES:
+            self.model_replicas.labels(state).set_function(count_of(state))
+        self.known_cached_blocks.set_function(num_cached_blocks)

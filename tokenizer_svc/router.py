@@ -1,13 +1,18 @@
-"""Chooses the model replica for a request: the least loaded of those that can take it.
+"""The model replicas: which of them take requests, and the one for a request, as a policy chooses.
 
-Plain values and protocols alone; the wire is `tokenizer_svc.backends`' business.
+Plain values and protocols alone; the wire is `tokenizer_svc.backends`' business, all policies but the simplest
+`tokenizer_svc.policies`', and which replicas there are `tokenizer_svc.discovery`'s.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from math import ceil
 from typing import Protocol
 
+from tokenizer_svc.breaker import Breaker
+from tokenizer_svc.cache_view import CacheView
 from tokenwire.errors import TokenwireError, Unavailable
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import CancelReason, GenerationOptions, RequestContext, Terminal
@@ -24,6 +29,10 @@ class TokenSubmission:
     cache_salt: str
     vocabulary: str
     """Fingerprint under which token_ids were made."""
+    num_generated_tokens: int = 0
+    """How many of token_ids are earlier output."""
+    first_choice: int = 0
+    """Which of its request's choices is the first of these."""
 
 
 class TokenReceiver(Protocol):
@@ -60,41 +69,174 @@ class Replica(Protocol):
     """0: not known."""
     vocab_size: int
     """0: not known."""
+    breaker: Breaker
+    """Whether requests to it fail."""
+    cache: CacheView
+    """What its prefix cache holds."""
 
     @property
     def ready(self) -> bool:
-        """Whether it takes new requests."""
+        """Whether it is connected and takes new requests."""
 
     @property
     def load(self) -> float:
         """Sequences it has to do with, as a multiple of what it computes in one step."""
 
+    @property
+    def leases_room(self) -> bool:
+        """Whether it says how much may be submitted, so that it is worth waiting for room."""
+
+    def has_room(self, num_requests: int, num_tokens: int) -> bool:
+        """Whether so many sequences with so many prompt tokens may be submitted now."""
+
+    def report_demand(self) -> None:
+        """What is held back has changed: say so."""
+
     def problem(self) -> str:
-        """Why it is not ready."""
+        """Why it is not ready, or is passed over."""
 
     def submit(self, submission: TokenSubmission, receivers: Sequence[TokenReceiver]) -> Placement:
         """Send a request down, one receiver per choice. Only while ready."""
 
 
-class Router:
-    """All replicas of the model."""
+@dataclass(frozen=True, slots=True)
+class RoutingQuery:
+    """What of a request may decide where it goes."""
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
+    token_ids: Sequence[int] = ()
+    cache_salt: str = ""
+    tenant: str = ""
+
+
+class PickReason(Enum):
+    """Why a replica was taken; the labels of a metric."""
+
+    ONLY_ONE = "only_one"
+    LEAST_LOAD = "least_load"
+    POWER_OF_TWO = "power_of_two"
+    PREFIX = "prefix"
+    """It has the longest part of the prompt cached."""
+    PREFIX_BUSY = "prefix_busy"
+    """Another has a longer part, and too much to do."""
+    AFFINITY = "affinity"
+    AFFINITY_BUSY = "affinity_busy"
+    """The key's own replica has too much to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """What a policy says."""
+
+    replica: Replica
+    reason: PickReason
+    num_cached_tokens: int = 0
+    """Of the prompt, as far as known; 0 where the policy does not look."""
+
+
+class Policy(Protocol):
+    """Chooses among replicas that can all take the request."""
+
+    def choose(self, query: RoutingQuery, among: Sequence[Replica]) -> Pick:
+        """One of several ready replicas, which the caller then submits to."""
+
+
+class LeastLoad:
+    """The replica with the least to do; one of them at random when several have."""
+
+    def choose(self, query: RoutingQuery, among: Sequence[Replica]) -> Pick:
+        """As Policy says. Linear in the replicas."""
+        least = min(replica.load for replica in among)
+        return Pick(random.choice([each for each in among if each.load == least]), PickReason.LEAST_LOAD)
+
+
+class NoneAllowed(Unavailable):
+    """Model tiers are ready, and the caller's own condition lets it use none of them now."""
+
+    default_reason = "NO_MODEL_TIER_ALLOWED"
+
+
+class Router:
+    """All replicas of the model, and the policy that chooses among them."""
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica] = (),
+        policy: Policy | None = None,
+        *,
+        max_ejected_share: float = 0.5,
+        on_pick: Callable[[Pick], None] = lambda pick: None,
+        discovery_problem: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`policy`: LeastLoad where none is given. `on_pick` is told of every choice that a policy made.
+
+        `discovery_problem`: why the list of replicas may be wrong, for the error when none is ready.
+        """
         self.replicas = replicas
+        """Replaced as a whole when replicas come and go."""
+        self._policy = policy or LeastLoad()
+        self._max_ejected_share = max_ejected_share
+        self._on_pick = on_pick
+        self._discovery_problem = discovery_problem
 
     @property
     def num_ready(self) -> int:
         """Replicas that take new requests."""
-        return sum(replica.ready for replica in self.replicas)
+        return len(self.ready_replicas())
 
-    def pick(self, exclude: Replica | None = None) -> Replica:
-        """The least loaded ready replica, one of them at random when several are; raises Unavailable when none is."""
-        ready = [replica for replica in self.replicas if replica.ready and replica is not exclude]
+    def ready_replicas(self, exclude: Collection[Replica] = ()) -> list[Replica]:
+        """Those that take new requests. Replicas to which requests fail are left out, within a limit.
+
+        Of the connected ones at most `max_ejected_share`, rounded up, and never all; where more would be, those whose
+        pause ends first are used.
+        """
+        connected = [replica for replica in self.replicas if replica.ready and replica not in exclude]
+        failing = [replica for replica in connected if not replica.breaker.admits]
+        if not failing:
+            return connected
+        most = min(len(connected) - 1, ceil(len(connected) * self._max_ejected_share))
+        failing.sort(key=lambda replica: -replica.breaker.wait_s)
+        ejected = failing[:most]
+        return [replica for replica in connected if replica not in ejected]
+
+    def any_ready(self) -> Replica:
+        """A replica to ask what all have in common. Raises Unavailable when none is ready."""
+        ready = self.ready_replicas()
         if not ready:
-            problems = "; ".join(f"{r.target}: {r.problem()}" for r in self.replicas if r is not exclude)
-            raise Unavailable(
-                f"no {'other ' if exclude else ''}model tier can take the request ({problems or 'there is one alone'})",
-                reason="MODEL_TIER_DOWN",
-            )
-        least = min(replica.load for replica in ready)
-        return random.choice([replica for replica in ready if replica.load == least])
+            raise self._none_ready(())
+        return ready[0]
+
+    def pick(
+        self,
+        query: RoutingQuery | None = None,
+        exclude: Collection[Replica] = (),
+        allowed: Callable[[Replica], bool] | None = None,
+    ) -> Replica:
+        """The replica for a request, which the caller then submits to; replicas that are not `allowed` are passed over.
+
+        Raises Unavailable when no replica is ready, and NoneAllowed when some are and none is allowed.
+        """
+        ready = self.ready_replicas(exclude)
+        if not ready:
+            raise self._none_ready(exclude)
+        among = ready if allowed is None else [replica for replica in ready if allowed(replica)]
+        if not among:
+            raise NoneAllowed(f"none of the {len(ready)} model tiers that are ready takes more now")
+        return self.choose(query, among)
+
+    def choose(self, query: RoutingQuery | None, among: Sequence[Replica]) -> Replica:
+        """What the policy says of some ready replicas, at least one; the caller then submits to it."""
+        if len(among) == 1:
+            pick = Pick(among[0], PickReason.ONLY_ONE)
+        else:
+            pick = self._policy.choose(query or RoutingQuery(), among)
+        self._on_pick(pick)
+        return pick.replica
+
+    def _none_ready(self, exclude: Collection[Replica]) -> Unavailable:
+        problems = [f"{r.target}: {r.problem()}" for r in self.replicas if r not in exclude]
+        found = "; ".join(filter(None, [*problems, self._discovery_problem()]))
+        otherwise = "there is one alone" if exclude else "none is known"
+        return Unavailable(
+            f"no {'other ' if exclude else ''}model tier can take the request ({found or otherwise})",
+            reason="MODEL_TIER_DOWN",
+        )

@@ -1,9 +1,8 @@
 """One text request from receipt to the terminal event of its last choice.
 
-Checks it, has its prompt encoded, submits it to a model tier (once more to another when the first is lost before its
-first token), turns tokens into text, and sees to it that every choice ends exactly once: by the model tier's terminal
-event, a stop string, the deadline (its own watchdog: a model tier that hangs must not hang the request), a cancel or
-an error. Speaks plain values: text and terminal events go to a `TextSink`.
+Checks it, has its prompt encoded and sent to a model tier (see `passage`), and sees to it that every choice ends
+exactly once: by the model tier's terminal event, a stop string, the deadline (its own watchdog: a model tier that hangs
+must not hang the request), a cancel or an error. Speaks plain values: text and terminal events go to a `TextSink`.
 """
 
 import asyncio
@@ -15,13 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from tokenizer_svc.choice import Choice
 from tokenizer_svc.encoder import EncodedPrompt
-from tokenizer_svc.generation import ChoiceText
+from tokenizer_svc.generation import TextDelta
+from tokenizer_svc.passage import Passage, lost_with
 from tokenizer_svc.prompt import fit_prompt
-from tokenizer_svc.router import Placement, Replica, TokenSubmission
 from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt
 from tokenizer_svc.tier import Tier
-from tokenwire.errors import Internal, TokenwireError, Unavailable
+from tokenwire.errors import Internal, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.logs import fields
 from tokenwire.parsed import Parsed
@@ -34,10 +34,6 @@ from tokenwire.requests import (
 )
 
 log = logging.getLogger(__name__)
-
-RETRY_AFTER_S = 1.0
-DEADLINE_MARGIN_S = 0.02
-"""The model tier is given this much less time, so that its DEADLINE, with exact counts, comes before ours."""
 
 
 class TextSink(Protocol):
@@ -58,71 +54,24 @@ class TextSink(Protocol):
         """A choice has ended."""
 
 
-class Choice:
-    """One choice: what a model tier says of it, made into text."""
-
-    __slots__ = ("ended", "handle", "index", "request", "text")
-
-    def __init__(self, request: "RunningRequest", index: int, handle: int, text: ChoiceText | None = None) -> None:
-        self.request = request
-        self.index = index
-        self.handle = handle
-        self.text = text
-        """None until the prompt is encoded."""
-        self.ended = False
-        """Nothing more is wanted of it: its terminal event was sent, or another model tier was asked instead."""
-
-    def on_tokens(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> None:
-        """New tokens from the model tier."""
-        text, request = self.text, self.request
-        if self.ended or text is None or text.stop_string is not None:
-            return
-        if request.first_frame_s is None:
-            request.first_frame_s = time.monotonic() - request.submitted_s
-        delta = text.push(token_ids, logprobs)
-        shown = token_ids[: delta.num_tokens] if request.request.options.return_token_ids else ()
-        request.sink.add_text(self.handle, delta.text, delta.num_tokens, shown, delta.logprobs, delta.parsed)
-        if delta.stopped:
-            request.cancel_below(self, CancelReason.STOP_STRING)
-
-    def on_finish(self, terminal: Terminal) -> None:
-        """The model tier's terminal event."""
-        if self.ended or (isinstance(terminal.error, Unavailable) and self.request.try_again()):
-            return
-        if self.text is not None:
-            self.request.end_choice(self, *self.text.finish(terminal))
-
-    def on_lost(self, error: TokenwireError) -> None:
-        """The model tier was lost."""
-        if not self.ended and not self.request.try_again():
-            self.request.end_open(self, FinishReason.ERROR, self.request.lost(error))
-
-    def on_failed(self, error: TokenwireError) -> None:
-        """A bug of ours: the text stands as it was sent."""
-        if not self.ended:
-            self.request.fail_choice(self, error)
-
-
 class RunningRequest:
-    """Owns its task, its timer and its place on a model tier; all are given up when the last choice ends."""
+    """Owns its task, its timer and its way down; all are given up when the last choice ends."""
 
     def __init__(
         self, tier: Tier, request: TextRequest, handle: int, sink: TextSink, on_done: Callable[["RunningRequest"], None]
     ) -> None:
         """Choice i goes by `handle + i`. `on_done` is called once, after the last terminal event."""
         self.request = request
-        self.sink = sink
         self.choices = [Choice(self, i, handle + i) for i in range(request.options.num_choices)]
-        self.submitted_s = 0.0
-        self.first_frame_s: float | None = None
-        """Seconds from Submit until the first tokens, or log-probabilities of the prompt."""
+        self._sink = sink
         self._tier = tier
         self._on_done = on_done
         self._num_open = len(self.choices)
         self._prompt = EncodedPrompt("", [])
-        self._placement: Placement | None = None
-        self._replica: Replica | None = None
-        self._tried_again = False
+        self._passage: Passage | None = None
+        """None until the prompt is encoded."""
+        self._first_frame_s: float | None = None
+        """Seconds from the first Submit until the first tokens, or log-probabilities of the prompt."""
         self._ends: Counter[str] = Counter()
         self._num_output_tokens = 0
         self._task: asyncio.Task[None] | None = None
@@ -138,53 +87,40 @@ class RunningRequest:
         self._task = loop.create_task(self._prepare())
 
     def cancel(self, handle: int, reason: CancelReason) -> None:
-        """The client takes one choice back."""
+        """The client takes one choice back. One that no model tier has ends at once."""
         choice = self.choices[handle - self.choices[0].handle]
-        if self._placement is None:
+        if choice.part is None or choice.part.placement is None:
             self.end_open(choice, FinishReason.CANCELLED)
         elif choice.text is not None and choice.text.stop_string is None:
-            self.cancel_below(choice, reason)
+            choice.cancelled = reason
+            choice.part.cancel(choice.index, reason)
 
     def close(self) -> None:
         """The session is gone: nobody listens any more."""
         for choice in self.choices:
             if not choice.ended:
-                self._drop_below(choice, CancelReason.CLIENT)
+                choice.drop_below(CancelReason.CLIENT)
                 self.end_open(choice, FinishReason.CANCELLED)
 
-    def cancel_below(self, choice: Choice, reason: CancelReason) -> None:
-        """Ask the model tier to end a choice; its terminal event is awaited."""
-        if self._placement is not None:
-            self._placement.cancel(choice.index, reason)
+    def on_text(self, choice: Choice, delta: TextDelta, token_ids: Sequence[int]) -> None:
+        """New text of a choice; the first `delta.num_tokens` tokens stand behind it."""
+        if self._first_frame_s is None and self._passage is not None and self._passage.first_submit_s is not None:
+            self._first_frame_s = time.monotonic() - self._passage.first_submit_s
+        shown = token_ids[: delta.num_tokens] if self.request.options.return_token_ids else ()
+        self._sink.add_text(choice.handle, delta.text, delta.num_tokens, shown, delta.logprobs, delta.parsed)
 
-    def try_again(self) -> bool:
-        """The model tier was lost: whether another one takes the request. Once, and only before its first token."""
-        if self._tried_again or self.first_frame_s is not None or self._num_open < len(self.choices):
-            return False
-        try:
-            replica = self._tier.router.pick(exclude=self._replica)
-        except Unavailable:
-            return False
-        self._tried_again = True
-        for choice in self.choices:
-            self._drop_below(choice, CancelReason.CLIENT)
-            choice.ended = True  # what the old place still says of it is nothing to us
-        self.choices = [Choice(self, old.index, old.handle, old.text) for old in self.choices]
-        self._tier.metrics.retries.inc()
-        request_id = self.request.context.request_id
-        log.warning("request goes to another model tier", extra=fields(request_id=request_id, target=replica.target))
-        self._submit(replica)
-        return True
+    def take_over(self, choice: Choice, error: TokenwireError, *, lost: bool) -> bool:
+        """A model tier gave a choice up. Returns whether that is dealt with: it goes on elsewhere, or has ended."""
+        return self._passage is not None and self._passage.take_over(choice, error, lost=lost)
 
-    def lost(self, why: TokenwireError) -> TokenwireError:
-        """The error of a request whose model tier was lost after its first token, or with no other to go to."""
-        target = self._replica.target if self._replica is not None else "below"
-        message = f"the model tier at {target} was lost: {why}"
-        return Unavailable(message, reason="MODEL_TIER_LOST", retry_after_s=RETRY_AFTER_S)
+    def end_lost(self, choice: Choice, why: TokenwireError) -> None:
+        """End a choice whose model tier was lost, with no other to go to."""
+        replica = choice.part.replica if choice.part is not None else None
+        self.end_open(choice, FinishReason.ERROR, lost_with(replica, why))
 
     def fail_choice(self, choice: Choice, error: TokenwireError) -> None:
         """End a choice whose text cannot be asked any more."""
-        self._drop_below(choice, CancelReason.CLIENT)
+        choice.drop_below(CancelReason.CLIENT)
         num_tokens = choice.text.num_tokens if choice.text is not None else 0
         usage = Usage(len(self._prompt.token_ids), 0, num_tokens)
         self.end_choice(choice, "", Terminal(FinishReason.ERROR, usage, error=error))
@@ -203,8 +139,8 @@ class RunningRequest:
         choice.ended = True
         parsed = choice.text.take_parsed() if choice.text is not None else None
         if text or parsed is not None:
-            self.sink.add_text(choice.handle, text, 0, parsed=parsed)
-        self.sink.finish(choice.handle, replace(terminal, tokenizer_timings=self._timings()))
+            self._sink.add_text(choice.handle, text, 0, parsed=parsed)
+        self._sink.finish(choice.handle, replace(terminal, tokenizer_timings=self._timings()))
         metrics = self._tier.metrics
         metrics.requests.labels(terminal.reason.value).inc()
         metrics.output_tokens.inc(terminal.usage.completion_tokens)
@@ -212,32 +148,35 @@ class RunningRequest:
         self._ends[terminal.reason.value] += 1
         if terminal.error is not None:
             metrics.errors.labels(terminal.error.reason).inc()
+        if self._passage is not None:
+            self._passage.on_end(choice)
         self._num_open -= 1
         if self._num_open == 0:
             self._leave(terminal)
 
     async def _prepare(self) -> None:
-        """Check, encode, submit."""
+        """Check, encode, have it sent down."""
         try:
             self._prompt = await encode_prompt(self.request, self._tier)
-            replica = self._tier.router.pick()
-            self._make_choices(replica)
+            self._make_choices()
             self._tier.metrics.prompt_tokens.inc(len(self._prompt.token_ids))
-            self._submit(replica)
+            self._passage = Passage(self._tier, self.request, self._prompt.token_ids, self.choices, self.end_open)
+            self._passage.place()
         except TokenwireError as error:
             self._fail(error)
         except Exception as error:
             log.error("a request failed", exc_info=error, extra=fields(request_id=self.request.context.request_id))
             self._fail(Internal(f"the request could not be prepared: {type(error).__name__}"))
 
-    def _make_choices(self, replica: Replica) -> None:
-        """Fit the prompt into the replica's context and begin every choice's text."""
+    def _make_choices(self) -> None:
+        """Fit the prompt into the longest context there is, begin every choice's text, and draw the seed."""
         options = self.request.options
+        contexts = [replica.max_context_tokens for replica in self._tier.router.ready_replicas()]
         token_ids = fit_prompt(
             self._prompt.token_ids,
             max_tokens=options.stop.max_tokens,
             truncate=self.request.truncate,
-            max_context_tokens=replica.max_context_tokens,
+            max_context_tokens=max(contexts) if contexts and all(contexts) else 0,
         )
         self._prompt = replace(self._prompt, token_ids=token_ids)
         for choice in self.choices:
@@ -246,45 +185,22 @@ class RunningRequest:
             sampling = replace(options.sampling, seed=secrets.randbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))
 
-    def _submit(self, replica: Replica) -> None:
-        context, options = self.request.context, self.request.options
-        if context.deadline_s is not None:
-            remaining_s = context.remaining_s() or 0.0
-            context = replace(context, deadline_s=context.deadline_s - min(DEADLINE_MARGIN_S, remaining_s / 2))
-        submission = TokenSubmission(
-            context=context,
-            token_ids=self._prompt.token_ids,
-            options=replace(options, stop_strings=(), include_stop_string=False, return_token_ids=False),
-            cache_salt=self.request.cache_salt,
-            vocabulary=self._tier.tokenizer.fingerprint,
-        )
-        self.submitted_s = time.monotonic()
-        self._replica = replica
-        self._placement = replica.submit(submission, self.choices)
-        for choice in self.choices:
-            if choice.ended:
-                self._drop_below(choice, CancelReason.CLIENT)
-
     def _fail(self, error: TokenwireError) -> None:
         for choice in self.choices:
             self.end_open(choice, FinishReason.ERROR, error)
 
     def _expire(self) -> None:
-        """The watchdog: the time is up and the model tier has not said so."""
+        """The watchdog: the time is up and the model tier has not said so, or none has it."""
         for choice in self.choices:
             if not choice.ended:
-                self._drop_below(choice, CancelReason.DEADLINE)
+                choice.drop_below(CancelReason.DEADLINE)
                 self.end_open(choice, FinishReason.DEADLINE)
-
-    def _drop_below(self, choice: Choice, reason: CancelReason) -> None:
-        if self._placement is not None:
-            self._placement.drop(choice.index, reason)
 
     def _timings(self) -> TokenizerTimings:
         return TokenizerTimings(
             queue_s=self._prompt.queue_s,
             tokenize_s=self._prompt.encode_s,
-            first_frame_s=self.first_frame_s or 0.0,
+            first_frame_s=self._first_frame_s or 0.0,
             total_s=time.monotonic() - self.request.context.arrival_s,
         )
 
@@ -293,14 +209,14 @@ class RunningRequest:
             self._timer.cancel()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
-        if self.first_frame_s is not None:
-            self._tier.metrics.first_frame.observe(self.first_frame_s)
+        if self._first_frame_s is not None:
+            self._tier.metrics.first_frame.observe(self._first_frame_s)
         self._tier.leave(len(self.choices))
         self._log_end(last)
         self._on_done(self)
 
     def _log_end(self, last: Terminal) -> None:
-        timings = self._timings()
+        timings, passage = self._timings(), self._passage
         log.info(
             "request finished",
             extra=fields(
@@ -310,7 +226,8 @@ class RunningRequest:
                 prompt_tokens=len(self._prompt.token_ids),
                 cached_tokens=last.usage.cached_tokens or None,
                 output_tokens=self._num_output_tokens,
-                target=self._replica.target if self._replica is not None else None,
+                target=passage.target if passage is not None else None,
+                resumes=(passage.num_resumes or None) if passage is not None else None,
                 tokenize_ms=timings.tokenize_s * 1e3,
                 first_frame_ms=timings.first_frame_s * 1e3,
                 total_ms=timings.total_s * 1e3,

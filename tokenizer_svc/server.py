@@ -9,10 +9,15 @@ from prometheus_client import CollectorRegistry
 
 from tokenizer_svc.answers import AnswerFormat
 from tokenizer_svc.backends import ModelReplica
+from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.chat_template import load_chat_template
+from tokenizer_svc.discovery import Discovery, Resolve, resolve_all
+from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
-from tokenizer_svc.router import Router
+from tokenizer_svc.policies import needs_cache_events, policy_of
+from tokenizer_svc.replica_set import ReplicaSet
+from tokenizer_svc.router import Pick, Router
 from tokenizer_svc.service import TokenizerServicer
 from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tier import Tier
@@ -31,9 +36,17 @@ class TokenizerTier:
     """One process of the tier. `start`, then `drain` once."""
 
     def __init__(
-        self, settings: TokenizerTierSettings, folder: Path, *, registry: CollectorRegistry = REGISTRY
+        self,
+        settings: TokenizerTierSettings,
+        folder: Path,
+        *,
+        registry: CollectorRegistry = REGISTRY,
+        resolve: Resolve = resolve_all,
     ) -> None:
-        """Load the tokenizer of a model folder. Raises FailedPrecondition naming the file that is wrong."""
+        """Load the tokenizer of a model folder. Raises FailedPrecondition naming the file that is wrong.
+
+        `resolve`: how names of model tiers become addresses.
+        """
         began_s = time.monotonic()
         self.settings = settings
         tokenizer = Tokenizer.load(folder)
@@ -52,15 +65,30 @@ class TokenizerTier:
             max_queued=settings.max_queued_requests,
         )
         self._changed = asyncio.Event()
-        self.replicas = [ModelReplica(target, tokenizer.fingerprint, self._changed.set) for target in settings.targets]
+        self.metrics = TokenizerMetrics(registry)
+        self.replica_set = ReplicaSet(self._make_replica, self._on_replicas)
+        self.discovery = Discovery(
+            settings.targets, self.replica_set.update, interval_s=settings.discovery_interval_s, resolve=resolve
+        )
+        self._fingerprint = tokenizer.fingerprint
+        router = Router(
+            policy=policy_of(settings.routing_policy, settings.routing_load_guard),
+            max_ejected_share=settings.max_ejected_share,
+            on_pick=self._on_pick,
+            discovery_problem=self.discovery.problem,
+        )
         self.tier = Tier(
             model=model,
             tokenizer=tokenizer,
             template=template,
             encoder=encoder,
-            router=Router(self.replicas),
-            metrics=TokenizerMetrics(registry),
+            router=router,
+            dispatcher=Dispatcher(
+                router, self.metrics, max_held_requests=settings.max_held_requests, wait_s=settings.resume_wait_s
+            ),
+            metrics=self.metrics,
             max_requests=settings.max_requests,
+            max_resumes=settings.max_resumes,
             answers=answers,
         )
         self.server = GrpcServer(settings)
@@ -71,6 +99,10 @@ class TokenizerTier:
             tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"],
         )
         self._watcher: asyncio.Task[None] | None = None
+        self.metrics.follow_replicas(
+            lambda: [replica.state for replica in self.replica_set.all],
+            lambda: sum(len(replica.cache) for replica in self.replica_set.all),
+        )
         log.info(
             "tokenizer loaded",
             extra=fields(
@@ -83,11 +115,15 @@ class TokenizerTier:
             ),
         )
 
+    @property
+    def replicas(self) -> tuple[ModelReplica, ...]:
+        """The model tiers there are now."""
+        return self.replica_set.serving
+
     async def start(self) -> int:
         """Listen and begin connecting to the model tiers; returns the port."""
         port = await self.server.start()
-        for replica in self.replicas:
-            replica.start()
+        self.discovery.start()
         self._watcher = asyncio.create_task(self._watch())
         log.info("listening", extra=fields(port=port, model_targets=self.settings.model_targets))
         return port
@@ -98,9 +134,28 @@ class TokenizerTier:
             await cancel_and_wait(self._watcher)
         self.servicer.drain_sessions(self.settings.drain_timeout_s)
         await self.server.drain()
-        for replica in self.replicas:
-            await replica.close()
+        self.tier.dispatcher.close()
+        await self.discovery.close()
+        await self.replica_set.close()
         self.tier.encoder.close()
+
+    def _make_replica(self, address: str) -> ModelReplica:
+        return ModelReplica(
+            address,
+            self._fingerprint,
+            self._changed.set,
+            breaker=Breaker(self.settings.breaker_failures, on_open=self.metrics.ejections.inc),
+            follow_cache=needs_cache_events(self.settings.routing_policy),
+            flow=self.tier.dispatcher,
+        )
+
+    def _on_replicas(self) -> None:
+        self.tier.router.replicas = self.replica_set.serving
+        self._changed.set()
+
+    def _on_pick(self, pick: Pick) -> None:
+        self.metrics.picks.labels(pick.reason.value).inc()
+        self.metrics.expected_cached_tokens.inc(pick.num_cached_tokens)
 
     async def _watch(self) -> None:
         """Healthy while at least one model tier takes requests."""
@@ -108,6 +163,7 @@ class TokenizerTier:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            self.tier.dispatcher.on_room()
             ready = self.tier.router.num_ready > 0
             if ready != serving:
                 serving = ready

@@ -4,19 +4,14 @@ from dataclasses import dataclass
 
 from tokenizer_svc.parsers.families import TOOL_FORMATS
 from tokenizer_svc.parsers.reasoning import REASONING_TAGS
+from tokenizer_svc.policies import POLICIES
+from tokenizer_svc.targets import Target, parse_targets
 from tokenwire.settings import ServerSettings, setting
 
 
 def targets_of(text: str) -> str:
-    """Check a comma-separated list of `host:port`; returns it without blanks. Raises ValueError."""
-    targets = [target.strip() for target in text.split(",")]
-    for target in targets:
-        host, _, port = target.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ValueError("host:port, several separated by commas, such as 127.0.0.1:50053")
-    if len(set(targets)) != len(targets):
-        raise ValueError("host:port, each once")
-    return ",".join(targets)
+    """Check the model tiers' list; returns it in one spelling. Raises ValueError."""
+    return ",".join(map(str, parse_targets(text)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +26,29 @@ class TokenizerTierSettings(ServerSettings):
     )
     served_name: str = setting("", "name clients ask for (default: the last part of --model)")
     model_targets: str = setting(
-        "127.0.0.1:50053", "model tiers to route to, host:port, several separated by commas", parse=targets_of
+        "127.0.0.1:50053",
+        "model tiers to route to, separated by commas: host:port; dns:host:port, every address of that name; "
+        "file:/path, a host:port per line",
+        parse=targets_of,
+    )
+    discovery_interval_s: float = setting(
+        5.0, "how often dns: names are resolved and file: lists looked at again", minimum=0.1, maximum=3600
+    )
+    routing_policy: str = setting("prefix-cache", "how a model tier is chosen for a request", choices=POLICIES)
+    routing_load_guard: float = setting(
+        0.5,
+        "most load, in batches of sequences, that a cached prefix or a session's own replica may outweigh",
+        minimum=0,
+        maximum=100,
+    )
+    breaker_failures: int = setting(
+        5, "failures in a row after which a model tier is passed over for a while; 0: never", minimum=0
+    )
+    max_ejected_share: float = setting(
+        0.5,
+        "most of the connected model tiers that are passed over at once, rounded up; never all",
+        minimum=0,
+        maximum=1,
     )
     encode_window_ms: float = setting(
         0.0, "how long a prompt waits for others to be encoded with; 0: only those already there", minimum=0, maximum=20
@@ -52,8 +69,20 @@ class TokenizerTierSettings(ServerSettings):
     max_requests: int = setting(
         4096, "requests that may run at once, each of their choices counted; one more is refused", minimum=1
     )
+    max_held_requests: int = setting(
+        1024,
+        "requests, each choice counted, held until a model tier has room for them; one more is refused, or takes the "
+        "place of one of a tenant that holds more than its share",
+        minimum=1,
+    )
+    max_resumes: int = setting(
+        3, "how often an output goes on at another model tier when its own is lost; 0: never", minimum=0, maximum=100
+    )
+    resume_wait_s: float = setting(
+        15.0, "how long a request whose model tier was lost waits while none can take it", minimum=0
+    )
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        """The model tiers, one address each."""
-        return tuple(self.model_targets.split(","))
+    def targets(self) -> tuple[Target, ...]:
+        """The model tiers, or where to look for them."""
+        return parse_targets(self.model_targets)

@@ -46,7 +46,7 @@ def check_request(request: TextRequest, tier: Tier) -> None:
         raise InvalidRequest(f"{violation.field}: {violation.description}", violations=[violation])
     if isinstance(request.input, Conversation):
         tier.answers.check(request.input)
-    replica = tier.router.pick()
+    replica = tier.router.any_ready()
     if isinstance(request.input, tuple):
         tier.tokenizer.check_ids(request.input, "token_ids.ids", replica.vocab_size or None)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from tokenizer_svc.answers import AnswerFormat
 from tokenizer_svc.chat_template import ChatTemplate
+from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Router
@@ -23,9 +24,13 @@ class Tier:
     template: ChatTemplate | None
     encoder: Encoder
     router: Router
+    dispatcher: Dispatcher
+    """Where requests go once they are token ids."""
     metrics: TokenizerMetrics
     max_requests: int
     """Choices that may run at once."""
+    max_resumes: int
+    """How often a choice may go on after a loss."""
     answers: AnswerFormat = AnswerFormat()
     """How reasoning and tool calls are split from the text."""
     running: int = field(default=0, init=False)

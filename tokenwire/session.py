@@ -62,10 +62,13 @@ class SessionStream(Generic[R]):
         self.receivers: dict[int, R] = {}
         """Open sequences by handle."""
         self.draining = False
+        self.before_write: Callable[[Any], None] | None = None
+        """May add to each frame up as it is written."""
         self._request_type = request_type
         self._on_exhausted = on_exhausted
         self._pending = request_type()
         self._wake = asyncio.Event()
+        self._touched = False
         self._next_handle = 1
 
     def open(self, receivers: list[R]) -> int:
@@ -93,6 +96,11 @@ class SessionStream(Generic[R]):
         self._pending.credits.append(common_pb2.Credit(handle=handle, tokens=tokens))
         self._wake.set()
 
+    def touch(self) -> None:
+        """Send a frame up soon, even one in which there is nothing of what this stream knows."""
+        self._touched = True
+        self._wake.set()
+
     def release(self) -> None:
         """Wake the writer so that a draining stream whose last sequence ended can close."""
         self._wake.set()
@@ -103,8 +111,11 @@ class SessionStream(Generic[R]):
             await self._wake.wait()
             self._wake.clear()
             pending, self._pending = self._pending, self._request_type()
+            touched, self._touched = self._touched, False
             try:
-                if pending.ByteSize():
+                if self.before_write is not None:
+                    self.before_write(pending)
+                if touched or pending.ByteSize():
                     await self.call.write(pending)
                 if self.draining and not self.receivers:
                     await self.call.done_writing()
@@ -168,10 +179,11 @@ class SessionClient(Generic[R]):
         writer: asyncio.Task[None] | None = None
         adopted = False
         try:
-            hello = await asyncio.wait_for(self._greet(call), HELLO_TIMEOUT_S)
-            stream = SessionStream(call, self._request_type, hello, self._on_exhausted(moved_on))
+            first = await asyncio.wait_for(self._greet(call), HELLO_TIMEOUT_S)
+            stream = SessionStream(call, self._request_type, first.hello, self._on_exhausted(moved_on))
             self._listener.on_ready(stream)
             self.stream, adopted = stream, True
+            self._listener.on_frame(stream, first)
             writer = self._spawn(stream.write_frames())
             while (frame := await call.read()) is not grpc.aio.EOF:
                 if frame.HasField("drain"):
@@ -203,7 +215,8 @@ class SessionClient(Generic[R]):
         if adopted:
             moved_on.set()
 
-    async def _greet(self, call: Any) -> common_pb2.Hello:
+    async def _greet(self, call: Any) -> Any:
+        """Hello each way. Returns the first frame down, which can say more than that."""
         hello = common_pb2.Hello(protocol_version=PROTOCOL_VERSION, peer=f"tokenwire/{__version__}")
         await call.write(self._request_type(hello=hello))
         first = await call.read()
@@ -215,8 +228,7 @@ class SessionClient(Generic[R]):
                 f"{self.target} speaks session protocol {version}, this side {PROTOCOL_VERSION}: run equal releases",
                 reason="PROTOCOL_VERSION",
             )
-        theirs: common_pb2.Hello = first.hello
-        return theirs
+        return first
 
     def _on_exhausted(self, moved_on: asyncio.Event) -> Callable[[SessionStream[R]], None]:
         return lambda stream: self._drain(stream, moved_on)

@@ -17,6 +17,7 @@ from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 class LiveTier:
     tier: ModelTier
     channel: grpc.aio.Channel
+    port: int = 0
 
     @property
     def stub(self) -> model_pb2_grpc.ModelServiceStub:
@@ -37,7 +38,7 @@ async def live_model_tier(**settings: object) -> AsyncIterator[LiveTier]:
     port = await tier.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield LiveTier(tier, channel)
+            yield LiveTier(tier, channel, port)
     finally:
         await tier.drain()
 

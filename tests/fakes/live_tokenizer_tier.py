@@ -11,6 +11,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from tests.fakes.model_tier import FakeModelTier, fake_model_tier
+from tokenizer_svc.discovery import Resolve, resolve_all
 from tokenizer_svc.server import TokenizerTier
 from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tokenizer import Tokenizer
@@ -25,6 +26,11 @@ class LiveTokenizerTier:
     server: TokenizerTier
     port: int
     channel: grpc.aio.Channel
+    registry: CollectorRegistry
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric of the tier, without the beginning of its name; 0 while there is none."""
+        return self.registry.get_sample_value(f"tokenwire_tokenizer_{name}", labels) or 0.0
 
     @property
     def target(self) -> str:
@@ -55,15 +61,16 @@ class LiveTokenizerTier:
 
 @asynccontextmanager
 async def live_tokenizer_tier(
-    folder: Path, *models: FakeModelTier, wait: bool = True, **settings: Any
+    folder: Path, *models: FakeModelTier, wait: bool = True, resolve: Resolve = resolve_all, **settings: Any
 ) -> AsyncIterator[LiveTokenizerTier]:
     targets = ",".join(model.target for model in models) or "127.0.0.1:1"
     values = {"port": 0, "metrics_port": 0, "model_targets": targets, "drain_timeout_s": 0.5, **settings}
     values.setdefault("model", folder.name)
-    server = TokenizerTier(TokenizerTierSettings(**values), folder, registry=CollectorRegistry())
+    registry = CollectorRegistry()
+    server = TokenizerTier(TokenizerTierSettings(**values), folder, registry=registry, resolve=resolve)
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        live = LiveTokenizerTier(server, port, channel)
+        live = LiveTokenizerTier(server, port, channel, registry)
         try:
             if wait:
                 await live.until_ready(len(models))

@@ -2,7 +2,8 @@
 
 By default every request is answered by `reply` (token ids) and `terminal`, one token per frame, with log-probabilities
 where they are asked for. With `hold` nothing is answered by itself: the test sends with `say`, `say_prompt` and `end`.
-What arrived is in `requests` and `cancels`.
+What arrived is in `requests` and `cancels`. With `caches` it holds every prompt it got in a cache without end, and
+says so in cache events.
 """
 
 import asyncio
@@ -13,7 +14,9 @@ from typing import Any
 
 import grpc
 
+from model_svc.cache_events import CacheEventLog
 from tests.fakes.logprobs import logprobs_of
+from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
 from tokenwire.channels import server_options
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.session import PROTOCOL_VERSION
@@ -76,6 +79,9 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         max_context_tokens: int = 512,
         vocab_size: int = 0,
         protocol_version: int = PROTOCOL_VERSION,
+        credit: common_pb2.AdmissionCredit | None = None,
+        caches: bool = False,
+        block_size: int = 4,
         reason: FinishReason = FinishReason.LENGTH,
     ) -> None:
         self.reply = reply
@@ -86,14 +92,22 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
             fingerprint=common_pb2.Fingerprint(vocabulary=vocabulary),
             max_context_tokens=max_context_tokens,
             vocab_size=vocab_size,
+            hash_scheme=SHARED_SCHEME if caches else "",
+            block_size=block_size,
         )
         self.protocol_version = protocol_version
+        self.credit = credit
+        """In the first frame of a session; None: no credits at all."""
+        self.demands: list[list[common_pb2.Demand]] = []
+        """Of every frame up after Hello, in order of arrival."""
         self.port = 0
         self.requests: list[Received] = []
         self.cancels: list[tuple[int, str]] = []
         """Handle and reason, in order of arrival."""
         self.sessions: list[FakeSession] = []
         self.epoch = 1
+        self.cache = CacheEventLog()
+        self.num_subscribed = 0
         self._server: grpc.aio.Server | None = None
         self._playing: set[asyncio.Task[None]] = set()
 
@@ -103,6 +117,7 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
 
     async def start(self) -> None:
         """Listen; after `kill` again on the same port."""
+        self.cache.restart(self.epoch)
         self._server = grpc.aio.server(options=server_options(2**24))
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
@@ -133,17 +148,33 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         assert first.HasField("hello")
         session = FakeSession(context)
         hello = common_pb2.Hello(protocol_version=self.protocol_version, epoch=self.epoch, models=[self.card])
-        await session.send(Frame(hello=hello))
+        await session.send(Frame(hello=hello, credit=self.credit))
         self.sessions.append(session)
         async for frame in frames:
+            self.demands.append(list(frame.demand))
             for submit in frame.submits:
                 received = Received(submit.handle, submit.request, session)
                 self.requests.append(received)
+                if self.card.hash_scheme:
+                    self._keep(submit.request)
                 if not self.hold:
                     task = asyncio.ensure_future(self._play(received))
                     self._playing.add(task)
                     task.add_done_callback(self._playing.discard)
             self.cancels += [(cancel.handle, CANCEL_FROM_WIRE[cancel.reason].value) for cancel in frame.cancels]
+
+    async def SubscribeCacheEvents(self, message: Any, context: Any) -> AsyncIterator[Any]:
+        self.num_subscribed += 1
+        async for event in self.cache.subscribe(message.epoch, message.sequence_number):
+            blocks = {event.change.value: model_pb2.CacheBlocks(hashes=event.hashes)}
+            yield model_pb2.SubscribeCacheEventsResponse(
+                epoch=event.epoch, sequence_number=event.number, continues=event.continues, **blocks
+            )
+
+    def _keep(self, request: model_pb2.TokenRequest) -> None:
+        root = cache_root(request.context.tenant, request.cache_salt, self.card.hash_scheme)
+        hashes = block_hashes(root, request.token_ids, self.card.block_size)
+        self.cache.record([each for each in hashes if each not in self.cache.held], [])
 
     async def _play(self, received: Received) -> None:
         ids = list(self.reply(received.request))

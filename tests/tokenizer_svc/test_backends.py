@@ -32,7 +32,10 @@ def test_lost_before_the_first_token_goes_to_another_model_tier(trained_folder: 
                 await lost.kill()
                 down = await other.request()
                 assert down.request.token_ids == lost.requests[0].request.token_ids
-                assert down.request.options == lost.requests[0].request.options, "the same seed too"
+                options = down.request.options
+                assert options.stop.max_tokens == 512 - len(down.prompt), "what it was to be where it was first"
+                options.stop.ClearField("max_tokens")
+                assert options == lost.requests[0].request.options, "the same seed too"
                 for choice in range(2):
                     await down.say(*live.ids("second try"), choice=choice)
                     await down.end(Terminal(FinishReason.LENGTH, Usage(1, 0, 3)), choice)
@@ -47,7 +50,7 @@ def test_lost_before_the_first_token_goes_to_another_model_tier(trained_folder: 
 def test_refused_by_a_model_tier_that_goes_down_is_tried_elsewhere(trained_folder: Path) -> None:
     async def main() -> None:
         async with fake_model_tier(hold=True) as first, fake_model_tier(hold=True) as second:
-            async with live_tokenizer_tier(trained_folder, first, second) as live:
+            async with live_tokenizer_tier(trained_folder, first, second, max_resumes=1) as live:
                 peer = await TextPeer.open(live)
                 await peer.submit(1, text_request("hello"))
                 while not (first.requests or second.requests):
@@ -62,10 +65,49 @@ def test_refused_by_a_model_tier_that_goes_down_is_tried_elsewhere(trained_folde
     asyncio.run(main())
 
 
-def test_lost_after_the_first_token_is_a_typed_error_with_what_was_made(trained_folder: Path) -> None:
+def test_lost_after_the_first_token_goes_on_at_another_model_tier(trained_folder: Path) -> None:
     async def main() -> None:
         async with fake_model_tier(hold=True) as first, fake_model_tier(hold=True) as second:
             async with live_tokenizer_tier(trained_folder, first, second) as live:
+                peer = await TextPeer.open(live)
+                request = text_request("hello", request_id="r1", timeout_ms=60_000)
+                request.options.num_choices = 2
+                request.options.stop.min_tokens = 3
+                await peer.submit(1, request)
+                while not (first.requests or second.requests):
+                    await asyncio.sleep(0.002)
+                lost, other = (first, second) if first.requests else (second, first)
+                output = live.ids("naïve 日本語 and 🦊🦊 jump, done")
+                for cut in range(1, 3):
+                    await lost.requests[0].say(*output[: 3 * cut], choice=cut - 1)
+                while peer.num_tokens != {1: 3, 2: 6}:
+                    await peer.read()
+                await lost.kill()
+                for choice in range(2):
+                    down = await other.request(choice)
+                    generated = 3 * (choice + 1)
+                    assert down.request.token_ids == [*lost.requests[0].prompt, *output[:generated]]
+                    assert down.request.num_generated_tokens == generated and down.request.first_choice == choice
+                    assert down.request.context.request_id == "r1" and down.request.context.timeout_ms <= 60_000
+                    assert down.request.options.sampling == lost.requests[0].request.options.sampling
+                    assert down.request.options.stop.min_tokens == 3 and down.request.options.num_choices == 1
+                    await down.say(*output[generated:])
+                    await down.end(Terminal(FinishReason.LENGTH, Usage(1, 1, len(output))))
+                for handle in (1, 2):
+                    terminal = await peer.end(handle)
+                    assert terminal.reason is FinishReason.LENGTH and terminal.usage == Usage(1, 1, len(output))
+                    assert peer.texts[handle] == "naïve 日本語 and 🦊🦊 jump, done" and peer.num_tokens[handle] == len(
+                        output
+                    )
+                await live.until_idle()
+
+    asyncio.run(main())
+
+
+def test_without_resumes_a_loss_after_the_first_token_is_a_typed_error_with_what_was_made(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with fake_model_tier(hold=True) as first, fake_model_tier(hold=True) as second:
+            async with live_tokenizer_tier(trained_folder, first, second, max_resumes=0) as live:
                 peer = await TextPeer.open(live)
                 await peer.submit(1, text_request("hello"))
                 while not (first.requests or second.requests):
@@ -86,7 +128,7 @@ def test_lost_after_the_first_token_is_a_typed_error_with_what_was_made(trained_
 
 def test_the_only_model_tier_is_lost_and_comes_back(trained_folder: Path) -> None:
     async def main() -> None:
-        async with tokenizer_over_fake(trained_folder, hold=True) as (fake, live, peer):
+        async with tokenizer_over_fake(trained_folder, {"max_resumes": 0}, hold=True) as (fake, live, peer):
             await peer.submit(1, text_request("hello"))
             await fake.request()
             await fake.kill()
@@ -194,7 +236,7 @@ def test_a_stop_string_stands_when_the_model_tier_is_lost_before_its_end(trained
 
 def test_a_frame_that_does_not_add_up_costs_that_model_tier_its_stream(trained_folder: Path) -> None:
     async def main() -> None:
-        async with tokenizer_over_fake(trained_folder, hold=True) as (fake, live, peer):
+        async with tokenizer_over_fake(trained_folder, {"max_resumes": 0}, hold=True) as (fake, live, peer):
             await peer.submit(1, text_request("hello"))
             down = await fake.request()
             await down.session.send(Frame(handles=[down.handle], counts=[5], token_ids=[1]))

@@ -183,21 +183,28 @@ def test_a_model_tier_that_leaves_some_out_ends_its_request_alone(trained_folder
     asyncio.run(main())
 
 
-def test_after_the_prompts_were_sent_the_request_does_not_begin_again_elsewhere(trained_folder: Path) -> None:
+def test_what_was_sent_of_the_prompts_is_not_sent_again_when_the_request_goes_on_elsewhere(
+    trained_folder: Path,
+) -> None:
     async def main() -> None:
         async with fake_model_tier(hold=True) as first, fake_model_tier(hold=True) as second:
             async with live_tokenizer_tier(trained_folder, first, second) as live:
                 peer = await TextPeer.open(live)
-                await peer.submit(1, request_of([5, 6], prompt_logprobs=0))
+                await peer.submit(1, request_of([5, 6, 7], prompt_logprobs=0))
                 await first.until(lambda _: first.requests or second.requests)
-                fake = first if first.requests else second
-                await fake.requests[0].say_prompt(6)
+                lost, other = (first, second) if first.requests else (second, first)
+                await lost.requests[0].say_prompt(6)
                 while 1 not in peer.prompt_logprobs:
                     await peer.read()
-                await fake.kill()
-                terminal = await peer.end(1)
-                assert terminal.error is not None and terminal.error.reason == "MODEL_TIER_LOST"
-                assert len(peer.prompt_logprobs[1]) == 1
+                await lost.kill()
+                down = await other.request()
+                await down.say_prompt(6)
+                await down.say_prompt(7)
+                await down.say(*live.ids("fine"))
+                await down.end(Terminal(FinishReason.LENGTH))
+                await peer.end(1)
+                assert [t.token_id for t in peer.prompt_logprobs[1]] == [6, 7]
+                check(live, peer, 1, live.ids("fine"))
 
     asyncio.run(main())
 

@@ -20,7 +20,7 @@ POOLING_LAST: Pooling
 POOLING_CLS: Pooling
 
 class TokenRequest(_message.Message):
-    __slots__ = ("context", "model", "token_ids", "options", "num_generated_tokens", "fingerprint", "cache_salt")
+    __slots__ = ("context", "model", "token_ids", "options", "num_generated_tokens", "fingerprint", "cache_salt", "first_choice")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class TokenRequest(_message.Message):
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CHOICE_FIELD_NUMBER: _ClassVar[int]
     context: _common_pb2.RequestContext
     model: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -35,7 +36,8 @@ class TokenRequest(_message.Message):
     num_generated_tokens: int
     fingerprint: _common_pb2.Fingerprint
     cache_salt: str
-    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., options: _Optional[_Union[_common_pb2.GenerationOptions, _Mapping]] = ..., num_generated_tokens: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    first_choice: int
+    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., options: _Optional[_Union[_common_pb2.GenerationOptions, _Mapping]] = ..., num_generated_tokens: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., cache_salt: _Optional[str] = ..., first_choice: _Optional[int] = ...) -> None: ...
 
 class ModelServiceGenerateRequest(_message.Message):
     __slots__ = ("request",)

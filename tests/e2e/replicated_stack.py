@@ -1,0 +1,90 @@
+"""Every tier as a process of its own, with several model tiers that a test may kill."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tokenwire.cli.tiers import free_ports
+
+START_TIMEOUT_S = 90
+COMMON = ("--metrics-port", "0", "--drain-timeout-s", "3")
+
+
+@dataclass(frozen=True)
+class ReplicatedStack:
+    target: str
+    """The gateway's."""
+    models: list[subprocess.Popen[bytes]]
+    log: Path
+    """Of the tokenizer tier."""
+
+    def num_logged(self, message: str) -> int:
+        return self.log.read_text().count(message)
+
+
+@contextmanager
+def replicated_stack(folder: Path, *flags: str, num_models: int = 2) -> Iterator[ReplicatedStack]:
+    """`flags` are the model tiers'."""
+    gateway, http, tokenizer, *models = free_ports(3 + num_models)
+    with ExitStack() as stack:
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tokenizer.log"
+
+        def start(module: str, *command: str, into: Path | None = None) -> subprocess.Popen[bytes]:
+            output = stack.enter_context(into.open("wb")) if into is not None else subprocess.DEVNULL
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *COMMON, *command], stdout=output, stderr=subprocess.STDOUT
+            )
+            stack.callback(end, process)
+            return process
+
+        processes = [start("model_svc", "--model", str(folder), "--port", str(port), *flags) for port in models]
+        targets = ",".join(f"127.0.0.1:{port}" for port in models)
+        start(
+            "tokenizer_svc", "--model", str(folder), "--port", str(tokenizer), "--model-targets", targets, into=log
+        )  # fmt: skip
+        start(
+            "gateway", "--port", str(gateway), "--http-port", str(http), "--tokenizer-targets", f"127.0.0.1:{tokenizer}"
+        )  # fmt: skip
+        for port in (*models, gateway):
+            wait_until_serving(f"127.0.0.1:{port}")
+        wait_for(lambda: log.read_text().count("model tier ready") == num_models)
+        yield ReplicatedStack(f"127.0.0.1:{gateway}", processes, log)
+
+
+def wait_for(condition: object) -> None:
+    limit = time.monotonic() + START_TIMEOUT_S
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def wait_until_serving(target: str) -> None:
+    def serving() -> bool:
+        try:
+            return health.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1
+        except grpc.RpcError:
+            return False
+
+    with grpc.insecure_channel(target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        wait_for(serving)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()

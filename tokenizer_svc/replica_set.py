@@ -1,0 +1,98 @@
+"""The replicas that there are now: made when discovery finds them, let go when it no longer does.
+
+One that is let go gets nothing new and runs out: its connection is closed when its last sequence has ended. When it is
+found again before that, it goes on as if nothing had been. Does not know where addresses come from, nor the wire.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from tokenizer_svc.router import Replica
+from tokenwire.logs import fields
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 0.05
+"""How often a replica that runs out is looked at."""
+
+
+class OwnedReplica(Replica, Protocol):
+    """A replica with a connection to look after."""
+
+    leaving: bool
+    """No longer wanted: it is not ready, and runs out."""
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that have not ended."""
+
+    def start(self) -> None:
+        """Begin connecting in the background."""
+
+    async def close(self) -> None:
+        """Cut the connection; what is open is reported lost."""
+
+
+R = TypeVar("R", bound=OwnedReplica)
+
+
+class ReplicaSet(Generic[R]):
+    """Owns the replicas. `update` as often as they change, `close` once."""
+
+    def __init__(self, make: Callable[[str], R], on_change: Callable[[], None]) -> None:
+        """`make` makes the replica of an address. `on_change` is called when `serving` has changed."""
+        self.serving: tuple[R, ...] = ()
+        """Those that are wanted, in the order of the last update."""
+        self._make = make
+        self._on_change = on_change
+        self._leaving: dict[str, R] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def all(self) -> tuple[R, ...]:
+        """Those that are wanted, and those that run out."""
+        return (*self.serving, *self._leaving.values())
+
+    def update(self, addresses: Sequence[str]) -> None:
+        """These are the replicas now, each address once."""
+        before = {replica.target: replica for replica in self.serving}
+        self.serving = tuple(before.pop(address, None) or self._enter(address) for address in addresses)
+        for replica in before.values():
+            self._leave(replica)
+        self._on_change()
+
+    async def close(self) -> None:
+        """Cut every connection; what is open is reported lost."""
+        replicas = self.all
+        self.serving, self._leaving = (), {}  # so that those that run out are no longer waited for
+        await asyncio.gather(*(replica.close() for replica in replicas), *self._tasks)
+
+    def _enter(self, address: str) -> R:
+        replica = self._leaving.pop(address, None)
+        if replica is None:
+            replica = self._make(address)
+            replica.start()
+            log.info("model tier added", extra=fields(target=address))
+        replica.leaving = False
+        return replica
+
+    def _leave(self, replica: R) -> None:
+        replica.leaving = True
+        self._leaving[replica.target] = replica
+        log.info("model tier removed", extra=fields(target=replica.target, num_open=replica.num_open))
+        task = asyncio.get_running_loop().create_task(self._run_out(replica))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_out(self, replica: R) -> None:
+        """Close it once nothing is open, unless it is wanted again."""
+        while replica.num_open and self._runs_out(replica):
+            await asyncio.sleep(LOOK_AGAIN_S)
+        if self._runs_out(replica):
+            del self._leaving[replica.target]
+            await replica.close()
+
+    def _runs_out(self, replica: R) -> bool:
+        return self._leaving.get(replica.target) is replica

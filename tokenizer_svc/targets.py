@@ -1,0 +1,78 @@
+"""How model tiers are named in the setting: addresses, DNS names, files to read. Parses and checks, no more."""
+
+from dataclasses import dataclass
+
+ALLOWED = (
+    "host:port, dns:host:port or file:/path, several separated by commas and each once, such as 127.0.0.1:50053, "
+    "dns:///model-headless:50053 or file:/etc/tokenwire/model-targets"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressTarget:
+    """One model tier at a fixed place."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+
+@dataclass(frozen=True, slots=True)
+class DnsTarget:
+    """One model tier at each address that a name resolves to."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"dns:{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileTarget:
+    """One model tier for each line of a file."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"file:{self.path}"
+
+
+Target = AddressTarget | DnsTarget | FileTarget
+
+
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """`a:1,dns:b:2,file:/c` as values. Raises ValueError saying what is allowed."""
+    targets = tuple(_target(part.strip()) for part in text.split(","))
+    if len(set(targets)) != len(targets):
+        raise ValueError(ALLOWED)
+    return targets
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`host:port`, an IPv6 address in brackets. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or (":" in host and not bracketed) or set(host) & set("/ \t,"):
+        raise ValueError(ALLOWED)
+    if not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
+        raise ValueError(ALLOWED)
+    return host, int(port)
+
+
+def _target(text: str) -> Target:
+    scheme, found, rest = text.partition(":")
+    if found and scheme == "dns":
+        if rest.startswith("//"):
+            server, _, rest = rest[2:].partition("/")
+            if server:
+                raise ValueError(f"dns:///host:port without a DNS server of its own, not {text}")
+        return DnsTarget(*split_address(rest))
+    if found and scheme == "file":
+        path = rest[2:] if rest.startswith("//") else rest
+        if not path:
+            raise ValueError(ALLOWED)
+        return FileTarget(path)
+    split_address(text)
+    return AddressTarget(text)
