@@ -52,6 +52,11 @@ class Breaker:
         return self.state is BreakerState.CLOSED or self._clock() >= self._next_trial_s
 
     @property
+    def is_on_trial(self) -> bool:
+        """Whether a request that tries it has not said yet how it went."""
+        return self.state is BreakerState.HALF_OPEN and not self.admits
+
+    @property
     def wait_s(self) -> float:
         """Seconds until it admits a request, as far as is known now."""
         return 0.0 if self.admits else self._next_trial_s - self._clock()

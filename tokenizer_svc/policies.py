@@ -13,7 +13,7 @@ from hashlib import blake2b
 from tokenizer_svc.prompt_blocks import PromptBlocks
 from tokenizer_svc.router import LeastLoad, Pick, PickReason, Policy, Replica, RoutingQuery
 
-TOKENS_PER_LOAD = 2048
+TOKENS_PER_LOAD = 4096
 """Cached prompt tokens that are worth as much as one step's batch of sequences less to do (decision 13)."""
 
 

@@ -224,7 +224,11 @@ class Router:
         return self.choose(query, among)
 
     def choose(self, query: RoutingQuery | None, among: Sequence[Replica]) -> Replica:
-        """What the policy says of some ready replicas, at least one; the caller then submits to it."""
+        """What the policy says of some ready replicas, at least one; the caller then submits to it.
+
+        One that another request is just trying out is left alone where there are others.
+        """
+        among = [replica for replica in among if not replica.breaker.is_on_trial] or among
         if len(among) == 1:
             pick = Pick(among[0], PickReason.ONLY_ONE)
         else:

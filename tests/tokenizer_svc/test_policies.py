@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.replica import FakeReplica
+from tokenizer_svc import prompt_blocks
 from tokenizer_svc.cache_view import CacheChange, CacheEvent
 from tokenizer_svc.policies import (
     POLICIES,
@@ -19,7 +20,7 @@ from tokenizer_svc.policies import (
     needs_cache_events,
     policy_of,
 )
-from tokenizer_svc.router import PickReason, RoutingQuery
+from tokenizer_svc.router import PickReason, Router, RoutingQuery
 from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
 
 BLOCK_SIZE = 16
@@ -140,3 +141,15 @@ def test_routers_with_the_same_old_reports_do_not_all_take_the_same_replica() ->
         taken = Counter(policy.choose(RoutingQuery([n] * 20), replicas).replica.target for n in range(800))
         assert taken["tier-0:1"] < 800 * 0.4, "a quarter of all draws has it among the two"
         assert len(taken) == 8
+
+
+def test_with_one_replica_to_choose_from_nothing_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[object] = []
+    monkeypatch.setattr(prompt_blocks, "block_hash", lambda *arguments: hashed.append(arguments) or 1)
+    replicas = replicas_of(2)
+    router = Router(replicas, PrefixCache(0.5))
+    replicas[1].ready = False
+    assert router.pick(RoutingQuery(PROMPT)) is replicas[0] and not hashed
+    replicas[1].ready = True
+    router.pick(RoutingQuery(PROMPT))
+    assert hashed

@@ -95,6 +95,11 @@ def test_failing_replicas_are_passed_over_until_their_pause_is_over() -> None:
     assert router.ready_replicas() == [replicas[0], *replicas[2:]], "the first may be tried"
     replicas[0].breaker.on_submit()
     assert router.ready_replicas() == replicas[2:], "by one request"
+    for _ in range(10):
+        assert router.choose(None, [replicas[0], replicas[3]]) is replicas[3], (
+            "also where several were looked up at once"
+        )
+    assert router.choose(None, replicas[:1]) is replicas[0]
 
 
 @pytest.mark.parametrize(
