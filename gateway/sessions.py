@@ -45,7 +45,7 @@ class _HandleSink:
         self, text: str, num_tokens: int, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None
     ) -> None:
         """New text from below."""
-        if text:
+        if text and not self._running.record.started:
             self._running.record.saw_text()
         self._session.outbox.add_text(self._handle, text, num_tokens, token_ids, logprobs)
 
