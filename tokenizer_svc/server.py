@@ -22,6 +22,7 @@ from tokenwire.server import GrpcServer, until_signal
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.telemetry import REGISTRY, serve_metrics
 from tokenwire.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.worker_place import WorkerPlace
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,17 @@ class TokenizerTier:
     """One process of the tier. `start`, then `drain` once."""
 
     def __init__(
-        self, settings: TokenizerTierSettings, folder: Path, *, registry: CollectorRegistry = REGISTRY
+        self,
+        settings: TokenizerTierSettings,
+        folder: Path,
+        *,
+        registry: CollectorRegistry = REGISTRY,
+        share_port: bool = False,
     ) -> None:
-        """Load the tokenizer of a model folder. Raises FailedPrecondition naming the file that is wrong."""
+        """Load the tokenizer of a model folder. Raises FailedPrecondition naming the file that is wrong.
+
+        `share_port`: this is one of several workers.
+        """
         began_s = time.monotonic()
         self.settings = settings
         tokenizer = Tokenizer.load(folder)
@@ -58,7 +67,7 @@ class TokenizerTier:
             metrics=TokenizerMetrics(registry),
             max_requests=settings.max_requests,
         )
-        self.server = GrpcServer(settings)
+        self.server = GrpcServer(settings, share_port=share_port)
         self.servicer = TokenizerServicer(self.tier, folder)
         self.server.add(
             tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
@@ -108,13 +117,15 @@ class TokenizerTier:
                 log.info("serving" if serving else "not serving: no model tier takes requests")
 
 
-async def serve(settings: TokenizerTierSettings, folder: Path) -> None:
-    """Serve until SIGTERM or SIGINT, then drain."""
-    signalled = asyncio.create_task(until_signal())
+async def serve(settings: TokenizerTierSettings, folder: Path, place: WorkerPlace | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `place`: among the workers of this tier; None: it is alone."""
+    signalled = asyncio.create_task(until_signal(place))
     await asyncio.sleep(0)  # from here on a signal is answered
-    tier = TokenizerTier(settings, folder)
+    tier = TokenizerTier(settings, folder, share_port=place is not None)
     serve_metrics(settings.host, settings.metrics_port)
     await tier.start()
+    if place is not None:
+        place.tell_started()
     log.info("draining", extra=fields(signal=await signalled, running=tier.tier.running))
     await tier.drain()
     log.info("stopped")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenwire.settings import ServerSettings, setting
+from tokenwire.settings import WorkerSettings, setting
 
 
 def targets_of(text: str) -> str:
@@ -18,7 +18,7 @@ def targets_of(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerTierSettings(ServerSettings):
+class TokenizerTierSettings(WorkerSettings):
     """Everything `python -m tokenizer_svc` accepts."""
 
     port: int = setting(50052, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)
