@@ -44,6 +44,7 @@ class HttpServer:
             ws="none",
             lifespan="off",
             log_config=None,
+            proxy_headers=False,
             access_log=False,
             server_header=False,
         )
