@@ -55,7 +55,9 @@ def test_an_error_in_the_stream_is_the_record_s() -> None:
     assert "it broke" in events.record.error
 
 
-async def serve_chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, extra: list[int]) -> None:
+async def serve_chat(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, extra: list[int], closed: asyncio.Event
+) -> None:
     """Answers 4 tokens; a prompt counts 5 tokens and the next number of `extra`."""
     try:
         while True:
@@ -67,12 +69,14 @@ async def serve_chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
             writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
+        closed.set()
 
 
 def test_the_template_s_tokens_are_taken_off_and_must_stay_the_same() -> None:
     async def main() -> None:
         extra = [30, 30, 31]
-        server = await asyncio.start_server(lambda r, w: serve_chat(r, w, extra), "127.0.0.1", 0)
+        closed = asyncio.Event()
+        server = await asyncio.start_server(lambda r, w: serve_chat(r, w, extra, closed), "127.0.0.1", 0)
         work = Work(prompt_tokens=5, output_tokens=4)
         client = ChatClient(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", "m", work)
         records = [Record(number, 0.0) for number in range(3)]
@@ -80,7 +84,9 @@ def test_the_template_s_tokens_are_taken_off_and_must_stay_the_same() -> None:
             await client.ask("some words", record)
             record.judge(work)
         await client.close()
+        await closed.wait()
         server.close()
+        await server.wait_closed()
         assert [record.error == "" for record in records] == [True, True, False]
         assert "6 prompt tokens" in records[2].error
 
