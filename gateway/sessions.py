@@ -51,7 +51,7 @@ class _HandleSink:
         parsed: Parsed | None = None,
     ) -> None:
         """New text from below."""
-        if text or parsed is not None:
+        if (text or parsed is not None) and not self._running.record.started:
             self._running.record.saw_text()
         self._session.outbox.add_text(self._handle, text, num_tokens, token_ids, logprobs, parsed)
 

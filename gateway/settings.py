@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from tokenwire.settings import ServerSettings, bytes_of, setting
+from tokenwire.settings import WorkerSettings, bytes_of, setting
 
 TARGET = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):\d{1,5}")
 
@@ -17,7 +17,7 @@ def targets_of(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewaySettings(ServerSettings):
+class GatewaySettings(WorkerSettings):
     """What the gateway takes."""
 
     port: int = setting(50051, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)
@@ -25,6 +25,12 @@ class GatewaySettings(ServerSettings):
     metrics_port: int = setting(9464, "Prometheus port; 0 turns it off", minimum=0, maximum=65535)
     tokenizer_targets: str = setting(
         "127.0.0.1:50052", "tokenizer tiers as host:port, separated by commas", parse=targets_of
+    )
+    sessions_per_target: int = setting(
+        1,
+        "sessions to each tokenizer target; where one has several workers, four times as many are likely to reach all",
+        minimum=1,
+        maximum=1024,
     )
     max_body_bytes: int = setting(
         4 * 2**20, "largest HTTP body accepted, with K/M/G suffix", minimum=1024, parse=bytes_of

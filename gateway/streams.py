@@ -1,13 +1,13 @@
 """What a call reads: the outputs of its prompts, merged, in whatever order they come.
 
-Frames wake the reader at most once each; what arrives while the reader is busy is merged by concatenation, so a slow
-reader holds one text per output and slows nobody; log-probabilities past what fits a message begin another event. Does
-not know tiers or the wire.
+Whoever reads is either woken, at most once for each frame, or listens and is called at once, which costs no task
+switch. What arrives while the reader is busy is merged by concatenation, so a slow reader holds one text per output
+and slows nobody; log-probabilities past what fits a message begin another event. Does not know tiers or the wire.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.metrics import RequestRecord
@@ -53,7 +53,7 @@ class Output:
         parsed: Parsed | None = None,
     ) -> None:
         """Merge with what waits. Tokens without text yet go with the next text."""
-        event = self._last_event()
+        event = self._pending[-1] if self._pending else self._new_event()
         if logprobs is not None:
             if not has_room(event.logprobs, logprobs):
                 event = self._new_event()
@@ -62,24 +62,20 @@ class Output:
             event.parsed = joined_parsed(event.parsed, parsed)
         event.text += text
         event.num_tokens += num_tokens
-        event.token_ids.extend(token_ids)
+        if token_ids:
+            event.token_ids.extend(token_ids)
         if event.text or event.parsed is not None or len(self._pending) > 1:
             self._stream.wake(self)
 
     def on_finish(self, terminal: Terminal) -> None:
         """The end, behind the text that waits."""
-        self._last_event().terminal = terminal
+        event = self._pending[-1] if self._pending else self._new_event()
+        event.terminal = terminal
         self._stream.wake(self)
 
-    def take(self) -> Event:
-        """What waits longest."""
-        event = self._pending.popleft()
-        if self._pending:
-            self._stream.wake(self)
-        return event
-
-    def _last_event(self) -> Event:
-        return self._pending[-1] if self._pending else self._new_event()
+    def take(self) -> tuple[Event, bool]:
+        """What waits longest, and whether more does."""
+        return self._pending.popleft(), bool(self._pending)
 
     def _new_event(self) -> Event:
         event = Event(self.prompt, self.choice)
@@ -98,26 +94,51 @@ class TextStream:
         self._num_running = num_prompts * num_choices
         self._waiting: dict[Output, None] = {}
         self._wake = asyncio.Event()
+        self._listener: Callable[[], None] | None = None
         self._closed = False
         record.num_prompts = num_prompts
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes: every output has given its terminal event to the reader, or nobody reads."""
+        return self._closed or (self._num_running == 0 and not self._waiting)
 
     def wake(self, output: Output) -> None:
         """Tell the reader that this output has something for it."""
         self._waiting[output] = None
-        self._wake.set()
+        if self._listener is not None:
+            self._listener()
+        else:
+            self._wake.set()
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """From now on call this whenever something has come, and when the stream is closed; None: wake a reader again.
+
+        It is called from within whatever brought the news, and must not block or raise; it may leave what there is for
+        later. It is not called for what waits already.
+        """
+        self._listener = listener
 
     async def next_events(self) -> list[Event]:
         """Wait for something new and take all of it, one event per output; empty when everything has ended."""
-        while not self._waiting:
-            if self._num_running == 0 or self._closed:
-                return []
+        while not self._waiting and not self.over:
             self._wake.clear()
             await self._wake.wait()
+        return self.take_events()
+
+    def take_events(self) -> list[Event]:
+        """What has come, one event per output; empty when there is nothing."""
+        if not self._waiting:
+            return []
         waiting, self._waiting = self._waiting, {}
-        events = [output.take() for output in waiting]
-        if any(event.text or event.parsed for event in events):
-            self.record.saw_text()
-        for event in events:
+        events: list[Event] = []
+        for output in waiting:
+            event, more = output.take()
+            events.append(event)
+            if more:
+                self._waiting[output] = None
+            if (event.text or event.parsed) and not self.record.started:
+                self.record.saw_text()
             if event.terminal is not None:
                 self._num_running -= 1
                 self.record.ended(event.terminal, event.prompt)
@@ -126,7 +147,11 @@ class TextStream:
 
     def close(self, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Nobody reads any more: cancel what still runs. Wakes a reader, which then sees the end."""
+        if self._closed:
+            return
         self._closed = True
-        self._wake.set()
         for submission in self.submissions:
             submission.abandon(reason)
+        self._wake.set()
+        if self._listener is not None:
+            self._listener()

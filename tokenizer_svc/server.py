@@ -28,6 +28,7 @@ from tokenwire.server import GrpcServer, until_signal
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.telemetry import REGISTRY, serve_metrics
 from tokenwire.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.worker_place import WorkerPlace
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ class TokenizerTier:
         *,
         registry: CollectorRegistry = REGISTRY,
         resolve: Resolve = resolve_all,
+        share_port: bool = False,
     ) -> None:
         """Load the tokenizer of a model folder. Raises FailedPrecondition naming the file that is wrong.
 
-        `resolve`: how names of model tiers become addresses.
+        `resolve`: how names of model tiers become addresses. `share_port`: this is one of several workers.
         """
         began_s = time.monotonic()
         self.settings = settings
@@ -91,7 +93,7 @@ class TokenizerTier:
             max_resumes=settings.max_resumes,
             answers=answers,
         )
-        self.server = GrpcServer(settings)
+        self.server = GrpcServer(settings, share_port=share_port)
         self.servicer = TokenizerServicer(self.tier, folder)
         self.server.add(
             tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
@@ -171,13 +173,15 @@ class TokenizerTier:
                 log.info("serving" if serving else "not serving: no model tier takes requests")
 
 
-async def serve(settings: TokenizerTierSettings, folder: Path) -> None:
-    """Serve until SIGTERM or SIGINT, then drain."""
-    signalled = asyncio.create_task(until_signal())
+async def serve(settings: TokenizerTierSettings, folder: Path, place: WorkerPlace | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `place`: among the workers of this tier; None: it is alone."""
+    signalled = asyncio.create_task(until_signal(place))
     await asyncio.sleep(0)  # from here on a signal is answered
-    tier = TokenizerTier(settings, folder)
+    tier = TokenizerTier(settings, folder, share_port=place is not None)
     serve_metrics(settings.host, settings.metrics_port)
     await tier.start()
+    if place is not None:
+        place.tell_started()
     log.info("draining", extra=fields(signal=await signalled, running=tier.tier.running))
     await tier.drain()
     log.info("stopped")

@@ -68,7 +68,10 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool, offsets: bool = False) -> Encoding:
         """Raises InvalidRequest for a text that is not Unicode."""
-        return self._encoding(_guarded(self.backend.encode, text, add_special_tokens), offsets)
+        if offsets:
+            return self._encoding(_guarded(self.backend.encode, text, add_special_tokens), offsets)
+        fast = self.backend.encode_batch_fast  # there is none for a text alone
+        return self._encoding(_guarded(fast, [text], add_special_tokens)[0], offsets)
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
         """All at once, on every core; raises InvalidRequest when any is not Unicode."""

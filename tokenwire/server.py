@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import uvloop
@@ -21,6 +21,9 @@ from tokenwire.channels import server_options
 from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.interceptor import TypedErrors
 from tokenwire.settings import ServerSettings
+from tokenwire.worker_place import WorkerPlace
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +34,15 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class GrpcServer:
     """One tier's server. Health starts as NOT_SERVING; the tier says when it can answer."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, *, share_port: bool = False) -> None:
+        """`share_port`: this is one of several workers, for whom the port is held."""
         refuse_public_without_auth(settings.host, settings.insecure)
         self.settings = settings
         self.port = 0
         self.services: list[str] = []
-        self.server = grpc.aio.server(interceptors=[TypedErrors()], options=server_options(settings.max_message_bytes))
+        self._share_port = share_port
+        options = server_options(settings.max_message_bytes, share_port=share_port)
+        self.server = grpc.aio.server(interceptors=[TypedErrors()], options=options)
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         channelz.add_channelz_servicer(self.server)
@@ -53,7 +59,8 @@ class GrpcServer:
         address = join_host_port(self.settings.host, self.settings.port)
         message = f"cannot listen on {address}: the port is in use or the address is not of this machine"
         refusal = FailedPrecondition(f"{message}; give another with --port or --host", reason="PORT_IN_USE")
-        if not is_free(self.settings.port, self.settings.host):  # asked first: gRPC would print lines of its own
+        # Asked first: gRPC would print lines of its own.
+        if not self._share_port and not is_free(self.settings.port, self.settings.host):
             raise refusal
         try:
             self.port = self.server.add_insecure_port(address)
@@ -74,8 +81,11 @@ class GrpcServer:
         await self.server.stop(self.settings.drain_timeout_s)
 
 
-async def until_signal() -> str:
-    """Wait for SIGTERM or SIGINT; returns its name. A second one ends the process at once."""
+async def until_signal(place: WorkerPlace | None = None) -> str:
+    """Wait for SIGTERM or SIGINT; returns its name. A second one ends the process at once.
+
+    A worker leaves SIGINT to its parent, which a terminal sends it too, and goes when the parent is gone.
+    """
     loop = asyncio.get_running_loop()
     received: asyncio.Future[str] = loop.create_future()
 
@@ -88,15 +98,21 @@ async def until_signal() -> str:
         else:
             received.set_result(number.name)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    if place is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        place.follow_parent()
+    for number in (signal.SIGTERM, signal.SIGINT) if place is None else (signal.SIGTERM,):
         loop.add_signal_handler(number, on_signal, number)
     return await received
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a tier on uvloop. A typed error at start is one clear line and exit status 1, not a traceback."""
+def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a tier on uvloop; returns what `main` returns.
+
+    A typed error at start is one clear line and exit status 1, not a traceback.
+    """
     try:
-        uvloop.run(main())
+        return uvloop.run(main())
     except TokenwireError as error:
         log.error("%s", error)
         raise SystemExit(1) from None

@@ -45,6 +45,15 @@ class ServerSettings:
     max_message_bytes: int = setting(16 * 2**20, "largest gRPC message accepted", minimum=1024)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings(ServerSettings):
+    """What a tier takes that can run as several processes."""
+
+    workers: int = setting(
+        1, "processes that share the ports; bounds on concurrent requests hold for each of them", minimum=1, maximum=256
+    )
+
+
 class SettingError(Exception):
     """A setting that is unknown or has a bad value. The message names it, its value and what is allowed."""
 

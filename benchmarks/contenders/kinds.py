@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from benchmarks.contenders import llama, ours, transformers_serve, vllm_cpu
+from benchmarks.contenders import llama, ours, smg, transformers_serve, vllm_cpu
 from benchmarks.contenders.running import Running
 from benchmarks.contenders.spec import Spec
 
@@ -13,6 +13,7 @@ START: dict[str, Callable[[Spec, int, Callable[[str], None]], Running]] = {
     vllm_cpu.PEER: vllm_cpu.start,
     transformers_serve.PEER: transformers_serve.start,
     llama.PEER: llama.start,
+    smg.PEER: smg.start,
 }
 TEXT_ONLY = (transformers_serve.PEER,)
 """Kinds that take no token ids: all contenders of their run are then asked with text."""

@@ -33,6 +33,8 @@ SETTINGS = {
     "device": "TOKENWIRE_MODEL_DEVICE",
     "kv_memory": "TOKENWIRE_MODEL_KV_MEMORY",
     "context": "TOKENWIRE_MODEL_MAX_CONTEXT_TOKENS",
+    "step_tokens": "TOKENWIRE_MODEL_MAX_STEP_TOKENS",
+    "workers": "TOKENWIRE_GATEWAY_WORKERS",
 }
 """Options that are settings of the model tier; window in milliseconds. step_ms, prefill, vocab: the mock engine's."""
 
@@ -70,7 +72,8 @@ def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None)
     recorded = {name: value for name, value in given.items() if value and name != "model"}
     running = Running(spec.label, target, process, versions, recorded, startup_s, answer)
     http, grpc = f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
-    running.addresses = {"http": http, "grpc": grpc, "session": grpc}
+    tokens = f"127.0.0.1:{model_port}"
+    running.addresses = {"http": http, "chat": http, "grpc": grpc, "session": grpc, "tokens": tokens}
     running.phases_s = {name: float(seconds) for name, seconds in READY.findall(process.said())}
     return running
 

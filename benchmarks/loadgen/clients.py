@@ -10,10 +10,13 @@ CLIENTS = {
     "session": ("benchmarks.loadgen.grpc_session", "SessionStreamClient"),
     "grpc": ("benchmarks.loadgen.grpc_generate", "GenerateClient"),
     "http": ("benchmarks.loadgen.http_completions", "CompletionsClient"),
+    "chat": ("benchmarks.loadgen.http_chat", "ChatClient"),
+    "tokens": ("benchmarks.loadgen.grpc_tokens", "TokenSessionClient"),
     "pipe": ("benchmarks.loadgen.pipe", "PipeClient"),
 }
 """API → module and class. session: one bidi stream for all; grpc: a server stream per request; http: OpenAI's
-/v1/completions, streamed; pipe: a program that answers on its standard output (a model in process)."""
+/v1/completions, streamed; chat: /v1/chat/completions, whose events are counted and not read; tokens: a session with a
+model tier itself; pipe: a program that answers on its standard output (a model in process)."""
 
 
 class LoadClient(Protocol):

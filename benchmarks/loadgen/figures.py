@@ -36,6 +36,7 @@ def figures(records: Sequence[Record], output_tokens: int) -> dict[str, Any]:
     began_s = min((record.sent_s for record in records), default=0.0)
     wall_s = max((record.ended_s for record in good), default=began_s) - began_s
     speed = len(good) / wall_s if wall_s > 0 else 0.0
+    told = sorted({name for record in good for name in record.first_text_s})
     per_token = [(r.ended_s - r.pieces_s[0]) / (output_tokens - 1) for r in good if output_tokens > 1]
     return {
         "requests": len(records),
@@ -51,4 +52,13 @@ def figures(records: Sequence[Record], output_tokens: int) -> dict[str, Any]:
         "time_per_output_token_ms": spread_ms(per_token),
         "e2e_ms": spread_ms([record.e2e_s for record in good]),
         "client_late_ms": spread_ms([max(0.0, record.sent_s - record.due_s) for record in records]),
+        "first_text_ms": {
+            name: spread_ms([r.first_text_s[name] for r in good if name in r.first_text_s]) for name in told
+        },
+        "slowest_to_median": slowest_to_median([record.e2e_s for record in good]),
     }
+
+
+def slowest_to_median(seconds: Sequence[float]) -> float | None:
+    """How many times as long as the median the slowest took: far above 1, somebody starved. None without values."""
+    return round(max(seconds) / percentile(seconds, 0.5), 3) if seconds else None

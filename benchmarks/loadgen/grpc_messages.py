@@ -1,4 +1,4 @@
-"""What both gRPC clients send and how they read an end."""
+"""What the gRPC clients send and how they read an end."""
 
 from typing import Any
 
@@ -25,10 +25,28 @@ def prompt_fields(prompt: list[int] | str) -> dict[str, Any]:
 
 
 def settle(record: Record, finish: common_pb2.Finish) -> None:
-    """Note the counts of a terminal event, or its error."""
+    """Note the counts of a terminal event and the times it tells, or its error."""
     record.prompt_tokens = finish.usage.prompt_tokens
     record.completion_tokens = finish.usage.completion_tokens
+    record.first_text_s = shares_of_first_text(finish.timings)
     if finish.reason != common_pb2.FINISH_REASON_LENGTH:
         record.error = f"ended with {common_pb2.FinishReason.Name(finish.reason)}"
         if finish.HasField("error"):
             record.error += f", {CODES.get(finish.error.code, finish.error.code)}: {finish.error.message}"
+
+
+def shares_of_first_text(timings: common_pb2.Timings) -> dict[str, float]:
+    """Seconds of the wait for the first text by tier, each with the way to the tier below it; empty where none tells.
+
+    The tiers measure from receipt: what one waited for the tier below is taken off.
+    """
+    shares: dict[str, float] = {}
+    model_s = (timings.model.queue_us + timings.model.prefill_us) / 1e6
+    tokenizer_s = (timings.tokenizer.queue_us + timings.tokenizer.tokenize_us + timings.tokenizer.first_frame_us) / 1e6
+    if timings.HasField("gateway"):
+        shares["gateway"] = max(0.0, timings.gateway.first_text_us / 1e6 - tokenizer_s)
+    if timings.HasField("tokenizer"):
+        shares["tokenizer"] = max(0.0, tokenizer_s - model_s)
+    if timings.HasField("model"):
+        shares["model"] = model_s
+    return shares

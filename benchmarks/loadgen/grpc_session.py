@@ -30,6 +30,8 @@ class Receiver:
 class SessionStreamClient:
     """The project's own session client, with a listener that only takes times."""
 
+    request_type: Any = tokenizer_pb2.SessionRequest
+
     def __init__(self, target: str, model: str, work: Work) -> None:
         self._target = target
         self._model = model
@@ -41,8 +43,7 @@ class SessionStreamClient:
 
     async def open(self) -> None:
         self._channel = aio_channel(self._target)
-        stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._session = SessionClient(self._target, stub.Session, tokenizer_pb2.SessionRequest, self)
+        self._session = SessionClient(self._target, self.open_call(self._channel), self.request_type, self)
         self._session.start()
         try:
             await asyncio.wait_for(self._ready.wait(), OPEN_TIMEOUT_S)
@@ -57,8 +58,7 @@ class SessionStreamClient:
             raise self._session.last_error
         receiver = Receiver(record)
         handle = stream.open([receiver])
-        request = tokenizer_pb2.TextRequest(model=self._model, options=self._options, **prompt_fields(prompt))
-        stream.submit(tokenizer_pb2.Submit(handle=handle, request=request))
+        stream.submit(self.submit_of(handle, prompt))
         try:
             await receiver.ended
         finally:
@@ -69,6 +69,15 @@ class SessionStreamClient:
     async def close(self) -> None:
         await self._session.close()
         await self._channel.close()
+
+    def open_call(self, channel: Any) -> Any:
+        """The method that the stream is opened with."""
+        return gateway_pb2_grpc.GenerationServiceStub(channel).Session  # type: ignore[no-untyped-call]
+
+    def submit_of(self, handle: int, prompt: list[int] | str) -> Any:
+        """One request."""
+        request = tokenizer_pb2.TextRequest(model=self._model, options=self._options, **prompt_fields(prompt))
+        return tokenizer_pb2.Submit(handle=handle, request=request)
 
     def on_ready(self, _: SessionStream[Receiver]) -> None:
         """The stream is open."""

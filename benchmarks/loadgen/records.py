@@ -25,6 +25,8 @@ class Record:
     error: str = ""
     """Why it does not count; empty: it does."""
     text: str = ""
+    first_text_s: dict[str, float] = field(default_factory=dict)
+    """By tier, what it added to the wait for the first text, where the server tells."""
 
     def piece(self, now_s: float | None = None) -> None:
         """A piece of the answer has come."""

@@ -10,6 +10,9 @@ from benchmarks.loadgen.clients import LoadClient
 from benchmarks.loadgen.records import Record
 from benchmarks.loadgen.work import Prompts
 
+SETTLE_S = 0.1
+"""Before the first request, so that connections which the server closed while prompts were made are not used again."""
+
 Progress = Callable[[Record], None]
 """Told each request that has ended."""
 
@@ -27,6 +30,7 @@ class Runner:
         if concurrency < 1 or num_requests < 1:
             raise ValueError("concurrency and the number of requests: 1 or more")
         prepared = [self._prepare() for _ in range(num_requests)]
+        await asyncio.sleep(SETTLE_S)
         waiting = iter(prepared)
         records: list[Record] = []
 

@@ -1,13 +1,13 @@
 """One HTTP request that generates: who asks, its text stream, and noticing that the client has gone."""
 
-import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from fastapi import Request
 
 from gateway.generation import Generation
+from gateway.http.connection import Connection, connection_of
 from gateway.http.fields import GenerationFields
 from gateway.metrics import RequestRecord
 from gateway.streams import Event, TextStream
@@ -24,12 +24,12 @@ class HttpCall:
         self.request_id: str = request.state.request_id
         self.record: RequestRecord = generation.record(api)
         self.record.request_id = self.request_id
+        self.connection: Connection = connection_of(request.scope)
         self.gone = False
         """The client went away."""
         self._generation = generation
         self._request = request
         self._stream: TextStream | None = None
-        self._watch: asyncio.Task[None] | None = None
         self._kept = False
 
     def __enter__(self) -> "HttpCall":
@@ -57,7 +57,7 @@ class HttpCall:
         refuse(context.violations())
         self.record.model = model
         self._stream = self._generation.open(self.record, self._generation.caller(context), requests)
-        self._watch = asyncio.get_running_loop().create_task(self._until_gone())
+        self.connection.watch(self._on_gone)
 
     async def next_events(self) -> list[Event]:
         """As `TextStream.next_events`. Raises Cancelled when the client has gone."""
@@ -67,11 +67,29 @@ class HttpCall:
             raise Cancelled("the client went away")
         return events
 
+    def take_events(self) -> list[Event]:
+        """As `TextStream.take_events`. Raises Cancelled when the client has gone."""
+        assert self._stream is not None, "open comes first"
+        if self.gone:
+            raise Cancelled("the client went away")
+        return self._stream.take_events()
+
+    @property
+    def over(self) -> bool:
+        """Whether every event has been taken."""
+        return self._stream is not None and self._stream.over
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """From now on call this when something has come, when the client can take more, and when it has gone."""
+        assert self._stream is not None, "open comes first"
+        self._stream.listen(listener)
+        self.connection.on_writable = listener
+
     def close(self, error: BaseException | None = None) -> None:
         """Take back what still runs below, count and log. Later calls change nothing."""
-        if self._watch is not None:
-            self._watch.cancel()
+        self.connection.release()
         if self._stream is not None:
+            self._stream.listen(None)
             self._stream.close()
         if error is not None:
             self.record.failed(error)
@@ -81,9 +99,7 @@ class HttpCall:
         """The answer ended with this error after its status had been sent."""
         self.record.failed(error)
 
-    async def _until_gone(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
+    def _on_gone(self) -> None:
         self.gone = True
         if self._stream is not None:
             self._stream.close()

@@ -86,6 +86,12 @@ def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONR
     return JSONResponse(body, status_code=error.http_status, headers=headers)
 
 
+def bug_response(request: Request, error: Exception) -> JSONResponse:
+    """The answer to what nobody foresaw; the server logs the traceback."""
+    name = f"{request.method} {request.url.path}"
+    return error_response(Internal(f"{name} failed: {type(error).__name__}; the server's log has the details"))
+
+
 def error_of(terminal: Terminal, *, openai: bool = True) -> TokenwireError | None:
     """The error that a terminal event is; None for an ordinary end.
 
@@ -114,10 +120,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return response
 
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        name = f"{request.method} {request.url.path}"
-        return error_response(
-            Internal(f"{name} failed: {type(error).__name__}; the server's log has the details")
-        )  # the server logs the traceback
+        return bug_response(request, error)
 
     app.add_exception_handler(TokenwireError, on_tokenwire_error)
     app.add_exception_handler(HTTPException, on_http_exception)

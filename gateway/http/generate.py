@@ -16,7 +16,7 @@ same for the input's tokens from the second on. Streamed, an event has those of 
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.generation import Generation
@@ -24,6 +24,7 @@ from gateway.http.body import invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.errors import error_object, error_of
 from gateway.http.fields import GenerationFields, prompts_of
+from gateway.http.front import Handler
 from gateway.http.logprobs import plain_logprobs
 from gateway.http.openai_usage import usage_object
 from gateway.http.sse import DONE, event_stream, json_text
@@ -43,18 +44,16 @@ class GenerateBody(GenerationFields):
     prompt_logprobs: int | None = None
 
 
-def generate_routes(generation: Generation) -> APIRouter:
-    """The route."""
-    router = APIRouter()
+def generate_handler(generation: Generation) -> Handler:
+    """What answers POST /generate."""
 
-    @router.post("/generate")
     async def generate(request: Request) -> Response:
         """Continue one or many inputs."""
         with HttpCall(generation, request, "http.generate") as call:
             body = await read_body(request, GenerateBody, generation.settings.max_body_bytes)
             return await _answer(generation, call, body)
 
-    return router
+    return generate
 
 
 async def _answer(generation: Generation, call: HttpCall, body: GenerateBody) -> Response:

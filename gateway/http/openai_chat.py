@@ -7,7 +7,7 @@ is refused with its name, never ignored.
 import secrets
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.generation import Generation
@@ -16,6 +16,7 @@ from gateway.http.calls import HttpCall
 from gateway.http.chat_answers import message_object, reasoning_delta, tool_calls_delta
 from gateway.http.chat_messages import ChatMessageFields, ToolFields, message_of, tools_of
 from gateway.http.fields import HARMLESS, GenerationFields, StreamOptions
+from gateway.http.front import Handler
 from gateway.http.logprobs import chat_logprobs
 from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
 from gateway.http.sse import event_stream
@@ -61,18 +62,16 @@ class ChatBody(GenerationFields):
     stream_options: StreamOptions | None = None
 
 
-def chat_routes(generation: Generation) -> APIRouter:
-    """The route."""
-    router = APIRouter()
+def chat_handler(generation: Generation) -> Handler:
+    """What answers POST /v1/chat/completions."""
 
-    @router.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         with HttpCall(generation, request, "http.chat") as call:
             body = await read_body(request, ChatBody, generation.settings.max_body_bytes)
             return await _answer(generation, call, body)
 
-    return router
+    return chat_completions
 
 
 async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Response:

@@ -6,13 +6,14 @@ Source: https://platform.openai.com/docs/api-reference/completions. `max_tokens`
 import secrets
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.generation import Generation
 from gateway.http.body import invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.fields import HARMLESS, GenerationFields, StreamOptions, prompts_of
+from gateway.http.front import Handler
 from gateway.http.logprobs import completion_logprobs
 from gateway.http.openai_chat import refuse_stream_options
 from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
@@ -47,18 +48,16 @@ class CompletionBody(GenerationFields):
     stream_options: StreamOptions | None = None
 
 
-def completion_routes(generation: Generation) -> APIRouter:
-    """The route."""
-    router = APIRouter()
+def completion_handler(generation: Generation) -> Handler:
+    """What answers POST /v1/completions."""
 
-    @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
         """Continue one or many prompts."""
         with HttpCall(generation, request, "http.completions") as call:
             body = await read_body(request, CompletionBody, generation.settings.max_body_bytes)
             return await _answer(generation, call, body)
 
-    return router
+    return completions
 
 
 async def _answer(generation: Generation, call: HttpCall, body: CompletionBody) -> Response:

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from gateway.http.connection import Connection
 from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
 from tokenwire.server import refuse_public_without_auth
@@ -27,20 +28,23 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """One HTTP port. `bind`, `start`, `stop`."""
 
-    def __init__(self, app: Any, host: str, port: int, *, insecure: bool) -> None:
+    def __init__(self, app: Any, host: str, port: int, *, insecure: bool, share_port: bool = False) -> None:
+        """`share_port`: this is one of several workers, for whom the port is held."""
         refuse_public_without_auth(host, insecure)
         self.port = port
         self._host = host
+        self._share_port = share_port
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         config = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
+            proxy_headers=False,
             access_log=False,
             server_header=False,
         )
@@ -50,7 +54,7 @@ class HttpServer:
         """Take the port; returns it. Raises FailedPrecondition when it cannot be used."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            self._socket = socket.create_server((self._host, self.port), family=family)
+            self._socket = socket.create_server((self._host, self.port), family=family, reuse_port=self._share_port)
         except OSError as error:
             address = join_host_port(self._host, self.port)
             message = f"cannot listen on {address} for HTTP ({error.strerror}): give another with --http-port or --host"

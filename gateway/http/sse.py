@@ -1,8 +1,12 @@
-"""Server-sent events written straight to the server: per wake-up one text and one write, whatever came.
+"""Server-sent events written straight into the connection, from within the frame that brought their text.
+
+Head and end go through ASGI, and what lies between goes around it: no task switch per event. A client that does not
+keep up is written to again when its buffer has drained, with what has come meanwhile as one event.
 
 Does not know what the events say; a `Chunks` writes them.
 """
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Protocol
@@ -69,7 +73,9 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             await send({"type": "http.response.body", "body": self._first.encode(), "more_body": True})
-            await send({"type": "http.response.body", "body": (await self._rest(send)).encode(), "more_body": False})
+            if self._error is None:
+                await self._until_over()
+            await send({"type": "http.response.body", "body": self._last().encode(), "more_body": False})
         except Cancelled as error:
             failure = error  # the client has gone: nobody is there to be told
         except BaseException as error:
@@ -78,15 +84,39 @@ class EventStream(Response):
         finally:
             self._call.close(failure)
 
-    async def _rest(self, send: Send) -> str:
-        """Write all but the last piece, which is returned."""
-        error = self._error
-        while error is None:
-            events = await self._call.next_events()
-            if not events:
-                return self._chunks.end()
-            text, error = self._chunks.render(events)
-            if text:
-                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-        self._call.failed(error)
-        return data_line({"error": error_object(error, self._prompt_field)})
+    async def _until_over(self) -> None:
+        """Write all but the last piece. Raises Cancelled when the client has gone."""
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def advance() -> None:
+            """Write what has come, where the client can take it; called from within whatever brought it."""
+            if over.done():
+                return
+            try:
+                while self._call.connection.writable or self._call.gone:
+                    if not self._write():
+                        break
+                if self._call.over or self._error is not None:
+                    over.set_result(None)
+            except Exception as error:  # this answer's alone: what brought the news has others to serve
+                over.set_exception(error)
+
+        self._call.listen(advance)
+        advance()
+        await over
+
+    def _write(self) -> bool:
+        """Write what has come; whether there was anything, and more may follow."""
+        events = self._call.take_events()
+        if not events:
+            return False
+        text, self._error = self._chunks.render(events)
+        if text:
+            self._call.connection.write_chunk(text.encode())
+        return self._error is None
+
+    def _last(self) -> str:
+        if self._error is None:
+            return self._chunks.end()
+        self._call.failed(self._error)
+        return data_line({"error": error_object(self._error, self._prompt_field)})

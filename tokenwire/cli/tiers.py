@@ -44,6 +44,8 @@ class UpSettings:
     model_metrics_port: int = 0
     drain_timeout_s: float = 30.0
     model_replicas: int = 1
+    gateway_workers: int = 1
+    tokenizer_workers: int = 1
     replicas: tuple[Replica, ...] = ()
     """Where there are several, each one's place (see `replicas.py`); empty for a single one."""
 
@@ -122,6 +124,8 @@ def tiers_of(settings: UpSettings) -> list[Tier]:
             *given("--host", settings.host), *given("--port", settings.port),
             *given("--http-port", settings.http_port), "--metrics-port", str(settings.gateway_metrics_port),
             *given("--tokenizer-targets", tokenizer_target), *(("--insecure",) if settings.insecure else ()), *drain,
+            "--workers", str(settings.gateway_workers),
+            "--sessions-per-target", str(sessions_for(settings.tokenizer_workers)),
         ),
     )  # fmt: skip
     tokenizer = Tier(
@@ -130,9 +134,15 @@ def tiers_of(settings: UpSettings) -> list[Tier]:
             *given("--host", LOOPBACK), *given("--port", settings.tokenizer_port),
             "--metrics-port", str(settings.tokenizer_metrics_port), *given("--model", settings.model),
             *given("--model-targets", ",".join(model.target for model in models)), *drain,
+            "--workers", str(settings.tokenizer_workers),
         ),
     )  # fmt: skip
     return [gateway, tokenizer, *models]
+
+
+def sessions_for(num_workers: int) -> int:
+    """How many sessions reach that many workers, over which the kernel spreads connections at random."""
+    return 1 if num_workers == 1 else 4 * num_workers
 
 
 def model_tier(settings: UpSettings, name: str, replica: Replica) -> Tier:

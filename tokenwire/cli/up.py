@@ -55,6 +55,14 @@ MODEL_OPTIONS = (
         help="Model tiers behind the tokenizer tier: one GPU each, or shares of the CPU's cores.",
     ),
     click.option(
+        "--gateway-workers", type=click.IntRange(1, 256), envvar="TOKENWIRE_GATEWAY_WORKERS", default=1,
+        show_default=True, help="Processes of the gateway, which share its ports.",
+    ),
+    click.option(
+        "--tokenizer-workers", type=click.IntRange(1, 256), envvar="TOKENWIRE_TOKENIZER_WORKERS", default=1,
+        show_default=True, help="Processes of the tokenizer tier.",
+    ),
+    click.option(
         "--drain-timeout", "drain_timeout_s", type=click.FloatRange(min=0), default=30.0, show_default=True,
         help="Seconds that running requests get to finish at the end.",
     ),

@@ -6,9 +6,11 @@ so that the scheme holds; tiers say what they measure. Requires the `server` ext
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from tokenwire.errors import FailedPrecondition
 
@@ -33,8 +35,8 @@ class TierMetrics:
         return Counter(self._name(what), help, labels, registry=self.registry)
 
     def gauge(self, what: str, help: str, labels: Sequence[str] = ()) -> Gauge:
-        """Something that goes up and down."""
-        return Gauge(self._name(what), help, labels, registry=self.registry)
+        """Something that goes up and down; with several workers the sum over those that live."""
+        return Gauge(self._name(what), help, labels, registry=self.registry, multiprocess_mode="livesum")
 
     def histogram(
         self, what: str, help: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS
@@ -51,6 +53,13 @@ class TierMetrics:
 def exposition(registry: CollectorRegistry = REGISTRY) -> bytes:
     """All metrics in Prometheus' text format."""
     return generate_latest(registry)
+
+
+def merged_registry(folder: Path) -> CollectorRegistry:
+    """What all processes that keep their numbers in this folder have counted, in one."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    return registry
 
 
 def serve_metrics(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:

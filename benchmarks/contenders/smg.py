@@ -1,0 +1,75 @@
+"""Shepherd Model Gateway in gRPC mode, before a mock of the worker that it speaks to: installed and started."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.contenders.peer_homes import home, python_of, versions
+from benchmarks.contenders.process import ServerProcess, environment
+from benchmarks.contenders.running import Running, until_answers
+from benchmarks.contenders.spec import Absent, Spec
+from benchmarks.loadgen.measure import Target
+from tokenwire.cli.tiers import free_ports
+from tokenwire.model_catalog import DEFAULT_MODEL
+from tokenwire.models import resolve
+
+PEER = "smg"
+PACKAGES = ("smg==1.13.0", "smg-grpc-proto", "h2", "uvloop")
+WORKER = Path(__file__).parent / "smg_worker.py"
+SERVED = "model"
+WORKER_START_S = 20.0
+
+
+class WithWorker(ServerProcess):
+    """The gateway's process, which takes its worker along when it is stopped."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], cwd: Path, worker: ServerProcess) -> None:
+        super().__init__(command, environ, cwd)
+        self._worker = worker
+
+    def stop(self) -> None:
+        try:
+            super().stop()
+        finally:
+            self._worker.stop()
+
+
+def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None) -> Running:
+    """Start both and wait for the first answer. Raises Absent and, for unknown options, ValueError."""
+    given = spec.taken(model=DEFAULT_MODEL, step_ms="20", vocab="49152", api="chat")
+    if given["api"] != "chat":
+        raise ValueError(f"{spec.label}: api={given['api']}: chat alone")
+    python, folder = python_of(PEER), str(resolve(given["model"]))
+    found = versions(PEER, ("smg", "smg-grpc-proto", "h2"))
+    worker_port, port, metrics_port = free_ports(3)
+    command = [str(python), str(WORKER), str(worker_port), given["step_ms"], given["vocab"], folder]
+    began_s = time.perf_counter()
+    worker = ServerProcess(command, environment(), home())
+    try:
+        until_listens(worker)
+        gateway = [
+            str(python.with_name("smg")), "launch", "--host", "127.0.0.1", "--port", str(port),
+            "--worker-urls", f"grpc://127.0.0.1:{worker_port}", "--model-path", folder,
+            "--prometheus-port", str(metrics_port), "--log-level", "warn",
+        ]  # fmt: skip
+        process = WithWorker(gateway, environment(), home(), worker)
+    except BaseException:
+        worker.stop()
+        raise
+    target = Target("chat", f"127.0.0.1:{port}", SERVED, tiers={"smg": process.pid, "worker": worker.pid})
+    try:
+        startup_s, answer = until_answers(spec.label, target, process, began_s, say=say)
+    except BaseException:
+        process.stop()
+        raise
+    recorded = {name: value for name, value in given.items() if name != "model"}
+    return Running(spec.label, target, process, found, recorded, startup_s, answer)
+
+
+def until_listens(worker: ServerProcess) -> None:
+    """Wait for the mock's line. Raises Absent."""
+    ends_s = time.monotonic() + WORKER_START_S
+    while "listening" not in worker.said():
+        if worker.status is not None or time.monotonic() > ends_s:
+            raise Absent(f"its mock worker did not start: {worker.last_words()}")
+        time.sleep(0.02)

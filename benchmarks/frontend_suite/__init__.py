@@ -1,0 +1,1 @@
+"""The frontend benchmark: what the tiers above the model cost per token, beside a gateway of another make."""

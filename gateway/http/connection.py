@@ -1,0 +1,69 @@
+"""The listener's connection, with a way around ASGI for streamed answers: text goes straight into its transport.
+
+uvicorn parses requests, keeps time and writes heads and ends. In between, one task switch, one coroutine and one
+dictionary per token are what this way saves. Knows nothing of what is written.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+EXTENSION = "tokenwire.connection"
+"""Where the connection is found in an ASGI scope's extensions."""
+
+
+def _nothing() -> None:
+    """What happens where nobody listens."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's own, which tells whoever writes an answer when it can go on, and when nobody reads it any more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_writable: Callable[[], None] = _nothing
+        """Called when what was paused may be written to again."""
+        self.on_gone: Callable[[], None] = _nothing
+        """Called when the client has gone. Set by `watch`."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether the client keeps up. What is written all the same is buffered."""
+        return not self.flow.write_paused
+
+    def write_chunk(self, body: bytes) -> None:
+        """One piece of a body whose head said that it comes in chunks. `body` is not empty."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Tell when the client goes. Its request has been read; what it sends next waits in this process."""
+        self.on_gone = on_gone
+        self.flow.resume_reading()  # a large body leaves it paused, and then nobody sees the end
+        if self.transport.is_closing():
+            on_gone()
+
+    def release(self) -> None:
+        """The answer is over: nobody is told anything any more."""
+        self.on_gone = self.on_writable = _nothing
+
+    def on_message_begin(self) -> None:
+        """A request begins: it can find its connection."""
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self.on_writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        super().connection_lost(exc)
+        self.on_gone()
+
+
+def connection_of(scope: Mapping[str, Any]) -> Connection:
+    """The connection that a request came on."""
+    found: Connection = scope["extensions"][EXTENSION]
+    return found
