@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
+from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenwire.telemetry import REGISTRY, TierMetrics
 
 
@@ -19,3 +20,13 @@ class TokenizerMetrics:
         self.encode = tier.histogram("encode_seconds", "Template and encoding of one prompt")
         self.queue = tier.histogram("encode_queue_seconds", "From receipt of a prompt until its encoding began")
         self.first_frame = tier.histogram("first_frame_seconds", "From Submit to a model tier until its first tokens")
+        prompts = tier.counter(
+            "encoding_cache_prompts_total",
+            "Prompts by what the encoding cache had of them: hit (all), part, miss (nothing)",
+            ["outcome"],
+        )
+        self.cache_prompts = {outcome: prompts.labels(outcome.value) for outcome in CacheOutcome}
+        self.cache_saved_tokens = tier.counter(
+            "encoding_cache_saved_tokens_total", "Tokens of prompts that were taken from the encoding cache"
+        )
+        self.cache_bytes = tier.gauge("encoding_cache_bytes", "What the encoding cache holds, texts and token ids")

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from tokenizer_svc.backends import ModelReplica
 from tokenizer_svc.chat_template import load_chat_template
 from tokenizer_svc.encoder import Encoder
+from tokenizer_svc.encoding_cache import EncodingCache
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Router
 from tokenizer_svc.service import TokenizerServicer
@@ -36,8 +37,15 @@ class TokenizerTier:
         began_s = time.monotonic()
         self.settings = settings
         tokenizer = Tokenizer.load(folder)
-        template = load_chat_template(folder, tokenizer.special_tokens)
+        template = load_chat_template(
+            folder,
+            tokenizer.special_tokens,
+            max_output_chars=settings.template_chars,
+            max_render_s=settings.template_seconds,
+        )
         model = settings.served_name or served_name(settings.model)
+        metrics = TokenizerMetrics(registry)
+        cache = EncodingCache(settings.encoding_cache_bytes) if settings.encoding_cache_bytes else None
         encoder = Encoder(
             tokenizer,
             template,
@@ -46,6 +54,7 @@ class TokenizerTier:
             max_batch_size=settings.encode_batch_size,
             num_threads=settings.encode_threads,
             max_queued=settings.max_queued_requests,
+            cache=cache,
         )
         self._changed = asyncio.Event()
         self.replicas = [ModelReplica(target, tokenizer.fingerprint, self._changed.set) for target in settings.targets]
@@ -55,7 +64,7 @@ class TokenizerTier:
             template=template,
             encoder=encoder,
             router=Router(self.replicas),
-            metrics=TokenizerMetrics(registry),
+            metrics=metrics,
             max_requests=settings.max_requests,
         )
         self.server = GrpcServer(settings)

@@ -11,6 +11,8 @@ from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.generation import ChoiceText
 from tokenizer_svc.logprob_texts import LogprobTexts
+from tokenizer_svc.prompt import Truncation
+from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.tokenizer import Tokenizer
@@ -27,7 +29,10 @@ class TextRequest:
     input: str | tuple[int, ...] | Conversation
     """A text, token ids used as they are, or a conversation."""
     options: GenerationOptions
-    truncate: bool = False
+    truncation: Truncation | None = None
+    """How a prompt that is too long is cut; None: it is refused."""
+    split_special_tokens: bool = False
+    """What stands for special tokens in the input's text is plain text."""
     cache_salt: str = ""
     vocabulary: str = ""
     """Fingerprint of what the client means by token ids; empty: not checked."""
@@ -56,15 +61,27 @@ async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
     check_request(request, tier)
     if isinstance(request.input, tuple):
         return EncodedPrompt("", list(request.input))
-    prompt = await tier.encoder.encode(request.input)
+    prompt = await tier.encoder.encode(
+        request.input, split_special_tokens=request.split_special_tokens, salt=request.cache_salt
+    )
     tier.metrics.encode.observe(prompt.encode_s)
     tier.metrics.queue.observe(prompt.queue_s)
+    if prompt.cache_outcome is not None:
+        tier.metrics.cache_prompts[prompt.cache_outcome].inc()
+        tier.metrics.cache_saved_tokens.inc(prompt.num_cached)
+        if prompt.cache_outcome is not CacheOutcome.HIT:
+            tier.metrics.cache_bytes.set(tier.encoder.cache_bytes)
     return prompt
 
 
 def begin_text(options: GenerationOptions, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> ChoiceText:
     """The text of a choice before its first token."""
-    detokenizer = Detokenizer(tokenizer, prompt_ids=prompt_ids, skip_special_tokens=options.skip_special_tokens)
+    detokenizer = Detokenizer(
+        tokenizer,
+        prompt_ids=prompt_ids,
+        skip_special_tokens=options.skip_special_tokens,
+        spaces_between_special_tokens=options.spaces_between_special_tokens,
+    )
     matcher = None
     if options.stop_strings:
         matcher = StopStringMatcher(options.stop_strings, include_stop_string=options.include_stop_string)

@@ -12,7 +12,17 @@ Knows only the gateway's contract: no tokenizer, no model, no retry.
 """
 
 from tokenwire.client.clients import AsyncClient, Client
-from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Output, TextDelta
+from tokenwire.client.events import (
+    Encoding,
+    Event,
+    Finished,
+    Message,
+    ModelCard,
+    Output,
+    RenderedPrompt,
+    TextDelta,
+    TokenizerFiles,
+)
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.requests import FinishReason, Terminal, TokenLogprob, Usage
@@ -29,9 +39,11 @@ __all__ = [
     "Message",
     "ModelCard",
     "Output",
+    "RenderedPrompt",
     "Stream",
     "Terminal",
     "TextDelta",
     "TokenLogprob",
+    "TokenizerFiles",
     "Usage",
 ]
