@@ -53,6 +53,7 @@ def generate_call(prompts: Sequence[Prompt], given: CallOptions) -> GenerationCa
         truncate=given.get("truncate", False),
         cache_salt=given.get("cache_salt", ""),
         split_special_tokens=given.get("split_special_tokens", False),
+        truncation=_truncation(given),
     )
     return GenerationCall(
         request, context.request_id, len(prompts) * options.num_choices, _call_timeout_s(given), generate_events
@@ -69,6 +70,7 @@ def chat_call(messages: str | Sequence[Message], given: CallOptions) -> Generati
         truncate=given.get("truncate", False),
         cache_salt=given.get("cache_salt", ""),
         split_special_tokens=given.get("split_special_tokens", False),
+        truncation=_truncation(given),
     )
     _add_messages(request.conversation, messages)
     return GenerationCall(request, context.request_id, options.num_choices, _call_timeout_s(given), chat_events)
@@ -251,6 +253,19 @@ def _token_ids(ids: Sequence[int], field: str) -> common_pb2.TokenIds:
             allowed = "a token id is an integer from 0 to 2^32 - 1"
             refuse([FieldViolation(f"{field}[{i}]", f"{token!r} is not allowed: {allowed}")])
     return common_pb2.TokenIds(ids=ids)
+
+
+def _truncation(given: CallOptions) -> tokenizer_pb2.Truncation | None:
+    side, max_tokens = given.get("truncation_side"), given.get("max_prompt_tokens")
+    if side is None and max_tokens is None:
+        return None
+    if side not in (None, "start", "end"):
+        refuse([FieldViolation("truncation_side", f"{side!r} is not allowed: start or end")])
+    if max_tokens is not None and not 1 <= max_tokens < 2**32:
+        refuse([FieldViolation("max_prompt_tokens", f"{max_tokens!r} is not allowed: an integer of 1 or more")])
+    at_end = side == "end"
+    wire_side = tokenizer_pb2.TRUNCATION_SIDE_END if at_end else tokenizer_pb2.TRUNCATION_SIDE_START
+    return tokenizer_pb2.Truncation(side=wire_side, max_tokens=max_tokens or 0)
 
 
 def _call_timeout_s(given: CallOptions) -> float | None:

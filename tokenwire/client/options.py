@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from tokenwire.errors import FieldViolation
 from tokenwire.requests import MAX_TIMEOUT_S, GenerationOptions, RequestContext, is_unicode, new_request_id
@@ -56,6 +56,10 @@ class CallOptions(TypedDict, total=False):
     """Read what stands for special tokens in prompts or messages as plain text; absent: it becomes special tokens."""
     truncate: bool
     """Cut a prompt longer than the context at its start instead of refusing it."""
+    truncation_side: Literal["start", "end"]
+    """Cut a prompt that is too long at this end; stands for `truncate` too."""
+    max_prompt_tokens: int
+    """Cut a prompt to this many tokens, at `truncation_side` or its start."""
     cache_salt: str
     """Cached prefixes are shared only among requests of equal salt."""
     timeout_s: float

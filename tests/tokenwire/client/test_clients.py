@@ -99,7 +99,7 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     client.generate(
         "a", model=MODEL, max_tokens=5, temperature=0.5, top_k=4, top_p=0.25, min_p=0.125, seed=2**64 - 1, stop="END",
         stop_token_ids=[3], include_stop_string=True, ignore_eos=True, skip_special_tokens=False,
-        spaces_between_special_tokens=False, split_special_tokens=True,
+        spaces_between_special_tokens=False, split_special_tokens=True, truncation_side="end", max_prompt_tokens=9,
         return_token_ids=True, num_choices=1, truncate=True, timeout_s=9, request_id="mine", priority=-5, tenant="t",
         repetition_penalty=1.5, presence_penalty=0, frequency_penalty=-0.5, logit_bias={9: -1, 3: 0.5},
         allowed_token_ids=[1, 2], banned_sequences=[[5], (6, 7)], min_tokens=2, logprobs=0, prompt_logprobs=3,
@@ -107,6 +107,7 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     (request,) = gateway.requests
     options, context = request.options, request.context
     assert (request.model, request.truncate) == (MODEL, True)
+    assert (request.truncation.side, request.truncation.max_tokens) == (2, 9)
     assert request.split_special_tokens and options.output.HasField("spaces_between_special_tokens")
     assert not options.output.spaces_between_special_tokens
     assert (options.sampling.temperature, options.sampling.top_k) == (0.5, 4)
@@ -132,6 +133,8 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     ("options", "field"),
     [
         ({"max_tokens": 99_999_999_999}, "options.stop.max_tokens"),
+        ({"truncation_side": "middle"}, "truncation_side"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens"),
         ({"top_k": 2**32}, "options.sampling.top_k"),
         ({"stop_token_ids": [2**32]}, "options.stop.stop_token_ids"),
         ({"stop": "\ud800"}, "options.stop.stop_strings"),
