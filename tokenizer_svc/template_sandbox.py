@@ -30,6 +30,8 @@ from tokenizer_svc.json_size import text_size
 
 WORK_PER_OUTPUT = 16
 """Characters that may be made on the way for each that may come out."""
+PART_CHARS = 16
+"""What a place in a list counts: it may hold a text of its own, such as those of `split`."""
 MAX_WIDTH = 1_000
 """Of padding, indents, batches and decimals."""
 MAX_INTEGER_BITS = 4_096
@@ -245,8 +247,10 @@ def _weigh_method(
 
 def _weighed(budget: Budget, result: Any) -> Any:
     """What a call or a filter has made."""
-    if isinstance(result, str | bytes | list | tuple | dict):
+    if isinstance(result, str | bytes):
         budget.take(len(result))
+    elif isinstance(result, list | tuple | dict):
+        budget.take(len(result) * PART_CHARS)
     return result
 
 
