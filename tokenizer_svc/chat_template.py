@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 
 from tokenizer_svc.json_size import text_size
-from tokenizer_svc.template_sandbox import BUDGET, WORK_PER_OUTPUT, BoundedEnvironment, Budget, TooMuch
+from tokenizer_svc.template_budget import WORK_PER_OUTPUT, Budget, TooMuch
+from tokenizer_svc.template_sandbox import BUDGET, BoundedEnvironment
 from tokenizer_svc.tokenizer import read_json
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.fingerprint import template_fingerprint

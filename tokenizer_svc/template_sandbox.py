@@ -11,9 +11,7 @@ sends has no such structure. Knows nothing of conversations.
 """
 
 import json
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -26,79 +24,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from tokenizer_svc.json_size import text_size
+from tokenizer_svc.template_budget import (
+    MAX_WIDTH,
+    WIDE_PERCENT,
+    Budget,
+    Counted,
+    TooMuch,
+    refuse_wide_braces,
+    weigh_filter,
+    weigh_method,
+    weigh_operation,
+    weighed,
+)
 
-WORK_PER_OUTPUT = 16
-"""Characters that may be made on the way for each that may come out."""
-PART_CHARS = 16
-"""What a place in a list counts: it may hold a text of its own, such as those of `split`."""
-MAX_WIDTH = 1_000
-"""Of padding, indents, batches and decimals."""
-MAX_INTEGER_BITS = 4_096
 BUDGET = "budget "
 """The variable that holds it. No template can name it, for the blank."""
 MISSING_FILTERS = ("filesizeformat", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
-WIDTH_FILTERS = ("batch", "center", "format", "indent", "round", "slice", "tojson")
-WIDTH_METHODS = ("center", "expandtabs", "ljust", "rjust", "zfill")
 FORBIDDEN_METHODS = ("translate", "maketrans", "encode")
-WIDE = re.compile(r"%[^a-zA-Z%]*\d{4}|\{[^{}]*\d{4}|\{[^{}]*\{")
-"""A width or a number of places above 999 in a format, or one that is not written out."""
-
-
-class TooMuch(Exception):
-    """A template goes beyond its bounds; the message says which."""
-
-
-class Budget:
-    """What one rendering may still use."""
-
-    __slots__ = ("_end_s", "_limit", "_seconds", "_used")
-
-    def __init__(self, *, seconds: float, num_chars: int) -> None:
-        """`num_chars`: of everything that is made, whether it comes out or not."""
-        self._seconds = seconds
-        self._end_s = time.monotonic() + seconds
-        self._limit = num_chars
-        self._used = 0
-
-    @property
-    def left(self) -> int:
-        """Characters that may still be made."""
-        return self._limit - self._used
-
-    def tick(self) -> None:
-        """Something may have taken time. Raises TooMuch."""
-        if time.monotonic() > self._end_s:
-            raise TooMuch(f"the chat template took longer than {self._seconds:g} s")
-
-    def take(self, num_chars: int) -> None:
-        """That much is about to be made. Raises TooMuch."""
-        self._used += num_chars
-        if self._used > self._limit:
-            raise TooMuch(f"the chat template makes more than {self._limit} characters")
-
-    def take_text_of(self, value: Any) -> None:
-        """A value is about to become text."""
-        self.take(text_size(value, self.left + 1))
-
-
-class _Counted:
-    """Something to loop over; each step is counted."""
-
-    __slots__ = ("_budget", "_values", "_weight")
-
-    def __init__(self, values: Iterable[Any], budget: Budget, weight: int) -> None:
-        self._values, self._budget, self._weight = values, budget, weight
-
-    def __iter__(self) -> Iterator[Any]:
-        tick, take, weight = self._budget.tick, self._budget.take, self._weight
-        for value in self._values:
-            tick()
-            take(weight)
-            yield value
-
-    def __len__(self) -> int:
-        return len(self._values)  # type: ignore[arg-type]  # a TypeError where there is none, as Jinja expects
 
 
 class _Bounds(NodeTransformer):
@@ -169,7 +111,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`+`, `*`, `**` and `%`, whose results are weighed first."""
-        _weigh_operation(_budget(context), operator, left, right)
+        budget = _budget(context)
+        if operator == "+" and type(left) is str and type(right) is str:
+            budget.take(len(left) + len(right))
+            return left + right
+        weigh_operation(budget, operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
@@ -178,90 +124,21 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         budget.tick()
         owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         if isinstance(owner, str | bytes):
-            args = _weigh_method(budget, owner, __obj.__name__, args, kwargs)
+            args = weigh_method(budget, owner, __obj.__name__, args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
-        return _weighed(budget, result)
+        return weighed(budget, result)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`str.format` with bounded widths."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None:
-            _refuse_widths(value.__self__)
+            refuse_wide_braces(value.__self__)
         return wrapped
 
 
 def _budget(context: Context) -> Budget:
     budget: Budget = context.parent[BUDGET]
     return budget
-
-
-def _weigh_operation(budget: Budget, operator: str, left: Any, right: Any) -> None:
-    sized = (str, bytes, list, tuple)
-    if operator == "+":
-        if isinstance(left, sized):
-            budget.take(len(left) + (len(right) if isinstance(right, sized) else 0))
-    elif operator == "*":
-        if isinstance(left, sized) and isinstance(right, int):
-            budget.take(len(left) * max(0, right))
-        elif isinstance(right, sized) and isinstance(left, int):
-            budget.take(len(right) * max(0, left))
-        elif isinstance(left, int) and isinstance(right, int):
-            _refuse_bits(left.bit_length() + right.bit_length())
-    elif operator == "**":
-        if isinstance(left, int) and isinstance(right, int):
-            _refuse_bits(left.bit_length() * abs(right))
-    elif isinstance(left, str | bytes):
-        _weigh_format(budget, left if isinstance(left, str) else left.decode("latin-1"), right)
-
-
-def _weigh_format(budget: Budget, text: str, values: Any) -> None:
-    """`text % values`."""
-    _refuse_widths(text)
-    if "*" in text:
-        raise TooMuch("the chat template formats with a width that is not written out")
-    longest = text_size(values, budget.left + 1) + MAX_WIDTH
-    budget.take(len(text) + text.count("%") * longest)
-
-
-def _weigh_method(
-    budget: Budget, owner: str | bytes, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, ...]:
-    """A method of a text. Returns its arguments, those of `join` as a list."""
-    values = (*args, *kwargs.values())
-    if name in WIDTH_METHODS:
-        width = max((abs(value) for value in values if isinstance(value, int)), default=8)
-        if width > MAX_WIDTH:
-            raise TooMuch(f"the chat template pads to {width}: at most {MAX_WIDTH}")
-        budget.take(len(owner) * (width if name == "expandtabs" else 1))
-    elif name == "replace" and len(values) >= 2 and isinstance(values[0], type(owner)):
-        count: Any = owner.count
-        budget.take(len(owner) + count(values[0]) * len(values[1]))
-    elif name == "join" and args:
-        parts = list(_Counted(args[0], budget, 1))
-        budget.take(sum(len(part) + len(owner) for part in parts if isinstance(part, str | bytes)))
-        return (parts,)
-    elif name in ("format", "format_map"):
-        budget.take((owner.count("{") if isinstance(owner, str) else 0) * text_size(list(values), budget.left + 1))
-    return args
-
-
-def _weighed(budget: Budget, result: Any) -> Any:
-    """What a call or a filter has made."""
-    if isinstance(result, str | bytes):
-        budget.take(len(result))
-    elif isinstance(result, list | tuple | dict):
-        budget.take(len(result) * PART_CHARS)
-    return result
-
-
-def _refuse_bits(num_bits: int) -> None:
-    if num_bits > MAX_INTEGER_BITS:
-        raise TooMuch(f"the chat template computes an integer of more than {MAX_INTEGER_BITS} bits")
-
-
-def _refuse_widths(text: str) -> None:
-    if WIDE.search(text):
-        raise TooMuch(f"the chat template formats with a width that is not written out or above {MAX_WIDTH}")
 
 
 def _bounded_filter(name: str, function: Any) -> Any:
@@ -272,53 +149,22 @@ def _bounded_filter(name: str, function: Any) -> Any:
     def bounded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _budget(context)
         budget.tick()
-        value = _weigh_filter(budget, name, value, args, kwargs)
+        value = weigh_filter(budget, name, value, args, kwargs)
         first: tuple[Any, ...] = ()
         if passed:
             first = (
                 {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}[passed],
             )
-        return _weighed(budget, function(*first, value, *args, **kwargs))
+        return weighed(budget, function(*first, value, *args, **kwargs))
 
     return bounded
 
 
-def _weigh_filter(budget: Budget, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Returns the value, a sequence of unknown length as a list."""
-    values = (*args, *kwargs.values())
-    if name in WIDTH_FILTERS:
-        for given in values:
-            size = abs(given) if isinstance(given, int) else len(given) if isinstance(given, str) else 0
-            if size > MAX_WIDTH and name != "format":
-                raise TooMuch(f"the chat template gives {name} a width of {size}: at most {MAX_WIDTH}")
-    if name == "format":
-        _weigh_format(budget, str(value), list(values))
-    elif name == "replace" and len(values) >= 2:
-        text, old, new = str(value), str(values[0]), str(values[1])
-        budget.take(len(text) + text.count(old) * len(new))
-    elif name == "indent" and values:
-        width = values[0] if isinstance(values[0], int) else len(str(values[0]))
-        budget.take(str(value).count("\n") * width)
-    elif name == "join":
-        value = list(_Counted(value, budget, 1))
-        budget.take(text_size(value, budget.left + 1) + len(value) * len(str(values[0]) if values else ""))
-    elif name == "sum" and any(not isinstance(given, int | float | str | None) for given in values):
-        raise TooMuch("the chat template sums what are no numbers")
-    elif name == "tojson":
-        indent = max((given for given in values if isinstance(given, int)), default=0)
-        budget.take(text_size(value, budget.left + 1) * (1 + indent))
-    elif name in ("string", "escape", "e", "forceescape", "urlencode", "title", "upper", "lower", "capitalize", "trim"):
-        budget.take_text_of(value)
-    elif name in ("list", "sort", "unique", "batch", "slice", "groupby", "reverse") and not isinstance(value, str):
-        value = _Counted(value, budget, 1) if name not in ("reverse",) else value
-    return value
-
-
 @pass_context
-def _counted(context: Context, values: Any, weight: int) -> _Counted:
+def _counted(context: Context, values: Any, weight: int) -> Counted:
     budget = _budget(context)
     budget.tick()
-    return _Counted(values, budget, 1 + weight)
+    return Counted(values, budget, 1 + weight)
 
 
 @pass_context
@@ -337,7 +183,7 @@ def _joined(context: Context, values: list[Any]) -> str:
 
 @pass_context
 def _made(context: Context, value: Any) -> Any:
-    return _weighed(_budget(context), value)
+    return weighed(_budget(context), value)
 
 
 @pass_context
@@ -396,7 +242,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    if len(format) > MAX_WIDTH or WIDE.search(format):
+    if len(format) > MAX_WIDTH or WIDE_PERCENT.search(format):
         raise TooMuch(f"the chat template's time format is longer than {MAX_WIDTH} characters or has widths")
     return datetime.now().strftime(format)
 

@@ -19,6 +19,7 @@ def template_of(source: str, **options: Any) -> ChatTemplate:
     return ChatTemplate(source, special_tokens={}, **limits)
 
 
+NESTED = "{% set ns = namespace(a=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}"
 ENDLESS = {
     "loops in loops that write nothing": (
         "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = b %}{% endfor %}{% endfor %}"
@@ -76,6 +77,30 @@ HUGE = {
         "'x ' * 40000 %}{% set ns = namespace(l=[]) %}"
         "{% for i in range(99999) %}{% set ns.l = ns.l + [s.split()] %}{% endfor %}"
     ),
+    "lists in lists by indent": (
+        NESTED + "{{ ns.a|indent(2) }}"
+    ),
+    "lists in lists by replace": (
+        NESTED + "{{ ns.a|replace('x', 'y') }}"
+    ),
+    "lists in lists by replacing it": (
+        NESTED + "{{ 'x'|replace(ns.a, 'y') }}"
+    ),
+    "lists in lists by safe": (
+        NESTED + "{{ ns.a|safe }}"
+    ),
+    "lists in lists by format": (
+        NESTED + "{{ '%s'|format(ns.a) }}"
+    ),
+    "lists in lists by str.format": (
+        NESTED + "{{ '{}'.format(ns.a) }}"
+    ),
+    "lists in lists by upper": (
+        NESTED + "{{ ns.a|upper }}"
+    ),
+    "lists in lists by center": (
+        NESTED + "{{ ns.a|center(9) }}"
+    ),
     "replacing nothing": "{{ ('x' * 9999).replace('', 'x' * 9999) }}",
     "the same as a filter": "{{ ('x' * 9999)|replace('', 'x' * 9999) }}",
     "center": "{{ 'x'.center(10**10) }}",
@@ -89,6 +114,7 @@ HUGE = {
     "batch": "{% for row in [1]|batch(10**10, 'x') %}{{ row }}{% endfor %}",
     "a width in a format": "{{ '%10000000000d' % 1 }}",
     "a width beside a format": "{{ '%*d' % (10**10, 1) }}",
+    "a width behind a name": "{{ '%(w)10000000000d' % {'w': 1} }}",
     "a width in a format filter": "{{ '%10000000000d'|format(1) }}",
     "a width in braces": "{{ '{:10000000000}'.format(1) }}",
     "a width in braces in braces": "{{ '{:{w}}'.format(1, w=10**10) }}",
@@ -160,10 +186,11 @@ def test_ordinary_work_is_not_in_the_way() -> None:
         "{{ '<' + m.role + '>' ~ m.content|trim ~ ('%s' % m.content[:3]) ~ '{}'.format(loop.index) }}"
         "{{ m.content.strip().replace('a', 'b').split('b')|first|upper|indent(2) }}{{ m|tojson(indent=2) }}"
         "{{ loop.length }}{{ loop.last }}{% endfor %}{{ ns.roles|unique|list|length }}{{ messages[-1]['content'] }}"
-        "{{ 'Today: 2024 %s' % 'x' }}{{ messages|map(attribute='role')|list|length }}{{ messages|length }}"
+        "{{ 'Today: **2024** (1) %s' % 'x' }}{{ '{{2024}} {}'.format(1) }}"
+        "{{ messages|map(attribute='role')|list|length }}{{ messages|length }}"
     )
     many = Conversation(tuple(ChatMessage("user", " an answer ") for _ in range(300)))
-    assert template_of(source, max_render_s=30).render(many).endswith("Today: 2024 x300300")
+    assert template_of(source, max_render_s=30).render(many).endswith("Today: **2024** (1) x{2024} 1300300")
 
 
 def test_sizes_are_those_of_texts_and_end_at_the_limit() -> None:
