@@ -1,14 +1,15 @@
 """Token ids to text as they come, for many sequences on one stream: StreamDetokenize without the wire.
 
-The text is made as that of generated tokens is (`text_request.begin_text`), so that a client which decodes by itself,
-or which lost a stream of text and has the token ids, gets the same text to the character.
+The text is made as that of generated tokens is (Detokenizer, then stop strings), so that a client which decodes by
+itself, or which lost a stream of text and has the token ids, gets the same text to the character.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.generation import ChoiceText
-from tokenizer_svc.text_request import begin_text
+from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.errors import FieldViolation, InvalidRequest, Overloaded
 from tokenwire.requests import FinishReason, GenerationOptions
@@ -57,7 +58,16 @@ class OpenSequences:
             raise Overloaded(
                 f"{MAX_SEQUENCES} sequences are open on this stream: end some", reason="TOO_MANY_SEQUENCES"
             )
-        text = begin_text(options, self._tokenizer, prompt_ids)
+        detokenizer = Detokenizer(
+            self._tokenizer,
+            prompt_ids=prompt_ids,
+            skip_special_tokens=options.skip_special_tokens,
+            spaces_between_special_tokens=options.spaces_between_special_tokens,
+        )
+        matcher = None
+        if options.stop_strings:
+            matcher = StopStringMatcher(options.stop_strings, include_stop_string=options.include_stop_string)
+        text = ChoiceText(detokenizer, matcher, len(prompt_ids), min_tokens=options.stop.min_tokens)
         self._open[handle] = _Sequence(text, received_tokens, received_chars)
 
     def push(self, handle: int, token_ids: Sequence[int], *, end: bool) -> tuple[str, str | None, bool]:

@@ -6,8 +6,10 @@ from functools import cache
 import pytest
 
 from tests.fakes.tokenizers_trained import TRAINED
+from tokenizer_svc.detokenizer import Detokenizer
+from tokenizer_svc.generation import ChoiceText
+from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.stream_detokenize import OpenSequences
-from tokenizer_svc.text_request import begin_text
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.errors import InvalidRequest
 from tokenwire.requests import FinishReason, GenerationOptions
@@ -36,7 +38,16 @@ def undisturbed(
     family: str, prompt: list[int], ids: list[int], options: GenerationOptions
 ) -> tuple[list[str], str | None]:
     """The text after each token and after the end, as a generated answer has it, and its stop string."""
-    text, total, found = begin_text(options, tokenizer_of(family), prompt), "", [""]
+    detokenizer = Detokenizer(
+        tokenizer_of(family),
+        prompt_ids=prompt,
+        skip_special_tokens=options.skip_special_tokens,
+        spaces_between_special_tokens=options.spaces_between_special_tokens,
+    )
+    stops, include = options.stop_strings, options.include_stop_string
+    matcher = StopStringMatcher(stops, include_stop_string=include) if stops else None
+    text = ChoiceText(detokenizer, matcher, len(prompt), min_tokens=options.stop.min_tokens)
+    total, found = "", [""]
     for token_id in ids:
         if text.stop_string is None:
             total += text.push([token_id]).text
