@@ -7,7 +7,7 @@ to another one, once. Does not know who asked.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -263,6 +263,20 @@ class Backends:
                 error = with_retry_time(from_rpc_error(rpc_error))
                 if not isinstance(error, Unavailable) or len(tried) >= min(MAX_TRIES, len(self.tiers)):
                     raise error from None
+
+    async def stream(
+        self, method: str, request: Any, *, timeout_s: float | None, request_id: str
+    ) -> AsyncIterator[Any]:
+        """The answers of a streaming call to a tier, raw. Not tried again. Raises its error."""
+        backend = self._choose()
+        call = getattr(backend.stub, method)(request, timeout=timeout_s, metadata=(("x-request-id", request_id),))
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as rpc_error:
+            raise with_retry_time(from_rpc_error(rpc_error)) from None
+        finally:
+            call.cancel()
 
     async def list_models(self, *, timeout_s: float | None, request_id: str) -> list[common_pb2.ModelCard]:
         """What can be asked for now."""

@@ -5,6 +5,7 @@ cancels its handler here, whose `finally` takes its prompts back below.
 """
 
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +65,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
                 options=request.options,
                 truncate=request.truncate,
                 cache_salt=request.cache_salt,
+                split_special_tokens=request.split_special_tokens,
+                truncation=request.truncation if request.HasField("truncation") else None,
             )
             stream = self._open(record, who, [text_request], context)
             try:
@@ -94,6 +97,37 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         response: tokenizer_pb2.DetokenizeResponse = await self._pass_on("Detokenize", request, context)
         return response
 
+    async def StreamDetokenize(
+        self, requests: AsyncIterator[tokenizer_pb2.StreamDetokenizeRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[tokenizer_pb2.StreamDetokenizeResponse]:
+        """Token ids to text as they come, by the tier below."""
+        kept = _Kept(requests)
+        async for response in self._pass_stream("StreamDetokenize", kept.read(), "", context):
+            yield response
+        if kept.error is not None:
+            raise kept.error
+
+    async def ApplyChatTemplate(
+        self, request: tokenizer_pb2.ApplyChatTemplateRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.ApplyChatTemplateResponse:
+        """A conversation to a prompt, by the tier below."""
+        response: tokenizer_pb2.ApplyChatTemplateResponse = await self._pass_on("ApplyChatTemplate", request, context)
+        return response
+
+    async def CountTokens(
+        self, request: tokenizer_pb2.CountTokensRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.CountTokensResponse:
+        """How many token ids there are, by the tier below."""
+        response: tokenizer_pb2.CountTokensResponse = await self._pass_on("CountTokens", request, context)
+        return response
+
+    async def GetTokenizer(
+        self, request: tokenizer_pb2.GetTokenizerRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[tokenizer_pb2.GetTokenizerResponse]:
+        """The tokenizer's files, by the tier below."""
+        async for response in self._pass_stream("GetTokenizer", request, request.model, context):
+            yield response
+
     async def Embed(
         self, request: tokenizer_pb2.EmbedRequest, context: grpc.aio.ServicerContext
     ) -> tokenizer_pb2.EmbedResponse:
@@ -120,6 +154,18 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
                 method, request, timeout_s=context.time_remaining(), request_id=who.request_id
             )
 
+    async def _pass_stream(
+        self, method: str, request: Any, model: str, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
+        with self._generation.record(f"grpc.{method.lower()}") as record:
+            who = await self._begin(record, common_pb2.RequestContext(), model, context)
+            self._generation.refuse_when_draining()
+            timeout_s = context.time_remaining()
+            async for response in self._backends.stream(
+                method, request, timeout_s=timeout_s, request_id=who.request_id
+            ):
+                yield response
+
     async def _begin(
         self, record: RequestRecord, message: common_pb2.RequestContext, model: str, context: grpc.aio.ServicerContext
     ) -> RequestContext:
@@ -138,6 +184,22 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         return self._generation.open(record, self._generation.caller(who, call_deadline_s), requests)
 
 
+class _Kept:
+    """A client's messages on their way down. What is wrong with one ends them, and is kept for the answer."""
+
+    def __init__(self, requests: AsyncIterator[Any]) -> None:
+        self._requests = requests
+        self.error: TokenwireError | None = None
+
+    async def read(self) -> AsyncIterator[Any]:
+        """The messages."""
+        try:
+            async for request in self._requests:
+                yield request
+        except TokenwireError as error:
+            self.error = error
+
+
 def _metadata_request_id(context: grpc.aio.ServicerContext) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID and isinstance(value, str):
@@ -147,7 +209,12 @@ def _metadata_request_id(context: grpc.aio.ServicerContext) -> str:
 
 def _text_request(request: gateway_pb2.GenerateRequest, prompt: gateway_pb2.Prompt, index: int) -> TextRequest:
     text_request = TextRequest(
-        model=request.model, options=request.options, truncate=request.truncate, cache_salt=request.cache_salt
+        model=request.model,
+        options=request.options,
+        truncate=request.truncate,
+        cache_salt=request.cache_salt,
+        split_special_tokens=request.split_special_tokens,
+        truncation=request.truncation if request.HasField("truncation") else None,
     )
     form = prompt.WhichOneof("form")
     if form == "text":

@@ -50,10 +50,17 @@ Prompt = str | tuple[int, ...] | Conversation
 
 
 def text_request(
-    prompt: Prompt, *, model: str, options: GenerationOptions, truncate: bool = False, cache_salt: str = ""
+    prompt: Prompt,
+    *,
+    model: str,
+    options: GenerationOptions,
+    truncate: bool = False,
+    cache_salt: str = "",
+    split_special_tokens: bool = False,
 ) -> TextRequest:
     """The request for one prompt. Token ids must fit 32 bits."""
     request = TextRequest(model=model, options=options_to_wire(options), truncate=truncate, cache_salt=cache_salt)
+    request.split_special_tokens = split_special_tokens
     if isinstance(prompt, str):
         request.text = prompt
     elif isinstance(prompt, Conversation):

@@ -111,7 +111,7 @@ class AnswerFormat:
             reasoning = reasoning_tags_of(template.source)
         markers = {*tools.openers, *tools.markers} if tools is not None else set()
         markers |= {reasoning.opening, reasoning.closing} if reasoning is not None else set()
-        special = tokenizer.special_token_texts()
+        special = tokenizer.special_texts
         return cls(
             tools,
             reasoning,
@@ -159,10 +159,22 @@ class AnswerFormat:
         )
         return AnswerSplitter(parser, tools)
 
-    def detokenizer(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], *, skip_special_tokens: bool) -> Detokenizer:
+    def detokenizer(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        spaces_between_special_tokens: bool,
+    ) -> Detokenizer:
         """Of an answer that is split: shows markers though they be special tokens."""
         if not skip_special_tokens:
-            return Detokenizer(tokenizer, prompt_ids=prompt_ids, skip_special_tokens=False)
+            return Detokenizer(
+                tokenizer,
+                prompt_ids=prompt_ids,
+                skip_special_tokens=False,
+                spaces_between_special_tokens=spaces_between_special_tokens,
+            )
         before = [token_id for token_id in prompt_ids[-CONTEXT_TOKENS:] if token_id not in self.special_ids]
         return _MarkerDetokenizer(tokenizer, before, self.special_ids - self.shown_ids)
 

@@ -6,20 +6,16 @@ more: tools, which that ignores where a template reads none, are then written in
 block: `tokenizer_svc.encoder` keeps long ones off the event loop. Knows nothing of token ids.
 """
 
-import json
-import time
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import meta
 
+from tokenizer_svc.json_size import text_size
+from tokenizer_svc.template_budget import WORK_PER_OUTPUT, Budget, TooMuch
+from tokenizer_svc.template_sandbox import BUDGET, BoundedEnvironment
 from tokenizer_svc.tokenizer import read_json
 from tokenizer_svc.tool_prompt import with_tools_written_out
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
@@ -29,8 +25,12 @@ CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 """Marks the end of the message to continue; the blank shows whether the template trims. As transformers does it."""
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 """Variables that have their own fields in a conversation."""
-MAX_RENDER_S = 5.0
-"""Checked whenever the template writes something; the sandbox's range limit bounds a loop that writes nothing."""
+MAX_RENDER_S = 2.0
+MAX_OUTPUT_CHARS = 8 * 2**20
+UNSUITED = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
+"""What Python raises where a conversation does not suit a template."""
+WEIGHED_CHARS = 100_000
+"""Up to here tools, documents and arguments are measured; more is much, in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,82 +79,26 @@ class Conversation:
         return any(message.tool_calls or message.role == "tool" for message in self.messages)
 
     def num_chars(self) -> int:
-        """About how much there is to render. Schemas and arguments are not looked into: each counts as a long text."""
-        num_texts = len(self.tools) + len(self.documents) + sum(len(m.tool_calls) for m in self.messages)
-        num_chars = sum(len(m.content) + len(m.reasoning) + 500 for m in self.messages)
-        return num_chars + 2_000 * num_texts
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what training counts; for a prompt it is its content."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-class _PlainNamespace(Namespace):
-    """`namespace()` that refuses names beginning with an underscore: those reach into Python."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805  (`self` may be a template's own name)
-        self, *values = args
-        attributes = dict(*values, **kwargs)
-        for name in attributes:
-            _PlainNamespace._check(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _PlainNamespace._check(name)
-        Namespace.__setitem__(self, name, value)
-
-    @staticmethod
-    def _check(name: str) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace attribute may not begin with an underscore: {name!r}")
-
-
-class _Dict:
-    """`dict(...)` for templates, without the type's own attributes."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """JSON as the model saw it in training: Jinja's own filter escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["namespace"] = _PlainNamespace
-    environment.globals["dict"] = _Dict()
-    return environment
+        """About how much there is to render."""
+        rest = [self.tools, self.documents, self.template_arguments, [m.tool_calls for m in self.messages]]
+        return (
+            sum(len(m.content) + len(m.reasoning) for m in self.messages)
+            + text_size(rest, WEIGHED_CHARS)
+            + 500 * (len(self.messages) + len(self.tools) + len(self.documents))
+        )
 
 
 class ChatTemplate:
     """A model's template, compiled once. Thread-safe: rendering changes nothing here."""
 
     def __init__(
-        self, source: str, *, special_tokens: dict[str, str], tool_source: str | None = None, max_output_chars: int
+        self,
+        source: str,
+        *,
+        special_tokens: dict[str, str],
+        tool_source: str | None = None,
+        max_output_chars: int = MAX_OUTPUT_CHARS,
+        max_render_s: float = MAX_RENDER_S,
     ) -> None:
         """`tool_source`: the template for conversations with tools, where a model has its own.
 
@@ -163,11 +107,12 @@ class ChatTemplate:
         self.fingerprint = template_fingerprint(source)
         self._special_tokens = special_tokens
         self._max_output_chars = max_output_chars
+        self._max_render_s = max_render_s
         self._template = _compiled(source)
         self.source = source
         self.tool_source = tool_source or source
         self._tool_template = _compiled(tool_source) if tool_source else self._template
-        self.reads_tools = "tools" in meta.find_undeclared_variables(_environment().parse(self.tool_source))
+        self.reads_tools = "tools" in meta.find_undeclared_variables(BoundedEnvironment().parse(self.tool_source))
         """Whether the template shows tools to the model; where not, they are written into the messages."""
 
     def render(self, conversation: Conversation) -> str:
@@ -208,24 +153,34 @@ class ChatTemplate:
         messages[-1]["content"] += CONTINUE_TAG
 
     def _run(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
-        """Render piece by piece, so that neither size nor time can run away."""
+        """Render piece by piece, within a budget, so that neither size nor time can run away."""
         parts: list[str] = []
-        size, end_s = 0, time.monotonic() + MAX_RENDER_S
+        size = 0
+        budget = Budget(seconds=self._max_render_s, num_chars=self._max_output_chars * WORK_PER_OUTPUT)
         try:
-            for part in template.root_render_func(template.new_context(variables)):
+            for part in template.root_render_func(template.new_context({**variables, BUDGET: budget})):
+                budget.tick()
                 parts.append(part)
                 size += len(part)
                 if size > self._max_output_chars:
                     raise _invalid(
                         "messages", f"the rendered prompt is longer than {self._max_output_chars} characters"
                     )
-                if time.monotonic() > end_s:
-                    raise _invalid("messages", f"the chat template took longer than {MAX_RENDER_S:g} s")
         except InvalidRequest:
             raise
+        except TooMuch as error:
+            raise _invalid("messages", str(error)) from None
         except jinja2.TemplateError as error:
             raise _invalid("messages", f"the model's chat template refuses it: {error.message or error}") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        except (
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            MemoryError,
+        ) as error:
             raise _invalid(
                 "messages", f"the model's chat template cannot render it ({type(error).__name__}: {error})"
             ) from None
@@ -233,7 +188,11 @@ class ChatTemplate:
 
 
 def load_chat_template(
-    folder: Path, special_tokens: dict[str, str], *, max_output_chars: int = 8 * 2**20
+    folder: Path,
+    special_tokens: dict[str, str],
+    *,
+    max_output_chars: int = MAX_OUTPUT_CHARS,
+    max_render_s: float = MAX_RENDER_S,
 ) -> ChatTemplate | None:
     """A model folder's template, or None where it has none; raises FailedPrecondition when it does not compile.
 
@@ -259,6 +218,7 @@ def load_chat_template(
         special_tokens=special_tokens,
         tool_source=named.get("tool_use"),
         max_output_chars=max_output_chars,
+        max_render_s=max_render_s,
     )
 
 
@@ -273,7 +233,7 @@ def no_template(model: str) -> FailedPrecondition:
 
 def _compiled(source: str) -> jinja2.Template:
     try:
-        return _environment().from_string(source)
+        return BoundedEnvironment().from_string(source)
     except jinja2.TemplateError as error:
         raise FailedPrecondition(
             f"the model's chat template does not compile: {error}", reason="MODEL_DAMAGED"

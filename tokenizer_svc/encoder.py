@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tokenizer_svc.chat_template import ChatTemplate, Conversation, no_template
-from tokenizer_svc.tokenizer import Encoding, Tokenizer
-from tokenwire.errors import Overloaded, TokenwireError
+from tokenizer_svc.encoding_cache import EncodingCache
+from tokenizer_svc.prompt_encoder import CacheOutcome, PromptEncoder, PromptIds, PromptText
+from tokenizer_svc.special_text import marked, unmarked
+from tokenizer_svc.tokenizer import Tokenizer
+from tokenwire.errors import Overloaded
 
 T = TypeVar("T")
 
@@ -39,11 +42,17 @@ class EncodedPrompt:
     """From the call until encoding began."""
     encode_s: float = 0.0
     """Template and encoding, of the whole batch it was in."""
+    num_cached: int = 0
+    """Tokens that were not computed now."""
+    cache_outcome: CacheOutcome | None = None
+    """None without an encoding cache."""
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
     source: str | Conversation
+    split_special_tokens: bool
+    salt: str
     arrival_s: float
     done: asyncio.Future[EncodedPrompt]
 
@@ -65,9 +74,12 @@ class Encoder:
         max_batch_size: int = 32,
         num_threads: int = 2,
         max_queued: int = 1024,
+        cache: EncodingCache | None = None,
     ) -> None:
         """`window_s`: how long the first of a batch waits for others; 0: for those of the same turn of the loop."""
         self._tokenizer = tokenizer
+        self._cache = cache
+        self._prompts = PromptEncoder(tokenizer, cache)
         self._template = template
         self._model = model
         self._window_s = window_s
@@ -80,6 +92,11 @@ class Encoder:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
         self._num_calls = 0
 
+    @property
+    def cache_bytes(self) -> int:
+        """What the encoding cache holds; 0 without one."""
+        return 0 if self._cache is None else self._cache.num_bytes
+
     def close(self) -> None:
         """Stop the threads; what waits is cancelled."""
         for job in self._queue:
@@ -87,14 +104,18 @@ class Encoder:
         self._queue.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, source: str | Conversation) -> EncodedPrompt:
+    async def encode(
+        self, source: str | Conversation, *, split_special_tokens: bool = False, salt: str = ""
+    ) -> EncodedPrompt:
         """A text with the tokenizer's own special tokens, or a conversation as its template writes them.
 
+        `split_special_tokens`: what stands for special tokens in the text, or in what a client put into the
+        conversation, is plain text. `salt`: what was encoded before is used again for equal salts only.
         Raises InvalidRequest, FailedPrecondition (no template) and Overloaded (the queue is full).
         """
         limit = INLINE_CHARS if isinstance(source, str) else INLINE_CONVERSATION_CHARS
-        job = _Job(source, time.monotonic(), asyncio.get_running_loop().create_future())
-        if job.num_chars <= limit:
+        job = _Job(source, split_special_tokens, salt, time.monotonic(), asyncio.get_running_loop().create_future())
+        if job.num_chars <= limit and not split_special_tokens:
             self._run_batch([job], _settle)
         elif len(self._queue) >= self._max_queued:
             raise Overloaded(
@@ -174,38 +195,37 @@ class Encoder:
     def _run_batch(self, batch: list[_Job], settle: Callable[[_Job, EncodedPrompt | Exception], None]) -> None:
         """Render and encode; every job is settled, with a result or its own error. In a thread, or inline."""
         begun_s = time.monotonic()
-        texts: dict[bool, list[tuple[_Job, str]]] = {True: [], False: []}
+        jobs: list[_Job] = []
+        texts: list[PromptText] = []
         for job in batch:
             try:
-                if isinstance(job.source, str):
-                    texts[True].append((job, job.source))
-                else:
-                    texts[False].append((job, self.render(job.source)))
+                texts.append(self._text_of(job))
+                jobs.append(job)
             except Exception as error:
                 settle(job, error)
-        for add_special_tokens, rows in texts.items():
-            found = self._encode_rows([text for _, text in rows], add_special_tokens)
-            encode_s = time.monotonic() - begun_s
-            for (job, text), result in zip(rows, found, strict=True):
-                if isinstance(result, Encoding):
-                    settle(job, EncodedPrompt(text, result.token_ids, begun_s - job.arrival_s, encode_s))
-                else:
-                    settle(job, result)
+        results = self._prompts.encode(texts)
+        encode_s = time.monotonic() - begun_s
+        for job, text, result in zip(jobs, texts, results, strict=True):
+            if isinstance(result, PromptIds):
+                queue_s = begun_s - job.arrival_s
+                settle(
+                    job,
+                    EncodedPrompt(text.text, result.token_ids, queue_s, encode_s, result.num_cached, result.outcome),
+                )
+            else:
+                settle(job, result)
 
-    def _encode_rows(self, texts: list[str], add_special_tokens: bool) -> list[Encoding | Exception]:
-        """All in one call; one by one when one of them is refused."""
-        if len(texts) > 1:
-            try:
-                return [*self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)]
-            except TokenwireError:
-                pass  # found again below, by the text whose fault it is
-        found: list[Encoding | Exception] = []
-        for text in texts:
-            try:
-                found.append(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
-            except Exception as error:
-                found.append(error)
-        return found
+    def _text_of(self, job: _Job) -> PromptText:
+        """What a job encodes, rendered where it is a conversation."""
+        source = job.source
+        if isinstance(source, str):
+            return PromptText(source, True, job.split_special_tokens, salt=job.salt)
+        specials = self._tokenizer.special_pattern
+        if not job.split_special_tokens or specials is None:
+            return PromptText(self.render(source), False, salt=job.salt)
+        source, mark = marked(source, specials)
+        text, plain = unmarked(self.render(source), mark)
+        return PromptText(text, False, plain=plain, salt=job.salt)
 
 
 def _settle(job: _Job, result: EncodedPrompt | Exception) -> None:

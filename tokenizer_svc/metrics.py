@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
+from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenwire.telemetry import REGISTRY, TierMetrics
 
 REPLICA_STATES = ("ready", "ejected", "draining", "unreachable", "leaving")
@@ -41,6 +42,16 @@ class TokenizerMetrics:
         self.known_cached_blocks = tier.gauge("known_cached_blocks", "KV blocks known to be cached, of all model tiers")
         self.model_replicas = tier.gauge("model_replicas", "Model tiers by state", ["state"])
         self.first_frame = tier.histogram("first_frame_seconds", "From Submit to a model tier until its first tokens")
+        prompts = tier.counter(
+            "encoding_cache_prompts_total",
+            "Prompts by what the encoding cache had of them: hit (all), part, miss (nothing)",
+            ["outcome"],
+        )
+        self.cache_prompts = {outcome: prompts.labels(outcome.value) for outcome in CacheOutcome}
+        self.cache_saved_tokens = tier.counter(
+            "encoding_cache_saved_tokens_total", "Tokens of prompts that were taken from the encoding cache"
+        )
+        self.cache_bytes = tier.gauge("encoding_cache_bytes", "What the encoding cache holds, texts and token ids")
 
     def follow_replicas(self, states: Callable[[], list[str]], num_cached_blocks: Callable[[], int]) -> None:
         """Where the gauges of replicas read from, whenever they are scraped and from another thread."""

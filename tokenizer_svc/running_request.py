@@ -175,8 +175,9 @@ class RunningRequest:
         token_ids = fit_prompt(
             self._prompt.token_ids,
             max_tokens=options.stop.max_tokens,
-            truncate=self.request.truncate,
+            truncation=self.request.truncation,
             max_context_tokens=max(contexts) if contexts and all(contexts) else 0,
+            begin_id=self._tier.tokenizer.begin_id,
         )
         self._prompt = replace(self._prompt, token_ids=token_ids)
         for choice in self.choices:

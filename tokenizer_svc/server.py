@@ -14,6 +14,7 @@ from tokenizer_svc.chat_template import load_chat_template
 from tokenizer_svc.discovery import Discovery, Resolve, resolve_all
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
+from tokenizer_svc.encoding_cache import EncodingCache
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.policies import needs_cache_events, policy_of
 from tokenizer_svc.replica_set import ReplicaSet
@@ -52,11 +53,17 @@ class TokenizerTier:
         began_s = time.monotonic()
         self.settings = settings
         tokenizer = Tokenizer.load(folder)
-        template = load_chat_template(folder, tokenizer.special_tokens)
+        template = load_chat_template(
+            folder,
+            tokenizer.special_tokens,
+            max_output_chars=settings.template_chars,
+            max_render_s=settings.template_seconds,
+        )
         answers = AnswerFormat.choose(
             tokenizer, template, tool_parser=settings.tool_parser, reasoning_parser=settings.reasoning_parser
         )
         model = settings.served_name or served_name(settings.model)
+        cache = EncodingCache(settings.encoding_cache_bytes) if settings.encoding_cache_bytes else None
         encoder = Encoder(
             tokenizer,
             template,
@@ -65,6 +72,7 @@ class TokenizerTier:
             max_batch_size=settings.encode_batch_size,
             num_threads=settings.encode_threads,
             max_queued=settings.max_queued_requests,
+            cache=cache,
         )
         self._changed = asyncio.Event()
         self.metrics = TokenizerMetrics(registry)

@@ -1,18 +1,21 @@
 """TokenizerService: sessions, and the calls that only tokenize, detokenize or render."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 
+from tokenizer_svc.detokenizer import CONTEXT_TOKENS, decode
+from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.sessions import TextSession, fingerprint, model_card
 from tokenizer_svc.stream_detokenize import OpenSequences
 from tokenizer_svc.tier import Tier
-from tokenizer_svc.tokenizer import TOKENIZER_FILES, Encoding
-from tokenizer_svc.wire import conversation_from_wire
+from tokenizer_svc.tokenizer import Encoding
+from tokenizer_svc.tokenizer_files import read_tokenizer_files
+from tokenizer_svc.wire import conversation_from_wire, truncation_from_wire
 from tokenwire.errors import FieldViolation, InvalidRequest, Unsupported
 from tokenwire.requests import GenerationOptions
-from tokenwire.sampling import refuse
+from tokenwire.sampling import StopParams, refuse
 from tokenwire.session_server import run_session
 from tokenwire.v1 import tokenizer_pb2 as pb
 from tokenwire.v1 import tokenizer_pb2_grpc
@@ -44,24 +47,21 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """Texts to token ids."""
         self._tier.check_model(request.model)
         _require(request.texts, "texts", "at least one text is needed")
+        truncation = truncation_from_wire(request)
+        _require(truncation is None or truncation.max_tokens, "truncation.max_tokens", "is needed: 1 or more")
         add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
         texts, tokenizer = list(request.texts), self._tier.tokenizer
 
-        def encode() -> list[Encoding]:
-            return tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens, offsets=request.return_offsets)
+        def encode() -> list[pb.Encoding]:
+            encodings = tokenizer.encode_batch(
+                texts,
+                add_special_tokens=add_special_tokens,
+                offsets=request.return_offsets,
+                split_special_tokens=request.split_special_tokens,
+            )
+            return [_encoding(found, truncation, tokenizer.begin_id) for found in encodings]
 
-        encodings = await self._tier.encoder.call(encode)
-        return pb.TokenizeResponse(
-            encodings=[
-                pb.Encoding(
-                    token_ids=found.token_ids,
-                    starts=[start for start, _ in found.offsets or ()],
-                    ends=[end for _, end in found.offsets or ()],
-                )
-                for found in encodings
-            ],
-            fingerprint=fingerprint(self._tier),
-        )
+        return pb.TokenizeResponse(encodings=await self._tier.encoder.call(encode), fingerprint=fingerprint(self._tier))
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
@@ -70,15 +70,19 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self._tier.check_model(request.model)
         _require(request.sequences, "sequences", "at least one sequence is needed")
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        spaces = _spaces_between(request)
         sequences, tokenizer = [list(sequence.ids) for sequence in request.sequences], self._tier.tokenizer
 
-        def decode() -> list[str]:
+        def decode_all() -> list[str]:
             for i, ids in enumerate(sequences):
                 tokenizer.check_ids(ids, f"sequences[{i}].ids")
-            return [tokenizer.decode(ids, skip_special_tokens=skip) for ids in sequences]
+            return [
+                decode(tokenizer, ids, skip_special_tokens=skip, spaces_between_special_tokens=spaces)
+                for ids in sequences
+            ]
 
         short = sum(map(len, sequences)) <= INLINE_IDS
-        return pb.DetokenizeResponse(texts=decode() if short else await self._tier.encoder.call(decode))
+        return pb.DetokenizeResponse(texts=decode_all() if short else await self._tier.encoder.call(decode_all))
 
     async def StreamDetokenize(
         self, requests: AsyncIterator[pb.StreamDetokenizeRequest], context: grpc.aio.ServicerContext
@@ -86,18 +90,39 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """Token ids to text as they come. A handle that has ended may begin anew."""
         sequences = OpenSequences(self._tier.tokenizer)
         async for request in requests:
-            if sequences.is_new(request.handle):
-                self._tier.check_model(request.model)
-                stop_strings = tuple(request.stop_strings)
-                refuse(GenerationOptions(stop_strings=stop_strings).violations("request"))
-                skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-                sequences.begin(request.handle, stop_strings, skip_special_tokens=skip)
-            self._tier.tokenizer.check_ids(request.token_ids, "token_ids")
-            text, stop_string, ended = sequences.push(request.handle, request.token_ids, end=request.end)
+
+            def push(request: pb.StreamDetokenizeRequest = request) -> tuple[str, str | None, bool]:
+                if sequences.is_new(request.handle):
+                    self._begin(sequences, request)
+                self._tier.tokenizer.check_ids(request.token_ids, "token_ids")
+                return sequences.push(request.handle, request.token_ids, end=request.end)
+
+            short = len(request.token_ids) <= INLINE_IDS
+            text, stop_string, ended = push() if short else await self._tier.encoder.call(push)
             if text or ended:
                 yield pb.StreamDetokenizeResponse(
                     handle=request.handle, text=text, stop_string=stop_string or "", end=ended
                 )
+
+    def _begin(self, sequences: OpenSequences, request: pb.StreamDetokenizeRequest) -> None:
+        """The first message of a sequence."""
+        self._tier.check_model(request.model)
+        self._tier.tokenizer.check_ids(request.prompt_token_ids, "prompt_token_ids")
+        options = GenerationOptions(
+            stop=StopParams(min_tokens=request.min_tokens),
+            stop_strings=tuple(request.stop_strings),
+            include_stop_string=request.include_stop_string,
+            skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else True,
+            spaces_between_special_tokens=_spaces_between(request),
+        )
+        refuse(options.violations("request"))
+        sequences.begin(
+            request.handle,
+            options,
+            prompt_ids=request.prompt_token_ids[-CONTEXT_TOKENS:],
+            received_tokens=request.received_tokens,
+            received_chars=request.received_chars,
+        )
 
     async def ApplyChatTemplate(
         self, request: pb.ApplyChatTemplateRequest, context: grpc.aio.ServicerContext
@@ -106,24 +131,51 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self._tier.check_model(request.model)
         conversation = conversation_from_wire(request.conversation)
         if request.tokenize:
-            prompt = await self._tier.encoder.encode(conversation)
+            prompt = await self._tier.encoder.encode(conversation, split_special_tokens=request.split_special_tokens)
             text, token_ids = prompt.text, prompt.token_ids
         else:
             text, token_ids = await self._tier.encoder.call(lambda: self._tier.encoder.render(conversation)), []
         return pb.ApplyChatTemplateResponse(text=text, token_ids=token_ids, fingerprint=fingerprint(self._tier))
 
+    async def CountTokens(
+        self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CountTokensResponse:
+        """How many token ids texts and conversations are."""
+        self._tier.check_model(request.model)
+        _require(request.texts or request.conversations, "texts", "at least one text or conversation is needed")
+        add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        split, tokenizer, encoder = request.split_special_tokens, self._tier.tokenizer, self._tier.encoder
+        texts = list(request.texts)
+
+        def count() -> list[int]:
+            found = tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens, split_special_tokens=split)
+            return [len(encoding.token_ids) for encoding in found]
+
+        conversations = []
+        for index, message in enumerate(request.conversations):
+            conversation = conversation_from_wire(message, f"conversations[{index}]")
+            prompt = await encoder.encode(conversation, split_special_tokens=split)
+            conversations.append(len(prompt.token_ids))
+        return pb.CountTokensResponse(
+            texts=await encoder.call(count) if texts else [],
+            conversations=conversations,
+            max_context_tokens=self._tier.max_context_tokens,
+            fingerprint=fingerprint(self._tier),
+        )
+
     async def GetTokenizer(
         self, request: pb.GetTokenizerRequest, context: grpc.aio.ServicerContext
-    ) -> pb.GetTokenizerResponse:
-        """The tokenizer's files."""
+    ) -> AsyncIterator[pb.GetTokenizerResponse]:
+        """The tokenizer's files, piece by piece."""
         self._tier.check_model(request.model)
-
-        def read() -> list[pb.TokenizerFile]:
-            paths = [self._folder / name for name in TOKENIZER_FILES]
-            return [pb.TokenizerFile(name=path.name, content=path.read_bytes()) for path in paths if path.is_file()]
-
-        files = await self._tier.encoder.call(read)
-        return pb.GetTokenizerResponse(files=files, fingerprint=fingerprint(self._tier))
+        files = await self._tier.encoder.call(lambda: read_tokenizer_files(self._folder))
+        yield pb.GetTokenizerResponse(
+            files=[pb.TokenizerFile(name=f.name, size_bytes=len(f.content), sha256=f.sha256) for f in files],
+            fingerprint=fingerprint(self._tier),
+        )
+        for index, file in enumerate(files):
+            for piece in file.pieces():
+                yield pb.GetTokenizerResponse(file_index=index, content=piece)
 
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
         """Refused: not built."""
@@ -136,6 +188,21 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return pb.ListModelsResponse(models=[model_card(self._tier)])
 
 
-def _require(values: Sequence[object], field: str, description: str) -> None:
-    if not values:
+def _encoding(found: Encoding, truncation: Truncation | None, begin_id: int | None) -> pb.Encoding:
+    kept = range(len(found.token_ids)) if truncation is None else truncation.kept(found.token_ids, begin_id)
+    offsets = found.offsets
+    return pb.Encoding(
+        token_ids=[found.token_ids[i] for i in kept],
+        starts=[offsets[i][0] for i in kept] if offsets is not None else [],
+        ends=[offsets[i][1] for i in kept] if offsets is not None else [],
+        num_truncated=len(found.token_ids) - len(kept),
+    )
+
+
+def _spaces_between(request: pb.DetokenizeRequest | pb.StreamDetokenizeRequest) -> bool:
+    return request.spaces_between_special_tokens if request.HasField("spaces_between_special_tokens") else True
+
+
+def _require(given: object, field: str, description: str) -> None:
+    if not given:
         raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])

@@ -55,6 +55,13 @@ class TokenizerTierSettings(WorkerSettings):
     )
     encode_batch_size: int = setting(32, "most prompts encoded together", minimum=1, maximum=1024)
     encode_threads: int = setting(2, "batches encoded side by side", minimum=1, maximum=64)
+    encoding_cache_bytes: int = setting(
+        32 * 2**20,
+        "memory for the token ids of texts and parts of prompts that were encoded before; 0: none are kept",
+        minimum=0,
+    )
+    template_seconds: float = setting(2.0, "most time that a chat template may take", minimum=0.01, maximum=60)
+    template_chars: int = setting(8 * 2**20, "longest prompt that a chat template may write, in characters", minimum=1)
     max_queued_requests: int = setting(1024, "prompts that may wait to be encoded; one more is refused", minimum=1)
     tool_parser: str = setting(
         "auto",

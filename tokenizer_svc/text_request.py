@@ -10,6 +10,8 @@ from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.generation import ChoiceText
 from tokenizer_svc.logprob_texts import LogprobTexts
+from tokenizer_svc.prompt import Truncation
+from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tier import Tier
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
@@ -25,7 +27,10 @@ class TextRequest:
     input: str | tuple[int, ...] | Conversation
     """A text, token ids used as they are, or a conversation."""
     options: GenerationOptions
-    truncate: bool = False
+    truncation: Truncation | None = None
+    """How a prompt that is too long is cut; None: it is refused."""
+    split_special_tokens: bool = False
+    """What stands for special tokens in the input's text is plain text."""
     cache_salt: str = ""
     vocabulary: str = ""
     """Fingerprint of what the client means by token ids; empty: not checked."""
@@ -56,21 +61,26 @@ async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
     check_request(request, tier)
     if isinstance(request.input, tuple):
         return EncodedPrompt("", list(request.input))
-    prompt = await tier.encoder.encode(request.input)
+    prompt = await tier.encoder.encode(
+        request.input, split_special_tokens=request.split_special_tokens, salt=request.cache_salt
+    )
     tier.metrics.encode.observe(prompt.encode_s)
     tier.metrics.queue.observe(prompt.queue_s)
+    if prompt.cache_outcome is not None:
+        tier.metrics.cache_prompts[prompt.cache_outcome].inc()
+        tier.metrics.cache_saved_tokens.inc(prompt.num_cached)
+        if prompt.cache_outcome is not CacheOutcome.HIT:
+            tier.metrics.cache_bytes.set(tier.encoder.cache_bytes)
     return prompt
 
 
 def begin_text(request: TextRequest, tier: Tier, prompt: EncodedPrompt) -> ChoiceText:
     """The text of a choice before its first token."""
     options, tokenizer, prompt_ids = request.options, tier.tokenizer, prompt.token_ids
-    skip = options.skip_special_tokens
+    skip, spaces = options.skip_special_tokens, options.spaces_between_special_tokens
     splitter = tier.answers.split(request.input, prompt.text, skip_special_tokens=skip)
-    if splitter is None:
-        detokenizer = Detokenizer(tokenizer, prompt_ids=prompt_ids, skip_special_tokens=skip)
-    else:
-        detokenizer = tier.answers.detokenizer(tokenizer, prompt_ids, skip_special_tokens=skip)
+    make = Detokenizer if splitter is None else tier.answers.detokenizer
+    detokenizer = make(tokenizer, prompt_ids=prompt_ids, skip_special_tokens=skip, spaces_between_special_tokens=spaces)
     matcher = None
     if options.stop_strings:
         matcher = StopStringMatcher(options.stop_strings, include_stop_string=options.include_stop_string)

@@ -5,7 +5,9 @@ event loop. Knows nothing of requests, of streams (see `detokenizer`) or of temp
 """
 
 import json
-from collections.abc import Sequence
+import re
+import threading
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import tokenizers
 
+from tokenizer_svc.boundaries import Boundaries, affixes, decoder_kinds
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.fingerprint import vocabulary_fingerprint
 
@@ -22,10 +25,16 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
 )
 """What a client needs to tokenize by itself."""
 MAX_KEPT_TEXTS = 65_536
 """Tokens whose own texts are remembered."""
+SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
+"""What folders have whose tokenizer was never converted."""
+PLAIN_GUARD = "\ufdd0\ufdd1"
+"""Stands for a boundary where special tokens are read as text. No character: Unicode will never assign these."""
+BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +58,30 @@ class Tokenizer:
         """Of the vocabulary; see `tokenwire.fingerprint`."""
         self.special_tokens = special_tokens
         """Variables of the chat template: "bos_token" → "<s>" and so on; only those the model has."""
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
         """Every id is below it."""
-        self._before = backend.encode("a", add_special_tokens=False).ids[-1:]
+        self.unused_ids = frozenset(range(self.vocab_size)).difference(vocabulary.values())
+        """Ids below `vocab_size` that no token has."""
+        self.special_texts = {
+            i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special
+        }
+        """Of each special token, by its id."""
+        self.special_ids = frozenset(self.special_texts)
+        self.byte_of = _byte_tokens(vocabulary) if "ByteFallback" in decoder_kinds(backend) else {}
+        """The byte that each token of byte fallback stands for, by its id; empty without byte fallback."""
+        self.boundaries = Boundaries(backend)
+        self.affixes = affixes(backend)
+        """Ids that come before and behind a text's own; None where they depend on the text."""
+        self.begin_id = backend.token_to_id(special_tokens.get("bos_token", ""))
+        """The begin-of-sequence token; None where there is none."""
+        contents = sorted(filter(None, self.special_texts.values()), key=len, reverse=True)
+        self.special_pattern = re.compile("|".join(map(re.escape, contents))) if contents else None
+        """Finds what stands for special tokens in a text; None where there are no special tokens."""
+        self._plain: tokenizers.Tokenizer | None = None
+        self._plain_lock = threading.Lock()
+        self.neutral_ids = backend.encode("a", add_special_tokens=False).ids[-1:]
+        """An ordinary token, for another to be decoded behind."""
         self.token_text = lru_cache(MAX_KEPT_TEXTS)(self._token_text)
         """A token's own text, by its id; special tokens show their content."""
 
@@ -59,6 +89,8 @@ class Tokenizer:
     def load(cls, folder: Path) -> "Tokenizer":
         """Read `tokenizer.json` and its companions; raises FailedPrecondition naming the file that is wrong."""
         path = folder / "tokenizer.json"
+        if not path.is_file():
+            _refuse_unconverted(folder)
         fingerprint = vocabulary_fingerprint(path)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
@@ -73,24 +105,66 @@ class Tokenizer:
         fast = self.backend.encode_batch_fast  # there is none for a text alone
         return self._encoding(_guarded(fast, [text], add_special_tokens)[0], offsets)
 
-    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special_tokens: bool,
+        offsets: bool = False,
+        split_special_tokens: bool = False,
+    ) -> list[Encoding]:
         """All at once, on every core; raises InvalidRequest when any is not Unicode."""
-        encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
+        backend = self._plain_backend(texts) if split_special_tokens else self.backend
+        encode = backend.encode_batch if offsets else backend.encode_batch_fast
         return [self._encoding(found, offsets) for found in _guarded(encode, list(texts), add_special_tokens)]
+
+    def encode_plain(self, text: str, *, add_special_tokens: bool = False, behind_boundary: bool = False) -> list[int]:
+        """The ids of a text in which what stands for special tokens is plain text.
+
+        `behind_boundary`: as a part that does not stand at the start of its text. The first call takes as long as
+        loading.
+
+        Raises InvalidRequest.
+        """
+        encode = self._plain_backend([text]).encode
+        if behind_boundary:
+            found = _guarded(encode, PLAIN_GUARD + text, add_special_tokens).ids[1:]
+        else:
+            found = _guarded(encode, text, add_special_tokens).ids
+        return list(found)
+
+    def _plain_backend(self, texts: Sequence[str]) -> tokenizers.Tokenizer:
+        """A second tokenizer, made when it is first needed: the library's own switch would change the first for all."""
+        if any(PLAIN_GUARD in text for text in texts):
+            description = "U+FDD0 followed by U+FDD1 is not allowed with split_special_tokens"
+            raise InvalidRequest(f"text: {description}", violations=[FieldViolation("text", description)])
+        with self._plain_lock:
+            if self._plain is None:
+                plain = _without_special_pieces(self.backend)
+                plain.add_tokens([tokenizers.AddedToken(PLAIN_GUARD, normalized=False, special=False)])
+                plain.encode_special_tokens = True
+                self._plain = plain
+            return self._plain
+
+    def refuse_other_special_tokens(self, text: str, marked: Collection[int]) -> None:
+        """Raise FailedPrecondition when the text has special tokens that begin at other places than these."""
+        found = self.special_pattern.finditer(text) if self.special_pattern is not None else ()
+        for match in found:
+            if match.start() not in marked:
+                raise FailedPrecondition(
+                    f"split_special_tokens: this model's chat template puts {match[0]!r} next to the client's text and "
+                    "its tokenizer cannot tell the two apart; take the special tokens out of the conversation",
+                    reason="SPECIAL_TOKENS_NOT_SEPARABLE",
+                )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of whole sequences; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def special_token_texts(self) -> dict[int, str]:
-        """What the special tokens look like where they are shown, by id."""
-        added = self.backend.get_added_tokens_decoder()
-        return {token_id: token.content for token_id, token in added.items() if token.special}
-
     def _token_text(self, token_id: int) -> str:
         """Decoded behind another token, so that decoders which drop a text's leading space leave the token's own."""
-        before = self.decode(self._before, skip_special_tokens=False)
-        both = self.decode([*self._before, token_id], skip_special_tokens=False)
+        before = self.decode(self.neutral_ids, skip_special_tokens=False)
+        both = self.decode([*self.neutral_ids, token_id], skip_special_tokens=False)
         return both[len(before) :] if both.startswith(before) else self.decode([token_id], skip_special_tokens=False)
 
     def check_ids(self, token_ids: Sequence[int], field: str, limit: int | None = None) -> None:
@@ -117,6 +191,49 @@ def _guarded(encode: Any, value: Any, add_special_tokens: bool) -> Any:
             f"text: not valid Unicode ({error}); lone surrogates cannot be encoded",
             violations=[FieldViolation("text", "must be valid Unicode")],
         ) from None
+
+
+def _without_special_pieces(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy of which the model cannot make special tokens out of their text either, as that of a Unigram can.
+
+    Their pieces keep their places under names that no text has.
+    """
+    document = json.loads(backend.to_str())
+    model = document["model"]
+    special = {token["content"] for token in document["added_tokens"] if token["special"]}
+    if model["type"] == "Unigram":
+        unknown = model["unk_id"]
+        model["vocab"] = [
+            [f"{PLAIN_GUARD}{i}", score] if piece in special and i != unknown else [piece, score]
+            for i, (piece, score) in enumerate(model["vocab"])
+        ]
+    elif model["type"] == "WordLevel":
+        unknown = model["unk_token"]
+        model["vocab"] = {
+            f"{PLAIN_GUARD}{i}" if word in special and word != unknown else word: i
+            for word, i in model["vocab"].items()
+        }
+    return tokenizers.Tokenizer.from_str(json.dumps(document))
+
+
+def _byte_tokens(vocabulary: dict[str, int]) -> dict[int, int]:
+    found = {}
+    for text, token_id in vocabulary.items():
+        if match := BYTE_TOKEN.fullmatch(text):
+            found[token_id] = int(match[1], 16)
+    return found
+
+
+def _refuse_unconverted(folder: Path) -> None:
+    """Say what to do about a folder that has another kind of tokenizer."""
+    for name in SLOW_FILES:
+        if (folder / name).is_file():
+            raise FailedPrecondition(
+                f"{folder} has {name} and no tokenizer.json; convert it once with transformers (and sentencepiece or "
+                f"tiktoken, as it asks): "
+                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})",
+                reason="TOKENIZER_NOT_CONVERTED",
+            )
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from tokenizer_svc.chat_template import ChatMessage, Conversation
+from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.text_request import TextRequest
 from tokenwire.errors import FieldViolation, InvalidRequest, Unsupported
 from tokenwire.requests import name_violations
@@ -24,23 +25,33 @@ def request_from_wire(message: tokenizer_pb2.TextRequest) -> TextRequest:
         model=message.model,
         input=_input(message),
         options=options_from_wire(message.options),
-        truncate=message.truncate,
+        truncation=truncation_from_wire(message) or (Truncation() if message.truncate else None),
+        split_special_tokens=message.split_special_tokens,
         cache_salt=message.cache_salt,
         vocabulary=message.fingerprint.vocabulary,
     )
 
 
-def conversation_from_wire(message: tokenizer_pb2.Conversation) -> Conversation:
+def truncation_from_wire(message: tokenizer_pb2.TextRequest | tokenizer_pb2.TokenizeRequest) -> Truncation | None:
+    """How what is too long is cut; None where that is not said."""
+    if not message.HasField("truncation"):
+        return None
+    given = message.truncation
+    sides = tokenizer_pb2.TruncationSide
+    if given.side not in sides.values():
+        raise _invalid("truncation.side", f"{given.side} is not allowed: 1 for the start, 2 for the end")
+    return Truncation(given.side == tokenizer_pb2.TRUNCATION_SIDE_END, given.max_tokens)
+
+
+def conversation_from_wire(message: tokenizer_pb2.Conversation, path: str = "conversation") -> Conversation:
     """A conversation, its tools and calls in the form templates expect."""
     return Conversation(
-        messages=tuple(_message(m, f"conversation.messages[{i}]") for i, m in enumerate(message.messages)),
-        tools=tuple(_tool(tool, f"conversation.tools[{i}]") for i, tool in enumerate(message.tools)),
+        messages=tuple(_message(m, f"{path}.messages[{i}]") for i, m in enumerate(message.messages)),
+        tools=tuple(_tool(tool, f"{path}.tools[{i}]") for i, tool in enumerate(message.tools)),
         documents=tuple(
-            _json_object(text, f"conversation.documents_json[{i}]") for i, text in enumerate(message.documents_json)
+            _json_object(text, f"{path}.documents_json[{i}]") for i, text in enumerate(message.documents_json)
         ),
-        template_arguments=_json_object(
-            message.template_arguments_json or "{}", "conversation.template_arguments_json"
-        ),
+        template_arguments=_json_object(message.template_arguments_json or "{}", f"{path}.template_arguments_json"),
         add_generation_prompt=message.add_generation_prompt if message.HasField("add_generation_prompt") else None,
         continue_final_message=message.continue_final_message,
         parallel_tool_calls=message.parallel_tool_calls if message.HasField("parallel_tool_calls") else True,

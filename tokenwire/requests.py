@@ -180,6 +180,8 @@ class GenerationOptions:
     stop_strings: tuple[str, ...] = ()
     include_stop_string: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    """Keep the spaces that the decoder puts between special tokens that follow each other."""
     return_token_ids: bool = False
     num_choices: int = 1
     logprobs: int | None = None

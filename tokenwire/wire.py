@@ -102,6 +102,9 @@ def options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
         stop_strings=tuple(stop.stop_strings),
         include_stop_string=stop.include_stop_string,
         skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else True,
+        spaces_between_special_tokens=(
+            output.spaces_between_special_tokens if output.HasField("spaces_between_special_tokens") else True
+        ),
         return_token_ids=output.return_token_ids,
         num_choices=message.num_choices or 1,
         logprobs=output.logprobs if output.HasField("logprobs") else None,
@@ -140,6 +143,8 @@ def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
     message.stop.stop_strings.extend(options.stop_strings)
     message.stop.include_stop_string = options.include_stop_string
     message.output.skip_special_tokens = options.skip_special_tokens
+    if not options.spaces_between_special_tokens:
+        message.output.spaces_between_special_tokens = False
     message.output.return_token_ids = options.return_token_ids
     if options.logprobs is not None:
         message.output.logprobs = options.logprobs

@@ -59,6 +59,13 @@ class GenerationFields(Body):
     """Seconds the whole request may take."""
     truncate: bool | None = None
     """Cut a prompt longer than the context at its start instead of refusing it."""
+    skip_special_tokens: bool | None = None
+    """Leave special tokens out of the text; true unless given."""
+    spaces_between_special_tokens: bool | None = None
+    """Keep the spaces that the decoder puts between special tokens; true unless given."""
+    include_stop_str_in_output: bool | None = None
+    split_special_tokens: bool | None = None
+    """What stands for special tokens in the prompt is plain text."""
     cache_salt: str | None = None
     """Cached prefixes are shared only among requests of equal salt."""
 
@@ -90,6 +97,9 @@ class GenerationFields(Body):
                 min_tokens=self.min_tokens or 0,
             ),
             stop_strings=_stop_strings(self.stop),
+            include_stop_string=bool(self.include_stop_str_in_output),
+            skip_special_tokens=self.skip_special_tokens is not False,
+            spaces_between_special_tokens=self.spaces_between_special_tokens is not False,
             num_choices=1 if self.n is None else self.n,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
@@ -106,6 +116,7 @@ class GenerationFields(Body):
                 options=options,
                 truncate=bool(self.truncate),
                 cache_salt=self.cache_salt or "",
+                split_special_tokens=bool(self.split_special_tokens),
             )
             for prompt in prompts
         ]

@@ -13,6 +13,7 @@ Runs in a thread with a loop of its own, so that ordinary and asyncio clients ca
 """
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb
 from tokenwire.wire import logprob_to_wire, terminal_to_wire
 
 MODEL = "words"
+FILES = {"tokenizer.json": b"{}", "more/tool_use.jinja": b"tools"}
 ENDS = {
     "deadline": Terminal(FinishReason.DEADLINE, Usage(1, 0, 1)),
     "lost": Terminal(FinishReason.ERROR, error=Unavailable("the model tier was lost", reason="MODEL_LOST")),
@@ -40,6 +42,8 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
         self.target = ""
         self.requests: list[Any] = []
         self.metadata_timeouts: list[float | None] = []
+        self.damages = False
+        """Sends files with their bytes in the wrong order."""
         self.cancelled = threading.Event()
         """Set when a hanging request was cancelled."""
 
@@ -66,6 +70,27 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
     async def Detokenize(self, request: Any, context: Any) -> Any:
         self._saw(request, context)
         return tokenizer_pb2.DetokenizeResponse(texts=["".join(map(chr, s.ids)) for s in request.sequences])
+
+    async def ApplyChatTemplate(self, request: Any, context: Any) -> Any:
+        self._saw(request, context)
+        text = " ".join(message.content for message in request.conversation.messages)
+        return tokenizer_pb2.ApplyChatTemplateResponse(text=text, token_ids=map(ord, text) if request.tokenize else [])
+
+    async def CountTokens(self, request: Any, context: Any) -> Any:
+        self._saw(request, context)
+        conversations = [sum(len(m.content) for m in c.messages) for c in request.conversations]
+        return tokenizer_pb2.CountTokensResponse(texts=map(len, request.texts), conversations=conversations)
+
+    async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self._saw(request, context)
+        files = [
+            tokenizer_pb2.TokenizerFile(name=name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for name, content in FILES.items()
+        ]
+        yield tokenizer_pb2.GetTokenizerResponse(files=files, fingerprint=common_pb2.Fingerprint(vocabulary="v"))
+        for index, content in enumerate(FILES.values()):
+            for byte in content[:: -1 if self.damages else 1]:
+                yield tokenizer_pb2.GetTokenizerResponse(file_index=index, content=bytes([byte]))
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         card = common_pb2.ModelCard(name=MODEL, max_context_tokens=64, vocab_size=128)

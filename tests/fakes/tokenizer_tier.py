@@ -221,6 +221,29 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         texts = [" ".join(f"t{token}" for token in sequence.ids) for sequence in request.sequences]
         return tokenizer_pb2.DetokenizeResponse(texts=texts)
 
+    async def StreamDetokenize(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            if request.model == "gone":
+                raise NotFound("model: gone is not served here", reason="MODEL_NOT_FOUND")
+            text = "".join(f"t{token} " for token in request.token_ids)
+            yield tokenizer_pb2.StreamDetokenizeResponse(handle=request.handle, text=text, end=request.end)
+
+    async def ApplyChatTemplate(self, request: Any, context: Any) -> Any:
+        text = "|".join(message.content for message in request.conversation.messages)
+        ids = range(len(text)) if request.tokenize else []
+        return tokenizer_pb2.ApplyChatTemplateResponse(text=text, token_ids=ids)
+
+    async def CountTokens(self, request: Any, context: Any) -> Any:
+        counts = [len(text.split()) for text in request.texts]
+        return tokenizer_pb2.CountTokensResponse(texts=counts, max_context_tokens=64)
+
+    async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.model == "gone":
+            raise NotFound("model: gone is not served here", reason="MODEL_NOT_FOUND")
+        yield tokenizer_pb2.GetTokenizerResponse(files=[tokenizer_pb2.TokenizerFile(name="a", size_bytes=2)])
+        for content in (b"x", b"y"):
+            yield tokenizer_pb2.GetTokenizerResponse(content=content)
+
     async def Embed(self, request: Any, context: Any) -> Any:
         raise Unsupported("embeddings are not built")
 

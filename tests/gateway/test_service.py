@@ -321,6 +321,71 @@ def test_what_passes_through() -> None:
     asyncio.run(main())
 
 
+def test_the_token_api_passes_through_whole_and_its_errors_too() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            conversation = tokenizer_pb2.Conversation(messages=[{"role": "user", "content": "a b"}])
+            request = tokenizer_pb2.ApplyChatTemplateRequest(conversation=conversation, tokenize=True)
+            rendered = await live.stub.ApplyChatTemplate(request)
+            assert (rendered.text, list(rendered.token_ids)) == ("a b", [0, 1, 2])
+            counted = await live.stub.CountTokens(tokenizer_pb2.CountTokensRequest(texts=["a b", "c"]))
+            assert (list(counted.texts), counted.max_context_tokens) == ([2, 1], 64)
+            pieces = [piece async for piece in live.stub.GetTokenizer(tokenizer_pb2.GetTokenizerRequest())]
+            assert [piece.content for piece in pieces] == [b"", b"x", b"y"] and pieces[0].files[0].name == "a"
+            stream = live.stub.StreamDetokenize()
+            for ids, end in (([1, 2], False), ([3], True)):
+                await stream.write(tokenizer_pb2.StreamDetokenizeRequest(handle=5, token_ids=ids, end=end))
+                answer = await stream.read()
+                assert (answer.handle, answer.text, answer.end) == (5, "".join(f"t{i} " for i in ids), end)
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+            assert live.count("grpc.streamdetokenize", "ok") == 1
+            for method in (live.stub.GetTokenizer, None):
+                if method is not None:
+                    call = method(tokenizer_pb2.GetTokenizerRequest(model="gone"))
+                else:
+                    call = live.stub.StreamDetokenize()
+                    await call.write(tokenizer_pb2.StreamDetokenizeRequest(model="gone"))
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call.read()
+                assert type(from_rpc_error(caught.value)) is NotFound
+            await tier.kill()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await live.stub.GetTokenizer(tokenizer_pb2.GetTokenizerRequest()).read()
+            assert type(from_rpc_error(caught.value)) is Unavailable
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_sends_nonsense_is_answered_by_name() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            call = live.channel.stream_stream("/tokenwire.v1.GenerationService/StreamDetokenize")()
+            await call.write(b"\xff\xff")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert from_rpc_error(caught.value).reason == "MALFORMED_MESSAGE"
+
+    asyncio.run(main())
+
+
+def test_what_is_said_of_special_tokens_and_truncation_goes_down() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            fields = {"split_special_tokens": True, "truncation": {"side": 2, "max_tokens": 9}}
+            await live.generate("a", **fields)
+            messages = [{"role": "user", "content": "a"}]
+            chat = gateway_pb2.ChatRequest(conversation={"messages": messages}, **fields)
+            assert [response async for response in live.stub.Chat(chat)]
+            await live.generate("a")
+            for request in tier.requests[:2]:
+                assert request.split_special_tokens
+                assert (request.truncation.side, request.truncation.max_tokens) == (2, 9)
+            assert not tier.requests[2].HasField("truncation") and not tier.requests[2].split_special_tokens
+
+    asyncio.run(main())
+
+
 def test_without_a_tier_requests_are_refused_and_answered_once_it_is_up() -> None:
     async def main() -> None:
         async with fake_tokenizer_tier() as tier:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from tokenizer_svc.chat_template import ChatMessage, Conversation, load_chat_template
-from tokenizer_svc.encoder import INLINE_CHARS, MAX_BATCH_CHARS, Encoder
+from tokenizer_svc.encoder import INLINE_CHARS, INLINE_CONVERSATION_CHARS, MAX_BATCH_CHARS, Encoder
+from tokenizer_svc.encoding_cache import EncodingCache
+from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.tokenizer import Encoding, Tokenizer
 from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded
 
@@ -28,9 +30,9 @@ class RecordingTokenizer(Tokenizer):
         self._note(1)
         return super().encode(text, add_special_tokens=add_special_tokens, offsets=offsets)
 
-    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool, offsets: bool = False) -> list[Encoding]:
+    def encode_batch(self, texts: Sequence[str], **options: Any) -> list[Encoding]:
         self._note(len(texts))
-        return super().encode_batch(texts, add_special_tokens=add_special_tokens, offsets=offsets)
+        return super().encode_batch(texts, **options)
 
     def _note(self, size: int) -> None:
         self.batches.append(size)
@@ -75,13 +77,24 @@ def test_prompts_that_arrive_together_share_a_batch(tokenizer: RecordingTokenize
     asyncio.run(main())
 
 
+def test_equal_prompts_of_a_batch_are_encoded_once(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer)
+        found = await asyncio.gather(*(encoder.encode(LONG) for _ in range(3)))
+        assert tokenizer.batches == [1]
+        assert [tokenizer.decode(prompt.token_ids, skip_special_tokens=True) for prompt in found] == [LONG] * 3
+        encoder.close()
+
+    asyncio.run(main())
+
+
 def test_a_window_waits_for_others(tokenizer: RecordingTokenizer) -> None:
     async def main() -> None:
         encoder = encoder_of(tokenizer, window_s=60, max_batch_size=2)
         first = asyncio.ensure_future(encoder.encode(LONG))
         await asyncio.sleep(0.01)
         assert not tokenizer.batches
-        await asyncio.gather(first, encoder.encode(LONG))
+        await asyncio.gather(first, encoder.encode(f"another {LONG}"))
         assert tokenizer.batches == [2]
         encoder.close()
         encoder = encoder_of(tokenizer, window_s=0.001)
@@ -95,7 +108,9 @@ def test_a_window_waits_for_others(tokenizer: RecordingTokenizer) -> None:
 def test_a_book_does_not_hold_up_a_batch(tokenizer: RecordingTokenizer) -> None:
     async def main() -> None:
         encoder = encoder_of(tokenizer, num_threads=1)
-        await asyncio.gather(*(encoder.encode(text) for text in (LONG, "b " * MAX_BATCH_CHARS, LONG, LONG)))
+        await asyncio.gather(
+            *(encoder.encode(text) for text in (LONG, "b " * MAX_BATCH_CHARS, f"c {LONG}", f"d {LONG}"))
+        )
         assert tokenizer.batches == [1, 1, 2]
         encoder.close()
 
@@ -180,6 +195,38 @@ def test_other_work_is_bounded_too(tokenizer: RecordingTokenizer) -> None:
             await encoder.call(lambda: None)
         gate.set()
         assert await running is True
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_a_conversation_with_a_large_tool_is_not_rendered_on_the_loop() -> None:
+    """What is rendered on the loop holds everybody up; what counts is all that a client sent."""
+    content = Conversation((ChatMessage("user", "hi"),))
+    assert content.num_chars() <= INLINE_CONVERSATION_CHARS
+    large = {"description": "x" * 10_000}
+    for conversation in (
+        Conversation(content.messages, tools=(large,)),
+        Conversation(content.messages, documents=(large,)),
+        Conversation(content.messages, template_arguments=large),
+        Conversation((ChatMessage("assistant", "hi", tool_calls=(large,)),)),
+    ):
+        assert conversation.num_chars() > 10_000
+
+
+def test_prompts_are_remembered_and_split_tokens_are_text(tokenizer: RecordingTokenizer, trained_folder: Path) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, trained_folder, cache=EncodingCache(2**20))
+        chat = Conversation((ChatMessage("system", LONG), ChatMessage("user", "a<s>b")))
+        first, again = await encoder.encode(chat), await encoder.encode(chat)
+        assert (first.cache_outcome, again.cache_outcome) == (CacheOutcome.MISS, CacheOutcome.HIT)
+        assert first.token_ids == again.token_ids and again.num_cached > 100 and encoder.cache_bytes > 0
+        assert first.token_ids == tokenizer.encode(first.text, add_special_tokens=False).token_ids
+        split = await encoder.encode(chat, split_special_tokens=True)
+        special = tokenizer.backend.token_to_id("<s>")
+        assert special in first.token_ids and special not in split.token_ids
+        assert split.cache_outcome is CacheOutcome.PART and split.text == first.text
+        assert (await encoder.encode("<s>", split_special_tokens=True)).token_ids == tokenizer.encode_plain("<s>")
         encoder.close()
 
     asyncio.run(main())

@@ -7,6 +7,8 @@ from transformers import AutoTokenizer
 
 from tokenizer_svc.chat_template import ChatMessage, Conversation, load_chat_template
 from tokenizer_svc.detokenizer import Detokenizer
+from tokenizer_svc.encoding_cache import EncodingCache
+from tokenizer_svc.prompt_encoder import CacheOutcome, PromptEncoder, PromptIds, PromptText
 from tokenizer_svc.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.model
@@ -56,3 +58,27 @@ def test_chat_prompts_equal_apply_chat_template(smollm2_folder: Path, conversati
     text = template.render(conversation)
     assert ours.encode(text, add_special_tokens=False).token_ids == expected
     assert ours.special_tokens == {k: v for k, v in theirs.special_tokens_map.items() if isinstance(v, str)}
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "<|endoftext|><|im_end|>x<|im_start|>"])
+def test_split_special_tokens_equal_transformers(smollm2_folder: Path, text: str) -> None:
+    theirs = AutoTokenizer.from_pretrained(smollm2_folder, split_special_tokens=True)
+    ours = Tokenizer.load(smollm2_folder)
+    assert ours.encode_plain(text) == theirs(text, add_special_tokens=False)["input_ids"]
+    (encoding,) = ours.encode_batch([text], add_special_tokens=False, split_special_tokens=True)
+    assert encoding.token_ids == ours.encode_plain(text)
+
+
+def test_cached_conversations_have_the_ids_of_the_whole(smollm2_folder: Path) -> None:
+    ours = Tokenizer.load(smollm2_folder)
+    template = load_chat_template(smollm2_folder, ours.special_tokens)
+    assert template is not None and ours.boundaries
+    encoder = PromptEncoder(ours, EncodingCache(2**16))
+    messages: list[ChatMessage] = []
+    for turn in range(24):
+        messages.append(ChatMessage(("user", "assistant")[turn % 2], TEXTS[turn % len(TEXTS)] * (1 + turn % 3)))
+        text = template.render(Conversation(tuple(messages)))
+        (result,) = encoder.encode([PromptText(text, False)])
+        assert isinstance(result, PromptIds)
+        assert result.token_ids == ours.encode(text, add_special_tokens=False).token_ids
+        assert result.outcome is not CacheOutcome.MISS or turn == 0

@@ -21,7 +21,7 @@ from tokenwire.errors import (
     Unsupported,
 )
 from tokenwire.requests import FinishReason, Terminal
-from tokenwire.v1 import common_pb2
+from tokenwire.v1 import common_pb2, tokenizer_pb2
 
 
 def change(field: str, value: Any) -> Callable[[Any], None]:
@@ -180,5 +180,30 @@ def test_truncate_keeps_the_end_of_the_prompt(trained_folder: Path) -> None:
                 room = 32 - (max_tokens or 1)
                 assert fake.requests[-1].prompt == live.ids(text)[-room:]
                 assert terminal.usage.prompt_tokens == room
+
+    asyncio.run(main())
+
+
+def test_a_prompt_is_cut_and_split_as_the_request_says(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder) as (fake, live, peer):
+            text = "<s>The capital of France"
+            ids = live.ids(text)
+            plain = live.tokenizer.encode_plain(text)
+            for handle, (fields, expected) in enumerate(
+                [
+                    ({"truncation": {"side": 2, "max_tokens": 3}}, ids[:3]),
+                    ({"truncation": {"side": 1, "max_tokens": 3}}, [ids[0], *ids[-2:]]),
+                    ({"truncation": {"max_tokens": 3}, "split_special_tokens": True}, plain[-3:]),
+                    ({"split_special_tokens": True}, plain),
+                    ({}, ids),
+                ],
+                start=1,
+            ):
+                request = text_request()
+                request.MergeFrom(tokenizer_pb2.TextRequest(text=text, **fields))
+                await peer.submit(handle, request)
+                await peer.end(handle)
+                assert fake.requests[-1].prompt == expected
 
     asyncio.run(main())

@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, live_tokenizer_tier
 from tests.fakes.model_tier import fake_model_tier
 from tests.fakes.tokenizers_trained import write_folder
+from tokenizer_svc.detokenizer import Detokenizer
 from tokenwire.errors import FailedPrecondition, InvalidRequest, NotFound, TokenwireError, Unsupported
 from tokenwire.health import is_serving
 from tokenwire.status import from_rpc_error
@@ -97,10 +99,83 @@ def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
 
 def test_get_tokenizer_gives_the_files(trained_folder: Path) -> None:
     async def call(live: LiveTokenizerTier) -> None:
-        answer = await live.stub.GetTokenizer(pb.GetTokenizerRequest())
-        files = {file.name: file.content for file in answer.files}
-        assert files.keys() == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-        assert files["tokenizer.json"] == (trained_folder / "tokenizer.json").read_bytes()
+        first, *pieces = [piece async for piece in live.stub.GetTokenizer(pb.GetTokenizerRequest())]
+        assert first.fingerprint.vocabulary == live.tokenizer.fingerprint
+        names = [file.name for file in first.files]
+        assert names == ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+        for index, file in enumerate(first.files):
+            content = b"".join(piece.content for piece in pieces if piece.file_index == index)
+            assert content == (trained_folder / file.name).read_bytes() and file.size_bytes == len(content)
+            assert file.sha256 == hashlib.sha256(content).hexdigest()
+
+    with_tier(trained_folder, call)
+
+
+def test_a_large_tokenizer_fits_the_limit_that_clients_have(tmp_path: Path) -> None:
+    """The channel here takes 4 MiB a message, as every gRPC client does that was not told otherwise."""
+    folder = write_folder(tmp_path / "large")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("x" * 9_000_000)
+
+    async def call(live: LiveTokenizerTier) -> None:
+        first, *pieces = [piece async for piece in live.stub.GetTokenizer(pb.GetTokenizerRequest())]
+        assert first.files[-1].name == "additional_chat_templates/tool_use.jinja"
+        assert max(piece.ByteSize() for piece in pieces) < 1.1 * 2**20
+        assert sum(len(piece.content) for piece in pieces) == sum(file.size_bytes for file in first.files) > 9_000_000
+
+    with_tier(folder, call)
+
+
+def test_tokens_are_counted_as_they_are_encoded(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        texts = ["The capital of France", "", "<s>"]
+        conversation = pb.Conversation(messages=[{"role": "user", "content": "Hi<s>"}])
+        answer = await live.stub.CountTokens(pb.CountTokensRequest(texts=texts, conversations=[conversation] * 2))
+        rendered = "<|im_start|>user\nHi<s><|im_end|>\n<|im_start|>assistant\n"
+        assert list(answer.texts) == [len(live.ids(text)) for text in texts]
+        assert list(answer.conversations) == [len(live.ids(rendered))] * 2
+        assert answer.max_context_tokens == 0, "no model tier has said how much"
+        request = pb.CountTokensRequest(texts=texts, conversations=[conversation], split_special_tokens=True)
+        split = await live.stub.CountTokens(request)
+        assert split.texts[2] > answer.texts[2] and split.conversations[0] > answer.conversations[0]
+        assert split.texts[0] == answer.texts[0]
+
+    with_tier(trained_folder, call)
+
+
+def test_special_tokens_in_texts_are_special_unless_they_are_split(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        special = live.tokenizer.backend.token_to_id("<|im_end|>")
+        for split in (False, True):
+            request = pb.TokenizeRequest(texts=["a<|im_end|>"], split_special_tokens=split)
+            (found,) = (await live.stub.Tokenize(request)).encodings
+            assert (special in found.token_ids) is not split
+            conversation = pb.Conversation(messages=[{"role": "user", "content": "a<|im_end|>"}])
+            answer = await live.stub.ApplyChatTemplate(
+                pb.ApplyChatTemplateRequest(conversation=conversation, tokenize=True, split_special_tokens=split)
+            )
+            assert list(answer.token_ids).count(special) == (1 if split else 2)
+            assert live.tokenizer.decode(answer.token_ids, skip_special_tokens=False) == answer.text
+
+    with_tier(trained_folder, call)
+
+
+def test_texts_are_cut_where_that_is_asked_for(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        text = "The capital of France is Paris."
+        ids = live.ids(text)
+        for side, kept in ((0, ids[-3:]), (1, ids[-3:]), (2, ids[:3])):
+            request = pb.TokenizeRequest(
+                texts=[text, ""], truncation={"side": side, "max_tokens": 3}, return_offsets=True
+            )
+            found, empty = (await live.stub.Tokenize(request)).encodings
+            assert (list(found.token_ids), found.num_truncated) == (kept, len(ids) - 3)
+            assert len(found.starts) == len(found.ends) == 3 and not empty.num_truncated
+        begun = live.ids("<s>" + text)
+        (found,) = (
+            await live.stub.Tokenize(pb.TokenizeRequest(texts=["<s>" + text], truncation={"max_tokens": 3}))
+        ).encodings
+        assert list(found.token_ids) == [begun[0], *begun[-2:]]
 
     with_tier(trained_folder, call)
 
@@ -113,7 +188,11 @@ def test_get_tokenizer_gives_the_files(trained_folder: Path) -> None:
         ("Detokenize", pb.DetokenizeRequest(), InvalidRequest, "sequences"),
         ("Detokenize", pb.DetokenizeRequest(sequences=[{"ids": [1]}, {"ids": [9999]}]), InvalidRequest, "[1].ids[0]"),
         ("ApplyChatTemplate", pb.ApplyChatTemplateRequest(), InvalidRequest, "conversation.messages"),
-        ("GetTokenizer", pb.GetTokenizerRequest(model="other"), NotFound, "other"),
+        ("CountTokens", pb.CountTokensRequest(), InvalidRequest, "texts"),
+        ("CountTokens", pb.CountTokensRequest(model="other", texts=["a"]), NotFound, "other"),
+        ("CountTokens", pb.CountTokensRequest(conversations=[{}]), InvalidRequest, "messages"),
+        ("Tokenize", pb.TokenizeRequest(texts=["a"], truncation={}), InvalidRequest, "truncation.max_tokens"),
+        ("Tokenize", pb.TokenizeRequest(texts=["a"], truncation={"side": 7, "max_tokens": 1}), InvalidRequest, "side"),
         ("Embed", pb.EmbedRequest(texts=["a"]), Unsupported, "Embed"),
     ],
 )  # fmt: skip
@@ -166,6 +245,35 @@ def test_stream_detokenize_refuses_ids_outside_the_vocabulary(trained_folder: Pa
         stream = live.stub.StreamDetokenize()
         await stream.write(pb.StreamDetokenizeRequest(handle=1, token_ids=[10**6]))
         assert isinstance(await refusal(stream.read()), InvalidRequest)
+
+    with_tier(trained_folder, call)
+
+
+def test_get_tokenizer_of_another_model_is_not_found(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        error = await refusal(live.stub.GetTokenizer(pb.GetTokenizerRequest(model="other")).read())
+        assert type(error) is NotFound and "other" in error.message
+
+    with_tier(trained_folder, call)
+
+
+def test_a_lost_stream_is_taken_up_where_it_was(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        text = "naïve 日本語 😀 and more, STOP that"
+        ids = live.ids(text)
+        for options, whole in (({}, text), ({"stop_strings": ["STOP"], "include_stop_string": True}, text[:-5])):
+            stream = live.stub.StreamDetokenize()
+            request = pb.StreamDetokenizeRequest(handle=1, token_ids=ids, received_chars=7, end=True, **options)
+            await stream.write(request)
+            answer = await stream.read()
+            assert (answer.text, answer.end) == (whole[7:], True)
+            request = pb.StreamDetokenizeRequest(handle=2, token_ids=ids[:4], received_tokens=4, **options)
+            await stream.write(request)
+            await stream.write(pb.StreamDetokenizeRequest(handle=2, token_ids=ids[4:], end=True))
+            answer = await stream.read()
+            assert Detokenizer(live.tokenizer).push(ids[:4]) + answer.text == whole
+            await stream.write(pb.StreamDetokenizeRequest(handle=3, token_ids=ids, received_chars=999, end=True))
+            assert "received_chars" in (await refusal(stream.read())).message
 
     with_tier(trained_folder, call)
 

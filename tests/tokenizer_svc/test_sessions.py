@@ -352,7 +352,7 @@ def test_a_bug_while_decoding_is_a_typed_error_and_frees_the_model_tier(trained_
             await peer.submit(1, text_request("hello"))
             down = await fake.request()
             good, live.tokenizer.backend = live.tokenizer.backend, None  # type: ignore[assignment]
-            await down.say(1, 2, 3)
+            await down.say(10, 11, 12)
             terminal = await peer.end(1)
             assert isinstance(terminal.error, Internal)
             live.tokenizer.backend = good

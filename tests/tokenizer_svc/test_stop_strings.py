@@ -28,7 +28,7 @@ pieces = st.lists(st.text(ALPHABET, max_size=6), max_size=14)
 stop_sets = st.lists(st.text(ALPHABET, min_size=1, max_size=5), min_size=1, max_size=5).map(tuple)
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=4500, deadline=None)
 @given(pieces=pieces, stops=stop_sets)
 def test_equals_brute_force_whatever_the_pieces(pieces: list[str], stops: tuple[str, ...]) -> None:
     expected, expected_match = oracle("".join(pieces), stops)

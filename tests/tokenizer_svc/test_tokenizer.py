@@ -90,3 +90,23 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, file: str, content: 
         (folder / file).write_text(content)
     with pytest.raises(FailedPrecondition, match=file):
         Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model", "vocab.txt"])
+def test_a_tokenizer_that_was_never_converted_is_told_how(tmp_path: Path, file: str) -> None:
+    folder = write_folder(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / file).write_text("")
+    with pytest.raises(FailedPrecondition, match=f"{file} and no tokenizer.json.*save_pretrained") as caught:
+        Tokenizer.load(folder)
+    assert caught.value.reason == "TOKENIZER_NOT_CONVERTED"
+
+
+def test_ids_that_no_token_has_are_known() -> None:
+    tokenizer = Tokenizer(byte_level_bpe(), fingerprint="", special_tokens={"bos_token": "<s>"})
+    assert not tokenizer.unused_ids and tokenizer.begin_id == tokenizer.backend.token_to_id("<s>")
+    assert {tokenizer.special_texts[i] for i in tokenizer.special_ids} >= {"<s>", "<|im_end|>"}
+    assert (
+        not tokenizer.byte_of
+        and len(Tokenizer(TRAINED["byte_fallback_bpe"](), fingerprint="", special_tokens={}).byte_of) == 256
+    )

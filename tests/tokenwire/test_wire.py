@@ -48,6 +48,7 @@ def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
         stop_strings=("a", "ü"),
         include_stop_string=True,
         skip_special_tokens=False,
+        spaces_between_special_tokens=False,
         return_token_ids=True,
         num_choices=3,
         logprobs=0,
@@ -82,7 +83,9 @@ def test_every_field_of_the_options_is_either_read_or_refused() -> None:
         "StopConditions": {
             "max_tokens", "min_tokens", "stop_strings", "stop_token_ids", "ignore_eos", "include_stop_string",
         },
-        "OutputOptions": {"logprobs", "prompt_logprobs", "return_token_ids", "skip_special_tokens"},
+        "OutputOptions": {
+            "logprobs", "prompt_logprobs", "return_token_ids", "skip_special_tokens", "spaces_between_special_tokens",
+        },
         "GenerationOptions": {"sampling", "stop", "output", "num_choices"},
     }  # fmt: skip
     refused = {name.split()[0].split(".")[-1] for name in unbuilt()}

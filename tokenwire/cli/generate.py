@@ -1,4 +1,4 @@
-"""`tokenwire generate`, `tokenize` and `detokenize`: single requests to a gateway."""
+"""`tokenwire generate`, `tokenize`, `detokenize` and `count-tokens`: single requests to a gateway."""
 
 import json
 from typing import Any
@@ -16,6 +16,10 @@ from tokenwire.cli.options import (
     target_option,
     text_argument,
 )
+from tokenwire.client import Message
+
+special_option = click.option("--special/--no-special", default=True, help="Add what the tokenizer puts around a text.")
+split_option = click.option("--split-special", "split", is_flag=True, help="Read special tokens in TEXT as plain text.")
 
 
 @click.command()
@@ -49,17 +53,57 @@ def generate(prompts: tuple[str, ...], target: str, stats: bool, as_json: bool, 
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
 @target_option
 @model_option
-@click.option("--special/--no-special", default=True, help="Add what the tokenizer puts around a text.")
+@special_option
+@split_option
+@click.option("--offsets", is_flag=True, help="With --json: where each token starts and ends, in characters.")
 @json_option
-def tokenize(texts: tuple[str, ...], target: str, model: str, special: bool, as_json: bool) -> None:
+def tokenize(
+    texts: tuple[str, ...], target: str, model: str, special: bool, split: bool, offsets: bool, as_json: bool
+) -> None:
     """Print the token ids of each TEXT on a line of its own; "-" reads one from standard input."""
+    if offsets and not as_json:
+        raise click.UsageError("--offsets needs --json")
     with connected(target) as client:
-        encodings = client.tokenize(*map(text_argument, texts), model=model, add_special_tokens=special)
+        encodings = client.tokenize(
+            *map(text_argument, texts),
+            model=model,
+            add_special_tokens=special,
+            return_offsets=offsets,
+            split_special_tokens=split,
+        )
     if as_json:
-        click.echo(json.dumps({"token_ids": [list(encoding.token_ids) for encoding in encodings]}))
+        shown = {"token_ids": [list(encoding.token_ids) for encoding in encodings]}
+        if offsets:
+            shown["starts"] = [list(encoding.starts) for encoding in encodings]
+            shown["ends"] = [list(encoding.ends) for encoding in encodings]
+        click.echo(json.dumps(shown))
         return
     for encoding in encodings:
         click.echo(" ".join(map(str, encoding.token_ids)))
+
+
+@click.command("count-tokens")
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@target_option
+@model_option
+@special_option
+@split_option
+@click.option("--chat", is_flag=True, help="Count each TEXT as a message of a user, in the chat template.")
+@json_option
+def count_tokens(
+    texts: tuple[str, ...], target: str, model: str, special: bool, split: bool, chat: bool, as_json: bool
+) -> None:
+    """Print how many tokens each TEXT is, on a line of its own; "-" reads one from standard input."""
+    given = [text_argument(text) for text in texts]
+    with connected(target) as client:
+        counts = client.count_tokens(
+            *(() if chat else given),
+            conversations=[[Message("user", text)] for text in given] if chat else (),
+            model=model,
+            add_special_tokens=special,
+            split_special_tokens=split,
+        )
+    click.echo(json.dumps({"counts": counts}) if as_json else "\n".join(map(str, counts)))
 
 
 @click.command()

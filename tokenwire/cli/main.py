@@ -7,7 +7,7 @@ import grpc
 
 from tokenwire.cli.chat import chat
 from tokenwire.cli.doctor import doctor
-from tokenwire.cli.generate import detokenize, generate, tokenize
+from tokenwire.cli.generate import count_tokens, detokenize, generate, tokenize
 from tokenwire.cli.models import models
 from tokenwire.cli.options import target_option
 from tokenwire.cli.up import demo, up
@@ -51,7 +51,7 @@ def health(target: str, timeout_s: float) -> None:
         raise SystemExit(1)
 
 
-for command in (up, demo, chat, generate, tokenize, detokenize, models, doctor):
+for command in (up, demo, chat, generate, tokenize, detokenize, count_tokens, models, doctor):
     cli.add_command(command)
 
 if __name__ == "__main__":

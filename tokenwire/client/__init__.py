@@ -12,7 +12,18 @@ Knows only the gateway's contract: no tokenizer, no model, no retry.
 """
 
 from tokenwire.client.clients import AsyncClient, Client
-from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Output, TextDelta, Tool
+from tokenwire.client.events import (
+    Encoding,
+    Event,
+    Finished,
+    Message,
+    ModelCard,
+    Output,
+    RenderedPrompt,
+    TextDelta,
+    TokenizerFiles,
+    Tool,
+)
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.parsed import ToolCall
@@ -30,10 +41,12 @@ __all__ = [
     "Message",
     "ModelCard",
     "Output",
+    "RenderedPrompt",
     "Stream",
     "Terminal",
     "TextDelta",
     "TokenLogprob",
+    "TokenizerFiles",
     "Tool",
     "ToolCall",
     "Usage",

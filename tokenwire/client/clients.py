@@ -12,7 +12,7 @@ import grpc
 
 from tokenwire.channels import client_options
 from tokenwire.client import messages as m
-from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, Tool
+from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, RenderedPrompt, TokenizerFiles, Tool
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.status import from_rpc_error
@@ -51,16 +51,59 @@ class Client:
         return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
 
     def tokenize(
-        self, *texts: str, model: str = "", add_special_tokens: bool = True, return_offsets: bool = False
+        self,
+        *texts: str,
+        model: str = "",
+        add_special_tokens: bool = True,
+        return_offsets: bool = False,
+        split_special_tokens: bool = False,
     ) -> list[Encoding]:
-        """The token ids of each text."""
-        request = m.tokenize_request(texts, model, add_special_tokens, return_offsets)
+        """The token ids of each text. `split_special_tokens`: what stands for special tokens is plain text."""
+        request = m.tokenize_request(texts, model, add_special_tokens, return_offsets, split_special_tokens)
         return m.encodings(self._unary(self._stub.Tokenize, request))
 
-    def detokenize(self, *sequences: Sequence[int], model: str = "", skip_special_tokens: bool = True) -> list[str]:
+    def detokenize(
+        self,
+        *sequences: Sequence[int],
+        model: str = "",
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> list[str]:
         """The text of each sequence of token ids."""
-        request = m.detokenize_request(sequences, model, skip_special_tokens)
+        request = m.detokenize_request(sequences, model, skip_special_tokens, spaces_between_special_tokens)
         return m.detokenized(self._unary(self._stub.Detokenize, request))
+
+    def apply_chat_template(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        model: str = "",
+        tokenize: bool = False,
+        split_special_tokens: bool = False,
+    ) -> RenderedPrompt:
+        """A conversation, or one message of a user, as the prompt that `chat` would send."""
+        request = m.apply_template_request(messages, model, tokenize, split_special_tokens)
+        return m.rendered(self._unary(self._stub.ApplyChatTemplate, request))
+
+    def count_tokens(
+        self,
+        *texts: str,
+        conversations: Sequence[Sequence[Message]] = (),
+        model: str = "",
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+    ) -> list[int]:
+        """How many tokens each text is, then each conversation with its template."""
+        request = m.count_request(texts, conversations, model, add_special_tokens, split_special_tokens)
+        return m.counts(self._unary(self._stub.CountTokens, request))
+
+    def tokenizer(self, model: str = "") -> TokenizerFiles:
+        """The files of a model's tokenizer, to tokenize without the server."""
+        call = self._stub.GetTokenizer(m.tokenizer_request(model), timeout=UNARY_TIMEOUT_S)
+        try:
+            return m.tokenizer_files(list(call))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
 
     def models(self) -> list[ModelCard]:
         """What can be asked for."""
@@ -109,18 +152,59 @@ class AsyncClient:
         return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
 
     async def tokenize(
-        self, *texts: str, model: str = "", add_special_tokens: bool = True, return_offsets: bool = False
+        self,
+        *texts: str,
+        model: str = "",
+        add_special_tokens: bool = True,
+        return_offsets: bool = False,
+        split_special_tokens: bool = False,
     ) -> list[Encoding]:
         """As `Client.tokenize`."""
-        request = m.tokenize_request(texts, model, add_special_tokens, return_offsets)
+        request = m.tokenize_request(texts, model, add_special_tokens, return_offsets, split_special_tokens)
         return m.encodings(await self._unary(self._stub.Tokenize, request))
 
     async def detokenize(
-        self, *sequences: Sequence[int], model: str = "", skip_special_tokens: bool = True
+        self,
+        *sequences: Sequence[int],
+        model: str = "",
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
     ) -> list[str]:
         """As `Client.detokenize`."""
-        request = m.detokenize_request(sequences, model, skip_special_tokens)
+        request = m.detokenize_request(sequences, model, skip_special_tokens, spaces_between_special_tokens)
         return m.detokenized(await self._unary(self._stub.Detokenize, request))
+
+    async def apply_chat_template(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        model: str = "",
+        tokenize: bool = False,
+        split_special_tokens: bool = False,
+    ) -> RenderedPrompt:
+        """As `Client.apply_chat_template`."""
+        request = m.apply_template_request(messages, model, tokenize, split_special_tokens)
+        return m.rendered(await self._unary(self._stub.ApplyChatTemplate, request))
+
+    async def count_tokens(
+        self,
+        *texts: str,
+        conversations: Sequence[Sequence[Message]] = (),
+        model: str = "",
+        add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
+    ) -> list[int]:
+        """As `Client.count_tokens`."""
+        request = m.count_request(texts, conversations, model, add_special_tokens, split_special_tokens)
+        return m.counts(await self._unary(self._stub.CountTokens, request))
+
+    async def tokenizer(self, model: str = "") -> TokenizerFiles:
+        """As `Client.tokenizer`."""
+        call = self._stub.GetTokenizer(m.tokenizer_request(model), timeout=UNARY_TIMEOUT_S)
+        try:
+            return m.tokenizer_files([response async for response in call])
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
 
     async def models(self) -> list[ModelCard]:
         """As `Client.models`."""

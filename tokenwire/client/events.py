@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenwire.errors import Cancelled, DeadlineExceeded, Internal, TokenwireError
@@ -120,6 +121,32 @@ class Encoding:
     starts: tuple[int, ...] = ()
     """Where each token starts in the text, in Unicode characters, if offsets were asked for."""
     ends: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """A conversation as the model reads it."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    """Empty unless they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What it takes to tokenize as the server does."""
+
+    files: Mapping[str, bytes]
+    """By name, which may begin with a folder."""
+    vocabulary_fingerprint: str
+    """Equal where token ids mean the same."""
+
+    def save(self, folder: Path) -> None:
+        """Write them into a folder, which is made where it is missing."""
+        for name, content in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 @dataclass(frozen=True, slots=True)

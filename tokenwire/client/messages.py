@@ -1,13 +1,26 @@
 """Client values ↔ the gateway's messages: pure functions, shared by both clients. Does not know how calls are made."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
-from tokenwire.client.events import Encoding, Event, Finished, Message, ModelCard, Prompt, TextDelta, Tool
+from tokenwire.client.events import (
+    Encoding,
+    Event,
+    Finished,
+    Message,
+    ModelCard,
+    Prompt,
+    RenderedPrompt,
+    TextDelta,
+    TokenizerFiles,
+    Tool,
+)
 from tokenwire.client.options import CallOptions, generation_options, refuse_bad_text, request_context
-from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.errors import FieldViolation, Internal, InvalidRequest
 from tokenwire.parsed import ToolCall
 from tokenwire.sampling import MAX_TOKEN_ID, refuse
 from tokenwire.v1 import common_pb2, gateway_pb2, tokenizer_pb2
@@ -48,6 +61,8 @@ def generate_call(prompts: Sequence[Prompt], given: CallOptions) -> GenerationCa
         options=options_to_wire(options),
         truncate=given.get("truncate", False),
         cache_salt=given.get("cache_salt", ""),
+        split_special_tokens=given.get("split_special_tokens", False),
+        truncation=_truncation(given),
     )
     return GenerationCall(
         request, context.request_id, len(prompts) * options.num_choices, _call_timeout_s(given), generate_events
@@ -62,8 +77,6 @@ def chat_call(
     parallel_tool_calls: bool = True,
 ) -> GenerationCall:
     """A call to Chat; a text stands for one message of the user. Raises InvalidRequest."""
-    if isinstance(messages, str):
-        messages = [Message("user", messages)]
     context, options = request_context(given), generation_options(given)
     request = gateway_pb2.ChatRequest(
         context=context_to_wire(context),
@@ -71,9 +84,10 @@ def chat_call(
         options=options_to_wire(options),
         truncate=given.get("truncate", False),
         cache_salt=given.get("cache_salt", ""),
+        split_special_tokens=given.get("split_special_tokens", False),
+        truncation=_truncation(given),
     )
-    for i, message in enumerate(messages):
-        _add_message(request.conversation, message, f"messages[{i}]")
+    _add_messages(request.conversation, messages)
     for i, tool in enumerate(tools):
         _add_tool(request.conversation, tool, f"tools[{i}]")
     if not parallel_tool_calls:
@@ -92,14 +106,22 @@ def chat_events(response: gateway_pb2.ChatResponse) -> list[Event]:
 
 
 def tokenize_request(
-    texts: Sequence[str], model: str, add_special_tokens: bool, return_offsets: bool
+    texts: Sequence[str],
+    model: str,
+    add_special_tokens: bool,
+    return_offsets: bool,
+    split_special_tokens: bool,
 ) -> tokenizer_pb2.TokenizeRequest:
     """A call to Tokenize. Raises InvalidRequest."""
     refuse_bad_text("model", model)
     for i, text in enumerate(texts):
         refuse_bad_text(f"texts[{i}]", text)
     return tokenizer_pb2.TokenizeRequest(
-        model=model, texts=texts, add_special_tokens=add_special_tokens, return_offsets=return_offsets
+        model=model,
+        texts=texts,
+        add_special_tokens=add_special_tokens,
+        return_offsets=return_offsets,
+        split_special_tokens=split_special_tokens,
     )
 
 
@@ -109,7 +131,10 @@ def encodings(response: tokenizer_pb2.TokenizeResponse) -> list[Encoding]:
 
 
 def detokenize_request(
-    sequences: Sequence[Sequence[int]], model: str, skip_special_tokens: bool
+    sequences: Sequence[Sequence[int]],
+    model: str,
+    skip_special_tokens: bool,
+    spaces_between_special_tokens: bool,
 ) -> tokenizer_pb2.DetokenizeRequest:
     """A call to Detokenize. Raises InvalidRequest."""
     refuse_bad_text("model", model)
@@ -117,12 +142,78 @@ def detokenize_request(
         model=model,
         sequences=[_token_ids(ids, f"sequences[{i}]") for i, ids in enumerate(sequences)],
         skip_special_tokens=skip_special_tokens,
+        spaces_between_special_tokens=spaces_between_special_tokens,
     )
 
 
 def detokenized(response: tokenizer_pb2.DetokenizeResponse) -> list[str]:
     """One text per sequence."""
     return list(response.texts)
+
+
+def apply_template_request(
+    messages: str | Sequence[Message], model: str, tokenize: bool, split_special_tokens: bool
+) -> tokenizer_pb2.ApplyChatTemplateRequest:
+    """A call to ApplyChatTemplate. Raises InvalidRequest."""
+    refuse_bad_text("model", model)
+    request = tokenizer_pb2.ApplyChatTemplateRequest(
+        model=model, tokenize=tokenize, split_special_tokens=split_special_tokens
+    )
+    _add_messages(request.conversation, messages)
+    return request
+
+
+def rendered(response: tokenizer_pb2.ApplyChatTemplateResponse) -> RenderedPrompt:
+    """The prompt of a conversation."""
+    return RenderedPrompt(response.text, tuple(response.token_ids))
+
+
+def count_request(
+    texts: Sequence[str],
+    conversations: Sequence[Sequence[Message]],
+    model: str,
+    add_special_tokens: bool,
+    split_special_tokens: bool,
+) -> tokenizer_pb2.CountTokensRequest:
+    """A call to CountTokens. Raises InvalidRequest."""
+    refuse_bad_text("model", model)
+    for i, text in enumerate(texts):
+        refuse_bad_text(f"texts[{i}]", text)
+    request = tokenizer_pb2.CountTokensRequest(
+        model=model, texts=texts, add_special_tokens=add_special_tokens, split_special_tokens=split_special_tokens
+    )
+    for messages in conversations:
+        _add_messages(request.conversations.add(), messages)
+    return request
+
+
+def counts(response: tokenizer_pb2.CountTokensResponse) -> list[int]:
+    """Of each text, then of each conversation."""
+    return [*response.texts, *response.conversations]
+
+
+def tokenizer_request(model: str) -> tokenizer_pb2.GetTokenizerRequest:
+    """A call to GetTokenizer. Raises InvalidRequest."""
+    refuse_bad_text("model", model)
+    return tokenizer_pb2.GetTokenizerRequest(model=model)
+
+
+def tokenizer_files(responses: Sequence[tokenizer_pb2.GetTokenizerResponse]) -> TokenizerFiles:
+    """The files of a whole answer. Raises Internal when they are not what was announced."""
+    announced = list(responses[0].files) if responses else []
+    contents: list[list[bytes]] = [[] for _ in announced]
+    for response in responses[1:]:
+        if response.file_index >= len(contents):
+            raise Internal(f"a piece of file {response.file_index} came, and {len(contents)} were announced")
+        contents[response.file_index].append(response.content)
+    files = {file.name: b"".join(pieces) for file, pieces in zip(announced, contents, strict=True)}
+    for file in announced:
+        if hashlib.sha256(files[file.name]).hexdigest() != file.sha256:
+            raise Internal(f"{file.name} did not arrive whole")
+        path = PurePosixPath(file.name)
+        if path.is_absolute() or ".." in path.parts:
+            raise Internal(f"{file.name!r} is no name that a server may give")
+    return TokenizerFiles(files, responses[0].fingerprint.vocabulary if responses else "")
 
 
 def list_models_request() -> tokenizer_pb2.ListModelsRequest:
@@ -158,6 +249,14 @@ def _events(response: Any, index: int) -> list[Event]:
     if response.HasField("finish"):
         found.append(Finished(terminal_from_wire(response.finish), index, response.choice))
     return found
+
+
+def _add_messages(conversation: tokenizer_pb2.Conversation, messages: str | Sequence[Message]) -> None:
+    """Put messages into a conversation; a text stands for one message of the user."""
+    if isinstance(messages, str):
+        messages = [Message("user", messages)]
+    for i, message in enumerate(messages):
+        _add_message(conversation, message, f"messages[{i}]")
 
 
 def _add_message(conversation: tokenizer_pb2.Conversation, message: Message, field: str) -> None:
@@ -201,6 +300,19 @@ def _token_ids(ids: Sequence[int], field: str) -> common_pb2.TokenIds:
             allowed = "a token id is an integer from 0 to 2^32 - 1"
             refuse([FieldViolation(f"{field}[{i}]", f"{token!r} is not allowed: {allowed}")])
     return common_pb2.TokenIds(ids=ids)
+
+
+def _truncation(given: CallOptions) -> tokenizer_pb2.Truncation | None:
+    side, max_tokens = given.get("truncation_side"), given.get("max_prompt_tokens")
+    if side is None and max_tokens is None:
+        return None
+    if side not in (None, "start", "end"):
+        refuse([FieldViolation("truncation_side", f"{side!r} is not allowed: start or end")])
+    if max_tokens is not None and not 1 <= max_tokens < 2**32:
+        refuse([FieldViolation("max_prompt_tokens", f"{max_tokens!r} is not allowed: an integer of 1 or more")])
+    at_end = side == "end"
+    wire_side = tokenizer_pb2.TRUNCATION_SIDE_END if at_end else tokenizer_pb2.TRUNCATION_SIDE_START
+    return tokenizer_pb2.Truncation(side=wire_side, max_tokens=max_tokens or 0)
 
 
 def _call_timeout_s(given: CallOptions) -> float | None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from tokenwire.errors import FieldViolation
 from tokenwire.requests import MAX_TIMEOUT_S, GenerationOptions, RequestContext, is_unicode, new_request_id
@@ -50,8 +50,16 @@ class CallOptions(TypedDict, total=False):
     """The same for the prompt's tokens from the second on."""
     num_choices: int
     """Outputs per prompt; where the model's default is greedy they are equal unless `temperature` is above 0."""
+    spaces_between_special_tokens: bool
+    """With `skip_special_tokens` false: keep the spaces that the decoder puts between special tokens; absent: true."""
+    split_special_tokens: bool
+    """Read what stands for special tokens in prompts or messages as plain text; absent: it becomes special tokens."""
     truncate: bool
     """Cut a prompt longer than the context at its start instead of refusing it."""
+    truncation_side: Literal["start", "end"]
+    """Cut a prompt that is too long at this end; stands for `truncate` too."""
+    max_prompt_tokens: int
+    """Cut a prompt to this many tokens, at `truncation_side` or its start."""
     cache_salt: str
     """Cached prefixes are shared only among requests of equal salt."""
     timeout_s: float
@@ -89,6 +97,7 @@ def generation_options(given: CallOptions) -> GenerationOptions:
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
         include_stop_string=given.get("include_stop_string", False),
         skip_special_tokens=given.get("skip_special_tokens", True),
+        spaces_between_special_tokens=given.get("spaces_between_special_tokens", True),
         return_token_ids=given.get("return_token_ids", False),
         num_choices=given.get("num_choices", 1),
         logprobs=given.get("logprobs"),

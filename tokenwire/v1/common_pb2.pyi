@@ -128,18 +128,20 @@ class ChoiceConstraint(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OutputOptions(_message.Message):
-    __slots__ = ("logprobs", "prompt_logprobs", "return_token_ids", "skip_special_tokens", "echo")
+    __slots__ = ("logprobs", "prompt_logprobs", "return_token_ids", "skip_special_tokens", "echo", "spaces_between_special_tokens")
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     RETURN_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ECHO_FIELD_NUMBER: _ClassVar[int]
+    SPACES_BETWEEN_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     logprobs: int
     prompt_logprobs: int
     return_token_ids: bool
     skip_special_tokens: bool
     echo: bool
-    def __init__(self, logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., return_token_ids: bool = ..., skip_special_tokens: bool = ..., echo: bool = ...) -> None: ...
+    spaces_between_special_tokens: bool
+    def __init__(self, logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., return_token_ids: bool = ..., skip_special_tokens: bool = ..., echo: bool = ..., spaces_between_special_tokens: bool = ...) -> None: ...
 
 class GenerationOptions(_message.Message):
     __slots__ = ("sampling", "stop", "constraint", "output", "num_choices", "adapter")

@@ -17,20 +17,24 @@ class Prompt(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_common_pb2.TokenIds, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("context", "model", "prompts", "options", "truncate", "cache_salt")
+    __slots__ = ("context", "model", "prompts", "options", "truncate", "cache_salt", "split_special_tokens", "truncation")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     context: _common_pb2.RequestContext
     model: str
     prompts: _containers.RepeatedCompositeFieldContainer[Prompt]
     options: _common_pb2.GenerationOptions
     truncate: bool
     cache_salt: str
-    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., options: _Optional[_Union[_common_pb2.GenerationOptions, _Mapping]] = ..., truncate: bool = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    split_special_tokens: bool
+    truncation: _tokenizer_pb2.Truncation
+    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., options: _Optional[_Union[_common_pb2.GenerationOptions, _Mapping]] = ..., truncate: bool = ..., cache_salt: _Optional[str] = ..., split_special_tokens: bool = ..., truncation: _Optional[_Union[_tokenizer_pb2.Truncation, _Mapping]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("index", "choice", "delta", "finish")
@@ -45,20 +49,24 @@ class GenerateResponse(_message.Message):
     def __init__(self, index: _Optional[int] = ..., choice: _Optional[int] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finish: _Optional[_Union[_common_pb2.Finish, _Mapping]] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("context", "model", "conversation", "options", "truncate", "cache_salt")
+    __slots__ = ("context", "model", "conversation", "options", "truncate", "cache_salt", "split_special_tokens", "truncation")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     context: _common_pb2.RequestContext
     model: str
     conversation: _tokenizer_pb2.Conversation
     options: _common_pb2.GenerationOptions
     truncate: bool
     cache_salt: str
-    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., conversation: _Optional[_Union[_tokenizer_pb2.Conversation, _Mapping]] = ..., options: _Optional[_Union[_common_pb2.GenerationOptions, _Mapping]] = ..., truncate: bool = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    split_special_tokens: bool
+    truncation: _tokenizer_pb2.Truncation
+    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., conversation: _Optional[_Union[_tokenizer_pb2.Conversation, _Mapping]] = ..., options: _Optional[_Union[_common_pb2.GenerationOptions, _Mapping]] = ..., truncate: bool = ..., cache_salt: _Optional[str] = ..., split_special_tokens: bool = ..., truncation: _Optional[_Union[_tokenizer_pb2.Truncation, _Mapping]] = ...) -> None: ...
 
 class ChatResponse(_message.Message):
     __slots__ = ("choice", "delta", "finish")

@@ -61,6 +61,26 @@ class GenerationServiceStub(object):
                 request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
+        self.StreamDetokenize = channel.stream_stream(
+                '/tokenwire.v1.GenerationService/StreamDetokenize',
+                request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.StreamDetokenizeRequest.SerializeToString,
+                response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.StreamDetokenizeResponse.FromString,
+                _registered_method=True)
+        self.ApplyChatTemplate = channel.unary_unary(
+                '/tokenwire.v1.GenerationService/ApplyChatTemplate',
+                request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.SerializeToString,
+                response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.FromString,
+                _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/tokenwire.v1.GenerationService/CountTokens',
+                request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
+        self.GetTokenizer = channel.unary_stream(
+                '/tokenwire.v1.GenerationService/GetTokenizer',
+                request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerRequest.SerializeToString,
+                response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/tokenwire.v1.GenerationService/Embed',
                 request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.EmbedRequest.SerializeToString,
@@ -112,6 +132,34 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamDetokenize(self, request_iterator, context):
+        """Token ids to text as they come, for many sequences on one stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyChatTemplate(self, request, context):
+        """A conversation to the prompt the model was trained on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTokens(self, request, context):
+        """How many token ids texts and conversations are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTokenizer(self, request, context):
+        """The tokenizer's files, in pieces that fit every client's message limit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Embed(self, request, context):
         """Vectors of texts.
         """
@@ -153,6 +201,26 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.DetokenizeRequest.FromString,
                     response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'StreamDetokenize': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamDetokenize,
+                    request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.StreamDetokenizeRequest.FromString,
+                    response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.StreamDetokenizeResponse.SerializeToString,
+            ),
+            'ApplyChatTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyChatTemplate,
+                    request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.FromString,
+                    response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensRequest.FromString,
+                    response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'GetTokenizer': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetTokenizer,
+                    request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerRequest.FromString,
+                    response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerResponse.SerializeToString,
             ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
@@ -301,6 +369,114 @@ class GenerationService(object):
             '/tokenwire.v1.GenerationService/Detokenize',
             tokenwire_dot_v1_dot_tokenizer__pb2.DetokenizeRequest.SerializeToString,
             tokenwire_dot_v1_dot_tokenizer__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamDetokenize(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tokenwire.v1.GenerationService/StreamDetokenize',
+            tokenwire_dot_v1_dot_tokenizer__pb2.StreamDetokenizeRequest.SerializeToString,
+            tokenwire_dot_v1_dot_tokenizer__pb2.StreamDetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyChatTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenwire.v1.GenerationService/ApplyChatTemplate',
+            tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.SerializeToString,
+            tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenwire.v1.GenerationService/CountTokens',
+            tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensRequest.SerializeToString,
+            tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tokenwire.v1.GenerationService/GetTokenizer',
+            tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerRequest.SerializeToString,
+            tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerResponse.FromString,
             options,
             channel_credentials,
             insecure,

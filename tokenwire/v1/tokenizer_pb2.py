@@ -26,13 +26,15 @@ from tokenwire.v1 import common_pb2 as tokenwire_dot_v1_dot_common__pb2
 from tokenwire.v1 import model_pb2 as tokenwire_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctokenwire/v1/tokenizer.proto\x12\x0ctokenwire.v1\x1a\x19tokenwire/v1/common.proto\x1a\x18tokenwire/v1/model.proto\"\xb9\x02\n\x0c\x43onversation\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.tokenwire.v1.ChatMessage\x12+\n\x05tools\x18\x02 \x03(\x0b\x32\x1c.tokenwire.v1.ToolDefinition\x12\x16\n\x0e\x64ocuments_json\x18\x03 \x03(\t\x12\x1f\n\x17template_arguments_json\x18\x04 \x01(\t\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x06 \x01(\x08\x12 \n\x13parallel_tool_calls\x18\n \x01(\x08H\x01\x88\x01\x01\x42\x18\n\x16_add_generation_promptB\x16\n\x14_parallel_tool_calls\"\x8f\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12*\n\ntool_calls\x18\x04 \x03(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x11\n\treasoning\x18\x06 \x01(\t\"\\\n\x0eToolDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"F\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\"\xcd\x02\n\x0bTextRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.tokenwire.v1.TokenIdsH\x00\x12\x32\n\x0c\x63onversation\x18\x05 \x01(\x0b\x32\x1a.tokenwire.v1.ConversationH\x00\x12\x30\n\x07options\x18\x06 \x01(\x0b\x32\x1f.tokenwire.v1.GenerationOptions\x12\x10\n\x08truncate\x18\x07 \x01(\x08\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12.\n\x0b\x66ingerprint\x18\t \x01(\x0b\x32\x19.tokenwire.v1.FingerprintB\x07\n\x05input\"t\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.tokenwire.v1.TextRequest\x12\x1b\n\x0einitial_credit\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_initial_credit\"\xcd\x01\n\x0eSessionRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Hello\x12%\n\x07submits\x18\x02 \x03(\x0b\x32\x14.tokenwire.v1.Submit\x12%\n\x07\x63\x61ncels\x18\x03 \x03(\x0b\x32\x14.tokenwire.v1.Cancel\x12%\n\x07\x63redits\x18\x04 \x03(\x0b\x32\x14.tokenwire.v1.Credit\x12\"\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x13.tokenwire.v1.Drain\"\xdb\x01\n\x0fSessionResponse\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Hello\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\r\n\x05texts\x18\x03 \x03(\t\x12\x12\n\nnum_tokens\x18\x04 \x03(\r\x12$\n\x06\x65xtras\x18\x05 \x03(\x0b\x32\x14.tokenwire.v1.Extras\x12&\n\x08\x66inishes\x18\x06 \x03(\x0b\x32\x14.tokenwire.v1.Finish\x12\"\n\x05\x64rain\x18\x07 \x01(\x0b\x32\x13.tokenwire.v1.Drain\"\xcd\x01\n\x06\x45xtras\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12,\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\x12\x11\n\treasoning\x18\x04 \x01(\t\x12*\n\ntool_calls\x18\x05 \x03(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x33\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\"\x7f\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x16\n\x0ereturn_offsets\x18\x04 \x01(\x08\x42\x15\n\x13_add_special_tokens\"m\n\x10TokenizeResponse\x12)\n\tencodings\x18\x01 \x03(\x0b\x32\x16.tokenwire.v1.Encoding\x12.\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\";\n\x08\x45ncoding\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06starts\x18\x02 \x03(\r\x12\x0c\n\x04\x65nds\x18\x03 \x03(\r\"\x87\x01\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\tsequences\x18\x02 \x03(\x0b\x32\x16.tokenwire.v1.TokenIds\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"#\n\x12\x44\x65tokenizeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"\xa8\x01\n\x17StreamDetokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06handle\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12 \n\x13skip_special_tokens\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x05 \x03(\t\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x08\x42\x16\n\x14_skip_special_tokens\"Z\n\x18StreamDetokenizeResponse\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\"m\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x1a.tokenwire.v1.Conversation\x12\x10\n\x08tokenize\x18\x03 \x01(\x08\"l\n\x19\x41pplyChatTemplateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\"$\n\x13GetTokenizerRequest\x12\r\n\x05model\x18\x01 \x01(\t\"r\n\x14GetTokenizerResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.tokenwire.v1.TokenizerFile\x12.\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\".\n\rTokenizerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\x8c\x01\n\x0c\x45mbedRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\x12/\n\x07options\x18\x04 \x01(\x0b\x32\x1e.tokenwire.v1.EmbeddingOptions\"`\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.tokenwire.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tokenwire.v1.Usage\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.tokenwire.v1.ModelCard2\xb1\x05\n\x10TokenizerService\x12J\n\x07Session\x12\x1c.tokenwire.v1.SessionRequest\x1a\x1d.tokenwire.v1.SessionResponse(\x01\x30\x01\x12I\n\x08Tokenize\x12\x1d.tokenwire.v1.TokenizeRequest\x1a\x1e.tokenwire.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.tokenwire.v1.DetokenizeRequest\x1a .tokenwire.v1.DetokenizeResponse\x12\x65\n\x10StreamDetokenize\x12%.tokenwire.v1.StreamDetokenizeRequest\x1a&.tokenwire.v1.StreamDetokenizeResponse(\x01\x30\x01\x12\x64\n\x11\x41pplyChatTemplate\x12&.tokenwire.v1.ApplyChatTemplateRequest\x1a\'.tokenwire.v1.ApplyChatTemplateResponse\x12U\n\x0cGetTokenizer\x12!.tokenwire.v1.GetTokenizerRequest\x1a\".tokenwire.v1.GetTokenizerResponse\x12@\n\x05\x45mbed\x12\x1a.tokenwire.v1.EmbedRequest\x1a\x1b.tokenwire.v1.EmbedResponse\x12O\n\nListModels\x12\x1f.tokenwire.v1.ListModelsRequest\x1a .tokenwire.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctokenwire/v1/tokenizer.proto\x12\x0ctokenwire.v1\x1a\x19tokenwire/v1/common.proto\x1a\x18tokenwire/v1/model.proto\"\xb9\x02\n\x0c\x43onversation\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.tokenwire.v1.ChatMessage\x12+\n\x05tools\x18\x02 \x03(\x0b\x32\x1c.tokenwire.v1.ToolDefinition\x12\x16\n\x0e\x64ocuments_json\x18\x03 \x03(\t\x12\x1f\n\x17template_arguments_json\x18\x04 \x01(\t\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x06 \x01(\x08\x12 \n\x13parallel_tool_calls\x18\n \x01(\x08H\x01\x88\x01\x01\x42\x18\n\x16_add_generation_promptB\x16\n\x14_parallel_tool_calls\"\x8f\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12*\n\ntool_calls\x18\x04 \x03(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x11\n\treasoning\x18\x06 \x01(\t\"\\\n\x0eToolDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"F\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\r\"\x99\x03\n\x0bTextRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x16.tokenwire.v1.TokenIdsH\x00\x12\x32\n\x0c\x63onversation\x18\x05 \x01(\x0b\x32\x1a.tokenwire.v1.ConversationH\x00\x12\x30\n\x07options\x18\x06 \x01(\x0b\x32\x1f.tokenwire.v1.GenerationOptions\x12\x10\n\x08truncate\x18\x07 \x01(\x08\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12.\n\x0b\x66ingerprint\x18\t \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\x12\x1c\n\x14split_special_tokens\x18\x14 \x01(\x08\x12,\n\ntruncation\x18\x15 \x01(\x0b\x32\x18.tokenwire.v1.TruncationB\x07\n\x05input\"L\n\nTruncation\x12*\n\x04side\x18\x01 \x01(\x0e\x32\x1c.tokenwire.v1.TruncationSide\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\"t\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.tokenwire.v1.TextRequest\x12\x1b\n\x0einitial_credit\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_initial_credit\"\xcd\x01\n\x0eSessionRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Hello\x12%\n\x07submits\x18\x02 \x03(\x0b\x32\x14.tokenwire.v1.Submit\x12%\n\x07\x63\x61ncels\x18\x03 \x03(\x0b\x32\x14.tokenwire.v1.Cancel\x12%\n\x07\x63redits\x18\x04 \x03(\x0b\x32\x14.tokenwire.v1.Credit\x12\"\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x13.tokenwire.v1.Drain\"\xdb\x01\n\x0fSessionResponse\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Hello\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\r\n\x05texts\x18\x03 \x03(\t\x12\x12\n\nnum_tokens\x18\x04 \x03(\r\x12$\n\x06\x65xtras\x18\x05 \x03(\x0b\x32\x14.tokenwire.v1.Extras\x12&\n\x08\x66inishes\x18\x06 \x03(\x0b\x32\x14.tokenwire.v1.Finish\x12\"\n\x05\x64rain\x18\x07 \x01(\x0b\x32\x13.tokenwire.v1.Drain\"\xcd\x01\n\x06\x45xtras\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12,\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\x12\x11\n\treasoning\x18\x04 \x01(\t\x12*\n\ntool_calls\x18\x05 \x03(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x33\n\x0fprompt_logprobs\x18\x06 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\"\xcb\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x16\n\x0ereturn_offsets\x18\x04 \x01(\x08\x12\x1c\n\x14split_special_tokens\x18\x05 \x01(\x08\x12,\n\ntruncation\x18\x06 \x01(\x0b\x32\x18.tokenwire.v1.TruncationB\x15\n\x13_add_special_tokens\"m\n\x10TokenizeResponse\x12)\n\tencodings\x18\x01 \x03(\x0b\x32\x16.tokenwire.v1.Encoding\x12.\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\"R\n\x08\x45ncoding\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06starts\x18\x02 \x03(\r\x12\x0c\n\x04\x65nds\x18\x03 \x03(\r\x12\x15\n\rnum_truncated\x18\x04 \x01(\r\"\xd5\x01\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\tsequences\x18\x02 \x03(\x0b\x32\x16.tokenwire.v1.TokenIds\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12*\n\x1dspaces_between_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x16\n\x14_skip_special_tokensB \n\x1e_spaces_between_special_tokens\"#\n\x12\x44\x65tokenizeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"\x80\x03\n\x17StreamDetokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06handle\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12 \n\x13skip_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x05 \x03(\t\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x08\x12*\n\x1dspaces_between_special_tokens\x18\x07 \x01(\x08H\x02\x88\x01\x01\x12\x1b\n\x13include_stop_string\x18\x08 \x01(\x08\x12\x12\n\nmin_tokens\x18\t \x01(\r\x12\x18\n\x10prompt_token_ids\x18\n \x03(\r\x12\x18\n\x0ereceived_chars\x18\x0b \x01(\x04H\x00\x12\x19\n\x0freceived_tokens\x18\x0c \x01(\rH\x00\x42\x08\n\x06replayB\x16\n\x14_skip_special_tokensB \n\x1e_spaces_between_special_tokens\"Z\n\x18StreamDetokenizeResponse\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\"\x8b\x01\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x1a.tokenwire.v1.Conversation\x12\x10\n\x08tokenize\x18\x03 \x01(\x08\x12\x1c\n\x14split_special_tokens\x18\x04 \x01(\x08\"l\n\x19\x41pplyChatTemplateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12.\n\x0b\x66ingerprint\x18\x03 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\"\xbb\x01\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x31\n\rconversations\x18\x03 \x03(\x0b\x32\x1a.tokenwire.v1.Conversation\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1c\n\x14split_special_tokens\x18\x05 \x01(\x08\x42\x15\n\x13_add_special_tokens\"\x87\x01\n\x13\x43ountTokensResponse\x12\r\n\x05texts\x18\x01 \x03(\r\x12\x15\n\rconversations\x18\x02 \x03(\r\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12.\n\x0b\x66ingerprint\x18\x04 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\"$\n\x13GetTokenizerRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x97\x01\n\x14GetTokenizerResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.tokenwire.v1.TokenizerFile\x12.\n\x0b\x66ingerprint\x18\x02 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\x12\x12\n\nfile_index\x18\x03 \x01(\r\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x0c\"A\n\rTokenizerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x8c\x01\n\x0c\x45mbedRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\x12/\n\x07options\x18\x04 \x01(\x0b\x32\x1e.tokenwire.v1.EmbeddingOptions\"`\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.tokenwire.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tokenwire.v1.Usage\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.tokenwire.v1.ModelCard*e\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x19\n\x15TRUNCATION_SIDE_START\x10\x01\x12\x17\n\x13TRUNCATION_SIDE_END\x10\x02\x32\x87\x06\n\x10TokenizerService\x12J\n\x07Session\x12\x1c.tokenwire.v1.SessionRequest\x1a\x1d.tokenwire.v1.SessionResponse(\x01\x30\x01\x12I\n\x08Tokenize\x12\x1d.tokenwire.v1.TokenizeRequest\x1a\x1e.tokenwire.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.tokenwire.v1.DetokenizeRequest\x1a .tokenwire.v1.DetokenizeResponse\x12\x65\n\x10StreamDetokenize\x12%.tokenwire.v1.StreamDetokenizeRequest\x1a&.tokenwire.v1.StreamDetokenizeResponse(\x01\x30\x01\x12\x64\n\x11\x41pplyChatTemplate\x12&.tokenwire.v1.ApplyChatTemplateRequest\x1a\'.tokenwire.v1.ApplyChatTemplateResponse\x12R\n\x0b\x43ountTokens\x12 .tokenwire.v1.CountTokensRequest\x1a!.tokenwire.v1.CountTokensResponse\x12W\n\x0cGetTokenizer\x12!.tokenwire.v1.GetTokenizerRequest\x1a\".tokenwire.v1.GetTokenizerResponse0\x01\x12@\n\x05\x45mbed\x12\x1a.tokenwire.v1.EmbedRequest\x1a\x1b.tokenwire.v1.EmbedResponse\x12O\n\nListModels\x12\x1f.tokenwire.v1.ListModelsRequest\x1a .tokenwire.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenwire.v1.tokenizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TRUNCATIONSIDE']._serialized_start=4270
+  _globals['_TRUNCATIONSIDE']._serialized_end=4371
   _globals['_CONVERSATION']._serialized_start=100
   _globals['_CONVERSATION']._serialized_end=413
   _globals['_CHATMESSAGE']._serialized_start=416
@@ -42,47 +44,53 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLCALL']._serialized_start=655
   _globals['_TOOLCALL']._serialized_end=725
   _globals['_TEXTREQUEST']._serialized_start=728
-  _globals['_TEXTREQUEST']._serialized_end=1061
-  _globals['_SUBMIT']._serialized_start=1063
-  _globals['_SUBMIT']._serialized_end=1179
-  _globals['_SESSIONREQUEST']._serialized_start=1182
-  _globals['_SESSIONREQUEST']._serialized_end=1387
-  _globals['_SESSIONRESPONSE']._serialized_start=1390
-  _globals['_SESSIONRESPONSE']._serialized_end=1609
-  _globals['_EXTRAS']._serialized_start=1612
-  _globals['_EXTRAS']._serialized_end=1817
-  _globals['_TOKENIZEREQUEST']._serialized_start=1819
-  _globals['_TOKENIZEREQUEST']._serialized_end=1946
-  _globals['_TOKENIZERESPONSE']._serialized_start=1948
-  _globals['_TOKENIZERESPONSE']._serialized_end=2057
-  _globals['_ENCODING']._serialized_start=2059
-  _globals['_ENCODING']._serialized_end=2118
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2121
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2256
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2258
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2293
-  _globals['_STREAMDETOKENIZEREQUEST']._serialized_start=2296
-  _globals['_STREAMDETOKENIZEREQUEST']._serialized_end=2464
-  _globals['_STREAMDETOKENIZERESPONSE']._serialized_start=2466
-  _globals['_STREAMDETOKENIZERESPONSE']._serialized_end=2556
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=2558
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=2667
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=2669
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=2777
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=2779
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=2815
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=2817
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=2931
-  _globals['_TOKENIZERFILE']._serialized_start=2933
-  _globals['_TOKENIZERFILE']._serialized_end=2979
-  _globals['_EMBEDREQUEST']._serialized_start=2982
-  _globals['_EMBEDREQUEST']._serialized_end=3122
-  _globals['_EMBEDRESPONSE']._serialized_start=3124
-  _globals['_EMBEDRESPONSE']._serialized_end=3220
-  _globals['_LISTMODELSREQUEST']._serialized_start=3222
-  _globals['_LISTMODELSREQUEST']._serialized_end=3241
-  _globals['_LISTMODELSRESPONSE']._serialized_start=3243
-  _globals['_LISTMODELSRESPONSE']._serialized_end=3304
-  _globals['_TOKENIZERSERVICE']._serialized_start=3307
-  _globals['_TOKENIZERSERVICE']._serialized_end=3996
+  _globals['_TEXTREQUEST']._serialized_end=1137
+  _globals['_TRUNCATION']._serialized_start=1139
+  _globals['_TRUNCATION']._serialized_end=1215
+  _globals['_SUBMIT']._serialized_start=1217
+  _globals['_SUBMIT']._serialized_end=1333
+  _globals['_SESSIONREQUEST']._serialized_start=1336
+  _globals['_SESSIONREQUEST']._serialized_end=1541
+  _globals['_SESSIONRESPONSE']._serialized_start=1544
+  _globals['_SESSIONRESPONSE']._serialized_end=1763
+  _globals['_EXTRAS']._serialized_start=1766
+  _globals['_EXTRAS']._serialized_end=1971
+  _globals['_TOKENIZEREQUEST']._serialized_start=1974
+  _globals['_TOKENIZEREQUEST']._serialized_end=2177
+  _globals['_TOKENIZERESPONSE']._serialized_start=2179
+  _globals['_TOKENIZERESPONSE']._serialized_end=2288
+  _globals['_ENCODING']._serialized_start=2290
+  _globals['_ENCODING']._serialized_end=2372
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2375
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2588
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2590
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2625
+  _globals['_STREAMDETOKENIZEREQUEST']._serialized_start=2628
+  _globals['_STREAMDETOKENIZEREQUEST']._serialized_end=3012
+  _globals['_STREAMDETOKENIZERESPONSE']._serialized_start=3014
+  _globals['_STREAMDETOKENIZERESPONSE']._serialized_end=3104
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=3107
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=3246
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=3248
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=3356
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=3359
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=3546
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=3549
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=3684
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=3686
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=3722
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=3725
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=3876
+  _globals['_TOKENIZERFILE']._serialized_start=3878
+  _globals['_TOKENIZERFILE']._serialized_end=3943
+  _globals['_EMBEDREQUEST']._serialized_start=3946
+  _globals['_EMBEDREQUEST']._serialized_end=4086
+  _globals['_EMBEDRESPONSE']._serialized_start=4088
+  _globals['_EMBEDRESPONSE']._serialized_end=4184
+  _globals['_LISTMODELSREQUEST']._serialized_start=4186
+  _globals['_LISTMODELSREQUEST']._serialized_end=4205
+  _globals['_LISTMODELSRESPONSE']._serialized_start=4207
+  _globals['_LISTMODELSRESPONSE']._serialized_end=4268
+  _globals['_TOKENIZERSERVICE']._serialized_start=4374
+  _globals['_TOKENIZERSERVICE']._serialized_end=5149
 # @@protoc_insertion_point(module_scope)

@@ -1,12 +1,22 @@
 from tokenwire.v1 import common_pb2 as _common_pb2
 from tokenwire.v1 import model_pb2 as _model_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class TruncationSide(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRUNCATION_SIDE_UNSPECIFIED: _ClassVar[TruncationSide]
+    TRUNCATION_SIDE_START: _ClassVar[TruncationSide]
+    TRUNCATION_SIDE_END: _ClassVar[TruncationSide]
+TRUNCATION_SIDE_UNSPECIFIED: TruncationSide
+TRUNCATION_SIDE_START: TruncationSide
+TRUNCATION_SIDE_END: TruncationSide
 
 class Conversation(_message.Message):
     __slots__ = ("messages", "tools", "documents_json", "template_arguments_json", "add_generation_prompt", "continue_final_message", "parallel_tool_calls")
@@ -67,7 +77,7 @@ class ToolCall(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class TextRequest(_message.Message):
-    __slots__ = ("context", "model", "text", "token_ids", "conversation", "options", "truncate", "cache_salt", "fingerprint")
+    __slots__ = ("context", "model", "text", "token_ids", "conversation", "options", "truncate", "cache_salt", "fingerprint", "split_special_tokens", "truncation")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +87,8 @@ class TextRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     context: _common_pb2.RequestContext
     model: str
     text: str
@@ -86,7 +98,17 @@ class TextRequest(_message.Message):
     truncate: bool
     cache_salt: str
     fingerprint: _common_pb2.Fingerprint
-    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_common_pb2.TokenIds, _Mapping]] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., options: _Optional[_Union[_common_pb2.GenerationOptions, _Mapping]] = ..., truncate: bool = ..., cache_salt: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ...) -> None: ...
+    split_special_tokens: bool
+    truncation: Truncation
+    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_common_pb2.TokenIds, _Mapping]] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., options: _Optional[_Union[_common_pb2.GenerationOptions, _Mapping]] = ..., truncate: bool = ..., cache_salt: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., split_special_tokens: bool = ..., truncation: _Optional[_Union[Truncation, _Mapping]] = ...) -> None: ...
+
+class Truncation(_message.Message):
+    __slots__ = ("side", "max_tokens")
+    SIDE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    side: TruncationSide
+    max_tokens: int
+    def __init__(self, side: _Optional[_Union[TruncationSide, str]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("handle", "request", "initial_credit")
@@ -147,16 +169,20 @@ class Extras(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprob, _Mapping]]] = ..., reasoning: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCall, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
-    __slots__ = ("model", "texts", "add_special_tokens", "return_offsets")
+    __slots__ = ("model", "texts", "add_special_tokens", "return_offsets", "split_special_tokens", "truncation")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RETURN_OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     add_special_tokens: bool
     return_offsets: bool
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., add_special_tokens: bool = ..., return_offsets: bool = ...) -> None: ...
+    split_special_tokens: bool
+    truncation: Truncation
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., add_special_tokens: bool = ..., return_offsets: bool = ..., split_special_tokens: bool = ..., truncation: _Optional[_Union[Truncation, _Mapping]] = ...) -> None: ...
 
 class TokenizeResponse(_message.Message):
     __slots__ = ("encodings", "fingerprint")
@@ -167,24 +193,28 @@ class TokenizeResponse(_message.Message):
     def __init__(self, encodings: _Optional[_Iterable[_Union[Encoding, _Mapping]]] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ...) -> None: ...
 
 class Encoding(_message.Message):
-    __slots__ = ("token_ids", "starts", "ends")
+    __slots__ = ("token_ids", "starts", "ends", "num_truncated")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     STARTS_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     starts: _containers.RepeatedScalarFieldContainer[int]
     ends: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., ends: _Optional[_Iterable[int]] = ...) -> None: ...
+    num_truncated: int
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., ends: _Optional[_Iterable[int]] = ..., num_truncated: _Optional[int] = ...) -> None: ...
 
 class DetokenizeRequest(_message.Message):
-    __slots__ = ("model", "sequences", "skip_special_tokens")
+    __slots__ = ("model", "sequences", "skip_special_tokens", "spaces_between_special_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPACES_BETWEEN_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     sequences: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenIds]
     skip_special_tokens: bool
-    def __init__(self, model: _Optional[str] = ..., sequences: _Optional[_Iterable[_Union[_common_pb2.TokenIds, _Mapping]]] = ..., skip_special_tokens: bool = ...) -> None: ...
+    spaces_between_special_tokens: bool
+    def __init__(self, model: _Optional[str] = ..., sequences: _Optional[_Iterable[_Union[_common_pb2.TokenIds, _Mapping]]] = ..., skip_special_tokens: bool = ..., spaces_between_special_tokens: bool = ...) -> None: ...
 
 class DetokenizeResponse(_message.Message):
     __slots__ = ("texts",)
@@ -193,20 +223,32 @@ class DetokenizeResponse(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StreamDetokenizeRequest(_message.Message):
-    __slots__ = ("model", "handle", "token_ids", "skip_special_tokens", "stop_strings", "end")
+    __slots__ = ("model", "handle", "token_ids", "skip_special_tokens", "stop_strings", "end", "spaces_between_special_tokens", "include_stop_string", "min_tokens", "prompt_token_ids", "received_chars", "received_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    SPACES_BETWEEN_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_STOP_STRING_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_CHARS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     handle: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     skip_special_tokens: bool
     stop_strings: _containers.RepeatedScalarFieldContainer[str]
     end: bool
-    def __init__(self, model: _Optional[str] = ..., handle: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: bool = ..., stop_strings: _Optional[_Iterable[str]] = ..., end: bool = ...) -> None: ...
+    spaces_between_special_tokens: bool
+    include_stop_string: bool
+    min_tokens: int
+    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    received_chars: int
+    received_tokens: int
+    def __init__(self, model: _Optional[str] = ..., handle: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: bool = ..., stop_strings: _Optional[_Iterable[str]] = ..., end: bool = ..., spaces_between_special_tokens: bool = ..., include_stop_string: bool = ..., min_tokens: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., received_chars: _Optional[int] = ..., received_tokens: _Optional[int] = ...) -> None: ...
 
 class StreamDetokenizeResponse(_message.Message):
     __slots__ = ("handle", "text", "stop_string", "end")
@@ -221,14 +263,16 @@ class StreamDetokenizeResponse(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., text: _Optional[str] = ..., stop_string: _Optional[str] = ..., end: bool = ...) -> None: ...
 
 class ApplyChatTemplateRequest(_message.Message):
-    __slots__ = ("model", "conversation", "tokenize")
+    __slots__ = ("model", "conversation", "tokenize", "split_special_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     TOKENIZE_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     conversation: Conversation
     tokenize: bool
-    def __init__(self, model: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., tokenize: bool = ...) -> None: ...
+    split_special_tokens: bool
+    def __init__(self, model: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., tokenize: bool = ..., split_special_tokens: bool = ...) -> None: ...
 
 class ApplyChatTemplateResponse(_message.Message):
     __slots__ = ("text", "token_ids", "fingerprint")
@@ -240,6 +284,32 @@ class ApplyChatTemplateResponse(_message.Message):
     fingerprint: _common_pb2.Fingerprint
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ...) -> None: ...
 
+class CountTokensRequest(_message.Message):
+    __slots__ = ("model", "texts", "conversations", "add_special_tokens", "split_special_tokens")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATIONS_FIELD_NUMBER: _ClassVar[int]
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    conversations: _containers.RepeatedCompositeFieldContainer[Conversation]
+    add_special_tokens: bool
+    split_special_tokens: bool
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., conversations: _Optional[_Iterable[_Union[Conversation, _Mapping]]] = ..., add_special_tokens: bool = ..., split_special_tokens: bool = ...) -> None: ...
+
+class CountTokensResponse(_message.Message):
+    __slots__ = ("texts", "conversations", "max_context_tokens", "fingerprint")
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[int]
+    conversations: _containers.RepeatedScalarFieldContainer[int]
+    max_context_tokens: int
+    fingerprint: _common_pb2.Fingerprint
+    def __init__(self, texts: _Optional[_Iterable[int]] = ..., conversations: _Optional[_Iterable[int]] = ..., max_context_tokens: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ...) -> None: ...
+
 class GetTokenizerRequest(_message.Message):
     __slots__ = ("model",)
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -247,20 +317,26 @@ class GetTokenizerRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetTokenizerResponse(_message.Message):
-    __slots__ = ("files", "fingerprint")
+    __slots__ = ("files", "fingerprint", "file_index", "content")
     FILES_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    FILE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedCompositeFieldContainer[TokenizerFile]
     fingerprint: _common_pb2.Fingerprint
-    def __init__(self, files: _Optional[_Iterable[_Union[TokenizerFile, _Mapping]]] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ...) -> None: ...
+    file_index: int
+    content: bytes
+    def __init__(self, files: _Optional[_Iterable[_Union[TokenizerFile, _Mapping]]] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., file_index: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class TokenizerFile(_message.Message):
-    __slots__ = ("name", "content")
+    __slots__ = ("name", "size_bytes", "sha256")
     NAME_FIELD_NUMBER: _ClassVar[int]
-    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
-    content: bytes
-    def __init__(self, name: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+    size_bytes: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
     __slots__ = ("context", "model", "texts", "options")

@@ -60,7 +60,12 @@ class TokenizerServiceStub(object):
                 request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.SerializeToString,
                 response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.FromString,
                 _registered_method=True)
-        self.GetTokenizer = channel.unary_unary(
+        self.CountTokens = channel.unary_unary(
+                '/tokenwire.v1.TokenizerService/CountTokens',
+                request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
+        self.GetTokenizer = channel.unary_stream(
                 '/tokenwire.v1.TokenizerService/GetTokenizer',
                 request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerRequest.SerializeToString,
                 response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerResponse.FromString,
@@ -116,8 +121,15 @@ class TokenizerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountTokens(self, request, context):
+        """How many token ids texts and conversations are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTokenizer(self, request, context):
-        """The tokenizer's files.
+        """The tokenizer's files, in pieces that fit every client's message limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +177,12 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
                     request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.FromString,
                     response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.SerializeToString,
             ),
-            'GetTokenizer': grpc.unary_unary_rpc_method_handler(
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensRequest.FromString,
+                    response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'GetTokenizer': grpc.unary_stream_rpc_method_handler(
                     servicer.GetTokenizer,
                     request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerRequest.FromString,
                     response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTokenizerResponse.SerializeToString,
@@ -328,7 +345,7 @@ class TokenizerService(object):
             _registered_method=True)
 
     @staticmethod
-    def GetTokenizer(request,
+    def CountTokens(request,
             target,
             options=(),
             channel_credentials=None,
@@ -339,6 +356,33 @@ class TokenizerService(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenwire.v1.TokenizerService/CountTokens',
+            tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensRequest.SerializeToString,
+            tokenwire_dot_v1_dot_tokenizer__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/tokenwire.v1.TokenizerService/GetTokenizer',

@@ -7,6 +7,7 @@ import pytest
 from tests.fakes.live_gateway import gateway_over_fake
 from tests.fakes.tokenizer_tier import MODEL
 from tokenwire.requests import CancelReason
+from tokenwire.wire import options_from_wire
 
 
 def body(text: str = "one two three", **fields) -> dict:
@@ -51,6 +52,26 @@ def test_truncate_goes_down(path: str, fields: dict) -> None:
                 response = await live.http.post(f"/v1/{path}", json={**fields, "truncate": truncate})
                 assert response.status_code == 200
             assert [request.truncate for request in tier.requests] == [True, False]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("path", "fields"), [("chat/completions", body()), ("completions", {"prompt": "a"})])
+def test_what_is_said_of_special_tokens_goes_down(path: str, fields: dict) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            asked = {
+                "skip_special_tokens": False, "spaces_between_special_tokens": False,
+                "include_stop_str_in_output": True, "split_special_tokens": True,
+            }  # fmt: skip
+            for more in (asked, {}):
+                assert (await live.http.post(f"/v1/{path}", json={**fields, **more})).status_code == 200
+            first, second = tier.requests
+            for request, given in ((first, True), (second, False)):
+                options = options_from_wire(request.options)
+                assert options.skip_special_tokens is not given
+                assert options.spaces_between_special_tokens is not given
+                assert options.include_stop_string is request.split_special_tokens is given
 
     asyncio.run(main())
 

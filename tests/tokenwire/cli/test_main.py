@@ -146,6 +146,12 @@ def test_a_prompt_may_come_from_standard_input(run: Any) -> None:
 def test_tokens_there_and_back(run: Any) -> None:
     assert run("tokenize", "ab", "c").stdout == "97 98\n99\n"
     assert json.loads(run("tokenize", "--json", "ab").stdout) == {"token_ids": [[97, 98]]}
+    assert json.loads(run("tokenize", "--json", "--offsets", "ab").stdout) == {
+        "token_ids": [[97, 98]], "starts": [[]], "ends": [[]],
+    }  # fmt: skip
+    assert run("tokenize", "--offsets", "ab").exit_code == 2
+    assert run("count-tokens", "ab", "c").stdout == "2\n1\n"
+    assert json.loads(run("count-tokens", "--json", "--chat", "ab").stdout) == {"counts": [2]}
     assert run("detokenize", "97", "98").stdout == "ab\n"
     assert run("detokenize", "--", "-1").exit_code == 2
 

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.fakes.gateway import MODEL, FakeGateway, running_gateway
+from tests.fakes.gateway import FILES, MODEL, FakeGateway, running_gateway
 from tests.fakes.logprobs import logprob_of, logprobs_of
 from tokenwire.client import AsyncClient, Client, Finished, FinishReason, Message, TextDelta
 from tokenwire.client.messages import DEADLINE_GRACE_S
@@ -98,6 +99,7 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     client.generate(
         "a", model=MODEL, max_tokens=5, temperature=0.5, top_k=4, top_p=0.25, min_p=0.125, seed=2**64 - 1, stop="END",
         stop_token_ids=[3], include_stop_string=True, ignore_eos=True, skip_special_tokens=False,
+        spaces_between_special_tokens=False, split_special_tokens=True, truncation_side="end", max_prompt_tokens=9,
         return_token_ids=True, num_choices=1, truncate=True, timeout_s=9, request_id="mine", priority=-5, tenant="t",
         repetition_penalty=1.5, presence_penalty=0, frequency_penalty=-0.5, logit_bias={9: -1, 3: 0.5},
         allowed_token_ids=[1, 2], banned_sequences=[[5], (6, 7)], min_tokens=2, logprobs=0, prompt_logprobs=3,
@@ -105,6 +107,9 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     (request,) = gateway.requests
     options, context = request.options, request.context
     assert (request.model, request.truncate) == (MODEL, True)
+    assert (request.truncation.side, request.truncation.max_tokens) == (2, 9)
+    assert request.split_special_tokens and options.output.HasField("spaces_between_special_tokens")
+    assert not options.output.spaces_between_special_tokens
     assert (options.sampling.temperature, options.sampling.top_k) == (0.5, 4)
     assert (options.sampling.top_p, options.sampling.min_p, options.sampling.seed) == (0.25, 0.125, 2**64 - 1)
     assert (options.stop.max_tokens, list(options.stop.stop_strings), list(options.stop.stop_token_ids)) == (
@@ -128,6 +133,8 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     ("options", "field"),
     [
         ({"max_tokens": 99_999_999_999}, "options.stop.max_tokens"),
+        ({"truncation_side": "middle"}, "truncation_side"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens"),
         ({"top_k": 2**32}, "options.sampling.top_k"),
         ({"stop_token_ids": [2**32]}, "options.stop.stop_token_ids"),
         ({"stop": "\ud800"}, "options.stop.stop_strings"),
@@ -267,6 +274,9 @@ def test_nobody_listening_is_unavailable() -> None:
 def test_tokens_and_models(client: Client) -> None:
     assert [e.token_ids for e in client.tokenize("ab", "c")] == [(97, 98), (99,)]
     assert client.detokenize([97, 98], [99]) == ["ab", "c"]
+    assert client.count_tokens("ab", "c", conversations=[[Message("user", "abc")]]) == [2, 1, 3]
+    rendered = client.apply_chat_template("ab", tokenize=True)
+    assert (rendered.text, rendered.token_ids) == ("ab", (97, 98))
     assert [(m.name, m.max_context_tokens, m.vocab_size) for m in client.models()] == [(MODEL, 64, 128)]
 
 
@@ -275,15 +285,18 @@ async def gather_async(target: str) -> list[object]:
         texts = await asyncio.gather(*(client.generate(f"n {i}").text() for i in range(20)))
         events = [event async for event in client.chat("x y")]
         encodings = await client.tokenize("ab")
-        return [texts, events, encodings[0].token_ids, await client.detokenize([97]), (await client.models())[0].name]
+        return [texts, events, encodings[0].token_ids, await client.detokenize([97]), (await client.models())[0].name,
+            await client.count_tokens("ab"), (await client.apply_chat_template("ab")).text,
+            (await client.tokenizer()).files]  # fmt: skip
 
 
 def test_the_asyncio_client_does_the_same(gateway: FakeGateway) -> None:
-    texts, events, ids, detokenized, model = asyncio.run(gather_async(gateway.target))
+    texts, events, ids, detokenized, model, counts, rendered, files = asyncio.run(gather_async(gateway.target))
     assert texts == [f"n {i}" for i in range(20)]
     assert isinstance(events, list)
     assert [type(e) for e in events] == [TextDelta, TextDelta, Finished]
     assert (ids, detokenized, model) == ((97, 98), ["a"], MODEL)
+    assert (counts, rendered, files) == ([2], "ab", FILES)
 
 
 def test_asyncio_errors_and_cancellation(client: Client, gateway: FakeGateway) -> None:
@@ -314,3 +327,27 @@ def test_cancelling_the_task_cancels_the_request(client: Client, gateway: FakeGa
 
     asyncio.run(main())
     assert gateway.cancelled.wait(10)
+
+
+def test_a_tokenizer_is_saved_as_the_server_has_it(client: Client, tmp_path: Path) -> None:
+    found = client.tokenizer()
+    assert (found.files, found.vocabulary_fingerprint) == (FILES, "v")
+    found.save(tmp_path / "new")
+    assert {name: (tmp_path / "new" / name).read_bytes() for name in FILES} == FILES
+
+
+def test_files_that_did_not_arrive_whole_are_refused(client: Client, gateway: FakeGateway) -> None:
+    gateway.damages = True
+    try:
+        with pytest.raises(Internal, match="tokenizer.json did not arrive whole"):
+            client.tokenizer()
+    finally:
+        gateway.damages = False
+    with pytest.raises(InvalidRequest, match="other"):
+        client.tokenizer("other")
+
+
+def test_a_server_may_not_name_files_outside_the_folder(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FILES, "../outside", b"x")
+    with pytest.raises(Internal, match="no name that a server may give"):
+        client.tokenizer()
