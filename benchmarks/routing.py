@@ -21,10 +21,11 @@ from typing import Any
 
 from benchmarks.tables import markdown
 from tokenizer_svc.breaker import Breaker
-from tokenizer_svc.cache_view import CacheChange, CacheEvent, CacheView
+from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.policies import POLICIES, policy_of
 from tokenizer_svc.router import Policy, Router, RoutingQuery
 from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
+from tokenwire.cache_events import CacheChange, CacheEvent
 
 BLOCK_SIZE = 16
 

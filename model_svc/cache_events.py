@@ -7,9 +7,8 @@ Knows hashes and numbers; does not know the wire.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
 
+from tokenwire.cache_events import CacheChange, CacheEvent
 from tokenwire.errors import Overloaded
 
 MAX_KEPT_EVENTS = 4096
@@ -17,26 +16,6 @@ MAX_SNAPSHOT_HASHES = 65_536
 """In one event: half a megabyte."""
 MAX_SUBSCRIBERS = 64
 RETRY_AFTER_S = 10.0
-
-
-class CacheChange(Enum):
-    """What an event says of its hashes; the names are those of the wire."""
-
-    SNAPSHOT = "snapshot"
-    STORED = "stored"
-    REMOVED = "removed"
-
-
-@dataclass(frozen=True, slots=True)
-class CacheEvent:
-    """One event. A snapshot has the number of the last event that is in it."""
-
-    epoch: int
-    number: int
-    change: CacheChange
-    hashes: tuple[int, ...]
-    continues: bool = False
-    """A snapshot goes on in the next event, under the same number."""
 
 
 class CacheEventLog:

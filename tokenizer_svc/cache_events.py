@@ -12,7 +12,8 @@ from typing import Any
 
 import grpc
 
-from tokenizer_svc.cache_view import CacheChange, CacheEvent, CacheView
+from tokenizer_svc.cache_view import CacheView
+from tokenwire.cache_events import CacheChange, CacheEvent
 from tokenwire.errors import FailedPrecondition, Unsupported
 from tokenwire.logs import fields
 from tokenwire.status import from_rpc_error

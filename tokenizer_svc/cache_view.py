@@ -6,8 +6,8 @@ hashes and numbers; does not know the wire, prompts or how hashes are made (`tok
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import Enum
+
+from tokenwire.cache_events import CacheChange, CacheEvent
 
 MAX_HASHES = 262_144
 """Blocks remembered per replica, about 70 bytes each: four million positions in blocks of 16."""
@@ -15,26 +15,6 @@ MAX_EXPECTED = 32_768
 """Blocks of own prompts remembered per replica until its events name them."""
 EXPECTED_FOR_S = 10.0
 """How long an own prompt counts as cached before an event says so: until it is computed, or was not cached at all."""
-
-
-class CacheChange(Enum):
-    """What an event says of its hashes; the names are those of the wire."""
-
-    SNAPSHOT = "snapshot"
-    STORED = "stored"
-    REMOVED = "removed"
-
-
-@dataclass(frozen=True, slots=True)
-class CacheEvent:
-    """One event. A snapshot has the number of the last event that is in it."""
-
-    epoch: int
-    number: int
-    change: CacheChange
-    hashes: Sequence[int]
-    continues: bool = False
-    """A snapshot goes on in the next event, under the same number."""
 
 
 class CacheView:

@@ -9,9 +9,10 @@ import grpc
 import pytest
 
 from model_svc import cache_events
-from model_svc.cache_events import CacheChange, CacheEvent, CacheEventLog
+from model_svc.cache_events import CacheEventLog
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
 from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
+from tokenwire.cache_events import CacheChange, CacheEvent
 from tokenwire.errors import Overloaded
 from tokenwire.v1 import model_pb2
 

@@ -12,8 +12,9 @@ from tests.fakes.model_tier import fake_model_tier
 from tokenizer_svc import cache_events
 from tokenizer_svc.backends import ModelReplica
 from tokenizer_svc.cache_events import CacheFollower, event_from_wire
-from tokenizer_svc.cache_view import CacheChange, CacheEvent, CacheView
+from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.prompt_blocks import PromptBlocks
+from tokenwire.cache_events import CacheChange, CacheEvent
 from tokenwire.v1 import model_pb2
 
 Event = model_pb2.SubscribeCacheEventsResponse

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.fakes.replica import FakeClock
 from tokenizer_svc import cache_view
-from tokenizer_svc.cache_view import EXPECTED_FOR_S, CacheChange, CacheEvent, CacheView
+from tokenizer_svc.cache_view import EXPECTED_FOR_S, CacheView
+from tokenwire.cache_events import CacheChange, CacheEvent
 
 SNAPSHOT, STORED, REMOVED = CacheChange.SNAPSHOT, CacheChange.STORED, CacheChange.REMOVED
 ALL = range(12)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from tests.fakes.replica import FakeReplica
 from tokenizer_svc import prompt_blocks
-from tokenizer_svc.cache_view import CacheChange, CacheEvent
 from tokenizer_svc.policies import (
     POLICIES,
     TOKENS_PER_LOAD,
@@ -22,6 +21,7 @@ from tokenizer_svc.policies import (
 )
 from tokenizer_svc.router import PickReason, Router, RoutingQuery
 from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
+from tokenwire.cache_events import CacheChange, CacheEvent
 
 BLOCK_SIZE = 16
 PROMPT = list(range(2048))

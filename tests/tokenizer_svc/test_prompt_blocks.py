@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizer_svc import prompt_blocks
-from tokenizer_svc.cache_view import CacheChange, CacheEvent, CacheView
+from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.prompt_blocks import PromptBlocks
 from tokenwire.block_hash import SHARED_SCHEME, TENANT_SCHEME, block_hashes, cache_root
+from tokenwire.cache_events import CacheChange, CacheEvent
 
 
 def view_of(scheme: str, block_size: int, *prompts: list[int], tenant: str = "", salt: str = "") -> CacheView:
