@@ -4,9 +4,9 @@
     python -m benchmarks.bench --full
     python -m benchmarks.bench --only window,startup
 
-Parts are measured one after the other, each when the load of the one before has faded from the load average; one that
-fails costs the others nothing. Short runs write short-<part>, full
-ones <part>, in benchmarks/results as .json, .md and .svg. Peers that are not installed are told as such.
+Parts are measured one after the other, with --full each when the load of the one before has faded from the load
+average; one that fails costs the others nothing. Short runs write short-<part>, full ones <part>, in
+benchmarks/results as .json, .md and .svg. Peers that are not installed are told as such.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.compare import compare, default_work, end_on_sigterm, say
 from benchmarks.contenders.spec import spec_of
 from benchmarks.loadgen.measure import Load
-from benchmarks.machine import settle
+from benchmarks.machine import wait_until_quiet
 from benchmarks.startup import measure_startup
 from benchmarks.steps import measure_steps
 from benchmarks.window import WINDOWS_MS, measure_windows
@@ -123,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed: list[str] = []
     for name, part in found.items():
         if name in wanted:
-            settle(say)
+            if given.full:  # a short run is no record
+                wait_until_quiet(say)
             began_s = time.perf_counter()
             say(f"== {name}")
             try:

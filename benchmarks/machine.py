@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def settle(say: Callable[[str], None], limit_s: float = 240.0) -> None:
+def wait_until_quiet(say: Callable[[str], None], limit_s: float = 240.0) -> None:
     """Wait until what ran before no longer counts in the load average, at most `limit_s`: a busy machine stays busy."""
     until_s = time.monotonic() + limit_s
     told = False

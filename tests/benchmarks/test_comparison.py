@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from benchmarks import bench, compare, peers, startup, window
+from benchmarks import machine as machine_module
 from benchmarks.comparison import plots, results
 from benchmarks.comparison.medians import medians, ratio
 from benchmarks.comparison.report import comparison_table
@@ -222,10 +223,20 @@ def test_parts_that_fail_cost_the_others_nothing(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("broken")
 
     monkeypatch.setattr(bench, "parts", lambda full, out: {"a": broken, "b": lambda: ran.append("b")})
+    monkeypatch.setattr(bench, "wait_until_quiet", lambda say: ran.append("waited"))
     assert bench.main([]) == 1 and ran == ["b"]
-    assert bench.main(["--only", "b"]) == 0
+    assert bench.main(["--full", "--only", "b"]) == 0 and ran == ["b", "waited", "b"]
     with pytest.raises(SystemExit):
-        bench.main(["--only", "c"])
+        bench.main(["--only", "b,c"])
+
+
+def test_a_full_run_waits_for_a_quiet_machine_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, said = [9.0, 9.0, 9.0, 0.0], []  # asked for, told, asked for again
+    monkeypatch.setattr(machine_module.os, "getloadavg", lambda: (loads.pop(0) if loads else 9.0, 0.0, 0.0))
+    monkeypatch.setattr(machine_module.time, "sleep", lambda _: None)
+    machine_module.wait_until_quiet(said.append)
+    assert not loads and len(said) == 1 and "9.00" in said[0]
+    machine_module.wait_until_quiet(said.append, limit_s=0.0)
 
 
 @pytest.mark.parametrize("full", [False, True])
