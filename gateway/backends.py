@@ -109,7 +109,7 @@ class Backend:
             choice = receivers.get(handle)
             if choice is None:
                 continue
-            if (extra := extras.get(handle)) is None:
+            if not extras or (extra := extras.get(handle)) is None:
                 choice.on_text(text, num_tokens, ())
             else:
                 logprobs = logprobs_from_wire(extra.logprobs, extra.prompt_logprobs)

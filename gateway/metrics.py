@@ -94,6 +94,8 @@ class RequestRecord:
         total_s = time.monotonic() - self._arrival_s
         self._metrics.requests.labels(self.api, self._outcome).inc()
         self._metrics.duration.labels(self.api).observe(total_s)
+        if not log.isEnabledFor(logging.INFO):
+            return
         log.info(
             "request finished",
             extra=fields(

@@ -53,7 +53,8 @@ class Output:
         parsed: Parsed | None = None,
     ) -> None:
         """Merge with what waits. Tokens without text yet go with the next text."""
-        event = self._pending[-1] if self._pending else self._new_event()
+        pending = self._pending
+        event = pending[-1] if pending else self._new_event()
         if logprobs is not None:
             if not has_room(event.logprobs, logprobs):
                 event = self._new_event()
@@ -64,7 +65,7 @@ class Output:
         event.num_tokens += num_tokens
         if token_ids:
             event.token_ids.extend(token_ids)
-        if event.text or event.parsed is not None or len(self._pending) > 1:
+        if event.text or event.parsed is not None or len(pending) > 1:
             self._stream.wake(self)
 
     def on_finish(self, terminal: Terminal) -> None:
@@ -97,6 +98,11 @@ class TextStream:
         self._listener: Callable[[], None] | None = None
         self._closed = False
         record.num_prompts = num_prompts
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to take now."""
+        return bool(self._waiting)
 
     @property
     def over(self) -> bool:

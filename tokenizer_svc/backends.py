@@ -271,10 +271,14 @@ class ModelReplica:
         logprobs = {message.handle: logprobs_from_wire(message.tokens, message.prompt) for message in frame.logprobs}
         begin = 0
         for handle, count in zip(frame.handles, counts, strict=True):
+            end = begin + count
             receiver = receivers.get(handle)
             if receiver is not None:
-                _guard(receiver, receiver.on_tokens, token_ids[begin : begin + count], logprobs.pop(handle, None))
-            begin += count
+                try:
+                    receiver.on_tokens(token_ids[begin:end], logprobs.pop(handle, None) if logprobs else None)
+                except Exception as error:
+                    _fail(receiver, error)
+            begin = end
         for handle, found in logprobs.items():  # of prompts whose first token is yet to come
             receiver = receivers.get(handle)
             if receiver is not None:
@@ -332,5 +336,9 @@ def _guard(receiver: TokenReceiver, call: Callable[..., None], *arguments: Any) 
     try:
         call(*arguments)
     except Exception as error:
-        log.error("a sequence failed", exc_info=error)
-        receiver.on_failed(Internal(f"text could not be made of the model's tokens: {type(error).__name__}"))
+        _fail(receiver, error)
+
+
+def _fail(receiver: TokenReceiver, error: Exception) -> None:
+    log.error("a sequence failed", exc_info=error)
+    receiver.on_failed(Internal(f"text could not be made of the model's tokens: {type(error).__name__}"))

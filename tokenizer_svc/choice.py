@@ -7,18 +7,26 @@ stays as it is. Does not know which model tier it is at, nor when a lost one is 
 from collections.abc import Sequence
 from typing import Protocol
 
-from tokenizer_svc.generation import ChoiceText, TextDelta
+from tokenizer_svc.generation import ChoiceText
 from tokenizer_svc.part import Part
 from tokenwire.errors import TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
+from tokenwire.parsed import Parsed
 from tokenwire.requests import CancelReason, Terminal
 
 
 class ChoiceOwner(Protocol):
     """The request of a choice."""
 
-    def on_text(self, choice: "Choice", delta: TextDelta, token_ids: Sequence[int]) -> None:
-        """New text, empty while a character is incomplete; the first `delta.num_tokens` tokens stand behind it."""
+    def on_text(
+        self,
+        choice: "Choice",
+        text: str,
+        token_ids: Sequence[int],
+        logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
+    ) -> None:
+        """New text, empty while a character is incomplete, the tokens behind it, and what came along."""
 
     def take_over(self, choice: "Choice", error: TokenwireError, *, lost: bool) -> bool:
         """A model tier gave the choice up. Returns whether that is dealt with: it goes on elsewhere, or has ended."""
@@ -82,11 +90,14 @@ class Choice:
         text = self.text
         if self.ended or text is None or text.stop_string is not None:
             return
+        self.token_ids += token_ids
+        if text.is_plain:
+            self._owner.on_text(self, text.push_plain(token_ids), token_ids)
+            return
         if logprobs is not None and logprobs.prompt:
             logprobs = self._without_repeated(logprobs)
-        self.token_ids += token_ids
         delta = text.push(token_ids, logprobs)
-        self._owner.on_text(self, delta, token_ids)
+        self._owner.on_text(self, delta.text, token_ids[: delta.num_tokens], delta.logprobs, delta.parsed)
         if delta.stopped and self.part is not None:
             self.part.cancel(self.index, CancelReason.STOP_STRING)  # its terminal event is awaited
 

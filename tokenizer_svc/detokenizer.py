@@ -3,7 +3,8 @@
 A character whose bytes are spread over tokens is held back until it is whole. The text continues the prompt: it is
 `decode(prompt + output)` without `decode(prompt)`, so that with tokenizers that drop a text's leading space (Metaspace,
 WordPiece) the first generated word keeps the space that separates it from the prompt. After a prompt that ends in a
-special token, and for byte-level tokenizers always, this is simply `decode(output)`.
+special token, and for byte-level tokenizers always, this is simply `decode(output)`. Where that holds always, a token
+of whole characters is its own text, and the library's stream sees only the others.
 
 A decoder with byte fallback judges a run of byte tokens as a whole: one byte that is no UTF-8 makes U+FFFD of each.
 What was sent cannot be taken back, so a run is held back until a token ends it, or until it has `MAX_RUN_TOKENS`; only
@@ -62,18 +63,26 @@ class Detokenizer:
         """A run goes on that was found to be no UTF-8 when it became too long: each of its bytes is U+FFFD."""
         self._context: list[int] = []
         """Tokens that the held ones are decoded after."""
+        self._backend = tokenizer.backend
         self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        if prompt_ids:
+        self._own_texts = tokenizer.own_texts if not self._joined else None
+        """By id, empty where its bytes are not whole characters; None where a token's text depends on others."""
+        if prompt_ids and self._own_texts is None:
             self._restart(list(prompt_ids[-CONTEXT_TOKENS:]))
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; empty while a character is incomplete."""
-        left_out, vocab_size, byte_of = self._left_out, self._vocab_size, self._byte_of
+        left_out, vocab_size, byte_of, own_texts = self._left_out, self._vocab_size, self._byte_of, self._own_texts
         text = ""
         for token_id in token_ids:
             if token_id in left_out or token_id >= vocab_size:
                 continue
-            text += self._push_byte(token_id) if token_id in byte_of else self._push_token(token_id)
+            if own_texts is not None and not self._held and (own := own_texts[token_id]):
+                text += own  # what the stream decoded before does not matter to what it will
+            elif token_id in byte_of:
+                text += self._push_byte(token_id)
+            else:
+                text += self._push_token(token_id)
         self._num_chars += len(text)
         return text
 
@@ -106,7 +115,7 @@ class Detokenizer:
         held.append(token_id)
         text: str | None
         try:
-            text = self._stream.step(self._tokenizer.backend, token_id)
+            text = self._stream.step(self._backend, token_id)
         except Exception:  # "Invalid prefix": bytes that are no UTF-8 changed the text that was given out before
             text = self._settle()
         else:

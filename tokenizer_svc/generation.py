@@ -44,8 +44,8 @@ class ChoiceText:
     """
 
     __slots__ = (
-        "_detokenizer", "_logprob_texts", "_matcher", "_min_tokens", "_splitter", "num_prompt_tokens", "num_tokens",
-        "stop_string",
+        "_detokenizer", "_logprob_texts", "_matcher", "_min_tokens", "_splitter", "is_plain", "num_prompt_tokens",
+        "num_tokens", "stop_string",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,8 @@ class ChoiceText:
         self._min_tokens = min_tokens
         self._logprob_texts = logprob_texts
         self._splitter = splitter
+        self.is_plain = matcher is None and logprob_texts is None and splitter is None
+        """Whether tokens become text and nothing else: `push_plain` will do."""
         self.num_prompt_tokens = num_prompt_tokens
         self.num_tokens = 0
         """Output tokens so far; those after a stop string do not count."""
@@ -76,15 +78,19 @@ class ChoiceText:
         """
         if self._logprob_texts is not None:
             return self._push_with_logprobs(self._logprob_texts, token_ids, logprobs or SequenceLogprobs())
-        if self._matcher is None and self._splitter is None:
-            self.num_tokens += len(token_ids)
-            return TextDelta(self._detokenizer.push(token_ids), len(token_ids))
+        if self.is_plain:
+            return TextDelta(self.push_plain(token_ids), len(token_ids))
         parts: list[str] = []
         for token_id in token_ids:
             parts.append(self._push_one(token_id))
             if self.stop_string is not None:
                 break
         return TextDelta("".join(parts), len(parts), self.stop_string is not None, parsed=self.take_parsed())
+
+    def push_plain(self, token_ids: Sequence[int]) -> str:
+        """As `push`, of a choice that `is_plain`: the text of all these tokens."""
+        self.num_tokens += len(token_ids)
+        return self._detokenizer.push(token_ids)
 
     def _push_with_logprobs(
         self, texts: LogprobTexts, token_ids: Sequence[int], logprobs: SequenceLogprobs

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from tokenizer_svc.choice import Choice
 from tokenizer_svc.encoder import EncodedPrompt
-from tokenizer_svc.generation import TextDelta
 from tokenizer_svc.passage import Passage, lost_with
 from tokenizer_svc.prompt import fit_prompt
 from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt
@@ -102,12 +101,19 @@ class RunningRequest:
                 choice.drop_below(CancelReason.CLIENT)
                 self.end_open(choice, FinishReason.CANCELLED)
 
-    def on_text(self, choice: Choice, delta: TextDelta, token_ids: Sequence[int]) -> None:
-        """New text of a choice; the first `delta.num_tokens` tokens stand behind it."""
+    def on_text(
+        self,
+        choice: Choice,
+        text: str,
+        token_ids: Sequence[int],
+        logprobs: SequenceLogprobs | None = None,
+        parsed: Parsed | None = None,
+    ) -> None:
+        """New text of a choice, the tokens behind it, and what came along."""
         if self._first_frame_s is None and self._passage is not None and self._passage.first_submit_s is not None:
             self._first_frame_s = time.monotonic() - self._passage.first_submit_s
-        shown = token_ids[: delta.num_tokens] if self.request.options.return_token_ids else ()
-        self._sink.add_text(choice.handle, delta.text, delta.num_tokens, shown, delta.logprobs, delta.parsed)
+        shown = token_ids if self.request.options.return_token_ids else ()
+        self._sink.add_text(choice.handle, text, len(token_ids), shown, logprobs, parsed)
 
     def take_over(self, choice: Choice, error: TokenwireError, *, lost: bool) -> bool:
         """A model tier gave a choice up. Returns whether that is dealt with: it goes on elsewhere, or has ended."""
@@ -179,7 +185,8 @@ class RunningRequest:
             max_context_tokens=max(contexts) if contexts and all(contexts) else 0,
             begin_id=self._tier.tokenizer.begin_id,
         )
-        self._prompt = replace(self._prompt, token_ids=token_ids)
+        if token_ids is not self._prompt.token_ids:
+            self._prompt = replace(self._prompt, token_ids=token_ids)
         for choice in self.choices:
             choice.text = begin_text(self.request, self._tier, self._prompt)
         if options.sampling.seed is None:
@@ -217,6 +224,8 @@ class RunningRequest:
         self._on_done(self)
 
     def _log_end(self, last: Terminal) -> None:
+        if not log.isEnabledFor(logging.INFO):
+            return
         timings, passage = self._timings(), self._passage
         log.info(
             "request finished",

@@ -124,7 +124,7 @@ class TextOutbox:
         if last is not None and (logprobs is None or has_room(last.logprobs, logprobs)):
             last.add(text, num_tokens, token_ids, logprobs, parsed)
         else:
-            waiting.rows.append(_Row(text, num_tokens, list(token_ids), logprobs, parsed))
+            waiting.rows.append(_Row(text, num_tokens, [*token_ids], logprobs, parsed))
         self._mark(handle, waiting)
 
     def finish(self, handle: int, terminal: Terminal) -> None:
@@ -176,44 +176,50 @@ class TextOutbox:
         if self._drain is not None:
             frame.drain.CopyFrom(self._drain)
             self._drain = None
-        num_chars = 0
-        left: list[int] = []
-        while self._sendable and num_chars < MAX_FRAME_CHARS:
-            handle = next(iter(self._sendable))
-            del self._sendable[handle]
-            waiting = self._open[handle]
-            num_chars += self._take(frame, handle, waiting)
-            if waiting.rows:
-                left.append(handle)
-        for handle in left:  # a frame has one row per sequence: what else it has goes with the next
-            self._mark(handle, self._open[handle])
+        self._fill(frame)
         return frame
 
     def _mark(self, handle: int, waiting: _Waiting) -> None:
-        if waiting.sendable:
+        if (waiting.credit is None and waiting.rows) or waiting.sendable:
             self._sendable[handle] = None
             self._wake.set()
         else:
             self._sendable.pop(handle, None)
 
-    def _take(self, frame: tokenizer_pb2.SessionResponse, handle: int, waiting: _Waiting) -> int:
-        """Move what may be sent of one sequence into the frame; returns its characters."""
-        row = _take_row(waiting)
-        if row is not None:
-            frame.handles.append(handle)
-            frame.texts.append(row.text)
-            frame.num_tokens.append(row.num_tokens)
-            if row.logprobs is not None or row.parsed is not None:
-                frame.extras.append(_extras(handle, row))
-            elif row.token_ids:
-                frame.extras.add(handle=handle, token_ids=row.token_ids)
-        if waiting.terminal is not None and not waiting.rows:
-            frame.finishes.append(terminal_to_wire(waiting.terminal, handle))
-            del self._open[handle]
-            self.num_undelivered -= 1
-        if row is None:
-            return 0
-        return len(row.text) if row.logprobs is None and row.parsed is None else row.num_chars
+    def _fill(self, frame: tokenizer_pb2.SessionResponse) -> None:
+        """Move what may be sent into the frame, one row per sequence: what else one has goes with the next frame."""
+        handles: list[int] = []
+        texts: list[str] = []
+        counts: list[int] = []
+        num_chars = 0
+        left: list[int] = []
+        sendable, self._sendable = self._sendable, {}
+        for handle in sendable:
+            if num_chars >= MAX_FRAME_CHARS:
+                self._sendable[handle] = None
+                continue
+            waiting = self._open[handle]
+            row = _take_row(waiting)
+            if row is not None:
+                handles.append(handle)
+                texts.append(row.text)
+                counts.append(row.num_tokens)
+                if row.logprobs is not None or row.parsed is not None or row.token_ids:
+                    frame.extras.append(_extras(handle, row))
+                    num_chars += row.num_chars
+                else:
+                    num_chars += len(row.text)
+            if waiting.rows:
+                left.append(handle)
+            elif waiting.terminal is not None:
+                frame.finishes.append(terminal_to_wire(waiting.terminal, handle))
+                del self._open[handle]
+                self.num_undelivered -= 1
+        frame.handles.extend(handles)
+        frame.texts.extend(texts)
+        frame.num_tokens.extend(counts)
+        for handle in left:
+            self._mark(handle, self._open[handle])
 
 
 def _extras(handle: int, row: _Row) -> tokenizer_pb2.Extras:

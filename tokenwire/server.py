@@ -4,6 +4,7 @@ A tier's `__main__` calls `run(main)`; its `main` builds a `GrpcServer`, adds se
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -86,6 +87,7 @@ async def until_signal(place: WorkerPlace | None = None) -> str:
 
     A worker leaves SIGINT to its parent, which a terminal sends it too, and goes when the parent is gone.
     """
+    gc.freeze()  # what start-up made stays as long as the process does, and need not be looked through again
     loop = asyncio.get_running_loop()
     received: asyncio.Future[str] = loop.create_future()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection
+from functools import lru_cache
 
 from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.logprobs import SequenceLogprobs
@@ -33,6 +34,11 @@ CANCEL_TO_WIRE: dict[CancelReason, pb.CancelReason] = {
     reason: getattr(pb, f"CANCEL_REASON_{reason.name}") for reason in CancelReason
 }
 CANCEL_FROM_WIRE = {number: reason for reason, number in CANCEL_TO_WIRE.items()}
+
+NUM_REMEMBERED = 256
+"""Options that are not read anew, of the messages seen last."""
+MAX_REMEMBERED_BYTES = 512
+"""Longer messages are read each time."""
 
 CALL_MARGIN_S = 0.05
 """What a terminal event may need on its way up."""
@@ -83,7 +89,20 @@ def context_to_wire(context: RequestContext) -> pb.RequestContext:
 
 
 def options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
-    """How to generate. Raises InvalidRequest for bad values and Unsupported for what is not built."""
+    """How to generate. Raises InvalidRequest for bad values and Unsupported for what is not built.
+
+    Most requests ask for what one before them asked for: short messages are remembered.
+    """
+    data = message.SerializeToString()
+    return _remembered_options(data) if len(data) <= MAX_REMEMBERED_BYTES else _options_from_wire(message)
+
+
+@lru_cache(NUM_REMEMBERED)
+def _remembered_options(data: bytes) -> GenerationOptions:
+    return _options_from_wire(pb.GenerationOptions.FromString(data))
+
+
+def _options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
     refuse_unbuilt(message)
     sampling, stop, output = message.sampling, message.stop, message.output
     options = GenerationOptions(

@@ -75,6 +75,11 @@ class HttpCall:
         return self._stream.take_events()
 
     @property
+    def has_more(self) -> bool:
+        """Whether there is something to take now."""
+        return self._stream is not None and self._stream.has_more
+
+    @property
     def over(self) -> bool:
         """Whether every event has been taken."""
         return self._stream is not None and self._stream.over

@@ -79,7 +79,7 @@ class OpenAIChunks:
         for event in events:
             index = event.prompt * self._num_choices + event.choice
             prefix = self._begun.get(index)
-            error = _error_at(event, self._num_prompts)
+            error = None if event.terminal is None else _error_at(event, self._num_prompts)
             if prefix is None:
                 if error is not None and not event.text and event.parsed is None:
                     return "".join(pieces), error

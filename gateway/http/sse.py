@@ -87,33 +87,34 @@ class EventStream(Response):
     async def _until_over(self) -> None:
         """Write all but the last piece. Raises Cancelled when the client has gone."""
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        call, connection = self._call, self._call.connection
 
         def advance() -> None:
             """Write what has come, where the client can take it; called from within whatever brought it."""
             if over.done():
                 return
             try:
-                while self._call.connection.writable or self._call.gone:
-                    if not self._write():
-                        break
-                if self._call.over or self._error is not None:
+                while (connection.writable or call.gone) and self._write():
+                    pass
+                if self._error is not None or call.over:
                     over.set_result(None)
             except Exception as error:  # this answer's alone: what brought the news has others to serve
                 over.set_exception(error)
 
-        self._call.listen(advance)
+        call.listen(advance)
         advance()
         await over
 
     def _write(self) -> bool:
-        """Write what has come; whether there was anything, and more may follow."""
-        events = self._call.take_events()
+        """Write what has come; whether there is more already."""
+        call = self._call
+        events = call.take_events()
         if not events:
             return False
         text, self._error = self._chunks.render(events)
         if text:
-            self._call.connection.write_chunk(text.encode())
-        return self._error is None
+            call.connection.write_chunk(text.encode())
+        return self._error is None and call.has_more
 
     def _last(self) -> str:
         if self._error is None:

@@ -82,12 +82,12 @@ def test_the_text_is_that_of_a_plain_request_with_markers(family: str, prompt: s
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).token_ids
     for text in ("The token was long", "<|im_start|>The token</s> was<|im_end|> long"):
         ids = tokenizer.encode(text, add_special_tokens=False).token_ids
-        plain = answers.detokenizer(tokenizer, prompt_ids, skip_special_tokens=True)
+        plain = answers.detokenizer(tokenizer, prompt_ids, skip_special_tokens=True, spaces_between_special_tokens=True)
         shown = "".join(plain.push([token_id]) for token_id in ids) + plain.flush()
         reference = Detokenizer(tokenizer, prompt_ids=prompt_ids)
         assert shown == "".join(reference.push([token_id]) for token_id in ids) + reference.flush()
     ids = tokenizer.encode("<tool_call>The token</tool_call>", add_special_tokens=False).token_ids
-    marked = answers.detokenizer(tokenizer, prompt_ids, skip_special_tokens=True)
+    marked = answers.detokenizer(tokenizer, prompt_ids, skip_special_tokens=True, spaces_between_special_tokens=True)
     shown = marked.push(ids) + marked.flush()
     assert re.sub(r"\s", "", shown) == re.sub(r"\s", "", tokenizer.decode(ids, skip_special_tokens=False))
     assert "<tool_call>" in shown and "</tool_call>" in shown

@@ -130,3 +130,14 @@ def test_a_prompt_that_ends_inside_a_character_is_not_repeated() -> None:
     prompt = [tokenizer.backend.token_to_id("a"), tokenizer.backend.token_to_id("â")]
     ids = tokenizer.encode("The", add_special_tokens=False).token_ids
     assert streamed(tokenizer, ids, prompt=prompt) == "The"
+
+
+def test_byte_level_tokens_of_whole_characters_have_texts_of_their_own() -> None:
+    tokenizer = tokenizer_of("byte_level_bpe")
+    assert tokenizer.own_texts is not None and len(tokenizer.own_texts) == tokenizer.vocab_size
+    assert tokenizer.own_texts[tokenizer.backend.token_to_id("<s>")] == "<s>"
+    for token_id, text in enumerate(tokenizer.own_texts):
+        whole = tokenizer.decode([token_id], skip_special_tokens=False)
+        assert text == ("" if "\ufffd" in whole else whole)
+    others = [tokenizer_of(family) for family in FAMILIES if family != "byte_level_bpe"]
+    assert others and all(other.own_texts is None for other in others)

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -11,6 +12,7 @@ from tests.fakes.live_tokenizer_tier import (
     tokenizer_over_fake,
 )
 from tests.fakes.model_tier import fake_model_tier
+from tokenizer_svc.detokenizer import Detokenizer
 from tokenwire.errors import Internal, Overloaded
 from tokenwire.requests import CancelReason, FinishReason, ModelTimings, Terminal, Usage
 from tokenwire.v1 import common_pb2, tokenizer_pb2
@@ -346,16 +348,21 @@ def test_reasons_pass_through(trained_folder: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_bug_while_decoding_is_a_typed_error_and_frees_the_model_tier(trained_folder: Path) -> None:
+def test_a_bug_while_decoding_is_a_typed_error_and_frees_the_model_tier(
+    trained_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(detokenizer: Detokenizer, token_ids: Sequence[int]) -> str:
+        raise RuntimeError("a bug")
+
     async def main() -> None:
         async with tokenizer_over_fake(trained_folder, hold=True) as (fake, live, peer):
             await peer.submit(1, text_request("hello"))
             down = await fake.request()
-            good, live.tokenizer.backend = live.tokenizer.backend, None  # type: ignore[assignment]
-            await down.say(10, 11, 12)
-            terminal = await peer.end(1)
+            with monkeypatch.context() as broken:
+                broken.setattr(Detokenizer, "push", fails)
+                await down.say(10, 11, 12)
+                terminal = await peer.end(1)
             assert isinstance(terminal.error, Internal)
-            live.tokenizer.backend = good
             await fake.until(lambda fake: fake.cancels == [(down.handle, "client")])
             await peer.submit(2, text_request("hello"))
             await (await fake.request(1)).end(Terminal(FinishReason.LENGTH))

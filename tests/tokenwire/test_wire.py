@@ -148,3 +148,18 @@ def test_terminals_survive_the_wire() -> None:
         terminal_to_wire(Terminal(FinishReason.ERROR, error=Overloaded("full", retry_after_s=1.5)))
     )
     assert isinstance(failed.error, Overloaded) and failed.error.retry_after_s == 1.5
+
+
+def test_options_that_were_asked_for_before_are_read_as_before_and_refused_as_before() -> None:
+    message = pb.GenerationOptions(num_choices=2)
+    message.sampling.temperature = 0.5
+    assert options_from_wire(message) == options_from_wire(message)
+    message.sampling.temperature = 0.25
+    assert options_from_wire(message).sampling.temperature == 0.25
+    message.sampling.temperature = -1
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="temperature"):
+            options_from_wire(message)
+    long = pb.GenerationOptions()
+    long.sampling.allowed_token_ids.extend(range(1000))
+    assert options_from_wire(long).sampling.allowed_token_ids == tuple(range(1000))
