@@ -81,7 +81,7 @@ class RequestRecord:
         """The request as a whole ends with this."""
         if isinstance(error, TokenwireError):
             self._outcome, self._message = error.code.lower(), error.message
-        elif isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):  # the client has gone
             self._outcome = "cancelled"
         else:
             self._outcome, self._message = "internal", type(error).__name__

@@ -87,9 +87,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def StreamDetokenize(
         self, requests: AsyncIterator[pb.StreamDetokenizeRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.StreamDetokenizeResponse]:
-        """Token ids to text as they come. A handle that has ended may begin anew."""
+        """Token ids to text as they come. A handle that its caller has ended may begin anew."""
         sequences = OpenSequences(self._tier.tokenizer)
         async for request in requests:
+            if sequences.is_over(request.handle, end=request.end):
+                continue
 
             def push(request: pb.StreamDetokenizeRequest = request) -> tuple[str, str | None, bool]:
                 if sequences.is_new(request.handle):

@@ -16,6 +16,8 @@ from tokenwire.requests import FinishReason, GenerationOptions
 
 MAX_SEQUENCES = 4096
 """Open at once on one stream."""
+MAX_STOPPED = 65_536
+"""Handles remembered that a stop string ended."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,19 @@ class OpenSequences:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._open: dict[int, _Sequence] = {}
+        self._stopped: dict[int, None] = {}
+        """Handles that a stop string ended and that the caller has not ended yet, the oldest first."""
+
+    def is_over(self, handle: int, *, end: bool) -> bool:
+        """Whether a stop string has ended this sequence and these tokens, sent before that was heard, are for nothing.
+
+        `end`: they are the last; then the handle may begin anew.
+        """
+        if handle not in self._stopped:
+            return False
+        if end:
+            del self._stopped[handle]
+        return True
 
     def is_new(self, handle: int) -> bool:
         """Whether this handle begins a sequence."""
@@ -94,6 +109,10 @@ class OpenSequences:
         sequence.replay_chars -= known
         if ended:
             del self._open[handle]
+            if not end:
+                self._stopped[handle] = None
+                if len(self._stopped) > MAX_STOPPED:
+                    del self._stopped[next(iter(self._stopped))]
             _refuse_short(sequence)
         return text[known:], sequence.text.stop_string, ended
 

@@ -1,11 +1,14 @@
 """Typed errors on every call: what a handler raises becomes a status with details; what cannot be read is refused.
 
-One interceptor per server, so that no handler can forget. Knows nothing of any service.
+One interceptor per server, so that no handler can forget. Knows nothing of any service. Counts the calls that run, so
+that a server which drains knows when there is nothing left to wait for.
 """
 
+import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +23,36 @@ log = logging.getLogger(__name__)
 ARITY = {False: "unary", True: "stream"}
 
 
+WATCHES = {
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/tokenwire.v1.ModelService/SubscribeCacheEvents",
+}
+"""Calls that go on for as long as the peer likes and end without a loss: nobody waits for them."""
+
+
+class RunningCalls:
+    """How many calls run that are worth waiting for. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._number += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._number -= 1
+        if not self._number:
+            self._none.set()
+
+    async def wait_none(self) -> None:
+        """Until none runs."""
+        await self._none.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class Malformed:
     """Stands where a message should be that could not be parsed."""
@@ -29,6 +62,10 @@ class Malformed:
 
 class TypedErrors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Maps exceptions to statuses. A bug is logged with its traceback and answered INTERNAL without it."""
+
+    def __init__(self) -> None:
+        self.running = RunningCalls()
+        """All calls but WATCHES."""
 
     async def intercept_service(
         self,
@@ -43,10 +80,13 @@ class TypedErrors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         behaviour = getattr(handler, kind)
         wrap = _wrap_generator if inspect.isasyncgenfunction(behaviour) else _wrap_coroutine
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            wrap(behaviour, handler.request_streaming, details.method),
+            wrap(behaviour, handler.request_streaming, details.method, self._counter(details.method)),
             request_deserializer=_tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+    def _counter(self, method: str) -> AbstractContextManager[None]:
+        return nullcontext() if method in WATCHES else self.running
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -62,23 +102,25 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
     return parse
 
 
-def _wrap_coroutine(behaviour: Any, request_streaming: bool, method: str) -> Any:
+def _wrap_coroutine(behaviour: Any, request_streaming: bool, method: str, counted: AbstractContextManager[None]) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            return await behaviour(_checked(request, request_streaming), context)
-        except Exception as error:
-            await _answer(error, context, method)
+        with counted:
+            try:
+                return await behaviour(_checked(request, request_streaming), context)
+            except Exception as error:
+                await _answer(error, context, method)
 
     return call
 
 
-def _wrap_generator(behaviour: Any, request_streaming: bool, method: str) -> Any:
+def _wrap_generator(behaviour: Any, request_streaming: bool, method: str, counted: AbstractContextManager[None]) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        try:
-            async for response in behaviour(_checked(request, request_streaming), context):
-                yield response
-        except Exception as error:
-            await _answer(error, context, method)
+        with counted:
+            try:
+                async for response in behaviour(_checked(request, request_streaming), context):
+                    yield response
+            except Exception as error:
+                await _answer(error, context, method)
 
     return call
 

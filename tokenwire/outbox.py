@@ -128,10 +128,15 @@ class TextOutbox:
         self._mark(handle, waiting)
 
     def finish(self, handle: int, terminal: Terminal) -> None:
-        """The sequence's terminal event; it is sent after its text. Ignored once it is finished or unknown."""
+        """The sequence's terminal event; it is sent after its text. Ignored once it is finished or unknown.
+
+        DEADLINE waits for no credit: what is not granted by then is dropped.
+        """
         waiting = self._open.get(handle)
         if waiting is None or waiting.terminal is not None:
             return
+        if terminal.reason is FinishReason.DEADLINE and waiting.credit is not None:
+            _drop_ungranted(waiting, waiting.credit)
         waiting.terminal = _cut(terminal) if waiting.dropped else terminal
         self.num_undelivered += 1
         self._mark(handle, waiting)
@@ -232,6 +237,17 @@ def _extras(handle: int, row: _Row) -> tokenizer_pb2.Extras:
         extras.reasoning = row.parsed.reasoning
         extras.tool_calls.extend(map(tool_call_to_wire, row.parsed.tool_calls))
     return extras
+
+
+def _drop_ungranted(waiting: _Waiting, credit: int) -> None:
+    """Keep the rows that may be sent as they are."""
+    kept: deque[_Row] = deque()
+    for row in waiting.rows:
+        credit -= row.num_tokens
+        if credit < 0:
+            break
+        kept.append(row)
+    waiting.rows = kept
 
 
 def _cut(terminal: Terminal) -> Terminal:

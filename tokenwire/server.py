@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+WATCHERS_S = 0.2
+"""How long those who watch have to hear that the server does not serve any more."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -43,7 +45,9 @@ class GrpcServer:
         self.services: list[str] = []
         self._share_port = share_port
         options = server_options(settings.max_message_bytes, share_port=share_port)
-        self.server = grpc.aio.server(interceptors=[TypedErrors()], options=options)
+        typed_errors = TypedErrors()
+        self._running = typed_errors.running
+        self.server = grpc.aio.server(interceptors=[typed_errors], options=options)
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         channelz.add_channelz_servicer(self.server)
@@ -77,9 +81,17 @@ class GrpcServer:
             await self.health.set(name, SERVING if serving else NOT_SERVING)
 
     async def drain(self) -> None:
-        """NOT_SERVING, no new calls, running ones may finish up to the limit, then everything ends."""
+        """NOT_SERVING, no new calls, running ones may finish up to the limit, then everything ends.
+
+        Calls that only watch are not waited for.
+        """
         await self.health.enter_graceful_shutdown()
-        await self.server.stop(self.settings.drain_timeout_s)
+        stopping = asyncio.create_task(self.server.stop(self.settings.drain_timeout_s))
+        idle = asyncio.create_task(self._running.wait_none())
+        await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await self.server.stop(min(WATCHERS_S, self.settings.drain_timeout_s))
+        await stopping
 
 
 async def until_signal(place: WorkerPlace | None = None) -> str:

@@ -4,7 +4,7 @@ Serves both Sessions of the contract. What frames mean is the `ServerSession`'s 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
 import grpc
@@ -13,6 +13,9 @@ from tokenwire.errors import FailedPrecondition, InvalidRequest, NotFound
 from tokenwire.requests import MAX_CHOICES
 from tokenwire.session import MAX_HANDLE, PROTOCOL_VERSION
 from tokenwire.v1 import common_pb2
+
+MOST_SUBMITS = 32
+"""Taken in one turn of the event loop."""
 
 
 class ServerSession(Protocol):
@@ -102,10 +105,26 @@ async def _read(frames: AsyncIterator[Any], session: ServerSession) -> None:
             raise InvalidRequest("hello came twice: it belongs in the first frame alone", reason="HELLO_TWICE")
         if drained and frame.submits:
             raise InvalidRequest("a Submit came after Drain: open another stream for it", reason="DRAINED")
-        session.on_frame(frame)
+        for part in _slices(frame):
+            session.on_frame(part)
+            if part is not frame:
+                await asyncio.sleep(0)
         if frame.HasField("drain"):
             drained = True
             session.half_close()
+
+
+def _slices(frame: Any) -> Iterator[Any]:
+    """The frame; one with very many Submits as several that mean the same: others have their turn in between."""
+    if len(frame.submits) <= MOST_SUBMITS:
+        yield frame
+        return
+    for begin in range(0, len(frame.submits), MOST_SUBMITS):
+        yield type(frame)(cancels=frame.cancels, submits=frame.submits[begin : begin + MOST_SUBMITS])
+    rest = type(frame)()
+    rest.CopyFrom(frame)
+    del rest.submits[:]
+    yield rest
 
 
 async def _write(context: grpc.aio.ServicerContext, session: ServerSession) -> None:

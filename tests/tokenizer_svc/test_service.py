@@ -240,6 +240,26 @@ def test_stream_detokenize_keeps_sequences_apart(trained_folder: Path) -> None:
     with_tier(trained_folder, call)
 
 
+def test_what_was_sent_before_a_stop_string_was_heard_of_is_ignored(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        stream = live.stub.StreamDetokenize()
+        ids = live.ids("say STOP and much more")
+        for round_end in (False, True):  # once the caller has ended it, the handle may begin anew
+            for position, token_id in enumerate(ids):
+                end = position == len(ids) - 1
+                request = pb.StreamDetokenizeRequest(handle=7, token_ids=[token_id], stop_strings=["STOP"], end=end)
+                await stream.write(request)
+            if round_end:
+                await stream.done_writing()
+        answers = []
+        while (answer := await stream.read()) is not grpc.aio.EOF:
+            answers.append(answer)
+        assert "".join(answer.text for answer in answers) == "say say "
+        assert [answer.stop_string for answer in answers if answer.end] == ["STOP", "STOP"]
+
+    with_tier(trained_folder, call)
+
+
 def test_stream_detokenize_refuses_ids_outside_the_vocabulary(trained_folder: Path) -> None:
     async def call(live: LiveTokenizerTier) -> None:
         stream = live.stub.StreamDetokenize()
@@ -317,6 +337,24 @@ def test_tools_render_as_they_were_written(tmp_path: Path) -> None:
         assert answer.text == expected
 
     with_tier(folder, call)
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '{"\\udc00": 1}', '{"a": 1e999}', '{"a": [NaN]}', "[1]", "{"])
+def test_json_that_cannot_be_written_into_a_prompt_is_refused_by_its_field(trained_folder: Path, text: str) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        user = {"role": "user", "content": "hi"}
+        for conversation, field in (
+            (
+                pb.Conversation(messages=[user], tools=[{"name": "f", "parameters_json": text}]),
+                "tools[0].parameters_json",
+            ),
+            (pb.Conversation(messages=[user], documents_json=[text]), "documents_json[0]"),
+            (pb.Conversation(messages=[user], template_arguments_json=text), "template_arguments_json"),
+        ):
+            error = await refusal(live.stub.ApplyChatTemplate(pb.ApplyChatTemplateRequest(conversation=conversation)))
+            assert type(error) is InvalidRequest and error.violations[0].field == f"conversation.{field}"
+
+    with_tier(trained_folder, call)
 
 
 def test_arguments_that_are_no_json_are_refused(trained_folder: Path) -> None:

@@ -65,6 +65,20 @@ def test_credit_holds_text_and_terminal_back_and_lets_the_granted_tokens_go() ->
     assert outbox.num_open == 0 and outbox.num_undelivered == 0
 
 
+def test_a_deadline_waits_for_no_credit() -> None:
+    outbox = TextOutbox()
+    outbox.open(1, credit=2)
+    for letter in "abcd":
+        outbox.add_text(1, letter, 1)
+    outbox.finish(1, Terminal(FinishReason.DEADLINE, usage=Usage(3, 0, 4)))
+    frame = take(outbox)
+    while not frame.finishes:
+        assert rows(frame)
+        frame = take(outbox)
+    assert [(f.handle, f.reason) for f in frame.finishes] == [(1, pb.FINISH_REASON_DEADLINE)]
+    assert outbox.num_open == 0
+
+
 def test_text_comes_with_the_last_of_its_tokens() -> None:
     outbox = TextOutbox()
     outbox.open(1, credit=1)

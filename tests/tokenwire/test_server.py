@@ -9,13 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tokenwire.addresses import is_loopback, join_host_port
 from tokenwire.errors import FailedPrecondition, Internal, InvalidRequest, MessageTooLarge, Overloaded, TokenwireError
 from tokenwire.health import is_serving, wait_serving
 from tokenwire.server import GrpcServer, refuse_public_without_auth
-from tokenwire.session_server import run_session
+from tokenwire.session_server import MOST_SUBMITS, run_session
 from tokenwire.settings import ServerSettings
 from tokenwire.status import from_rpc_error
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
@@ -30,11 +31,13 @@ class EchoSession:
     def __init__(self) -> None:
         self.waiting: asyncio.Queue[Any] = asyncio.Queue()
         self.num_closed = 0
+        self.frames: list[Any] = []
 
     def hello(self) -> Any:
         return tokenizer_pb2.SessionResponse(hello=common_pb2.Hello(protocol_version=1, peer="echo"))
 
     def on_frame(self, frame: Any) -> None:
+        self.frames.append(frame)
         for submit in frame.submits:
             if submit.handle == 0:
                 raise InvalidRequest("handle 0 is not allowed")
@@ -194,6 +197,22 @@ def test_draining_lets_running_calls_finish_and_takes_no_new_ones() -> None:
     with_server(check, drain_timeout_s=20.0)
 
 
+def test_who_only_watches_is_not_waited_for() -> None:
+    async def check(running: Running) -> None:
+        watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        call = running.stub.Generate(gateway_pb2.GenerateRequest(model="wait"))
+        await call.read()
+        drain = asyncio.create_task(running.server.drain())
+        await asyncio.sleep(0.3)
+        assert not drain.done()  # a call runs
+        running.service.may_end.set()
+        assert (await call.read()).delta.text == "two"
+        await asyncio.wait_for(drain, 20)
+
+    with_server(check, drain_timeout_s=300.0)
+
+
 def test_what_does_not_finish_within_the_limit_is_cut() -> None:
     async def check(running: Running) -> None:
         call = running.stub.Generate(gateway_pb2.GenerateRequest(model="wait"))
@@ -233,6 +252,25 @@ def test_a_session_answers_and_ends_when_half_closed() -> None:
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
         assert [session.num_closed for session in running.service.sessions] == [1]
+
+    with_server(check)
+
+
+def test_a_frame_of_very_many_submits_lets_others_have_their_turn() -> None:
+    async def check(running: Running) -> None:
+        call = running.stub.Session()
+        await call.write(HELLO)
+        await call.read()
+        request = tokenizer_pb2.TextRequest(text="hi")
+        submits = [tokenizer_pb2.Submit(handle=handle, request=request) for handle in range(1, 101)]
+        cancels = [common_pb2.Cancel(handle=70)]
+        await call.write(tokenizer_pb2.SessionRequest(submits=submits, cancels=cancels, drain=common_pb2.Drain()))
+        assert [(await call.read()).handles[0] for _ in range(100)] == list(range(1, 101))
+        assert await call.read() is grpc.aio.EOF
+        frames = running.service.sessions[0].frames
+        assert max(len(frame.submits) for frame in frames) <= MOST_SUBMITS < len(submits)
+        assert all(list(frame.cancels) == cancels for frame in frames)
+        assert [frame.HasField("drain") for frame in frames] == [False] * (len(frames) - 1) + [True]
 
     with_server(check)
 
