@@ -1,7 +1,7 @@
 """What the tiers above the model cost, beside Shepherd Model Gateway on the same cores: `make bench-frontend`.
 
     python -m benchmarks.peers install smg          # the peer, outside the repository
-    python -m benchmarks.frontend                   # ten minutes
+    python -m benchmarks.frontend                   # fifteen minutes; ten with --rounds 2
     python -m benchmarks.frontend --short           # two
 
 A mock engine stands behind gateway and tokenizer_svc, and an equally fast mock of its own worker behind the peer. Both

@@ -233,11 +233,13 @@ def no_template(model: str) -> FailedPrecondition:
 
 def _compiled(source: str) -> jinja2.Template:
     try:
-        return BoundedEnvironment().from_string(source)
+        template = BoundedEnvironment().from_string(source)
     except jinja2.TemplateError as error:
         raise FailedPrecondition(
             f"the model's chat template does not compile: {error}", reason="MODEL_DAMAGED"
         ) from None
+    template.globals = dict(template.globals)  # Jinja's own view of them is walked through twice a rendering
+    return template
 
 
 def _cut_at_tag(text: str, final: ChatMessage) -> str:
