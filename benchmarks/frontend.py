@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import default_work, end_on_sigterm, say
+from benchmarks.compare import default_work, say
 from benchmarks.comparison.results import page, write
 from benchmarks.frontend_suite.report import bars_table, first_text_table, memory_table, pace_table, remarks
 from benchmarks.frontend_suite.summary import bars, by_load
@@ -24,6 +24,7 @@ from benchmarks.frontend_suite.turns import DIRECT, Pace, measure_pace
 from benchmarks.load import numbers
 from benchmarks.loadgen.measure import Load
 from benchmarks.machine import machine
+from benchmarks.program import as_program, one_or_more, refuse_unwritable
 
 TITLE = "What the frontend costs"
 PACED_MS = 20.0
@@ -81,6 +82,7 @@ def text_of(record: dict[str, Any]) -> str:
     return page(TITLE, record, *parts, "## Remarks", remarks(record))
 
 
+@as_program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when a contender was not measured or a request failed."""
     parser = argparse.ArgumentParser(
@@ -88,11 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--short", action="store_true", help="one round, half of the requests, 1 and 128 streams")
     parser.add_argument("--concurrency", type=numbers(int), default=[], metavar="N,…", help="(default: 1,32,128,1000)")
-    parser.add_argument("--rounds", type=int, default=0, help="(default: 3)")
+    parser.add_argument("--rounds", type=one_or_more, default=0, help="(default: 3)")
     parser.add_argument("--name", default="", help="of the files of results")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
-    end_on_sigterm()
+    refuse_unwritable(parser, given.out)
     concurrency = given.concurrency or ([1, 128] if given.short else [1, 32, 128, 1000])
     record = measure(concurrency, given.rounds or (1 if given.short else 3), given.short)
     name = given.name or ("short-frontend" if given.short else "frontend")

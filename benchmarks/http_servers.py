@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import default_work, end_on_sigterm, say
+from benchmarks.compare import default_work, say
 from benchmarks.comparison.results import page, write
 from benchmarks.contenders.peer_homes import python_of, versions
 from benchmarks.contenders.process import ServerProcess, environment
 from benchmarks.contenders.spec import Absent
 from benchmarks.loadgen.measure import Load, Target, run
 from benchmarks.machine import ROOT, machine
+from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
 from tokenwire.cli.tiers import free_ports
 
@@ -106,6 +107,7 @@ def text_of(record: dict[str, Any]) -> str:
     return page("What a server-sent event costs by HTTP server", record, markdown(head, rows), about)
 
 
+@as_program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when a request failed."""
     parser = argparse.ArgumentParser(
@@ -114,13 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--kinds", default=",".join(KINDS), help="of " + ", ".join(KINDS))
     parser.add_argument("--concurrency", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=one_or_more, default=3)
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
     kinds = given.kinds.split(",")
     if unknown := set(kinds) - KINDS.keys():
         parser.error(f"--kinds {', '.join(sorted(unknown))}: there are {', '.join(KINDS)}")
-    end_on_sigterm()
+    refuse_unwritable(parser, given.out)
     record = measure(kinds, given.concurrency, given.rounds)
     text = text_of(record)
     print(text)

@@ -3,6 +3,7 @@
     python -m benchmarks.load --api session --target 127.0.0.1:50051 --concurrency 1,8,32
     python -m benchmarks.load --api grpc    --target 127.0.0.1:50051 --concurrency 32 --requests 256
     python -m benchmarks.load --api http    --target 127.0.0.1:8080  --rate 2,4,8 --requests 200 --json out.json
+    python -m benchmarks.load --api chat --target 127.0.0.1:8080 --prompt-form text --tokenizer FILE --concurrency 8
     python -m benchmarks.load --api http --target 127.0.0.1:8000 --model NAME --tier vllm=4711 --concurrency 8
 
 --concurrency is a closed loop: so many requests at a time, the next begins when one ends. --rate is an open loop:
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loadgen.clients import CLIENTS
+from benchmarks.loadgen.failures import in_one_line
 from benchmarks.loadgen.http_completions import DIALECTS
 from benchmarks.loadgen.measure import Load, Target, run
 from benchmarks.loadgen.work import Work
 from benchmarks.machine import machine
+from benchmarks.program import as_program
 from benchmarks.tables import load_table
 
 
@@ -42,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt-tokens", type=int, default=128)
     made.add_argument("--output-tokens", type=int, default=64)
     made.add_argument("--vocab-size", type=int, default=49152, help="token ids of prompts are below it")
-    made.add_argument("--prompt-form", choices=["ids", "text"], default="ids", help="text needs --tokenizer")
+    made.add_argument(
+        "--prompt-form", choices=["ids", "text"], default="ids", help="text needs --tokenizer; chat needs text"
+    )
     made.add_argument("--tokenizer", default="", metavar="FILE", help="tokenizer.json, for texts of an exact length")
     made.add_argument("--timeout", type=float, default=600.0, help="seconds for one request")
     made.add_argument("--seed", type=int, default=0, help="chooses prompts and arrivals; another one, other prompts")
@@ -70,6 +75,7 @@ def named_pid(text: str) -> tuple[str, int]:
     return name, int(pid)
 
 
+@as_program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when a request failed, 2 when nothing could be measured."""
     made = parser()
@@ -78,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     loads += [Load(rate=r, num_requests=given.requests, warmup=given.warmup) for r in given.rate]
     if not loads:
         made.error("nothing to do: --concurrency 1,8,32 or --rate 2,4")
+    if given.api == "chat" and given.prompt_form != "text":
+        made.error("--api chat takes no token ids: --prompt-form text --tokenizer FILE, the model's tokenizer.json")
     work = Work(
         given.prompt_tokens, given.output_tokens, given.vocab_size, given.seed, given.prompt_form, given.tokenizer,
         given.timeout,
@@ -86,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         results = run(target, work, loads, seed=given.seed)
     except Exception as error:  # whatever a client raises, it is why there is no measurement
-        print(f"{given.target}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{given.target}: {in_one_line(error)}", file=sys.stderr)
         return 2
     record = {
         "what": f"{given.api} at one server", "machine": machine(),

@@ -13,25 +13,27 @@ import argparse
 import asyncio
 import itertools
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.program import as_program
 from benchmarks.step_table import lines, per_step
 from tokenwire.cli.tiers import free_ports
 from tokenwire.client import AsyncClient
 
 WARM_UP_S = 2.0
+NO_SAMPLES = "No stack counts found"
+HINT = "the process was idle, or it was watched too briefly: give more --seconds"
 SAMPLES_PER_S = 20
 WORDS = "river stone cloud paper engine garden window music copper winter".split()
 NO_PY_SPY = "py-spy is not installed here: pip install 'tokenwire[profile]', or use `make profile`"
@@ -116,11 +118,19 @@ async def watch(command: list[str]) -> str:
         *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
     _, said = await process.communicate()
-    return "" if process.returncode == 0 else re.sub(r"\s+", " ", said.decode(errors="replace")).strip()
+    return "" if process.returncode == 0 else reason_of(said.decode(errors="replace"), process.returncode)
 
 
-async def profile(args: argparse.Namespace, program: str, up: int, target: str, metrics: str) -> list[str]:
-    """Load, py-spy and the readings before and after; returns the table."""
+def reason_of(said: str, status: int | None) -> str:
+    """Why py-spy failed, in one line: its errors without the backtrace below them, and what helps if that is known."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("Error:", "Reason:"))]
+    reason = ": ".join(dict.fromkeys(errors)) or (lines[0] if lines else f"status {status}")
+    return f"{reason} ({HINT})" if NO_SAMPLES in said else reason
+
+
+async def profile(args: argparse.Namespace, program: str, up: int, target: str, metrics: str) -> tuple[list[str], bool]:
+    """Load, py-spy and the readings before and after; returns the table, and whether every flame graph is there."""
     processes = processes_of(up)
     commands: dict[str, list[str]] = {}
     for name, pid in processes.items():
@@ -147,29 +157,43 @@ async def profile(args: argparse.Namespace, program: str, up: int, target: str, 
         ended = await asyncio.gather(*users, return_exceptions=True)
     for failed in (each for each in ended if not isinstance(each, asyncio.CancelledError)):
         raise SystemExit(f"a request failed under load: {failed}")
-    for name, words in zip(commands, said, strict=True):
-        print(f"  {name}: py-spy failed: {words}" if words else f"  {args.output / f'{name}.svg'}")
+    tell_graphs(args.output, dict(zip(commands, said, strict=True)))
     num_steps = num_after - num_before
     head = f"{args.concurrency} requests at a time, {args.max_tokens} tokens each, for {took_s:.1f} s"
-    return [head, *lines(per_step(before, after, num_steps), num_steps)]
+    return [head, *lines(per_step(before, after, num_steps), num_steps)], not any(said)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def tell_graphs(folder: Path, failures: Mapping[str, str]) -> None:
+    """The graphs' paths. Where py-spy failed: why, and what it left is removed, as is an older graph of that name."""
+    for name, reason in failures.items():
+        graph = folder / f"{name}.svg"
+        if reason:
+            graph.unlink(missing_ok=True)
+        print(f"  {name}: no flame graph: {reason}" if reason else f"  {graph}")
+
+
+@as_program
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 1 when a process has no flame graph."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("profile"))
     parser.add_argument("--seconds", type=int, default=15)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--gil", action="store_true", help="only threads that hold Python's interpreter lock")
     parser.add_argument("arguments", nargs="*", help="arguments of tokenwire up, after --")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     program = py_spy()
     args.output.mkdir(parents=True, exist_ok=True)
     with running_stack(args.arguments) as (up, target, metrics):
-        table = "\n".join(asyncio.run(profile(args, program, up, target, metrics)))
+        rows, complete = asyncio.run(profile(args, program, up, target, metrics))
+    table = "\n".join(rows)
     (args.output / "steps.txt").write_text(table + "\n")
     print(f"  {args.output / 'steps.txt'}\n\n{table}")
+    return int(not complete)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import end_on_sigterm, say
+from benchmarks.compare import say
 from benchmarks.comparison import results
 from benchmarks.contenders import kinds
 from benchmarks.contenders.spec import Absent, Spec, spec_of
 from benchmarks.loadgen.processes import rss_bytes
 from benchmarks.machine import machine
+from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
 
 DEFAULT = ("ours",)
@@ -94,19 +95,18 @@ def notes(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+@as_program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when a contender did not start."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.startup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("contenders", nargs="*", type=spec_of, metavar="KIND[:KEY=VALUE,…]")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=one_or_more, default=5)
     parser.add_argument("--name", default="startup", help="of the files of results")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
-    if given.runs < 1:
-        parser.error("--runs: 1 or more")
-    end_on_sigterm()
+    refuse_unwritable(parser, given.out)
     try:
         record = measure_startup(
             given.contenders or [spec_of(each) for each in DEFAULT], given.runs, name=given.name, out=given.out

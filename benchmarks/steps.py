@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import end_on_sigterm, say
+from benchmarks.compare import say
 from benchmarks.comparison import results
 from benchmarks.load import numbers
 from benchmarks.machine import ROOT, machine, num_cores
+from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
 from model_svc.engine_client import engine_environ
 
@@ -37,7 +38,10 @@ def measure_steps(
     where = machine()
     wanted = json.dumps({"batches": list(batches), "context": context, "rounds": num_rounds, "threads": num_cores()})
     command = [sys.executable, "-m", PROGRAM, wanted]
-    done = subprocess.run(command, cwd=ROOT, env=engine_environ(os.environ), stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=engine_environ(os.environ), stdout=subprocess.PIPE, check=True,
+        start_new_session=True,  # a terminal's Ctrl-C is for this process, which then kills that one
+    )  # fmt: skip
     record = {
         "what": "milliseconds of decode steps on a CPU, and their floors", "machine": where, "quiet": where["quiet"],
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), "context": context, "rounds": num_rounds,
@@ -77,6 +81,7 @@ def quality_table(record: dict[str, Any]) -> str:
     return f"Over {found['tokens']} tokens of English prose:\n\n{markdown(head, rows)}"
 
 
+@as_program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0; raises CalledProcessError when the measurement failed."""
     parser = argparse.ArgumentParser(
@@ -84,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch", type=numbers(int), default=[1, 8, 32], metavar="N,…")
     parser.add_argument("--context", type=int, default=128, help="tokens of context of each sequence")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=one_or_more, default=3)
     parser.add_argument("--name", default="steps")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
-    end_on_sigterm()
+    refuse_unwritable(parser, given.out)
     measure_steps(given.batch, given.context, given.rounds, name=given.name, out=given.out)
     return 0
 

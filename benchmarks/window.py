@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import compare, default_work, end_on_sigterm
+from benchmarks.compare import compare, default_work
 from benchmarks.contenders.spec import Spec, spec_of
 from benchmarks.load import numbers
 from benchmarks.loadgen.measure import Load
+from benchmarks.program import as_program, one_or_more, refuse_unwritable
 
 WINDOWS_MS = (0.0, 10.0, 50.0)
+CONCURRENCY, RATES = (8,), (1.0, 2.0)
+"""The loads when none is given."""
+ALONE = "(default: --concurrency 8 --rate 1,2; with one of them given, no other load)"
 TITLE = "The admission window against continuous batching"
 
 
@@ -32,21 +36,24 @@ def measure_windows(
     return compare(specs, work, loads, num_rounds, title=TITLE, name=name, out=out)
 
 
+@as_program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when a window was not measured."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.window", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--windows", type=milliseconds, default=list(WINDOWS_MS), metavar="MS,…")
-    parser.add_argument("--concurrency", type=numbers(int), default=[8], metavar="N,…")
-    parser.add_argument("--rate", type=numbers(float), default=[1.0, 2.0], metavar="R,…")
+    parser.add_argument("--concurrency", type=numbers(int), default=[], metavar="N,…", help=f"closed loops {ALONE}")
+    parser.add_argument("--rate", type=numbers(float), default=[], metavar="R,…", help=f"open loops {ALONE}")
     parser.add_argument("--requests", type=int, default=0, help="per run (default: 4 x concurrency, or 20 s of them)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=one_or_more, default=3)
     parser.add_argument("--options", default="dtype=bfloat16", metavar="KEY=VALUE,…", help="of every server")
     parser.add_argument("--name", default="window")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
-    end_on_sigterm()
+    refuse_unwritable(parser, given.out)
+    if not given.concurrency and not given.rate:
+        given.concurrency, given.rate = CONCURRENCY, RATES
     loads = [Load(concurrency=n, num_requests=given.requests) for n in given.concurrency]
     loads += [Load(rate=rate, num_requests=given.requests) for rate in given.rate]
     try:

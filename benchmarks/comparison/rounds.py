@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.contenders import kinds
 from benchmarks.contenders.running import Running
 from benchmarks.contenders.spec import Absent, Spec
+from benchmarks.loadgen.failures import in_one_line
 from benchmarks.loadgen.measure import Load, run
 from benchmarks.loadgen.processes import TierMeter
 from benchmarks.loadgen.work import Work
@@ -89,7 +90,7 @@ def one_turn(
     except Exception as error:  # whatever a client raises: the others are still to be measured
         process = turns.running.process
         died = f"; it ended: {process.last_words()}" if process is not None and process.status is not None else ""
-        turns.absent = f"failed in round {number + 1}: {type(error).__name__}: {error}{died}"
+        turns.absent = f"failed in round {number + 1}: {in_one_line(error)}{died}"
         say(f"  {turns.label} {turns.absent}")
         return
     wall_s = time.perf_counter() - began_s

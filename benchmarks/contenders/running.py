@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from benchmarks.contenders.process import ServerProcess
 from benchmarks.contenders.spec import Absent
 from benchmarks.loadgen.clients import client_of
+from benchmarks.loadgen.failures import in_one_line
 from benchmarks.loadgen.loops import in_loop
 from benchmarks.loadgen.measure import Target
 from benchmarks.loadgen.records import Record
@@ -105,7 +106,7 @@ def ask_once(target: Target, prompt: str, num_tokens: int) -> Record:
     try:
         in_loop(ask())
     except Exception as error:
-        record.error = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        record.error = in_one_line(error)
     if not record.error and record.completion_tokens != num_tokens:
         record.error = f"{record.completion_tokens} tokens came, {num_tokens} were asked for"
     return record

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.contenders import kinds, smg
 from benchmarks.contenders.running import Running
 from benchmarks.contenders.spec import Absent, Spec
+from benchmarks.loadgen.failures import in_one_line
 from benchmarks.loadgen.measure import Load, Target, run
 from benchmarks.loadgen.work import Work
 
@@ -99,5 +100,5 @@ def one_turn(taker: Taker, target: Target, pace: Pace, work: Work, number: int, 
     try:
         taker.rounds.append(run(target, form, loads, seed=number + 1, say="  "))
     except Exception as error:  # whatever a client raises: the others are still to be measured
-        taker.absent = f"failed in round {number + 1}: {type(error).__name__}: {error}"
+        taker.absent = f"failed in round {number + 1}: {in_one_line(error)}"
         say(f"  {taker.name} {taker.absent}")

@@ -28,8 +28,9 @@ class PipeClient:
     async def open(self) -> None:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=MAX_LINE_BYTES
-            )
+                *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=MAX_LINE_BYTES,
+                start_new_session=True,  # a terminal's Ctrl-C is for this process, which then closes the pipe
+            )  # fmt: skip
 
     @property
     def tiers(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ from itertools import count
 
 from benchmarks.loadgen.arrivals import poisson
 from benchmarks.loadgen.clients import LoadClient
+from benchmarks.loadgen.failures import in_one_line
 from benchmarks.loadgen.records import Record
 from benchmarks.loadgen.work import Prompts
 
@@ -67,7 +68,7 @@ class Runner:
         except TimeoutError:
             record.error = f"no end within {self.prompts.work.timeout_s:g} s"
         except Exception as error:
-            record.error = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            record.error = in_one_line(error)
         if not record.ended_s:
             record.ended_s = time.perf_counter()
         record.judge(self.prompts.work)

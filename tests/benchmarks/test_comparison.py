@@ -216,6 +216,26 @@ def test_windows_differ_in_the_window_alone(monkeypatch: pytest.MonkeyPatch) -> 
             window.main(bad)
 
 
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ([], ["c=8", "1/s", "2/s"]),
+        (["--concurrency", "4"], ["c=4"]),
+        (["--rate", "3"], ["3/s"]),
+        (["--concurrency", "4", "--rate", "3"], ["c=4", "3/s"]),
+    ],
+)
+def test_loads_of_the_window(monkeypatch: pytest.MonkeyPatch, given: list[str], labels: list[str]) -> None:
+    compared: list[Any] = []
+
+    def compare_loads(specs: Any, work: Work, loads: list[Load], *_: Any, **__: Any) -> dict[str, Any]:
+        compared.extend(load.label for load in loads)
+        return {"contenders": []}
+
+    monkeypatch.setattr(window, "compare", compare_loads)
+    assert window.main(given) == 0 and compared == labels
+
+
 def test_parts_that_fail_cost_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 

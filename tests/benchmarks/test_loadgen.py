@@ -8,16 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from benchmarks import load
 from benchmarks.loadgen.arrivals import poisson
+from benchmarks.loadgen.failures import in_one_line
 from benchmarks.loadgen.figures import figures, percentile, spread_ms
 from benchmarks.loadgen.measure import Load, Target, run, warnings_of
 from benchmarks.loadgen.processes import TierMeter
 from benchmarks.loadgen.records import Record
 from benchmarks.loadgen.work import Prompts, Work
 from tests.fakes.completions_server import CompletionsServer, running_completions
+from tokenwire.cli.tiers import free_ports
 
 WORK = Work(prompt_tokens=5, output_tokens=4, vocab_size=200, timeout_s=20)
 ROOT = Path(load.__file__).parent.parent
@@ -170,6 +173,25 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         load.main(["--target", "127.0.0.1:1"])
     assert load.main(["--target", "127.0.0.1:1", "--concurrency", "1", "--tier", "gone=999999999"]) == 2
+
+
+def test_a_failed_call_is_told_by_its_code_and_details(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.INVALID_ARGUMENT, nothing, nothing, "prompts[0]:\nnone is there")
+    assert in_one_line(error) == "AioRpcError: INVALID_ARGUMENT: prompts[0]: none is there"
+    assert in_one_line(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing)) == "AioRpcError: INTERNAL: "
+    assert in_one_line(ValueError("one\ntwo")) == "ValueError: one" and in_one_line(EOFError()) == "EOFError: "
+    size = ["--concurrency", "1", "--requests", "2", "--warmup", "0", "--json", "-"]
+    assert load.main(["--api", "grpc", "--target", f"127.0.0.1:{free_ports(1)[0]}", *size]) == 1
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert all(reason.startswith("AioRpcError: UNAVAILABLE: ") for reason in found["failure_reasons"])
+    assert found["failures"] == 2 and all(len(reason) > 40 for reason in found["failure_reasons"])
+
+
+def test_chat_takes_no_token_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load.main(["--api", "chat", "--target", "127.0.0.1:1", "--concurrency", "1"])
+    assert caught.value.code == 2 and "--prompt-form text --tokenizer FILE" in capsys.readouterr().err
 
 
 def test_http_needs_neither_grpc_nor_torch() -> None:

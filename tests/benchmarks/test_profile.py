@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.profile import NOT_ALLOWED, unwinds_native
+from benchmarks.profile import HINT, NOT_ALLOWED, reason_of, unwinds_native
 from benchmarks.step_table import lines, per_step
 
 BEFORE = {"schedule": 1.0, "prepare": 2.0, "forward": 3.0, "sample": 4.0, "wait": 5.0, "publish": 6.0}
@@ -15,11 +15,24 @@ SPENT = {"schedule": 0.1, "prepare": 0.2, "forward": 1.0, "sample": 0.4, "wait":
 FAKE_PY_SPY = """#!/bin/sh
 # Allows what ALLOWED names; writes its own arguments where a flame graph would go.
 mode=$1
+case "$ALLOWED:$*" in
+  idle:record*gateway.svg*)
+    while [ "$1" != --output ]; do shift; done
+    echo '<svg' >"$2"; sleep "$4"; printf '%s' "$SAID" >&2; exit 1;;
+esac
 case "$ALLOWED:$*" in plain:*--native*|nothing:*) echo 'Error: Permission denied' >&2; exit 1;; esac
 test "$mode" = record || exit 0
 while [ "$1" != --output ]; do shift; done
 echo "$*" >"$2"
 sleep "$4"
+"""
+
+
+SAID = """py-spy> Sampling process 20 times a second for 1 seconds. Press Control-C to exit.
+Error: Failed to write flamegraph
+Reason: No stack counts found
+Stack backtrace:
+   0: anyhow::error::<impl core::convert::From<E> for anyhow::Error>::from
 """
 
 
@@ -64,8 +77,13 @@ def test_without_permission_it_says_what_to_do(fake_py_spy: Path, monkeypatch: p
     assert "ptrace_scope=0" in NOT_ALLOWED and "SYS_PTRACE" in NOT_ALLOWED
 
 
-def test_the_whole_over_the_mock_engine(fake_py_spy: Path, tmp_path: Path) -> None:
-    output = tmp_path / "profile"
+def test_why_py_spy_failed_in_one_line() -> None:
+    assert reason_of(SAID, 1) == f"Failed to write flamegraph: No stack counts found ({HINT})"
+    assert reason_of("Error: No such process\n\n   0: main\n", 1) == "No such process"
+    assert reason_of("", 101) == "status 101"
+
+
+def run_profile(fake_py_spy: Path, output: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -77,8 +95,28 @@ def test_the_whole_over_the_mock_engine(fake_py_spy: Path, tmp_path: Path) -> No
         "--max-tokens",
         "8",
     ]
-    environ = {**os.environ, "PATH": f"{fake_py_spy.parent}:{os.environ['PATH']}", "ALLOWED": "all"}
-    done = subprocess.run([*command, "--", "--engine", "mock"], capture_output=True, text=True, env=environ, timeout=60)
+    path = f"{fake_py_spy.parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        [*command, "--", "--engine", "mock"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path, **environ},
+        timeout=60,
+    )
+
+
+def test_a_tier_without_samples_has_no_graph_and_says_why(fake_py_spy: Path, tmp_path: Path) -> None:
+    done = run_profile(fake_py_spy, tmp_path / "profile", ALLOWED="idle", SAID=SAID)
+    assert done.returncode == 1 and "anyhow" not in done.stdout + done.stderr, done.stdout + done.stderr
+    names = sorted(path.name for path in (tmp_path / "profile").iterdir())
+    assert names == ["engine.svg", "model_svc.svg", "steps.txt", "tokenizer_svc.svg"]
+    (line,) = (line for line in done.stdout.splitlines() if "gateway" in line)
+    assert "No stack counts found" in line and HINT in line
+
+
+def test_the_whole_over_the_mock_engine(fake_py_spy: Path, tmp_path: Path) -> None:
+    output = tmp_path / "profile"
+    done = run_profile(fake_py_spy, output, ALLOWED="all")
     assert done.returncode == 0, done.stdout + done.stderr
     names = sorted(path.name for path in output.iterdir())
     assert names == ["engine.svg", "gateway.svg", "model_svc.svg", "steps.txt", "tokenizer_svc.svg"]
