@@ -43,6 +43,13 @@ class Conversation:
     tools: tuple[Tool, ...] = ()
     parallel_tool_calls: bool = True
     """Whether one answer may hold several calls."""
+    documents_json: tuple[str, ...] = ()
+    """For templates that take them, each a JSON object."""
+    template_arguments_json: str = ""
+    """Extra variables of the template, a JSON object; empty: none."""
+    add_generation_prompt: bool | None = None
+    """Whether the prompt ends with the header of the assistant's turn; None: unless the last message is continued."""
+    continue_final_message: bool = False
 
 
 Prompt = str | tuple[int, ...] | Conversation
@@ -85,3 +92,8 @@ def _add_conversation(found: tokenizer_pb2.Conversation, conversation: Conversat
         found.tools.add(name=tool.name, description=tool.description, parameters_json=tool.parameters_json)
     if not conversation.parallel_tool_calls:
         found.parallel_tool_calls = False
+    found.documents_json.extend(conversation.documents_json)
+    found.template_arguments_json = conversation.template_arguments_json
+    if conversation.add_generation_prompt is not None:
+        found.add_generation_prompt = conversation.add_generation_prompt
+    found.continue_final_message = conversation.continue_final_message

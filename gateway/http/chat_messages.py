@@ -101,15 +101,25 @@ def tools_of(tools: Sequence[ToolFields], tool_choice: Any) -> tuple[Tool, ...]:
     return () if tool_choice == "none" else found
 
 
+def json_text(value: dict[str, Any], where: str) -> str:
+    """An object of the body as JSON text, keys in their order. Raises InvalidRequest for what JSON cannot hold."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise invalid(where, f"is not JSON ({error})") from None
+
+
 def _tool(tool: ToolFields, where: str) -> Tool:
     refuse_extras(tool, {}, prefix=f"{where}.")
-    if tool.type != "function" or tool.function is None:
-        raise invalid(f"{where}.type", f"{tool.type!r:.80} is not allowed: 'function', with a function")
+    if tool.type != "function":
+        raise invalid(f"{where}.type", f"{tool.type!r:.80} is not allowed: 'function'")
+    if tool.function is None:
+        raise invalid(f"{where}.function", "is missing")
     function = tool.function
     refuse_extras(function, {}, prefix=f"{where}.function.")
     if function.strict:
         raise invalid(f"{where}.function.strict", NOT_BUILT, reason="UNSUPPORTED_PARAMETER")
-    parameters = json.dumps(function.parameters, ensure_ascii=False) if function.parameters is not None else ""
+    parameters = "" if function.parameters is None else json_text(function.parameters, f"{where}.function.parameters")
     return Tool(function.name, function.description or "", parameters)
 
 

@@ -6,6 +6,7 @@ that is wrong, under its HTTP name.
 
 import logging
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -52,17 +53,35 @@ class MethodNotAllowed(InvalidRequest):
     http_status, default_reason = 405, "METHOD_NOT_ALLOWED"
 
 
+CONVERSATION_NAMES = (
+    (re.compile(r"(tools\[\d+\])\.parameters_json"), r"\1.function.parameters"),
+    (re.compile(r"(tools\[\d+\])\.(name|description|strict)"), r"\1.function.\2"),
+    (re.compile(r"(messages\[\d+\]\.tool_calls\[\d+\])\.(name|arguments)"), r"\1.function.\2"),
+    (re.compile(r"(messages\[\d+\])\.reasoning"), r"\1.reasoning_content"),
+    (re.compile(r"documents_json"), "documents"),
+    (re.compile(r"template_arguments(_json)?"), "chat_template_kwargs"),
+)
+"""How fields of a conversation begin on the wire, and over HTTP; the others have one name."""
+
+
 def http_name(field: str, prompt_field: str = "prompt") -> str:
     """The HTTP name of a field of the wire: `options.sampling.top_p` → `top_p`. Names of ours are left alone."""
     first, _, rest = field.partition(".")
-    if field.startswith("conversation.tools"):
-        return field.removeprefix("conversation.")
+    if first == "conversation" and rest:
+        return _conversation_name(rest)
     if first.partition("[")[0] in WIRE_PROMPT_FIELDS:
         return prompt_field + (field[field.index("[") :] if "[" in field else "")
     if first not in ("options", "context"):
         return field
     last = rest.rsplit(".", 1)[-1]
     return HTTP_NAMES.get(last, last)
+
+
+def _conversation_name(field: str) -> str:
+    for pattern, name in CONVERSATION_NAMES:
+        if found := pattern.match(field):
+            return found.expand(name) + field[found.end() :]
+    return field
 
 
 def renamed(error: TokenwireError, prompt_field: str) -> TokenwireError:

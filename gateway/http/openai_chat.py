@@ -1,7 +1,7 @@
 """POST /v1/chat/completions, as OpenAI's API reference has it.
 
-Source: https://platform.openai.com/docs/api-reference/chat. Stricter in one thing: a field that is unknown or not built
-is refused with its name, never ignored.
+Source: https://platform.openai.com/docs/api-reference/chat; what only a chat template knows has the names that vLLM's
+server gave it. Stricter in one thing: a field that is unknown or not built is refused with its name, never ignored.
 """
 
 import secrets
@@ -14,7 +14,7 @@ from gateway.generation import Generation
 from gateway.http.body import invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.chat_answers import message_object, reasoning_delta, tool_calls_delta
-from gateway.http.chat_messages import ChatMessageFields, ToolFields, message_of, tools_of
+from gateway.http.chat_messages import ChatMessageFields, ToolFields, json_text, message_of, tools_of
 from gateway.http.fields import HARMLESS, GenerationFields, StreamOptions
 from gateway.http.front import Handler
 from gateway.http.logprobs import chat_logprobs
@@ -60,6 +60,14 @@ class ChatBody(GenerationFields):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Extra variables of the chat template."""
+    documents: list[dict[str, Any]] | None = None
+    """For templates that take them."""
+    add_generation_prompt: bool | None = None
+    """Whether the prompt ends with the header of the assistant's turn; true unless the last message is continued."""
+    continue_final_message: bool | None = None
+    """The model goes on with the last message instead of answering it."""
 
 
 def chat_handler(generation: Generation) -> Handler:
@@ -82,14 +90,7 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     for violation in StopParams(max_tokens=body.max_completion_tokens).violations():
         raise invalid("max_completion_tokens", violation.description)
     options = body.options(max_tokens=body.max_completion_tokens, logprobs=_num_logprobs(body))
-    if not body.messages:
-        raise invalid("messages", "[] is not allowed: at least one message is needed")
-    conversation = Conversation(
-        tuple(message_of(message, index) for index, message in enumerate(body.messages)),
-        tools_of(body.tools or (), body.tool_choice),
-        body.parallel_tool_calls is not False,
-    )
-    call.open(body, body.requests([conversation], options), body.model or "")
+    call.open(body, body.requests([_conversation(body)], options), body.model or "")
     head = AnswerHead(f"chatcmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
     if body.stream:
         chunks = OpenAIChunks(SHAPE, head, num_prompts=1, num_choices=options.num_choices, include_usage=include_usage)
@@ -106,6 +107,23 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     ]
     answer = {"id": head.id, "object": "chat.completion", "created": head.created, "model": head.model}
     return JSONResponse({**answer, "choices": choices, "usage": usage})
+
+
+def _conversation(body: ChatBody) -> Conversation:
+    """What the chat template gets. Raises InvalidRequest naming the field."""
+    if not body.messages:
+        raise invalid("messages", "[] is not allowed: at least one message is needed")
+    return Conversation(
+        messages=tuple(message_of(message, index) for index, message in enumerate(body.messages)),
+        tools=tools_of(body.tools or (), body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        documents_json=tuple(json_text(found, f"documents[{i}]") for i, found in enumerate(body.documents or ())),
+        template_arguments_json=(
+            json_text(body.chat_template_kwargs, "chat_template_kwargs") if body.chat_template_kwargs else ""
+        ),
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=bool(body.continue_final_message),
+    )
 
 
 def _num_logprobs(body: ChatBody) -> int | None:

@@ -19,6 +19,9 @@ TEMPLATE = """\
 {% for tool in tools %}{{ tool | tojson }}
 {% endfor %}Call them in <tool_call></tool_call>.<|im_end|>
 {% endif %}
+{%- for d in documents or () %}<|im_start|>document
+{{ d | tojson }}<|im_end|>
+{% endfor %}
 {%- for m in messages %}<|im_start|>{{ m.role }}
 {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}
 {%- for call in m.tool_calls or () %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}

@@ -4,7 +4,7 @@ Both only start calls on their kind of channel; requests, answers and errors are
 `messages.py`. Neither retries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -12,6 +12,7 @@ import grpc
 
 from tokenwire.channels import client_options
 from tokenwire.client import messages as m
+from tokenwire.client.conversations import conversation_of
 from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, RenderedPrompt, TokenizerFiles, Tool
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
@@ -41,13 +42,30 @@ class Client:
         *,
         tools: Sequence[Tool] = (),
         parallel_tool_calls: bool = True,
+        template_arguments: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[CallOptions],
     ) -> Stream:
         """Answer a conversation, or one message of a user. Raises InvalidRequest.
 
         `tools`: functions that the model may call. `parallel_tool_calls` False: the answer ends with its first call.
+        `template_arguments`: extra variables of the model's template, such as enable_thinking. `documents`: for
+        templates that take them. `add_generation_prompt`: end the prompt with the header of the assistant's turn; None:
+        unless the last message is continued. `continue_final_message`: go on with the last message instead of
+        answering it.
         """
-        sent = m.chat_call(messages, options, tools=tools, parallel_tool_calls=parallel_tool_calls)
+        conversation = conversation_of(
+            messages,
+            tools=tools,
+            parallel_tool_calls=parallel_tool_calls,
+            template_arguments=template_arguments,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        sent = m.chat_call(conversation, options)
         return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
 
     def tokenize(
@@ -80,9 +98,22 @@ class Client:
         model: str = "",
         tokenize: bool = False,
         split_special_tokens: bool = False,
+        tools: Sequence[Tool] = (),
+        template_arguments: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
     ) -> RenderedPrompt:
-        """A conversation, or one message of a user, as the prompt that `chat` would send."""
-        request = m.apply_template_request(messages, model, tokenize, split_special_tokens)
+        """A conversation, or one message of a user, as the prompt that `chat` would send. Parameters as there."""
+        conversation = conversation_of(
+            messages,
+            tools=tools,
+            template_arguments=template_arguments,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        request = m.apply_template_request(conversation, model, tokenize, split_special_tokens)
         return m.rendered(self._unary(self._stub.ApplyChatTemplate, request))
 
     def count_tokens(
@@ -145,10 +176,23 @@ class AsyncClient:
         *,
         tools: Sequence[Tool] = (),
         parallel_tool_calls: bool = True,
+        template_arguments: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[CallOptions],
     ) -> AsyncStream:
         """As `Client.chat`."""
-        sent = m.chat_call(messages, options, tools=tools, parallel_tool_calls=parallel_tool_calls)
+        conversation = conversation_of(
+            messages,
+            tools=tools,
+            parallel_tool_calls=parallel_tool_calls,
+            template_arguments=template_arguments,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        sent = m.chat_call(conversation, options)
         return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
 
     async def tokenize(
@@ -181,9 +225,22 @@ class AsyncClient:
         model: str = "",
         tokenize: bool = False,
         split_special_tokens: bool = False,
+        tools: Sequence[Tool] = (),
+        template_arguments: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
     ) -> RenderedPrompt:
         """As `Client.apply_chat_template`."""
-        request = m.apply_template_request(messages, model, tokenize, split_special_tokens)
+        conversation = conversation_of(
+            messages,
+            tools=tools,
+            template_arguments=template_arguments,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        request = m.apply_template_request(conversation, model, tokenize, split_special_tokens)
         return m.rendered(await self._unary(self._stub.ApplyChatTemplate, request))
 
     async def count_tokens(

@@ -1,12 +1,13 @@
 """Client values ↔ the gateway's messages: pure functions, shared by both clients. Does not know how calls are made."""
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, SupportsIndex
 
+from tokenwire.client.conversations import conversation_of, invalid
 from tokenwire.client.events import (
     Encoding,
     Event,
@@ -17,7 +18,6 @@ from tokenwire.client.events import (
     RenderedPrompt,
     TextDelta,
     TokenizerFiles,
-    Tool,
 )
 from tokenwire.client.options import CallOptions, generation_options, refuse_bad_text, request_context
 from tokenwire.errors import FieldViolation, Internal, InvalidRequest
@@ -29,7 +29,6 @@ from tokenwire.wire import (
     logprob_from_wire,
     options_to_wire,
     terminal_from_wire,
-    tool_call_to_wire,
 )
 
 DEADLINE_GRACE_S = 2.0
@@ -69,14 +68,8 @@ def generate_call(prompts: Sequence[Prompt], given: CallOptions) -> GenerationCa
     )
 
 
-def chat_call(
-    messages: str | Sequence[Message],
-    given: CallOptions,
-    *,
-    tools: Sequence[Tool] = (),
-    parallel_tool_calls: bool = True,
-) -> GenerationCall:
-    """A call to Chat; a text stands for one message of the user. Raises InvalidRequest."""
+def chat_call(conversation: tokenizer_pb2.Conversation, given: CallOptions) -> GenerationCall:
+    """A call to Chat. Raises InvalidRequest."""
     context, options = request_context(given), generation_options(given)
     request = gateway_pb2.ChatRequest(
         context=context_to_wire(context),
@@ -86,12 +79,8 @@ def chat_call(
         cache_salt=given.get("cache_salt", ""),
         split_special_tokens=given.get("split_special_tokens", False),
         truncation=_truncation(given),
+        conversation=conversation,
     )
-    _add_messages(request.conversation, messages)
-    for i, tool in enumerate(tools):
-        _add_tool(request.conversation, tool, f"tools[{i}]")
-    if not parallel_tool_calls:
-        request.conversation.parallel_tool_calls = False
     return GenerationCall(request, context.request_id, options.num_choices, _call_timeout_s(given), chat_events)
 
 
@@ -152,15 +141,13 @@ def detokenized(response: tokenizer_pb2.DetokenizeResponse) -> list[str]:
 
 
 def apply_template_request(
-    messages: str | Sequence[Message], model: str, tokenize: bool, split_special_tokens: bool
+    conversation: tokenizer_pb2.Conversation, model: str, tokenize: bool, split_special_tokens: bool
 ) -> tokenizer_pb2.ApplyChatTemplateRequest:
     """A call to ApplyChatTemplate. Raises InvalidRequest."""
     refuse_bad_text("model", model)
-    request = tokenizer_pb2.ApplyChatTemplateRequest(
-        model=model, tokenize=tokenize, split_special_tokens=split_special_tokens
+    return tokenizer_pb2.ApplyChatTemplateRequest(
+        model=model, tokenize=tokenize, split_special_tokens=split_special_tokens, conversation=conversation
     )
-    _add_messages(request.conversation, messages)
-    return request
 
 
 def rendered(response: tokenizer_pb2.ApplyChatTemplateResponse) -> RenderedPrompt:
@@ -182,8 +169,7 @@ def count_request(
     request = tokenizer_pb2.CountTokensRequest(
         model=model, texts=texts, add_special_tokens=add_special_tokens, split_special_tokens=split_special_tokens
     )
-    for messages in conversations:
-        _add_messages(request.conversations.add(), messages)
+    request.conversations.extend(conversation_of(messages) for messages in conversations)
     return request
 
 
@@ -251,42 +237,6 @@ def _events(response: Any, index: int) -> list[Event]:
     return found
 
 
-def _add_messages(conversation: tokenizer_pb2.Conversation, messages: str | Sequence[Message]) -> None:
-    """Put messages into a conversation; a text stands for one message of the user."""
-    if isinstance(messages, str):
-        messages = [Message("user", messages)]
-    for i, message in enumerate(messages):
-        _add_message(conversation, message, f"messages[{i}]")
-
-
-def _add_message(conversation: tokenizer_pb2.Conversation, message: Message, field: str) -> None:
-    refuse_bad_text(f"{field}.role", message.role)
-    refuse_bad_text(f"{field}.content", message.content)
-    refuse_bad_text(f"{field}.reasoning", message.reasoning)
-    refuse_bad_text(f"{field}.tool_call_id", message.tool_call_id)
-    for i, call in enumerate(message.tool_calls):
-        refuse_bad_text(f"{field}.tool_calls[{i}]", call.id + call.name + call.arguments)
-    conversation.messages.add(
-        role=message.role,
-        content=message.content,
-        tool_calls=map(tool_call_to_wire, message.tool_calls),
-        tool_call_id=message.tool_call_id,
-        reasoning=message.reasoning,
-    )
-
-
-def _add_tool(conversation: tokenizer_pb2.Conversation, tool: Tool, field: str) -> None:
-    refuse_bad_text(f"{field}.name", tool.name)
-    refuse_bad_text(f"{field}.description", tool.description)
-    parameters = ""
-    if tool.parameters is not None:
-        try:
-            parameters = json.dumps(tool.parameters, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            refuse([FieldViolation(f"{field}.parameters", f"is not JSON ({error})")])
-    conversation.tools.add(name=tool.name, description=tool.description, parameters_json=parameters)
-
-
 def _prompt(prompt: Prompt, field: str) -> gateway_pb2.Prompt:
     if not isinstance(prompt, str):
         return gateway_pb2.Prompt(token_ids=_token_ids(prompt, field))
@@ -294,11 +244,14 @@ def _prompt(prompt: Prompt, field: str) -> gateway_pb2.Prompt:
     return gateway_pb2.Prompt(text=prompt)
 
 
-def _token_ids(ids: Sequence[int], field: str) -> common_pb2.TokenIds:
+def _token_ids(ids: object, field: str) -> common_pb2.TokenIds:
+    if isinstance(ids, (bytes, str)) or not isinstance(ids, Iterable):
+        raise invalid(field, f"{ids!r:.80} is not allowed: a sequence of token ids")
+    ids = list(ids)
     for i, token in enumerate(ids):
-        if not 0 <= token <= MAX_TOKEN_ID:
+        if not isinstance(token, SupportsIndex) or not 0 <= operator.index(token) <= MAX_TOKEN_ID:
             allowed = "a token id is an integer from 0 to 2^32 - 1"
-            refuse([FieldViolation(f"{field}[{i}]", f"{token!r} is not allowed: {allowed}")])
+            raise invalid(f"{field}[{i}]", f"{token!r:.80} is not allowed: {allowed}")
     return common_pb2.TokenIds(ids=ids)
 
 

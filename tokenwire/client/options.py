@@ -114,9 +114,11 @@ def refuse_timeout(timeout_s: float) -> None:
         refuse([FieldViolation("timeout_s", f"{timeout_s!r} is not allowed: {allowed}")])
 
 
-def refuse_bad_text(field: str, text: str) -> None:
-    """Raise InvalidRequest for a text with lone surrogates, which cannot be sent."""
-    if not is_unicode(text):
+def refuse_bad_text(field: str, text: object) -> None:
+    """Raise InvalidRequest for what is no text, and for one with lone surrogates, which cannot be sent."""
+    if not isinstance(text, str):
+        refuse([FieldViolation(field, f"{text!r:.80} is not allowed: a text")])
+    elif not is_unicode(text):
         refuse([FieldViolation(field, f"{text[:80]!r} is not valid Unicode")])
 
 

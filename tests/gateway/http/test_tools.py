@@ -206,7 +206,8 @@ def made(arguments: str, **fields: Any) -> dict[str, Any]:
     ("fields", "param", "code"),
     [
         ({"tools": [{"type": "retrieval"}]}, "tools[0].type", "invalid_request"),
-        ({"tools": [{"type": "function"}]}, "tools[0].type", "invalid_request"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "invalid_request"),
+        ({"tools": [function(parameters={"x": 1e999})]}, "tools[0].function.parameters", "invalid_request"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name", "invalid_request"),
         ({"tools": [function(x=1)]}, "tools[0].function.x", "unknown_parameter"),
         (
@@ -249,7 +250,9 @@ def made(arguments: str, **fields: Any) -> dict[str, Any]:
 def test_what_is_wrong_with_tools_is_named(fields: dict[str, Any], param: str, code: str) -> None:
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
-            response = await live.http.post("/v1/chat/completions", json={"messages": ASK, **fields})
+            body = json.dumps({"messages": ASK, **fields})
+            headers = {"Content-Type": "application/json"}
+            response = await live.http.post("/v1/chat/completions", content=body, headers=headers)
             assert response.status_code == 400, response.text
             error = response.json()["error"]
             assert (error["param"], error["code"]) == (param, code) and param in error["message"]

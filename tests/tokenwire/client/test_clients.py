@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fakes.gateway import FILES, MODEL, FakeGateway, running_gateway
 from tests.fakes.logprobs import logprob_of, logprobs_of
-from tokenwire.client import AsyncClient, Client, Finished, FinishReason, Message, TextDelta
+from tokenwire.client import AsyncClient, Client, Finished, FinishReason, Message, TextDelta, Tool
 from tokenwire.client.messages import DEADLINE_GRACE_S
 from tokenwire.errors import (
     Cancelled,
@@ -168,6 +169,83 @@ def test_texts_and_token_ids_the_wire_cannot_hold_are_named(client: Client) -> N
         client.tokenize("a", "\udcff")
     with pytest.raises(InvalidRequest, match=r"messages\[0\].content: .* is not valid Unicode"):
         client.chat("\udcff")
+
+
+def test_what_is_no_text_and_no_token_id_is_named(client: Client, gateway: FakeGateway) -> None:
+    calls = [
+        (lambda: client.tokenize("a", b"x"), "texts[1]"),  # type: ignore[arg-type]
+        (lambda: client.tokenize("a", model=None), "model"),  # type: ignore[arg-type]
+        (lambda: client.count_tokens(3), "texts[0]"),  # type: ignore[arg-type]
+        (lambda: client.detokenize([97], ["a"]), "sequences[1][0]"),  # type: ignore[list-item]
+        (lambda: client.detokenize([97, 1.5]), "sequences[0][1]"),  # type: ignore[list-item]
+        (lambda: client.detokenize("a"), "sequences[0]"),  # type: ignore[arg-type]
+        (lambda: client.detokenize(7), "sequences[0]"),  # type: ignore[arg-type]
+        (lambda: client.generate(b"x"), "prompts[0]"),
+        (lambda: client.chat([Message("user", b"x")]), "messages[0].content"),  # type: ignore[arg-type]
+    ]
+    for call, field in calls:
+        with pytest.raises(InvalidRequest) as caught:
+            call()
+        assert [v.field for v in caught.value.violations] == [field]
+    assert gateway.requests == []
+
+
+def test_what_the_template_gets_reaches_the_wire(client: Client, gateway: FakeGateway) -> None:
+    fields: dict[str, Any] = {
+        "tools": [Tool("f", parameters={"z": 1, "a": 1.0})],
+        "template_arguments": {"enable_thinking": False, "name": "Zürich"},
+        "documents": [{"b": 1, "a": None}, {}],
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+    }
+
+    async def ask_async() -> None:
+        async with AsyncClient(gateway.target) as other:
+            await other.chat("a", **fields).text()
+            await other.apply_chat_template("a", **fields)
+
+    client.chat("a", **fields).text()
+    client.apply_chat_template("a", **fields)
+    asyncio.run(ask_async())
+    first, *others = [request.conversation for request in gateway.requests]
+    assert len(others) == 3 and all(other == first for other in others)
+    assert first.tools[0].parameters_json == '{"z": 1, "a": 1.0}'
+    assert first.template_arguments_json == '{"enable_thinking": false, "name": "Zürich"}'
+    assert list(first.documents_json) == ['{"b": 1, "a": null}', "{}"]
+    assert first.HasField("add_generation_prompt") and not first.add_generation_prompt
+    assert first.continue_final_message
+
+
+def test_without_a_word_the_template_decides(client: Client, gateway: FakeGateway) -> None:
+    client.chat("a").text()
+    conversation = gateway.requests[0].conversation
+    assert not conversation.HasField("add_generation_prompt") and not conversation.continue_final_message
+    assert conversation.template_arguments_json == "" and not conversation.documents_json
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"template_arguments": '{"a": 1}'}, "template_arguments"),
+        ({"template_arguments": {"a": float("inf")}}, "template_arguments"),
+        ({"template_arguments": {"a": "\ud800"}}, "template_arguments"),
+        ({"template_arguments": {"a": {1}}}, "template_arguments"),
+        ({"documents": [{}, "a"]}, "documents[1]"),
+        ({"documents": [{}, {"a": float("nan")}]}, "documents[1]"),
+        ({"documents": [{"\udc00": 1}]}, "documents[0]"),
+        ({"tools": [Tool("f", parameters={"a": "\ud800"})]}, "tools[0].parameters"),
+        ({"add_generation_prompt": 1}, "add_generation_prompt"),
+        ({"continue_final_message": None}, "continue_final_message"),
+    ],
+)
+def test_what_no_template_can_get_is_named(
+    client: Client, gateway: FakeGateway, fields: dict[str, Any], field: str
+) -> None:
+    for call in (client.chat, client.apply_chat_template):
+        with pytest.raises(InvalidRequest) as caught:
+            call("a", **fields)
+        assert [v.field for v in caught.value.violations] == [field]
+    assert gateway.requests == []
 
 
 def test_the_longest_timeout_is_sent(client: Client) -> None:

@@ -1,0 +1,86 @@
+"""A conversation as the wire has it, made from the client's values and checked. Does not know what it is sent for."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenwire.client.events import Message, Tool
+from tokenwire.client.options import refuse_bad_text
+from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.v1 import tokenizer_pb2
+from tokenwire.wire import tool_call_to_wire
+
+
+def conversation_of(
+    messages: str | Sequence[Message],
+    *,
+    tools: Sequence[Tool] = (),
+    parallel_tool_calls: bool = True,
+    template_arguments: Mapping[str, Any] | None = None,
+    documents: Sequence[Mapping[str, Any]] = (),
+    add_generation_prompt: bool | None = None,
+    continue_final_message: bool = False,
+) -> tokenizer_pb2.Conversation:
+    """A conversation; a text stands for one message of the user. Raises InvalidRequest naming the field."""
+    conversation = tokenizer_pb2.Conversation()
+    if isinstance(messages, str):
+        messages = [Message("user", messages)]
+    for i, message in enumerate(messages):
+        _add_message(conversation, message, f"messages[{i}]")
+    for i, tool in enumerate(tools):
+        _add_tool(conversation, tool, f"tools[{i}]")
+    if not parallel_tool_calls:
+        conversation.parallel_tool_calls = False
+    if template_arguments:
+        conversation.template_arguments_json = _json_text(template_arguments, "template_arguments")
+    conversation.documents_json.extend(_json_text(found, f"documents[{i}]") for i, found in enumerate(documents))
+    if add_generation_prompt is not None:
+        conversation.add_generation_prompt = _bool(add_generation_prompt, "add_generation_prompt")
+    conversation.continue_final_message = _bool(continue_final_message, "continue_final_message")
+    return conversation
+
+
+def invalid(field: str, description: str) -> InvalidRequest:
+    """The refusal of one field."""
+    return InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+
+
+def _add_message(conversation: tokenizer_pb2.Conversation, message: Message, field: str) -> None:
+    refuse_bad_text(f"{field}.role", message.role)
+    refuse_bad_text(f"{field}.content", message.content)
+    refuse_bad_text(f"{field}.reasoning", message.reasoning)
+    refuse_bad_text(f"{field}.tool_call_id", message.tool_call_id)
+    for i, call in enumerate(message.tool_calls):
+        refuse_bad_text(f"{field}.tool_calls[{i}]", call.id + call.name + call.arguments)
+    conversation.messages.add(
+        role=message.role,
+        content=message.content,
+        tool_calls=map(tool_call_to_wire, message.tool_calls),
+        tool_call_id=message.tool_call_id,
+        reasoning=message.reasoning,
+    )
+
+
+def _add_tool(conversation: tokenizer_pb2.Conversation, tool: Tool, field: str) -> None:
+    refuse_bad_text(f"{field}.name", tool.name)
+    refuse_bad_text(f"{field}.description", tool.description)
+    parameters = "" if tool.parameters is None else _json_text(tool.parameters, f"{field}.parameters")
+    conversation.tools.add(name=tool.name, description=tool.description, parameters_json=parameters)
+
+
+def _json_text(value: object, field: str) -> str:
+    """A JSON object, keys in their order."""
+    if not isinstance(value, Mapping):
+        raise invalid(field, f"{value!r:.80} is not allowed: a mapping that JSON can hold")
+    try:
+        text = json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise invalid(field, f"is not JSON ({error})") from None
+    refuse_bad_text(field, text)
+    return text
+
+
+def _bool(value: object, field: str) -> bool:
+    if not isinstance(value, bool):
+        raise invalid(field, f"{value!r:.80} is not allowed: True or False")
+    return value
