@@ -1,6 +1,7 @@
 """Messages of TokenizerService to the plain values of this tier. Raises InvalidRequest naming the field."""
 
 import json
+import math
 from typing import Any
 
 from tokenizer_svc.chat_template import ChatMessage, Conversation
@@ -103,7 +104,7 @@ def _tool(tool: tokenizer_pb2.ToolDefinition, path: str) -> dict[str, Any]:
 
 def _json_object(text: str, path: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, parse_constant=_no_such_number)
+        value = json.loads(text, parse_constant=_no_such_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise _invalid(path, f"{text[:80]!r} is not JSON ({error})") from None
     try:
@@ -114,6 +115,13 @@ def _json_object(text: str, path: str) -> dict[str, Any]:
         raise _invalid(path, f"{text[:80]!r} has a number beyond what can be held ({error})") from None
     if not isinstance(value, dict):
         raise _invalid(path, f"{text[:80]!r} is not a JSON object")
+    return value
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number[:20]} is too large for a number")
     return value
 
 

@@ -39,6 +39,10 @@ def change(field: str, value: Any) -> Callable[[Any], None]:
     return apply
 
 
+def spoil_document(request: Any) -> None:
+    request.conversation.documents_json.extend(("{}", '{"a": [1e999]}'))
+
+
 def spoil_arguments(request: Any) -> None:
     request.conversation.messages.add(role="user", content="x")
     request.conversation.template_arguments_json = '{"a": NaN}'
@@ -66,6 +70,7 @@ BAD: list[tuple[Callable[[Any], None], type[TokenwireError], tuple[str, ...]]] =
     (lambda r: r.conversation.tools.add(name="f", strict=True), Unsupported, ("conversation.tools[0].strict", "built")),
     (lambda r: r.conversation.tools.add(), InvalidRequest, ("conversation.tools[0].name", "empty")),
     (spoil_arguments, InvalidRequest, ("conversation.template_arguments_json", "NaN")),
+    (spoil_document, InvalidRequest, ("conversation.documents_json[1]", "1e999 is too large")),
     (change("context.request_id", "é"), InvalidRequest, ("context.request_id", "ASCII")),
     (change("context.priority", 101), InvalidRequest, ("context.priority", "101")),
 ]

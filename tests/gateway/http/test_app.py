@@ -242,7 +242,7 @@ def test_every_error_of_the_table_has_its_status_and_shape(kind) -> None:
         ("context.request_id", "x-request-id"),
         ("text", "prompt"),
         ("token_ids.ids[2]", "prompt[2]"),
-        ("conversation.messages[1].role", "prompt[1].role"),
+        ("conversation.messages[1].role", "messages[1].role"),
         ("prompt[3]", "prompt[3]"),
         ("truncate", "truncate"),
     ],

@@ -188,7 +188,7 @@ def test_text_parts_and_the_developer_role() -> None:
         ({"timeout": 0}, "timeout", "invalid_request"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_request"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
-        ({"tools": [{"type": "function"}]}, "tools[0].type", "invalid_request"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "invalid_request"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
         ({"colour": "red"}, "colour", "unknown_parameter"),
