@@ -145,16 +145,18 @@ async def profile(args: argparse.Namespace, program: str, up: int, target: str, 
             asyncio.create_task(one_after_the_other(client, number, args.max_tokens))
             for number in range(args.concurrency)
         ]
-        done, _ = await asyncio.wait(users, timeout=WARM_UP_S, return_when=asyncio.FIRST_EXCEPTION)
-        if done:
-            done.pop().result()
-        began_s, (before, num_before) = time.monotonic(), sums_of(metrics)
-        await asyncio.sleep(args.seconds)
-        took_s, (after, num_after) = time.monotonic() - began_s, sums_of(metrics)
-        said = await asyncio.gather(*(watch(command) for command in commands.values()))
-        for user in users:
-            user.cancel()
-        ended = await asyncio.gather(*users, return_exceptions=True)
+        try:
+            done, _ = await asyncio.wait(users, timeout=WARM_UP_S, return_when=asyncio.FIRST_EXCEPTION)
+            if done:
+                done.pop().result()
+            began_s, (before, num_before) = time.monotonic(), sums_of(metrics)
+            await asyncio.sleep(args.seconds)
+            took_s, (after, num_after) = time.monotonic() - began_s, sums_of(metrics)
+            said = await asyncio.gather(*(watch(command) for command in commands.values()))
+        finally:
+            for user in users:
+                user.cancel()
+            ended = await asyncio.gather(*users, return_exceptions=True)
     for failed in (each for each in ended if not isinstance(each, asyncio.CancelledError)):
         raise SystemExit(f"a request failed under load: {failed}")
     tell_graphs(args.output, dict(zip(commands, said, strict=True)))

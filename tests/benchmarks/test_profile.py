@@ -1,8 +1,10 @@
 """`make profile`: the table's arithmetic, and the whole over the mock engine with a stand-in for py-spy."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,26 +85,29 @@ def test_why_py_spy_failed_in_one_line() -> None:
     assert reason_of("", 101) == "status 101"
 
 
-def run_profile(fake_py_spy: Path, output: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.profile",
-        "--output",
-        str(output),
-        "--seconds",
-        "1",
-        "--max-tokens",
-        "8",
-    ]
-    path = f"{fake_py_spy.parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        [*command, "--", "--engine", "mock"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path, **environ},
-        timeout=60,
-    )
+def command_of(output: Path) -> list[str]:
+    flags = ["--output", str(output), "--seconds", "1", "--max-tokens", "8", "--", "--engine", "mock"]
+    return [sys.executable, "-m", "benchmarks.profile", *flags]
+
+
+def environ_of(fake_py_spy: Path, **changed: str) -> dict[str, str]:
+    return {**os.environ, "PATH": f"{fake_py_spy.parent}:{os.environ['PATH']}", **changed}
+
+
+def run_profile(fake_py_spy: Path, output: Path, **changed: str) -> subprocess.CompletedProcess[str]:
+    environ = environ_of(fake_py_spy, **changed)
+    return subprocess.run(command_of(output), capture_output=True, text=True, env=environ, timeout=60)
+
+
+def test_control_c_ends_it_without_a_traceback(fake_py_spy: Path, tmp_path: Path) -> None:
+    environ = environ_of(fake_py_spy, ALLOWED="all")
+    with subprocess.Popen(command_of(tmp_path), stderr=subprocess.PIPE, text=True, env=environ) as process:
+        limit_s = time.monotonic() + 40
+        while not (tmp_path / "engine.svg").exists() and time.monotonic() < limit_s:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=40)
+    assert process.returncode == 130 and said.splitlines()[-1] == "stopped" and "Traceback" not in said, said
 
 
 def test_a_tier_without_samples_has_no_graph_and_says_why(fake_py_spy: Path, tmp_path: Path) -> None:
