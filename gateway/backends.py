@@ -7,7 +7,8 @@ to another one, once. Does not know who asked.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -229,6 +230,16 @@ class Backends:
                 reason="TOO_MANY_REQUESTS",
                 retry_after_s=RETRY_AFTER_S,
             )
+
+    @contextmanager
+    def room_for(self, num_inputs: int) -> Iterator[None]:
+        """Inputs that are embedded while the block runs count as outputs. Raises as `require_room`."""
+        self.require_room(num_inputs, 1)
+        self._num_outputs += num_inputs
+        try:
+            yield
+        finally:
+            self._num_outputs -= num_inputs
 
     def submit(
         self, request: TextRequest, context: RequestContext, sinks: Sequence[Sink], give_up_s: float | None = None
