@@ -18,6 +18,8 @@ class EngineMetrics:
         self.ended = tier.counter("ended_total", "Sequences that ended, by reason.", ["reason"])
         self.prompt_tokens = tier.counter("prompt_tokens_total", "Prompt tokens of ended sequences.")
         self.cached_tokens = tier.counter("cached_tokens_total", "Prompt tokens that were found in the prefix cache.")
+        self.embedded = tier.counter("embedded_total", "Sequences that were embedded.")
+        self.embedded_tokens = tier.counter("embedded_tokens_total", "Their tokens.")
         self.output_tokens = tier.counter("output_tokens_total", "Tokens generated.")
         self.computed_tokens = tier.counter("computed_tokens_total", "Tokens computed, prefill and decode together.")
         self.steps = tier.histogram("step_seconds", "Time of one engine step.")
@@ -50,6 +52,9 @@ class EngineMetrics:
             self._by_reason[ended.terminal.reason].inc()
             self.prompt_tokens.inc(ended.terminal.usage.prompt_tokens)
             self.cached_tokens.inc(ended.terminal.usage.cached_tokens)
+            if ended.terminal.vector is not None:
+                self.embedded.inc()
+                self.embedded_tokens.inc(ended.terminal.usage.prompt_tokens)
             if ended.terminal.model_timings is not None:
                 self.queue.observe(ended.terminal.model_timings.queue_s)
         self.running.set(result.load.running)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tokenwire.embeddings import Vector
 from tokenwire.errors import FieldViolation, TokenwireError
 from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
 
@@ -112,6 +113,8 @@ class Terminal:
     model_timings: ModelTimings | None = None
     tokenizer_timings: TokenizerTimings | None = None
     gateway_timings: GatewayTimings | None = None
+    vector: Vector | None = None
+    """Of a sequence that was embedded, and ends with LENGTH: nothing is generated after it. Never on a session."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
+from tokenwire.embeddings import Pooling, Vector
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
@@ -26,7 +27,7 @@ class ScheduledRow:
     end: int
     """Tokens computed afterwards: the index of the token that the row samples, where it does."""
     samples: bool
-    """Whether the row reaches the end of the sequence, so that the next token can be drawn from its logits."""
+    """Whether the row reaches the end of a sequence that generates, so that the next token is drawn from its logits."""
     num_preemptions: int
     """The sequence's: once it has been preempted, what the row computed is in blocks that are not its any more."""
     prompt_logprob_positions: range
@@ -36,7 +37,7 @@ class ScheduledRow:
         self.sequence, self.num_new_tokens = sequence, num_new_tokens
         self.start = sequence.num_computed_tokens
         self.end = self.start + num_new_tokens
-        self.samples = self.end == len(sequence.token_ids)
+        self.samples = self.end == len(sequence.token_ids) and sequence.embedding is None
         self.num_preemptions = sequence.num_preemptions
         self.prompt_logprob_positions = NO_POSITIONS
         if sequence.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
@@ -70,6 +71,8 @@ class StepOutput:
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     """By row: those of the prompt's tokens that the row's logits predict and that were not given before
     (`Sequence.num_prompt_logprobs`), in the prompt's order, where the sequence asks for them."""
+    vectors: dict[int, Vector] = field(default_factory=dict)
+    """By row: what a sequence that is embedded came to, where the row reaches its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,15 @@ class RunnerInfo:
     attention: str
     phases_s: dict[str, float]
     """Seconds each start-up phase took, in order."""
+    generates: bool = True
+    """Whether it gives tokens."""
+    embedding_size: int = 0
+    """Values of an embedding; 0: it gives none."""
+    pooling: Pooling | None = None
+    """What a request that names no pooling gets; None: it must name one."""
+    whole_sequences: bool = False
+    """Whether each sequence must be computed in one step, as attention to later positions demands. Then nothing is
+    cached: `block_size` is beyond the longest sequence, and a block stands for a sequence's place."""
 
 
 class OutOfMemory(Exception):

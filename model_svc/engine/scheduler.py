@@ -60,6 +60,7 @@ class Scheduler:
             raise FailedPrecondition(f"{message}: give more --kv-memory or a smaller --max-context-tokens")
         self.clock = clock
         self.max_context_tokens = info.max_context_tokens
+        self.whole_sequences = info.whole_sequences
         self.limits = limits
         self.budget = StepBudget(limits.max_step_tokens, limits.max_batch_size)
         self.kv = KVCacheManager(info.num_blocks, info.block_size)
@@ -166,7 +167,9 @@ class Scheduler:
         self.budget.grow()
         new = NewTokens()
         served: dict[str, int] = {}
-        errors, prompt_logprobs, logprobs = output.errors, output.prompt_logprobs, output.logprobs
+        errors, prompt_logprobs, logprobs, vectors = (
+            output.errors, output.prompt_logprobs, output.logprobs, output.vectors
+        )  # fmt: skip
         for index, (row, token_id) in enumerate(zip(batch.rows, output.token_ids, strict=True)):
             sequence = row.sequence
             if sequence.status is SequenceStatus.FINISHED:
@@ -186,6 +189,9 @@ class Scheduler:
                 sequence.token_ids[row.end] = token_id
                 served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
                 self._enter_token(sequence, row.end, logprobs.get(index), new)
+            elif index in vectors:
+                sequence.vector, sequence.first_token_s = vectors[index], self.clock()
+                self._finish(sequence, FinishReason.LENGTH)
         for tenant, num_tokens in served.items():
             self.shares.charge(tenant, output_tokens=num_tokens)
         return new
@@ -213,7 +219,8 @@ class Scheduler:
         leaving = sorted((row.sequence for row in rows), key=rank)[-(len(rows) // 2) :] if len(rows) > 1 else []
         for sequence in leaving:
             self._preempt(sequence)
-        if not self.budget.shrink(batch.num_tokens, len(self.running) if leaving else None):
+        smaller = self.budget.shrink(batch.num_tokens, len(self.running) if leaving else None)
+        if not smaller or (self.whole_sequences and not leaving):
             for row in rows:
                 message = "the device has no memory left for this sequence, not even when it is computed alone"
                 self.fail(row.sequence, Overloaded(message, reason="OUT_OF_MEMORY", retry_after_s=1.0))
@@ -234,9 +241,9 @@ class Scheduler:
             running=len(self.running),
             queued=len(self.waiting),
             queued_tokens=self.waiting.num_tokens,
-            kv_blocks_used=self.kv.pool.num_used,
-            kv_blocks_cached=self.kv.pool.num_cached,
-            kv_blocks_total=self.kv.pool.num_blocks,
+            kv_blocks_used=0 if self.whole_sequences else self.kv.pool.num_used,
+            kv_blocks_cached=0 if self.whole_sequences else self.kv.pool.num_cached,
+            kv_blocks_total=0 if self.whole_sequences else self.kv.pool.num_blocks,
             step=self.num_steps,
             num_preemptions=self.num_preemptions,
             paused=self.paused,
@@ -317,7 +324,10 @@ class Scheduler:
         return rows
 
     def _prefills(self, decoding: set[int], budget: int) -> list[ScheduledRow]:
-        """Chunks of the other running sequences, in rank order."""
+        """Chunks of the other running sequences, in rank order; where those must be whole, what fits of them.
+
+        The first goes whatever the budget, which running out of memory may have made too small for it.
+        """
         rows: list[ScheduledRow] = []
         logprobs_budget = MAX_PROMPT_LOGPROBS_PER_STEP
         for sequence in self.running:
@@ -325,6 +335,8 @@ class Scheduler:
             if sequence.wants_prompt_logprobs:
                 chunk = min(chunk, logprobs_budget)
                 logprobs_budget -= chunk
+            if self.whole_sequences and chunk < sequence.num_uncomputed_tokens:
+                chunk = 0 if rows or decoding else sequence.num_uncomputed_tokens
             if chunk > 0 and sequence.sequence_id not in decoding and not self._is_ending(sequence):
                 budget -= chunk
                 rows.append(ScheduledRow(sequence, chunk))
@@ -428,7 +440,7 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         while sequence.is_pending:  # twice, if a step failed while the next one was on its way
             sequence.token_ids.pop()
-        if sequence.first_scheduled_s is not None:
+        if sequence.first_scheduled_s is not None and sequence.embedding is None:
             self._estimate.on_end(self.clock(), sequence.num_new_outputs)
         self._needing_tokens.discard(sequence.sequence_id)
         del self.sequences[sequence.sequence_id]

@@ -15,12 +15,13 @@ MOVING = ("num_computed_tokens", "num_prompt_logprobs", "slot")
 """Fields that the scheduler changes and the runner reads, besides the two lists `token_ids` and `block_table`."""
 CONSTANT = (
     "sequence_id", "num_prompt_tokens", "sampling", "stop", "choice", "num_generated_before", "logprobs",
-    "prompt_logprobs",
+    "prompt_logprobs", "embedding",
 )  # fmt: skip
 """Fields that the runner reads and nobody changes."""
 UNREAD = (
     "priority", "tenant", "arrival_s", "deadline_s", "first_choice_id", "cache_root", "status", "num_cached_tokens",
     "block_hashes", "num_stored_blocks", "awaited_hash", "first_scheduled_s", "first_token_s", "num_preemptions",
+    "vector",
 )  # fmt: skip
 """Fields that are the scheduler's alone; in a mirrored sequence they may be out of date."""
 

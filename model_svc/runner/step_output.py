@@ -10,6 +10,7 @@ from model_svc.engine.batch import ScheduledBatch, StepOutput
 from model_svc.runner.input_batch import PromptSpan, StepInput
 from model_svc.runner.logprobs import Scores, entries
 from model_svc.runner.next_token import NO_TOKEN
+from model_svc.runner.pooling import LaunchedVectors
 from model_svc.runner.sampler import NOT_FINITE
 from model_svc.runner.transfer import HostCopies
 from tokenwire.errors import Internal, InvalidRequest, TokenwireError
@@ -36,6 +37,8 @@ class LaunchedStep:
     """Whether there are scores of sampled tokens, of the rows that ask."""
     has_prompt: bool
     """Whether there are scores of the prompt's tokens."""
+    vectors: LaunchedVectors | None = None
+    """Of sequences that are embedded; None: there are none."""
 
 
 def make_step_output(launched: LaunchedStep) -> StepOutput:
@@ -44,17 +47,18 @@ def make_step_output(launched: LaunchedStep) -> StepOutput:
     A row whose prompt log-probabilities are not numbers is in `errors`, like one whose next token is none.
     """
     batch, inputs = launched.batch, launched.inputs
+    vectors, broken = launched.vectors.take() if launched.vectors is not None else ({}, {})
     fetched = launched.copies.wait()
     if not fetched:
-        return StepOutput(token_ids=(None,) * len(batch.rows))
+        return StepOutput(token_ids=(None,) * len(batch.rows), errors=broken, vectors=vectors)
     width = len(Scores._fields)
     sampled = Scores(*fetched[1 : 1 + width]) if launched.has_sampled else None
     prompt = Scores(*fetched[-width:]) if launched.has_prompt else None
     token_ids: list[int] = fetched[0].tolist()
     drawn = dict(zip(inputs.sampled_rows, token_ids, strict=True))
-    errors: dict[int, TokenwireError] = {}
+    errors: dict[int, TokenwireError] = broken
     if min(token_ids, default=0) < 0:
-        errors = {row: error_of(token_id) for row, token_id in drawn.items() if token_id in (NOT_FINITE, NO_TOKEN)}
+        errors |= {row: error_of(token_id) for row, token_id in drawn.items() if token_id in (NOT_FINITE, NO_TOKEN)}
     prompt_logprobs: dict[int, list[TokenLogprob]] = {}
     if prompt is not None:
         prompt_logprobs = by_span(prompt, inputs.prompt_spans)
@@ -73,6 +77,7 @@ def make_step_output(launched: LaunchedStep) -> StepOutput:
         errors=errors,
         logprobs={row: entry for row, entry in logprobs.items() if row not in errors},
         prompt_logprobs={row: made for row, made in prompt_logprobs.items() if row not in errors},
+        vectors=vectors,
     )
 
 

@@ -18,6 +18,12 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_DEADLINE: _ClassVar[FinishReason]
     FINISH_REASON_ERROR: _ClassVar[FinishReason]
 
+class Capability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CAPABILITY_UNSPECIFIED: _ClassVar[Capability]
+    CAPABILITY_GENERATE: _ClassVar[Capability]
+    CAPABILITY_EMBED: _ClassVar[Capability]
+
 class CancelReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CANCEL_REASON_UNSPECIFIED: _ClassVar[CancelReason]
@@ -32,6 +38,9 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_CANCELLED: FinishReason
 FINISH_REASON_DEADLINE: FinishReason
 FINISH_REASON_ERROR: FinishReason
+CAPABILITY_UNSPECIFIED: Capability
+CAPABILITY_GENERATE: Capability
+CAPABILITY_EMBED: Capability
 CANCEL_REASON_UNSPECIFIED: CancelReason
 CANCEL_REASON_CLIENT: CancelReason
 CANCEL_REASON_STOP_STRING: CancelReason
@@ -260,7 +269,7 @@ class Fingerprint(_message.Message):
     def __init__(self, vocabulary: _Optional[str] = ..., chat_template: _Optional[str] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("name", "fingerprint", "max_context_tokens", "vocab_size", "block_size", "hash_scheme", "adapters")
+    __slots__ = ("name", "fingerprint", "max_context_tokens", "vocab_size", "block_size", "hash_scheme", "adapters", "capabilities", "embedding_size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +277,8 @@ class ModelCard(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     HASH_SCHEME_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: Fingerprint
     max_context_tokens: int
@@ -275,7 +286,9 @@ class ModelCard(_message.Message):
     block_size: int
     hash_scheme: str
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., max_context_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_size: _Optional[int] = ..., hash_scheme: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    capabilities: _containers.RepeatedScalarFieldContainer[Capability]
+    embedding_size: int
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., max_context_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_size: _Optional[int] = ..., hash_scheme: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., embedding_size: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "peer", "epoch", "models", "max_requests")
