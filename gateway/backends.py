@@ -5,6 +5,7 @@ to another one, once. Does not know who asked.
 """
 
 import asyncio
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.version import __version__
 from tokenwire.wire import logprobs_from_wire, parsed_from_wire, terminal_from_wire
 
 log = logging.getLogger(__name__)
@@ -180,6 +182,16 @@ class Backends:
         """What a request that names no model gets; empty when that is not clear here."""
         names = [card.name for card in self.models()]
         return names[0] if len(names) == 1 else ""
+
+    def system_fingerprint(self, model: str) -> str | None:
+        """Changes with the gateway's release and what a model's card says of it; None where no card has that name."""
+        cards = self.models()
+        card = next((card for card in cards if card.name == model or (not model and len(cards) == 1)), None)
+        if card is None:
+            return None
+        said = f"{__version__}\0{card.name}\0{card.max_context_tokens}\0".encode()
+        said += card.fingerprint.SerializeToString(deterministic=True)
+        return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
 
     def models(self) -> list[common_pb2.ModelCard]:
         """What the tiers said they serve when their sessions opened."""

@@ -20,7 +20,7 @@ from gateway.embedding import embed
 from gateway.generation import Generation
 from gateway.http.body import Body, invalid, read_body, refuse_extras
 from gateway.http.connection import connection_of
-from gateway.http.fields import HARMLESS, prompts_of
+from gateway.http.fields import prompts_of
 from gateway.http.front import Handler
 from gateway.http.openai_usage import embedding_usage_object
 from gateway.metrics import RequestRecord
@@ -40,6 +40,8 @@ class EmbeddingBody(Body):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    user: str | None = None
+    """Says something about the bill, and nothing about the answer: ignored."""
     pooling: Literal["mean", "last", "cls"] | None = None
     """Which positions count; absent: what the model was trained for."""
     normalize: bool | None = None
@@ -89,7 +91,7 @@ async def _while_connected(request: Request, answer: Any) -> Response:
 
 
 async def _answer(generation: Generation, request: Request, record: RequestRecord, body: EmbeddingBody) -> Response:
-    refuse_extras(body, {}, HARMLESS)
+    refuse_extras(body, {})
     inputs = prompts_of(body.input, "input")
     refuse_inputs([len(each) for each in inputs], "input")
     if len({type(each) for each in inputs}) > 1:
