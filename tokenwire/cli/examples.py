@@ -1,4 +1,4 @@
-"""The three examples that `tokenwire up` prints: they work as printed, in the shell it was started from."""
+"""The examples that `tokenwire up` prints: they work as printed, in the shell it was started from."""
 
 import os
 import shutil
@@ -22,6 +22,19 @@ def examples(model: str, grpc_target: str, http_target: str) -> list[tuple[str, 
         ),
         ("Python", f"{python} -c '{program}'"),
         ("CLI", f'{command_name()} chat --target {grpc_target} --temperature 0 "{QUESTION}"'),
+    ]
+
+
+def embedding_examples(model: str, grpc_target: str, http_target: str) -> list[tuple[str, str]]:
+    """The same for a model that gives vectors and no text."""
+    body = f'{{"model": "{model}", "input": ["The cat sat on the mat.", "A feline rested on a rug."]}}'
+    python = shown_path(Path(sys.executable))
+    program = (
+        f'from tokenwire.client import Client; print(Client("{grpc_target}").embed("A cat.", dimensions=4).vectors)'
+    )
+    return [
+        ("curl", f"curl -s http://{http_target}/v1/embeddings -H 'Content-Type: application/json' -d '{body}'"),
+        ("Python", f"{python} -c '{program}'"),
     ]
 
 

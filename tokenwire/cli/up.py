@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import click
 
 from tokenwire.cli.answers import Speed
-from tokenwire.cli.examples import QUESTION, examples
+from tokenwire.cli.examples import QUESTION, embedding_examples, examples
 from tokenwire.cli.log_stream import show_line
 from tokenwire.cli.models import store_with_bars
 from tokenwire.cli.processes import TierGroup
 from tokenwire.cli.replicas import with_replicas
 from tokenwire.cli.tiers import LOOPBACK, Tier, UpSettings, reachable, require_installed, tiers_of, with_ports
-from tokenwire.client import AsyncClient, TextDelta
+from tokenwire.client import AsyncClient, ModelCard, TextDelta
 from tokenwire.errors import Internal
 from tokenwire.model_catalog import DEFAULT_MODEL
 from tokenwire.version import __version__
@@ -199,13 +199,17 @@ class Up:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _become_ready(self, group: TierGroup) -> None:
-        """Wait for the tiers, then for a token that went through all of them."""
+        """Wait for the tiers, then for a token, or a vector, that went through all of them."""
         waiting = asyncio.create_task(self._say_still_starting(group))
         try:
             await group.wait_ready(self._on_ready)
         finally:
             waiting.cancel()
         async with AsyncClient(self.grpc_target) as client:
+            if all(only_embeds(card) for card in await client.models()):
+                await client.embed("Hello", timeout_s=FIRST_TOKEN_TIMEOUT_S)
+                click.echo(f"  first embedding served after {self.seconds():.1f} s")
+                return
             (output,) = await client.generate("Hello", max_tokens=1, timeout_s=FIRST_TOKEN_TIMEOUT_S).outputs()
         if output.error is not None:
             raise output.error
@@ -243,14 +247,21 @@ async def wait(event: asyncio.Event) -> None:
 async def serve(running: Up) -> None:
     """Say where to go, then wait for the end."""
     async with AsyncClient(running.grpc_target) as client:
-        names = [card.name for card in await client.models()]
+        cards = await client.models()
+    names = [card.name for card in cards]
     click.echo(f"\nServing {', '.join(names)}:  gRPC {running.grpc_target}  HTTP http://{running.http_target}\n")
     if metrics := metrics_addresses(running.settings):
         click.echo(f"Metrics: {metrics}\n")
-    for title, command in examples(names[0], running.grpc_target, running.http_target):
+    shown = embedding_examples if only_embeds(cards[0]) else examples
+    for title, command in shown(names[0], running.grpc_target, running.http_target):
         click.echo(f"{title}:\n  {command}\n")
     click.echo("Ctrl-C drains and stops.")
     await wait(running.stop)
+
+
+def only_embeds(card: ModelCard) -> bool:
+    """Whether a model gives vectors and no text."""
+    return "embed" in card.capabilities and "generate" not in card.capabilities
 
 
 def metrics_addresses(settings: UpSettings) -> str:
