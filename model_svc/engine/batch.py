@@ -1,10 +1,11 @@
 """What the scheduler hands to the runner, and what comes back. The seam between pure Python and the device."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import GrammarBench
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
@@ -56,6 +57,16 @@ class ScheduledBatch:
         return sum([row.num_new_tokens for row in self.rows])
 
 
+class MaskTimes(NamedTuple):
+    """What constraints took in a step."""
+
+    num_rows: int = 0
+    busy_s: float = 0.0
+    """Of all threads together, beside the forward pass."""
+    waited_s: float = 0.0
+    """Of that, what the step had to wait for."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """What the runner made of a batch."""
@@ -70,6 +81,9 @@ class StepOutput:
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     """By row: those of the prompt's tokens that the row's logits predict and that were not given before
     (`Sequence.num_prompt_logprobs`), in the prompt's order, where the sequence asks for them."""
+    completed: frozenset[int] = frozenset()
+    """Rows whose sequence ends without another token: its constraint allows none, and it has no token that says so."""
+    masks: MaskTimes = MaskTimes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,8 @@ class ModelRunner(Protocol):
     info: RunnerInfo
     phases: PhaseClock
     """The engine's too. A runner laps prepare, forward and sample in `launch`, and wait in `collect`."""
+    grammars: GrammarBench | None
+    """What makes new sequences' constraints ready; None where outputs cannot be constrained."""
 
     def launch(self, batch: ScheduledBatch) -> Any:
         """Begin a step; gives what `collect` needs. Reads the sequences now, changes none of them.

@@ -42,6 +42,9 @@ def mock_token(prompt: list[int], seed: int | None, choice: int, position: int, 
 class MockRunner:
     """Sleeps `mock_step_ms` a step, plus the time of prefilled tokens at `mock_prefill_tokens_per_s`."""
 
+    grammars = None
+    """There is no vocabulary, so a constraint has no meaning; requests that have one are refused on receipt."""
+
     def __init__(self, settings: EngineSettings) -> None:
         self.phases = PhaseClock()
         self._settings = settings

@@ -33,6 +33,9 @@ MIN_PRIORITY = -MAX_PRIORITY
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
+CONSTRAINT_POLL_S = 0.001
+"""How often an engine that has nothing else to do looks whether a new sequence's constraint is ready."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -104,7 +107,7 @@ class Scheduler:
         if self.waiting.num_new and not self.paused:
             self._update_window(now_s)
             if self._window.lets_any_in(self.waiting):
-                return 0.0
+                return 0.0 if any(sequence.is_ready for sequence in self.waiting) else CONSTRAINT_POLL_S
             due.append(self._window.opens_s(self.waiting.oldest_arrival_s))
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
         return max(0.0, next_s - now_s) if next_s is not None else None
@@ -178,6 +181,9 @@ class Scheduler:
                 continue
             if row.num_preemptions == sequence.num_preemptions:
                 self.kv.commit(sequence, row.end)
+            if index in output.completed:
+                self._finish(sequence, FinishReason.STOP_TOKEN)
+                continue
             if index in prompt_logprobs:
                 num_given = sequence.num_prompt_logprobs - row.prompt_logprob_positions.start
                 new.prompt_logprobs[sequence.sequence_id] = prompt_logprobs[index][num_given:]
@@ -355,6 +361,9 @@ class Scheduler:
                 break  # a long queue for one prefix must not cost time in every step
             if sequence.is_pending:
                 continue  # preempted while its next token was on the way
+            if not sequence.is_ready:
+                num_passed_over += 1
+                continue
             if self.kv.awaits_prefix(sequence):
                 num_passed_over += 1
                 continue
@@ -438,7 +447,9 @@ class Scheduler:
 
 
 def needs_known_tokens(sequence: Sequence) -> bool:
-    """Whether what may come next depends on which token came last: penalties, and bans of several ids in a row."""
+    """Whether what may come next depends on which token came last: constraints, penalties, bans of several ids."""
+    if sequence.constraint is not None:
+        return True
     sampling = sequence.sampling
     penalised = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
     return bool(penalised) or any(len(banned) > 1 for banned in sampling.banned_sequences)

@@ -10,6 +10,7 @@ import torch
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import GrammarBench, StepMasks
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV
@@ -37,8 +38,10 @@ class TorchModelRunner:
         input_batch: InputBatch,
         info: RunnerInfo,
         graphs: DecodeGraphs | None = None,
+        grammars: GrammarBench | None = None,
     ) -> None:
         self.info = info
+        self.grammars = grammars
         self.phases = PhaseClock()
         self._graphs = graphs
         self._model = model
@@ -68,21 +71,39 @@ class TorchModelRunner:
             self._clean_fresh_blocks(batch)
         inputs = self._input_batch.build(batch, self._last_tokens)
         block_tables = [row.sequence.block_table for row in batch.rows]
+        sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
+        masks = self._begin_masks(sequences)
         self.phases.lap("prepare")
-        logits = self._forward(inputs)  # [S + P, vocab_size]
-        self.phases.lap("forward")
+        try:
+            logits = self._forward(inputs)  # [S + P, vocab_size]
+            self.phases.lap("forward")
+            return self._sample(batch, block_tables, inputs, logits, sequences, masks)
+        finally:
+            if masks is not None:
+                masks.wait()  # at the latest: nothing may be at work on a sequence's grammar when the step is over
+
+    def _begin_masks(self, sequences: list[Sequence]) -> StepMasks | None:
+        """Begin to find which tokens the constrained ones among these sequences may have next."""
+        if self.grammars is None:
+            return None
+        return self.grammars.begin(sequences)
+
+    def _sample(
+        self, batch: ScheduledBatch, block_tables: list[list[int]], inputs: StepInput, logits: torch.Tensor,
+        sequences: list[Sequence], masks: StepMasks | None,
+    ) -> LaunchedStep:  # fmt: skip
+        """From logits [S + P, vocab_size] to tokens and log-probabilities on their way to the host."""
         if not len(logits):
             return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False)
         num_sampled = len(inputs.sampled_rows)
-        sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
-        tokens = self._next_tokens(logits[:num_sampled], sequences, inputs)
+        tokens = self._next_tokens(logits[:num_sampled], sequences, inputs, masks)
         # What stands for no token becomes token 0: such a sequence ends, and its row of the next step is not looked at.
         self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens.clamp(min=0))
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
         copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())))
         self.phases.lap("sample")
-        return LaunchedStep(batch, block_tables, inputs, copies, sampled is not None, prompt is not None)
+        return LaunchedStep(batch, block_tables, inputs, copies, sampled is not None, prompt is not None, masks)
 
     def collect(self, launched: LaunchedStep) -> StepOutput:
         """See `ModelRunner.collect`. A row that no token can be drawn for gets None and an entry in `errors`."""
@@ -97,6 +118,8 @@ class TorchModelRunner:
     def close(self) -> None:
         """Drop the model and its cache; the runner is of no use afterwards."""
         on_gpu = self._model.device.type == "cuda"
+        if self.grammars is not None:
+            self.grammars.close()
         del self._model, self._kv, self._input_batch, self._changer, self._graphs
         if on_gpu:
             torch.cuda.empty_cache()
@@ -118,7 +141,9 @@ class TorchModelRunner:
         )  # fmt: skip
         return torch.cat((logits, of_chunks))
 
-    def _next_tokens(self, logits: torch.Tensor, sequences: list[Sequence], inputs: StepInput) -> torch.Tensor:
+    def _next_tokens(
+        self, logits: torch.Tensor, sequences: list[Sequence], inputs: StepInput, masks: StepMasks | None
+    ) -> torch.Tensor:
         """[S]: see `next_tokens`. Decodes that were replayed are drawn by a graph too, where all of them are plain."""
         num_decodes = inputs.num_sampled_decodes
         decodes = sequences[:num_decodes]
@@ -129,10 +154,10 @@ class TorchModelRunner:
         ):  # fmt: skip
             drawn = self._graphs.tokens(draws_of(decodes))
         if drawn is None:
-            return next_tokens(logits, sequences, self._changer)
+            return next_tokens(logits, sequences, self._changer, masks)
         if num_decodes == len(sequences):
             return drawn
-        return torch.cat((drawn, next_tokens(logits[num_decodes:], sequences[num_decodes:], self._changer)))
+        return torch.cat((drawn, next_tokens(logits[num_decodes:], sequences[num_decodes:], self._changer, masks)))
 
     def _clean_fresh_blocks(self, batch: ScheduledBatch) -> None:
         """Zero the blocks that a row begins in this step and that a NaN may have been left in.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import StepMasks
 from model_svc.runner.logits import LogitsChanger, is_changed
 from model_svc.runner.sampler import NOT_FINITE, RowSampling, sample
 from tokenwire.sampling import NEUTRAL
@@ -30,13 +31,16 @@ def is_plain(sequence: Sequence) -> bool:
     return sequence.logprobs is None and not is_changed(sequence)
 
 
-def next_tokens(logits: Tensor, sequences: Rows[Sequence], changer: LogitsChanger) -> Tensor:
+def next_tokens(
+    logits: Tensor, sequences: Rows[Sequence], changer: LogitsChanger, masks: StepMasks | None = None
+) -> Tensor:
     """[N] int64 on the device: a token id per row, `NOT_FINITE` or `NO_TOKEN`. Does not wait for a GPU.
 
-    `logits`: [N, vocab_size] of each sequence's last token, any float type; not changed.
+    `logits`: [N, vocab_size] of each sequence's last token, any float type; not changed. `masks`: of the constrained
+    ones among the sequences, for whose threads it waits.
     """
     draws = draws_of(sequences)
-    changed = changer.change(logits, sequences)
+    changed = changer.change(logits, sequences, masks)
     if changed is None:
         return sample(logits, draws)
     drawn = sample(changed.logits, [draws[row] for row in changed.rows])

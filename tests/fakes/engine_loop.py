@@ -22,7 +22,7 @@ class RecordingRunner:
     """Keeps the log-probabilities that a runner gives out, by sequence id. `info` may differ from the runner's own."""
 
     def __init__(self, runner: ModelRunner, info: RunnerInfo) -> None:
-        self.runner, self.info, self.phases = runner, info, runner.phases
+        self.runner, self.info, self.phases, self.grammars = runner, info, runner.phases, runner.grammars
         self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
 
