@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model_svc.grammar.matching import Matching
+from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
 from tokenwire.sampling import SamplingParams, StopParams
 
 
@@ -50,6 +51,11 @@ class Sequence:
     """What the output must look like, and how far it has come; None: free text."""
     num_prompt_logprobs: int = 0
     """Prompt tokens whose log-probability has been given out; the next is that of `token_ids[this + 1]`."""
+    embedding: EmbeddingOptions | None = None
+    """What its hidden states shall become, its pooling set: it is computed once and generates nothing. None: it
+    generates."""
+    vector: Vector | None = None
+    """What they became, once they have."""
     priority: int = 0
     """Higher first."""
     tenant: str = ""
@@ -57,6 +63,8 @@ class Sequence:
     """Monotonic clock."""
     deadline_s: float | None = None
     """Monotonic clock; past it the sequence finishes with DEADLINE."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted for it, which changes none of them; None: as the server does by default."""
     cache_root: str = ""
     """Sequences share cached prefixes only with those of the same root (see `tokenwire.block_hash.cache_root`)."""
     status: SequenceStatus = SequenceStatus.WAITING
@@ -106,7 +114,9 @@ class Sequence:
 
     @property
     def num_cacheable_tokens(self) -> int:
-        """How many of its first tokens need not be computed where they are cached: their logits are not wanted."""
+        """How many of its first tokens need not be computed where they are cached: nothing is wanted of them."""
+        if self.embedding is not None and self.embedding.pooling is not Pooling.LAST:
+            return 0
         return self.num_prompt_logprobs if self.wants_prompt_logprobs else len(self.token_ids) - 1
 
     @property

@@ -26,6 +26,7 @@ from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
 from model_svc.model.probe import kv_specs
 from model_svc.model.quantized import check_quantization
 from model_svc.model.ranks import Ranks
+from model_svc.model.sentence_files import embedding_defaults
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
 from model_svc.runner.gpu_check import check_gpu
@@ -269,6 +270,9 @@ def runner_info(
         dtype=str(model.dtype).removeprefix("torch."),
         attention=backend.name,
         phases_s=phases_s,
+        takes_drafts=True,
+        embedding_size=model.hidden_size,
+        pooling=embedding_defaults(Path(settings.model)).pooling_of(generates=True) if model.hidden_size else None,
     )
 
 
