@@ -53,7 +53,7 @@ def loop_of(runner: ModelRunner) -> Callable[..., EngineLoop]:
 def ask(loop: EngineLoop, constraint: Constraint | None, seed: int = 0, *, eos: bool = True, **fields: Any) -> Sequence:
     """A sequence for `loop`, sampled."""
     stop = StopParams(max_tokens=fields.pop("max_tokens", 60), stop_token_ids=(EOS,) if eos else (), **fields)
-    sequence = loop._sequence(PROMPT, 0, stop=stop, sampling=replace(NEUTRAL, temperature=1.0, seed=seed))
+    sequence = loop.sequence(PROMPT, 0, stop=stop, sampling=replace(NEUTRAL, temperature=1.0, seed=seed))
     sequence.constraint = matching_of(constraint) if constraint is not None else None
     return sequence
 
