@@ -5,6 +5,8 @@ not know tiers.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gateway.submission import Submission
 from tokenwire.errors import FieldViolation, InvalidRequest, Overloaded
@@ -17,7 +19,7 @@ class Room:
 
     def __init__(self, max_outputs: int) -> None:
         self.num_outputs = 0
-        """Prompts times choices of what is open."""
+        """Prompts times choices of what is open, and inputs that are embedded."""
         self._max_outputs = max_outputs
         self._open: dict[Submission, None] = {}
         """By arrival."""
@@ -37,6 +39,16 @@ class Room:
         self._priorities[priority] -= 1
         if not self._priorities[priority]:
             del self._priorities[priority]
+
+    @contextmanager
+    def taken(self, num_inputs: int, priority: int) -> Iterator[None]:
+        """Inputs that are embedded while the block runs count as outputs, and do not make way. Raises as `require`."""
+        self.require(num_inputs, 1, priority)
+        self.num_outputs += num_inputs
+        try:
+            yield
+        finally:
+            self.num_outputs -= num_inputs
 
     def require(self, num_prompts: int, num_choices: int, priority: int) -> None:
         """See that there is room for so much; what makes way for it ends with Overloaded.

@@ -63,6 +63,7 @@ class Admission:
                 num_generated_before=request.num_generated_tokens,
                 logprobs=request.options.logprobs,
                 prompt_logprobs=request.options.prompt_logprobs,
+                speculation=request.options.speculation,
                 cache_root=root if self.hash_scheme else f"{ids[0]}\0{root}",
                 priority=request.context.priority,
                 tenant=request.context.tenant,

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter
 
+from model_svc.engine.drafting import UNDRAFTED
 from model_svc.engine.events import StepResult
 from model_svc.engine.phase_clock import PHASES
 from tokenwire.requests import FinishReason
@@ -34,9 +35,15 @@ class EngineMetrics:
         self.step_budget = tier.gauge("step_budget_tokens", "Most tokens of a step at present.")
         self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
         phases = tier.counter("phase_seconds_total", "Host time of the engine process, by phase of a step.", ["phase"])
+        undrafted = tier.counter("undrafted_rows_total", "Decode rows without drafts, by reason.", ["reason"])
+        self.acceptance = tier.gauge("draft_acceptance_ratio", "Drafts accepted, of those of the last steps with any.")
         self._engine_sums = [
             Grown(tier.counter("steps_total", "Engine steps that computed something.")),
             Grown(tier.counter("out_of_memory_total", "Steps for which the device had no memory.")),
+            Grown(tier.counter("drafted_tokens_total", "Tokens drafted and verified.")),
+            Grown(tier.counter("accepted_drafts_total", "Drafts that were what the model chose.")),
+            Grown(tier.counter("drafted_rows_total", "Decode rows with drafts.")),
+            *(Grown(undrafted.labels(reason)) for reason in UNDRAFTED),
             *(Grown(phases.labels(phase)) for phase in PHASES),
         ]
         self._by_reason = {reason: self.ended.labels(reason.value) for reason in FinishReason}
@@ -63,7 +70,12 @@ class EngineMetrics:
         self.kv_cached.set(result.load.kv_blocks_cached)
         self.kv_total.set(result.load.kv_blocks_total)
         self.preemptions.set(result.load.num_preemptions)
-        sums = (result.load.step, result.load.num_out_of_memory, *result.phases_s)
+        drafts = result.load.drafts
+        sums = (
+            result.load.step, result.load.num_out_of_memory, drafts.num_drafted, drafts.num_accepted, drafts.num_rows,
+            *drafts.undrafted, *result.phases_s,
+        )  # fmt: skip
+        self.acceptance.set(drafts.acceptance)
         for counter, total in zip(self._engine_sums, sums, strict=True):
             counter.follow(total)
         self.step_budget.set(result.load.step_budget_tokens)

@@ -55,3 +55,9 @@ def capabilities_to_wire(*, generates: bool, embeds: bool) -> list[common_pb2.Ca
 def generates(card: common_pb2.ModelCard) -> bool:
     """Whether a model gives text. One whose card does not say does."""
     return not card.capabilities or common_pb2.CAPABILITY_GENERATE in card.capabilities
+
+
+def capability_names(card: common_pb2.ModelCard) -> list[str]:
+    """What a model says that it can be asked for, in words: "generate", "embed"."""
+    names = {common_pb2.CAPABILITY_GENERATE: "generate", common_pb2.CAPABILITY_EMBED: "embed"}
+    return [names[number] for number in card.capabilities if number in names]

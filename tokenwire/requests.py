@@ -191,6 +191,8 @@ class GenerationOptions:
     """Log-probability of each sampled token, and of this many likeliest ones; None: none."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens but the first."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted ahead, which changes none of them; None: as the server does by default."""
 
     def violations(self, prefix: str = "options") -> list[FieldViolation]:
         """Everything wrong with these values, one entry per field."""

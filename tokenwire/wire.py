@@ -128,6 +128,7 @@ def _options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
         num_choices=message.num_choices or 1,
         logprobs=output.logprobs if output.HasField("logprobs") else None,
         prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
+        speculation=message.speculation if message.HasField("speculation") else None,
     )
     refuse(options.violations())
     return options
@@ -169,6 +170,8 @@ def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
         message.output.logprobs = options.logprobs
     if options.prompt_logprobs is not None:
         message.output.prompt_logprobs = options.prompt_logprobs
+    if options.speculation is not None:
+        message.speculation = options.speculation
     return message
 
 

@@ -37,7 +37,12 @@ HTTP_NAMES = {
 }
 """Fields whose name over HTTP is not the last word of their path on the wire."""
 
-PROMPT_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/generate": "inputs"}
+PROMPT_FIELDS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/generate": "inputs",
+    "/v1/embeddings": "input",
+}
 """What each path calls the prompt."""
 
 WIRE_PROMPT_FIELDS = {"input", "text", "token_ids", "conversation", "prompts", "texts", "sequences"}
@@ -88,7 +93,7 @@ def http_name(field: str, prompt_field: str = "prompt") -> str:
     if first == "conversation" and rest:
         return _conversation_name(rest)
     if first.partition("[")[0] in WIRE_PROMPT_FIELDS:
-        return prompt_field + (field[field.index("[") :] if "[" in field else "")
+        return prompt_field + (field[field.index("[") :].replace(".ids[", "[") if "[" in field else "")
     if first not in ("options", "context"):
         return field
     last = rest.rsplit(".", 1)[-1]

@@ -117,6 +117,8 @@ class GenerationFields(Body):
     """What stands for special tokens in the prompt is plain text."""
     cache_salt: Name | None = None
     """Cached prefixes are shared only among requests of equal salt."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted ahead: quicker or not, the same tokens."""
 
     def options(
         self, *, max_tokens: int | None = None, logprobs: int | None = None, prompt_logprobs: int | None = None
@@ -152,6 +154,7 @@ class GenerationFields(Body):
             num_choices=1 if self.n is None else self.n,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            speculation=self.speculation,
         )
         refuse(options.violations())
         return options

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from model_svc.engine.batch import RunnerInfo
+from model_svc.engine.drafting import DraftCounts
 from model_svc.engine.phase_clock import PHASES
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
@@ -66,6 +67,7 @@ class EngineLoad(NamedTuple):
     """Steps for which the device had no memory, since the engine started."""
     step_budget_tokens: int = 0
     """Most tokens of a step at present: less than was set, for a while, after running out of memory."""
+    drafts: DraftCounts = DraftCounts()
 
 
 @dataclass(slots=True)

@@ -60,6 +60,8 @@ class Sequence:
     """Monotonic clock."""
     deadline_s: float | None = None
     """Monotonic clock; past it the sequence finishes with DEADLINE."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted for it, which changes none of them; None: as the server does by default."""
     cache_root: str = ""
     """Sequences share cached prefixes only with those of the same root (see `tokenwire.block_hash.cache_root`)."""
     status: SequenceStatus = SequenceStatus.WAITING

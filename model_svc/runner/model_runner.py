@@ -49,6 +49,8 @@ class TorchModelRunner:
         self._changer = LogitsChanger(info.max_batch_size, model.vocab_size, model.device)
         self._pooler = Pooler(info.max_batch_size, model.device)
         self._tainted_blocks: set[int] = set()
+        self._broken_ends: dict[int, int] = {}
+        """By sequence_id: where drafts ended that were not accepted and may have left a NaN."""
         self._last_tokens = torch.zeros(info.max_batch_size, dtype=torch.int64, device=model.device)
         """By slot: what the last step sampled for whoever had it; what PENDING stands for."""
 
@@ -68,6 +70,8 @@ class TorchModelRunner:
     def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
         if self._tainted_blocks:
             self._clean_fresh_blocks(batch)
+        if self._broken_ends:
+            self._clean_after_drafts(batch)
         inputs = self._input_batch.build(batch, self._last_tokens)
         block_tables = [row.sequence.block_table for row in batch.rows]
         embedded = self._pooler.plan(batch)
@@ -84,6 +88,7 @@ class TorchModelRunner:
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
         tokens = self._next_tokens(logits[:num_sampled], sequences, inputs, replayed=replayed)
         # What stands for no token becomes token 0: such a sequence ends, and its row of the next step is not looked at.
+        # A row with drafts leaves any of its tokens: its sequence's next step is launched when they are known.
         self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens.clamp(min=0))
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
@@ -99,6 +104,10 @@ class TorchModelRunner:
         for row, error in output.errors.items():
             if isinstance(error, Internal):
                 self._tainted_blocks.update(launched.block_tables[row])
+        for row in broken_by_drafts(launched.batch, output):
+            self._tainted_blocks.update(launched.block_tables[row])
+            scheduled = launched.batch.rows[row]
+            self._broken_ends[scheduled.sequence.sequence_id] = scheduled.end
         return output
 
     def close(self) -> None:
@@ -142,7 +151,7 @@ class TorchModelRunner:
         self, logits: torch.Tensor, sequences: list[Sequence], inputs: StepInput, *, replayed: bool
     ) -> torch.Tensor:
         """[S]: see `next_tokens`. Decodes that were replayed are drawn by a graph too, where all of them are plain."""
-        num_decodes = inputs.num_sampled_decodes
+        num_decodes, drafts = inputs.num_sampled_decodes, inputs.drafts_before
         decodes = sequences[:num_decodes]
         drawn: torch.Tensor | None = None
         if (
@@ -151,10 +160,13 @@ class TorchModelRunner:
         ):  # fmt: skip
             drawn = self._graphs.tokens(draws_of(decodes))
         if drawn is None:
-            return next_tokens(logits, sequences, self._changer)
+            return next_tokens(logits, sequences, self._changer, drafts)
         if num_decodes == len(sequences):
             return drawn
-        return torch.cat((drawn, next_tokens(logits[num_decodes:], sequences[num_decodes:], self._changer)))
+        others = next_tokens(
+            logits[num_decodes:], sequences[num_decodes:], self._changer, drafts and drafts[num_decodes:]
+        )  # fmt: skip
+        return torch.cat((drawn, others))
 
     def _clean_fresh_blocks(self, batch: ScheduledBatch) -> None:
         """Zero the blocks that a row begins in this step and that a NaN may have been left in.
@@ -171,6 +183,27 @@ class TorchModelRunner:
         if fresh:
             self._kv.clear(to_device(np.array(sorted(fresh), dtype=np.int64), self._kv.device))
             self._tainted_blocks -= fresh
+
+    def _clean_after_drafts(self, batch: ScheduledBatch) -> None:
+        """Zero what drafts may have broken behind the rows' tokens, for the same reason.
+
+        Whatever blocks a sequence has by now, those positions are nobody else's. One that is in no step when others are
+        has ended, or begins with fresh blocks.
+        """
+        ends, self._broken_ends = self._broken_ends, {}
+        size, slots = self._kv.block_size, []
+        for row in batch.rows:
+            table = row.sequence.block_table
+            end = min(ends.get(row.sequence.sequence_id, 0), len(table) * size)
+            slots += [table[position // size] * size + position % size for position in range(row.end, end)]
+        if slots:
+            self._kv.clear_slots(to_device(np.array(slots, dtype=np.int64), self._kv.device))
+
+
+def broken_by_drafts(batch: ScheduledBatch, output: StepOutput) -> list[int]:
+    """The rows with drafts that gave no token at some place: keys and values there may not be numbers."""
+    cut = (row for row, after in output.after_drafts.items() if len(after.token_ids) < len(batch.rows[row].drafts))
+    return [*cut, *(row for row in output.errors if batch.rows[row].drafts)]
 
 
 def replays_decodes(inputs: StepInput, embedded: PoolPlan | None) -> bool:

@@ -253,6 +253,7 @@ def runner_info(
         dtype=str(model.dtype).removeprefix("torch."),
         attention=backend.name,
         phases_s=phases_s,
+        takes_drafts=True,
         embedding_size=model.hidden_size,
         pooling=embedding_defaults(Path(settings.model)).pooling_of(generates=True) if model.hidden_size else None,
     )

@@ -153,20 +153,22 @@ class OutputOptions(_message.Message):
     def __init__(self, logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., return_token_ids: bool = ..., skip_special_tokens: bool = ..., echo: bool = ..., spaces_between_special_tokens: bool = ...) -> None: ...
 
 class GenerationOptions(_message.Message):
-    __slots__ = ("sampling", "stop", "constraint", "output", "num_choices", "adapter")
+    __slots__ = ("sampling", "stop", "constraint", "output", "num_choices", "adapter", "speculation")
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     NUM_CHOICES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     sampling: SamplingParams
     stop: StopConditions
     constraint: Constraint
     output: OutputOptions
     num_choices: int
     adapter: str
-    def __init__(self, sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopConditions, _Mapping]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., num_choices: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
+    speculation: bool
+    def __init__(self, sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopConditions, _Mapping]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., num_choices: _Optional[int] = ..., adapter: _Optional[str] = ..., speculation: bool = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("handle", "reason", "stop_token_id", "stop_string", "usage", "timings", "error")

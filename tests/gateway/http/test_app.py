@@ -89,8 +89,6 @@ def test_paths_and_methods_that_are_not_there() -> None:
             response = await live.http.get(CHAT)
             assert response.status_code == 405 and response.headers["allow"] == "POST"
             assert response.json()["error"]["code"] == "method_not_allowed"
-            response = await live.http.post("/v1/embeddings", json={"input": "x"})
-            assert response.status_code == 501 and response.json()["error"]["code"] == "unsupported"
 
     asyncio.run(main())
 
