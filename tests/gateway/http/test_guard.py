@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake
+from tokenwire.tasks import cancel_and_wait
 
 BODY = b'{"messages": [{"role": "user", "content": "a b"}]}'
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -15,19 +17,46 @@ GOOD = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 STREAM = {"messages": [{"role": "user", "content": "!step a b"}], "stream": True}
 
 
-async def exchange(live: LiveGateway, data: bytes, *, half_close: bool = False) -> bytes:
-    """Send, and read until the other side closes."""
+@contextlib.asynccontextmanager
+async def connected(live: LiveGateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A raw connection, closed for good with the block."""
     reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
     try:
-        writer.write(data)
-        if half_close:
-            writer.write_eof()
-        async with asyncio.timeout(10):
-            return await reader.read(-1)
-    except ConnectionResetError:
-        return b""
+        yield reader, writer
     finally:
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def dripping(writer: asyncio.StreamWriter, data: bytes) -> AsyncIterator[None]:
+    """While the block runs these bytes come again and again, one by one."""
+
+    async def drip() -> None:
+        while True:
+            for byte in data:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.01)
+
+    task = asyncio.ensure_future(drip())
+    try:
+        yield
+    finally:
+        await cancel_and_wait(task)
+
+
+async def exchange(live: LiveGateway, data: bytes, *, half_close: bool = False) -> bytes:
+    """Send, and read until the other side closes."""
+    async with connected(live) as (reader, writer):
+        try:
+            writer.write(data)
+            if half_close:
+                writer.write_eof()
+            async with asyncio.timeout(10):
+                return await reader.read(-1)
+        except ConnectionResetError:
+            return b""
 
 
 async def check_well(live: LiveGateway) -> None:
@@ -125,23 +154,13 @@ def test_a_slow_head_and_a_silent_connection_are_closed() -> None:
             answer = await exchange(live, b"GET / HTTP/1.1\r\nHost: x\r\nA: b")
             assert status_of(answer) == 408 and error_of(answer)["code"] == "request_timeout"
 
-            reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-            writer.write(b"GET / HTTP/1.1\r\n")
-            drip = asyncio.ensure_future(_drip(writer, b"A: b\r\n"))
-            async with asyncio.timeout(5):
-                assert b" 408 " in await reader.readuntil(b"\r\n"), "bytes that drip in buy no time"
-            drip.cancel()
-            writer.close()
+            async with connected(live) as (reader, writer):
+                writer.write(b"GET / HTTP/1.1\r\n")
+                async with asyncio.timeout(5), dripping(writer, b"A: b\r\n"):
+                    assert b" 408 " in await reader.readuntil(b"\r\n"), "bytes that drip in buy no time"
             await check_well(live)
 
     asyncio.run(main())
-
-
-async def _drip(writer: asyncio.StreamWriter, data: bytes) -> None:
-    while True:
-        for byte in data:
-            writer.write(bytes([byte]))
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("coding", [b"Content-Length: 1000\r\n\r\n", CHUNKED + b"\r\n3e8\r\n"])
@@ -150,15 +169,12 @@ def test_a_slow_body_is_a_408_and_the_connection_closes(coding: bytes, monkeypat
 
     async def main() -> None:
         async with gateway_over_fake(body_timeout_s=0.1, header_timeout_s=0.2) as (tier, live):
-            reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-            writer.write(HEAD + coding)
-            drip = asyncio.ensure_future(_drip(writer, b" "))
-            async with asyncio.timeout(5):
-                answer = await reader.readuntil(b"}}")
-                with contextlib.suppress(ConnectionResetError):
-                    assert await reader.read(-1) == b""
-            drip.cancel()
-            writer.close()
+            async with connected(live) as (reader, writer):
+                writer.write(HEAD + coding)
+                async with asyncio.timeout(5), dripping(writer, b" "):
+                    answer = await reader.readuntil(b"}}")
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await reader.read(-1) == b""
             assert status_of(answer) == 408
             assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
             assert tier.requests == []
@@ -172,15 +188,12 @@ def test_the_rest_of_a_body_that_nobody_wants_is_not_waited_for(monkeypatch: pyt
 
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
-            reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-            writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
-            drip = asyncio.ensure_future(_drip(writer, b" "))
-            async with asyncio.timeout(5):
-                answer = await reader.readuntil(b"}}")
-                with contextlib.suppress(ConnectionResetError):
-                    assert await reader.read(-1) == b""
-            drip.cancel()
-            writer.close()
+            async with connected(live) as (reader, writer):
+                writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+                async with asyncio.timeout(5), dripping(writer, b" "):
+                    answer = await reader.readuntil(b"}}")
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await reader.read(-1) == b""
             assert status_of(answer) == 405
             await check_well(live)
 
@@ -190,13 +203,11 @@ def test_the_rest_of_a_body_that_nobody_wants_is_not_waited_for(monkeypatch: pyt
 def test_a_body_that_comes_whole_behind_its_answer_leaves_the_connection_usable() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
-            reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-            writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
-            assert b"405" in await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"cd" + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            async with asyncio.timeout(5):
+            async with connected(live) as (reader, writer), asyncio.timeout(5):
+                writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+                assert b"405" in await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"cd" + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 assert b'{"status":"ok"}' in await reader.read(-1)
-            writer.close()
 
     asyncio.run(main())
 
@@ -225,13 +236,11 @@ def test_connections_are_bounded_in_number() -> None:
     async def main() -> None:
         async with gateway_over_fake(max_connections=3) as (_, live):
             await check_well(live)  # httpx keeps this one open
-            others = [await asyncio.open_connection("127.0.0.1", live.server.http.port) for _ in range(2)]
-            answer = await exchange(live, b"")
-            assert status_of(answer) == 503 and b"\r\nretry-after: 1\r\n" in answer
-            assert error_of(answer)["code"] == "too_many_connections"
-            await check_well(live)
-            for _, writer in others:
-                writer.close()
+            async with connected(live), connected(live):
+                answer = await exchange(live, b"")
+                assert status_of(answer) == 503 and b"\r\nretry-after: 1\r\n" in answer
+                assert error_of(answer)["code"] == "too_many_connections"
+                await check_well(live)
             async with asyncio.timeout(5):
                 while True:
                     answer = await exchange(live, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -262,16 +271,16 @@ def test_nothing_is_written_into_a_running_answer(behind: bytes) -> None:
     async def main() -> None:
         async with gateway_over_fake() as (tier, live):
             body = json.dumps(STREAM).encode()
-            reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-            writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            await tier.until(lambda: tier.num_running == 1)
-            tier.step()
-            async with asyncio.timeout(5):
-                answer = await reader.readuntil(b'"a"')
-                writer.write(behind)
-                answer += await reader.read(-1)
-            assert answer.count(b"HTTP/1.1 ") == 1
-            writer.close()
+            async with connected(live) as (reader, writer):
+                writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                await tier.until(lambda: tier.num_running == 1)
+                tier.step()
+                async with asyncio.timeout(5):
+                    answer = await reader.readuntil(b'"a"')
+                    writer.write(behind)
+                    with contextlib.suppress(ConnectionResetError):
+                        answer += await reader.read(-1)
+                assert answer.count(b"HTTP/1.1 ") == 1
             await tier.until(lambda: tier.num_running == 0)
             await check_well(live)
 
@@ -285,11 +294,9 @@ def test_a_request_that_asks_for_http2_is_answered_in_http1() -> None:
                 b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
             )
             length = b"Content-Length: %d\r\n\r\n" % len(BODY)
-            reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-            writer.write(HEAD + upgrade + length + BODY)
-            async with asyncio.timeout(5):
+            async with connected(live) as (reader, writer), asyncio.timeout(5):
+                writer.write(HEAD + upgrade + length + BODY)
                 assert b" 200 OK" in await reader.readuntil(b"\r\n")
                 assert b"chat.completion" in await reader.readuntil(b"}}}")
-            writer.close()
 
     asyncio.run(main())
