@@ -40,6 +40,14 @@ async def read_body(request: Request, model: type[B], max_bytes: int) -> B:
         raise _refusal(error.errors(include_url=False, include_context=False)) from None
 
 
+def body_of(values: dict[str, Any], model: type[B]) -> B:
+    """The same check of values that came in another way. Raises InvalidRequest."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False)) from None
+
+
 async def _read(request: Request, max_bytes: int) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > max_bytes:
