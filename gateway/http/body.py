@@ -42,6 +42,14 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
         raise _refusal(error.errors(include_url=False, include_context=False)) from None
 
 
+def body_of(values: dict[str, Any], model: type[B]) -> B:
+    """The same check of values that came in another way. Raises InvalidRequest."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False)) from None
+
+
 async def _read(request: Request, max_bytes: int, limit_s: float) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > max_bytes:
