@@ -130,6 +130,8 @@ class GuardedConnection(Connection):
             self._refuse_head(InvalidRequest(f"the request has {num_hosts} Host fields: one is needed"))
         self._in_body = True
         super().on_headers_complete()
+        if self.pipeline:
+            self.flow.resume_reading()  # so few may wait, and one whose client goes must be known
 
     def on_message_complete(self) -> None:
         """A whole request is there."""
