@@ -57,6 +57,8 @@ class UpSettings:
         return {f"model-{index}": replica for index, replica in enumerate(self.replicas)}
 
 
+TOKENIZER_ENVIRON = (("GLIBC_TUNABLES", "glibc.malloc.tcache_count=512"),)
+"""An encoding is some hundred small allocations; glibc keeps seven of a size at hand."""
 SERVICE_PORTS = ("port", "http_port", "tokenizer_port", "model_port")
 METRICS_PORTS = ("gateway_metrics_port", "tokenizer_metrics_port", "model_metrics_port")
 
@@ -69,6 +71,8 @@ class Tier:
     module: str
     target: str
     arguments: tuple[str, ...]
+    environ: tuple[tuple[str, str], ...] = ()
+    """What this process's own environment does not say otherwise."""
 
 
 def require_installed(engine: str) -> None:
@@ -136,6 +140,7 @@ def tiers_of(settings: UpSettings) -> list[Tier]:
             *given("--model-targets", ",".join(model.target for model in models)), *drain,
             "--workers", str(settings.tokenizer_workers),
         ),
+        TOKENIZER_ENVIRON,
     )  # fmt: skip
     return [gateway, tokenizer, *models]
 
