@@ -1,9 +1,12 @@
 """Metrics of the model tier."""
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter
 
 from model_svc.engine.events import StepResult
 from model_svc.engine.phase_clock import PHASES
+from model_svc.engine.sequence import Sequence
 from tokenwire.requests import FinishReason
 from tokenwire.telemetry import TierMetrics
 
@@ -31,10 +34,19 @@ class EngineMetrics:
         self.preemptions = tier.gauge("preempted_sequences", "Preemptions since the engine started.")
         self.step_budget = tier.gauge("step_budget_tokens", "Most tokens of a step at present.")
         self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
+        self.adapters = tier.gauge("loaded_adapters", "Adapters that can be asked for.")
+        self.adapters_on_device = tier.gauge("device_adapters", "Adapters on the device.")
+        self.adapter_bytes = tier.gauge("device_adapter_bytes", "What these take.")
+        self.adapter_requests = tier.counter(
+            "adapter_requests_total", "Requests by adapter, of those that are loaded.", ["adapter"]
+        )
+        self._adapter_names: set[str] = set()
+        """Those that have a label: as many as may be loaded at most."""
         phases = tier.counter("phase_seconds_total", "Host time of the engine process, by phase of a step.", ["phase"])
         self._engine_sums = [
             Grown(tier.counter("steps_total", "Engine steps that computed something.")),
             Grown(tier.counter("out_of_memory_total", "Steps for which the device had no memory.")),
+            Grown(tier.counter("adapter_uploads_total", "Times that an adapter was brought to the device.")),
             *(Grown(phases.labels(phase)) for phase in PHASES),
         ]
         self._by_reason = {reason: self.ended.labels(reason.value) for reason in FinishReason}
@@ -58,10 +70,26 @@ class EngineMetrics:
         self.kv_cached.set(result.load.kv_blocks_cached)
         self.kv_total.set(result.load.kv_blocks_total)
         self.preemptions.set(result.load.num_preemptions)
-        sums = (result.load.step, result.load.num_out_of_memory, *result.phases_s)
+        load = result.load
+        sums = (load.step, load.num_out_of_memory, load.num_adapter_uploads, *result.phases_s)
         for counter, total in zip(self._engine_sums, sums, strict=True):
             counter.follow(total)
-        self.step_budget.set(result.load.step_budget_tokens)
+        self.step_budget.set(load.step_budget_tokens)
+        self.adapters_on_device.set(load.num_adapters_on_device)
+        self.adapter_bytes.set(load.adapter_bytes)
+
+    def adapter_request(self, sequence: Sequence) -> None:
+        """A request with an adapter goes to the engine; its choices come one by one."""
+        if sequence.request == sequence.sequence_id:
+            self.adapter_requests.labels(sequence.adapter).inc()
+            self._adapter_names.add(sequence.adapter)
+
+    def keep_adapters(self, names: Collection[str]) -> None:
+        """These are loaded; what was counted for others is dropped, so that labels stay few."""
+        self.adapters.set(len(names))
+        for gone in self._adapter_names.difference(names):
+            self.adapter_requests.remove(gone)
+        self._adapter_names.intersection_update(names)
 
     def engine_lost(self) -> None:
         """The next result comes from another engine process, whose sums begin at 0."""

@@ -27,7 +27,9 @@ class TierState:
 
     def admission(self) -> Admission:
         """What turns requests into sequences. Raises Unavailable while the engine is down."""
-        return Admission(self._engine.info, self._fingerprint.vocabulary, self.hash_scheme)
+        return Admission(
+            self._engine.info, self._fingerprint.vocabulary, self.hash_scheme, self._engine.adapters.check
+        )  # fmt: skip
 
     def card(self) -> common_pb2.ModelCard:
         """The model. Raises Unavailable while the engine is down."""
@@ -39,6 +41,7 @@ class TierState:
             vocab_size=info.vocab_size,
             block_size=info.block_size,
             hash_scheme=self.hash_scheme,
+            adapters=self._engine.adapters.names,
         )
 
     def load(self) -> common_pb2.Load:

@@ -87,6 +87,7 @@ class ModelReplica:
         self.target = target
         self.max_context_tokens = 0
         self.vocab_size = 0
+        self.adapters: frozenset[str] = frozenset()
         self.leaving = False
         """No longer wanted: it is not ready, and runs out."""
         self.breaker = breaker or Breaker()
@@ -228,6 +229,7 @@ class ModelReplica:
         self._outcomes.on_stream()
         self._follow_cache(hello.epoch, card)
         self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
+        self.adapters = frozenset(card.adapters)
         self._draining = False
         self._num_reported = self._num_open_at_report = 0
         self._allowance = Allowance(self._flow.on_lapse if self._flow is not None else None)
@@ -242,6 +244,9 @@ class ModelReplica:
             self._outcomes.on_tokens(stream is self._accepted, frame.handles)
         if frame.finishes:
             self._end(stream, frame.finishes)
+        if frame.models and stream is self._accepted:
+            self.adapters = frozenset(frame.models[0].adapters)
+            self._on_change()
         if frame.HasField("load"):
             self._take_load(stream, frame.load)
         if frame.HasField("credit") and stream is self._accepted:

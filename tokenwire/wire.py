@@ -128,6 +128,7 @@ def _options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
         num_choices=message.num_choices or 1,
         logprobs=output.logprobs if output.HasField("logprobs") else None,
         prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
+        adapter=message.adapter,
     )
     refuse(options.violations())
     return options
@@ -137,7 +138,6 @@ def refuse_unbuilt(message: pb.GenerationOptions) -> None:
     """Raise Unsupported for the first field that asks for something this release does not do."""
     asked = ["constraint"] if message.constraint.WhichOneof("form") else []
     asked += ["output.echo"] if message.output.echo else []
-    asked += ["adapter"] if message.adapter else []
     if asked:
         violations = [FieldViolation(f"options.{name}", "not built in this release; leave it out") for name in asked]
         raise Unsupported(f"options.{asked[0]} is not built in this release; leave it out", violations=violations)
@@ -145,7 +145,7 @@ def refuse_unbuilt(message: pb.GenerationOptions) -> None:
 
 def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
     """How to generate, as a message."""
-    message = pb.GenerationOptions(num_choices=options.num_choices)
+    message = pb.GenerationOptions(num_choices=options.num_choices, adapter=options.adapter)
     sampling = options.sampling
     for name in SCALARS:
         value = getattr(sampling, name)

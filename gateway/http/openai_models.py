@@ -1,4 +1,7 @@
-"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them; and the refusal of what is not built."""
+"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them; adapters too, whose `parent` is the model.
+
+And the refusal of what is not built.
+"""
 
 from typing import Any
 
@@ -20,16 +23,13 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
         with generation.record("http.models") as record:
             record.request_id = request_id
             models = await generation.backends.list_models(timeout_s=TIMEOUT_S, request_id=request_id)
-        return [
-            {
-                "id": card.name,
-                "object": "model",
-                "created": started,
-                "owned_by": "tokenwire",
-                "max_context_tokens": card.max_context_tokens,
-            }
-            for card in models
-        ]
+        found: list[dict[str, Any]] = []
+        for card in models:
+            about = {"object": "model", "created": started, "owned_by": "tokenwire"}
+            about["max_context_tokens"] = card.max_context_tokens
+            found.append({"id": card.name, **about})
+            found += [{"id": adapter, **about, "root": card.name, "parent": card.name} for adapter in card.adapters]
+        return found
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> Response:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from model_svc.engine.adapters import AdapterStore
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
@@ -98,6 +99,10 @@ class RunnerInfo:
     attention: str
     phases_s: dict[str, float]
     """Seconds each start-up phase took, in order."""
+    num_adapter_slots: int = 0
+    """Adapters that the device can hold at once; 0: none are served."""
+    max_adapter_bytes: int = 0
+    """What these may take together."""
 
 
 class OutOfMemory(Exception):
@@ -108,6 +113,8 @@ class ModelRunner(Protocol):
     """The only caller of the device."""
 
     info: RunnerInfo
+    adapters: AdapterStore | None
+    """None: sequences with an adapter are not run."""
     phases: PhaseClock
     """The engine's too. A runner laps prepare, forward and sample in `launch`, and wait in `collect`."""
 

@@ -22,7 +22,7 @@ class RecordingRunner:
     """Keeps the log-probabilities that a runner gives out, by sequence id. `info` may differ from the runner's own."""
 
     def __init__(self, runner: ModelRunner, info: RunnerInfo) -> None:
-        self.runner, self.info, self.phases = runner, info, runner.phases
+        self.runner, self.info, self.phases, self.adapters = runner, info, runner.phases, runner.adapters
         self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
 
@@ -56,7 +56,7 @@ class EngineLoop:
     ) -> None:
         self.runner = RecordingRunner(runner, info or runner.info)
         self.step_tokens = step_tokens
-        self.engine = Engine(self.runner, Limits(batch, step_tokens), overlap=overlap)
+        self.engine = Engine(self.runner, Limits(batch, step_tokens), overlap=overlap, adapters=runner.adapters)
         self.terminals: dict[int, Terminal] = {}
 
     def run(
@@ -66,7 +66,14 @@ class EngineLoop:
 
         `staggered`: one or two of them come before each step, instead of all before the first.
         """
-        sequences = [self._sequence(prompt, num_outputs, **fields) for prompt in prompts]
+        return self.finish(self.sequences(prompts, num_outputs, **fields), staggered=staggered)
+
+    def sequences(self, prompts: list[list[int]], num_outputs: int, **fields: Any) -> list[Sequence]:
+        """New sequences, for `finish`."""
+        return [self._sequence(prompt, num_outputs, **fields) for prompt in prompts]
+
+    def finish(self, sequences: list[Sequence], *, staggered: bool = False) -> list[Sequence]:
+        """Serve these to their end, as `run` does."""
         for arriving in _one_or_two(sequences) if staggered else [sequences]:
             self.engine.take(Inbox(sequences=arriving))
             self._step()

@@ -114,7 +114,7 @@ def test_chat_and_token_ids() -> None:
         (generate_request("a", context=pb.RequestContext(request_id="x" * 129)), InvalidRequest, "context.request_id"),
         (generate_request("a", context=pb.RequestContext(priority=101)), InvalidRequest, "context.priority"),
         (generate_request("a", model="other"), NotFound, None),
-        (generate_request("a", options=pb.GenerationOptions(adapter="x")), Unsupported, "options.adapter"),
+        (generate_request("a", options=pb.GenerationOptions(adapter=" x")), InvalidRequest, "options.adapter"),
     ],
 )
 def test_bad_input_is_the_status_of_the_call_and_disturbs_nobody(request_message, kind, field) -> None:
