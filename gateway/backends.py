@@ -5,9 +5,11 @@ to another one, once. Does not know who asked.
 """
 
 import asyncio
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +27,7 @@ from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.version import __version__
 from tokenwire.wire import logprobs_from_wire, parsed_from_wire, terminal_from_wire
 
 log = logging.getLogger(__name__)
@@ -182,6 +185,16 @@ class Backends:
         names = [card.name for card in self.models()]
         return names[0] if len(names) == 1 else ""
 
+    def system_fingerprint(self, model: str) -> str | None:
+        """Changes with the gateway's release and what a model's card says of it; None where no card has that name."""
+        cards = self.models()
+        card = next((card for card in cards if card.name == model or (not model and len(cards) == 1)), None)
+        if card is None:
+            return None
+        said = f"{__version__}\0{card.name}\0{card.max_context_tokens}\0".encode()
+        said += card.fingerprint.SerializeToString(deterministic=True)
+        return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
+
     def models(self) -> list[common_pb2.ModelCard]:
         """What the tiers said last that they serve."""
         cards = {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
@@ -231,6 +244,16 @@ class Backends:
                 reason="TOO_MANY_REQUESTS",
                 retry_after_s=RETRY_AFTER_S,
             )
+
+    @contextmanager
+    def room_for(self, num_inputs: int) -> Iterator[None]:
+        """Inputs that are embedded while the block runs count as outputs. Raises as `require_room`."""
+        self.require_room(num_inputs, 1)
+        self._num_outputs += num_inputs
+        try:
+            yield
+        finally:
+            self._num_outputs -= num_inputs
 
     def submit(
         self, request: TextRequest, context: RequestContext, sinks: Sequence[Sink], give_up_s: float | None = None

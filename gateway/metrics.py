@@ -27,6 +27,8 @@ class GatewayMetrics:
         self.first_text = make.histogram("first_text_seconds", "From receipt to the first text", ["api"])
         self.duration = make.histogram("request_seconds", "From receipt to the end", ["api"])
         self.output_tokens = make.counter("output_tokens_total", "Tokens generated for clients")
+        self.embedded = make.counter("embedded_total", "Inputs embedded for clients")
+        self.embedded_tokens = make.counter("embedded_tokens_total", "Their tokens")
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
 
 

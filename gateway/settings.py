@@ -42,4 +42,9 @@ class GatewaySettings(WorkerSettings):
         "with a time to come back",
         minimum=1,
     )
+    stream_keep_alive_s: float = setting(
+        15.0,
+        "seconds after which an answer streamed over HTTP that is silent gets a comment, and looks as often; 0: never",
+        minimum=0,
+    )
     default_timeout_s: float = setting(0.0, "time limit of requests that bring none; 0: none", minimum=0)

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from prometheus_client import CollectorRegistry, Counter
 
+from model_svc.engine.drafting import UNDRAFTED
 from model_svc.engine.events import StepResult
 from model_svc.engine.phase_clock import PHASES
 from model_svc.engine.sequence import Sequence
@@ -21,6 +22,8 @@ class EngineMetrics:
         self.ended = tier.counter("ended_total", "Sequences that ended, by reason.", ["reason"])
         self.prompt_tokens = tier.counter("prompt_tokens_total", "Prompt tokens of ended sequences.")
         self.cached_tokens = tier.counter("cached_tokens_total", "Prompt tokens that were found in the prefix cache.")
+        self.embedded = tier.counter("embedded_total", "Sequences that were embedded.")
+        self.embedded_tokens = tier.counter("embedded_tokens_total", "Their tokens.")
         self.output_tokens = tier.counter("output_tokens_total", "Tokens generated.")
         self.computed_tokens = tier.counter("computed_tokens_total", "Tokens computed, prefill and decode together.")
         self.steps = tier.histogram("step_seconds", "Time of one engine step.")
@@ -43,10 +46,16 @@ class EngineMetrics:
         self._adapter_names: set[str] = set()
         """Those that have a label: as many as may be loaded at most."""
         phases = tier.counter("phase_seconds_total", "Host time of the engine process, by phase of a step.", ["phase"])
+        undrafted = tier.counter("undrafted_rows_total", "Decode rows without drafts, by reason.", ["reason"])
+        self.acceptance = tier.gauge("draft_acceptance_ratio", "Drafts accepted, of those of the last steps with any.")
         self._engine_sums = [
             Grown(tier.counter("steps_total", "Engine steps that computed something.")),
             Grown(tier.counter("out_of_memory_total", "Steps for which the device had no memory.")),
             Grown(tier.counter("adapter_uploads_total", "Times that an adapter was brought to the device.")),
+            Grown(tier.counter("drafted_tokens_total", "Tokens drafted and verified.")),
+            Grown(tier.counter("accepted_drafts_total", "Drafts that were what the model chose.")),
+            Grown(tier.counter("drafted_rows_total", "Decode rows with drafts.")),
+            *(Grown(undrafted.labels(reason)) for reason in UNDRAFTED),
             *(Grown(phases.labels(phase)) for phase in PHASES),
         ]
         self._by_reason = {reason: self.ended.labels(reason.value) for reason in FinishReason}
@@ -62,6 +71,9 @@ class EngineMetrics:
             self._by_reason[ended.terminal.reason].inc()
             self.prompt_tokens.inc(ended.terminal.usage.prompt_tokens)
             self.cached_tokens.inc(ended.terminal.usage.cached_tokens)
+            if ended.terminal.vector is not None:
+                self.embedded.inc()
+                self.embedded_tokens.inc(ended.terminal.usage.prompt_tokens)
             if ended.terminal.model_timings is not None:
                 self.queue.observe(ended.terminal.model_timings.queue_s)
         self.running.set(result.load.running)
@@ -70,8 +82,12 @@ class EngineMetrics:
         self.kv_cached.set(result.load.kv_blocks_cached)
         self.kv_total.set(result.load.kv_blocks_total)
         self.preemptions.set(result.load.num_preemptions)
-        load = result.load
-        sums = (load.step, load.num_out_of_memory, load.num_adapter_uploads, *result.phases_s)
+        load, drafts = result.load, result.load.drafts
+        sums = (
+            load.step, load.num_out_of_memory, load.num_adapter_uploads, drafts.num_drafted, drafts.num_accepted,
+            drafts.num_rows, *drafts.undrafted, *result.phases_s,
+        )  # fmt: skip
+        self.acceptance.set(drafts.acceptance)
         for counter, total in zip(self._engine_sums, sums, strict=True):
             counter.follow(total)
         self.step_budget.set(load.step_budget_tokens)

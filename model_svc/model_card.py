@@ -5,6 +5,7 @@ from pathlib import Path
 from model_svc.admission import Admission
 from model_svc.engine_client import EngineClient
 from tokenwire.block_hash import SHARED_SCHEME, TENANT_SCHEME
+from tokenwire.embedding_wire import capabilities_to_wire
 from tokenwire.fingerprint import template_fingerprint, vocabulary_fingerprint
 from tokenwire.v1 import common_pb2
 
@@ -39,8 +40,10 @@ class TierState:
             fingerprint=self._fingerprint,
             max_context_tokens=info.max_context_tokens,
             vocab_size=info.vocab_size,
-            block_size=info.block_size,
-            hash_scheme=self.hash_scheme,
+            block_size=0 if info.whole_sequences else info.block_size,
+            hash_scheme="" if info.whole_sequences else self.hash_scheme,
+            capabilities=capabilities_to_wire(generates=info.generates, embeds=bool(info.embedding_size)),
+            embedding_size=info.embedding_size,
             adapters=self._engine.adapters.names,
         )
 

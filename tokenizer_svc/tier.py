@@ -42,6 +42,11 @@ class Tier:
             served = ", ".join(map(repr, (self.model, *sorted(self.adapters))))
             raise NotFound(f"model: {name!r} is not served here; served: {served}", reason="MODEL_NOT_FOUND")
 
+    def check_base(self, name: str) -> None:
+        """Raise NotFound unless `name` is ours or empty: what is asked for is done without adapters."""
+        if name and name != self.model:
+            raise NotFound(f"model: {name!r} is not served so; served is {self.model!r}", reason="MODEL_NOT_FOUND")
+
     def adapter_of(self, model: str, adapter: str) -> str:
         """The adapter that a request asks for by `options.adapter` or as its model; empty: none.
 
@@ -89,3 +94,13 @@ class Tier:
     def max_context_tokens(self) -> int:
         """Longest context that every known model tier takes; 0 while none is known."""
         return min((r.max_context_tokens for r in self.router.replicas if r.max_context_tokens), default=0)
+
+    @property
+    def generates(self) -> bool:
+        """Whether a model tier gives text, as far as is known: while none is connected, none is said to."""
+        return any(replica.generates for replica in self.router.replicas if replica.max_context_tokens)
+
+    @property
+    def embedding_size(self) -> int:
+        """Values of an embedding; 0 where no known model tier gives any."""
+        return max((replica.embedding_size for replica in self.router.replicas), default=0)

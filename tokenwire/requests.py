@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tokenwire.embeddings import Vector
 from tokenwire.errors import FieldViolation, TokenwireError
 from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
 
@@ -114,6 +115,8 @@ class Terminal:
     model_timings: ModelTimings | None = None
     tokenizer_timings: TokenizerTimings | None = None
     gateway_timings: GatewayTimings | None = None
+    vector: Vector | None = None
+    """Of a sequence that was embedded, and ends with LENGTH: nothing is generated after it. Never on a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,8 @@ class GenerationOptions:
     """The same for the prompt's tokens but the first."""
     adapter: str = ""
     """Name of a loaded adapter; empty: none."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted ahead, which changes none of them; None: as the server does by default."""
 
     def violations(self, prefix: str = "options") -> list[FieldViolation]:
         """Everything wrong with these values, one entry per field."""

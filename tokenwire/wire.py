@@ -129,6 +129,7 @@ def _options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
         logprobs=output.logprobs if output.HasField("logprobs") else None,
         prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
         adapter=message.adapter,
+        speculation=message.speculation if message.HasField("speculation") else None,
     )
     refuse(options.violations())
     return options
@@ -169,6 +170,8 @@ def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
         message.output.logprobs = options.logprobs
     if options.prompt_logprobs is not None:
         message.output.prompt_logprobs = options.prompt_logprobs
+    if options.speculation is not None:
+        message.speculation = options.speculation
     return message
 
 
@@ -210,17 +213,24 @@ def parsed_from_wire(reasoning: str, tool_calls: Collection[tokenizer_pb2.ToolCa
     return Parsed(reasoning, [ToolCall(call.id, call.name, call.arguments, call.index) for call in tool_calls])
 
 
+def usage_to_wire(usage: Usage) -> pb.Usage:
+    """Token counts as a message."""
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, completion_tokens=usage.completion_tokens
+    )
+
+
+def usage_from_wire(message: pb.Usage) -> Usage:
+    """Token counts as plain values."""
+    return Usage(message.prompt_tokens, message.cached_tokens, message.completion_tokens)
+
+
 def terminal_to_wire(terminal: Terminal, handle: int = 0) -> pb.Finish:
     """The terminal event as a message."""
-    usage = terminal.usage
     finish = pb.Finish(
         handle=handle,
         reason=FINISH_TO_WIRE[terminal.reason],
-        usage=pb.Usage(
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
-        ),
+        usage=usage_to_wire(terminal.usage),
     )
     if terminal.stop_token_id is not None:
         finish.stop_token_id = terminal.stop_token_id
@@ -249,7 +259,7 @@ def terminal_from_wire(finish: pb.Finish) -> Terminal:
     timings = finish.timings
     return Terminal(
         reason=FINISH_FROM_WIRE.get(finish.reason, FinishReason.ERROR),
-        usage=Usage(finish.usage.prompt_tokens, finish.usage.cached_tokens, finish.usage.completion_tokens),
+        usage=usage_from_wire(finish.usage),
         stop_token_id=finish.stop_token_id if matched == "stop_token_id" else None,
         stop_string=finish.stop_string if matched == "stop_string" else None,
         error=from_wire(finish.error) if finish.HasField("error") else None,

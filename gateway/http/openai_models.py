@@ -1,6 +1,6 @@
-"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them; adapters too, whose `parent` is the model.
+"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them, with what each model does besides.
 
-And the refusal of what is not built.
+Adapters are listed too; their `parent` is the model.
 """
 
 from typing import Any
@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.generation import Generation
-from tokenwire.errors import NotFound, Unsupported
+from tokenwire.embedding_wire import capability_names
+from tokenwire.errors import NotFound
 
 TIMEOUT_S = 10.0
 
@@ -25,10 +26,16 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
             models = await generation.backends.list_models(timeout_s=TIMEOUT_S, request_id=request_id)
         found: list[dict[str, Any]] = []
         for card in models:
-            about = {"object": "model", "created": started, "owned_by": "tokenwire"}
-            about["max_context_tokens"] = card.max_context_tokens
+            about = {
+                "object": "model",
+                "created": started,
+                "owned_by": "tokenwire",
+                "max_context_tokens": card.max_context_tokens,
+                "capabilities": capability_names(card),
+                "embedding_size": card.embedding_size,
+            }
             found.append({"id": card.name, **about})
-            found += [{"id": adapter, **about, "root": card.name, "parent": card.name} for adapter in card.adapters]
+            found += [adapter_object(name, card.name, about) for name in card.adapters]
         return found
 
     @router.get("/v1/models")
@@ -46,9 +53,9 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
         known = ", ".join(card["id"] for card in found) or "none"
         raise NotFound(f"model {name!r} is not served here; served: {known}", reason="MODEL_NOT_FOUND")
 
-    @router.post("/v1/embeddings")
-    async def embeddings() -> Response:
-        """Say that this is not built."""
-        raise Unsupported("embeddings are not built in this release")
-
     return router
+
+
+def adapter_object(name: str, parent: str, about: dict[str, Any]) -> dict[str, Any]:
+    """An adapter of a model, which does what the model does but embed."""
+    return {"id": name, **about, "capabilities": ["generate"], "embedding_size": 0, "root": parent, "parent": parent}

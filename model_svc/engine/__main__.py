@@ -13,6 +13,7 @@ import time
 
 from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from model_svc.engine.batch import ModelRunner, RunnerInfo
+from model_svc.engine.drafting import DraftLimits
 from model_svc.engine.engine import ADAPTER_POLL_S, Engine
 from model_svc.engine.events import Inbox, Ready, Refused
 from model_svc.engine.link import EngineLink
@@ -84,6 +85,7 @@ def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
         window_s=settings.admission_window_ms / 1000,
         window_requests=settings.admission_window_requests,
         tenant_weights=dict(settings.tenant_weights),
+        drafts=DraftLimits(settings.speculation_length if info.takes_drafts else 0, settings.speculation != "off"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from model_svc.engine.batch import RunnerInfo
+from model_svc.engine.drafting import DraftCounts
 from model_svc.engine.phase_clock import PHASES
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
@@ -78,6 +79,7 @@ class EngineLoad(NamedTuple):
     """What the latter take."""
     num_adapter_uploads: int = 0
     """Times that an adapter was brought to the device, since the engine started."""
+    drafts: DraftCounts = DraftCounts()
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ hold. There are no logits, so penalties, logit bias and banned sequences change 
 0 or not), top-k, top-p and min-p.
 """
 
+import math
 import time
 import zlib
 from array import array
@@ -17,10 +18,14 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, Ste
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
+from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
 from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.noise import uniform
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
+
+EMBEDDING_SIZE = 64
+"""Values of a mock embedding."""
 
 
 def build_runner(settings: EngineSettings) -> "MockRunner":
@@ -83,6 +88,15 @@ class MockAdapterStore:
         """Nothing is being read."""
 
 
+def mock_vector(token_ids: list[int], options: EmbeddingOptions) -> Vector:
+    """A vector that is a hash of the tokens and the pooling, cut and scaled as asked for."""
+    salt = b"" if options.pooling is None else options.pooling.value.encode()
+    seed = zlib.crc32(array("I", token_ids).tobytes() + salt)
+    values = [2 * uniform(seed, 0, position) - 1 for position in range(options.dimensions or EMBEDDING_SIZE)]
+    length = math.hypot(*values) if options.normalize else 1.0
+    return array("f", [value / length for value in values]).tobytes()
+
+
 class MockRunner:
     """Sleeps `mock_step_ms` a step, plus the time of prefilled tokens at `mock_prefill_tokens_per_s`."""
 
@@ -109,6 +123,8 @@ class MockRunner:
             phases_s={},
             num_adapter_slots=settings.adapter_slots if settings.takes_adapters else 0,
             max_adapter_bytes=settings.adapter_memory if settings.takes_adapters else 0,
+            embedding_size=EMBEDDING_SIZE,
+            pooling=Pooling.LAST,
         )
 
     def launch(self, batch: ScheduledBatch) -> tuple[float, StepOutput]:
@@ -142,7 +158,12 @@ class MockRunner:
             for index, row in enumerate(batch.rows)
             if (positions := row.prompt_logprob_positions)
         }
-        return StepOutput(token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+        vectors = {
+            index: mock_vector(row.sequence.token_ids, row.sequence.embedding)
+            for index, row in enumerate(batch.rows)
+            if row.sequence.embedding is not None and row.end == row.sequence.num_tokens
+        }
+        return StepOutput(token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs, vectors=vectors)
 
     def _token(self, row: ScheduledRow) -> int:
         sequence = row.sequence

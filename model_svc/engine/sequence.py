@@ -6,6 +6,7 @@ Knows its tokens, its blocks and how far the KV cache has caught up. Does not kn
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
 from tokenwire.sampling import SamplingParams, StopParams
 
 
@@ -47,6 +48,11 @@ class Sequence:
     """The same for the prompt's tokens, but the first."""
     num_prompt_logprobs: int = 0
     """Prompt tokens whose log-probability has been given out; the next is that of `token_ids[this + 1]`."""
+    embedding: EmbeddingOptions | None = None
+    """What its hidden states shall become, its pooling set: it is computed once and generates nothing. None: it
+    generates."""
+    vector: Vector | None = None
+    """What they became, once they have."""
     priority: int = 0
     """Higher first."""
     tenant: str = ""
@@ -54,6 +60,8 @@ class Sequence:
     """Monotonic clock."""
     deadline_s: float | None = None
     """Monotonic clock; past it the sequence finishes with DEADLINE."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted for it, which changes none of them; None: as the server does by default."""
     cache_root: str = ""
     """Sequences share cached prefixes only with those of the same root (see `tokenwire.block_hash.cache_root`)."""
     adapter: str = ""
@@ -102,7 +110,9 @@ class Sequence:
 
     @property
     def num_cacheable_tokens(self) -> int:
-        """How many of its first tokens need not be computed where they are cached: their logits are not wanted."""
+        """How many of its first tokens need not be computed where they are cached: nothing is wanted of them."""
+        if self.embedding is not None and self.embedding.pooling is not Pooling.LAST:
+            return 0
         return self.num_prompt_logprobs if self.wants_prompt_logprobs else len(self.token_ids) - 1
 
     @property

@@ -33,4 +33,5 @@ def terminal_of(sequence: Sequence, reason: FinishReason, now_s: float, error: T
         stop_token_id=sequence.token_ids[-1] if stopped else None,
         error=error,
         model_timings=timings,
+        vector=sequence.vector,
     )

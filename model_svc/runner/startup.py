@@ -25,6 +25,7 @@ from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
 from model_svc.model.probe import kv_specs
 from model_svc.model.quantized import check_quantization
 from model_svc.model.ranks import Ranks
+from model_svc.model.sentence_files import embedding_defaults
 from model_svc.runner.adapted_model import check_adapters, with_adapters
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
@@ -259,6 +260,9 @@ def runner_info(
         phases_s=phases_s,
         num_adapter_slots=settings.adapter_slots if settings.takes_adapters else 0,
         max_adapter_bytes=settings.adapter_memory if settings.takes_adapters else 0,
+        takes_drafts=True,
+        embedding_size=model.hidden_size,
+        pooling=embedding_defaults(Path(settings.model)).pooling_of(generates=True) if model.hidden_size else None,
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.fakes.live_gateway import gateway_over_fake, generate_request, live_gateway
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
-from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unavailable, Unsupported
+from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unavailable
 from tokenwire.requests import CancelReason
 from tokenwire.status import from_rpc_error, from_wire
 from tokenwire.v1 import common_pb2 as pb
@@ -311,9 +311,6 @@ def test_what_passes_through() -> None:
             assert list(decoded.texts) == ["t1 t2"]
             models = await live.stub.ListModels(tokenizer_pb2.ListModelsRequest())
             assert [card.name for card in models.models] == [MODEL]
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await live.stub.Embed(tokenizer_pb2.EmbedRequest(texts=["a"]))
-            assert type(from_rpc_error(caught.value)) is Unsupported
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await live.stub.Tokenize(tokenizer_pb2.TokenizeRequest())
             assert [v.field for v in from_rpc_error(caught.value).violations] == ["texts"]

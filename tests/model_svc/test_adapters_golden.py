@@ -97,8 +97,9 @@ def run(loop: EngineLoop, **fields: object) -> list[Sequence]:
     """Every prompt with every adapter and with none, in one engine, arriving one by one."""
     sequences: list[Sequence] = []
     for at, prompt in enumerate(PROMPTS):
-        sequences += loop.sequences([prompt], NUM_OUTPUTS, **named(NAMES[at % len(NAMES)]), **fields)
-    return loop.finish(sequences, staggered=True)
+        sequences.append(loop.sequence(prompt, NUM_OUTPUTS, **named(NAMES[at % len(NAMES)]), **fields))
+    loop.serve(sequences, staggered=True)
+    return sequences
 
 
 def named(adapter: str) -> dict[str, str]:
@@ -130,8 +131,9 @@ def test_cached_prefixes_are_an_adapter_s_own(
     family, prompt = "llama", PROMPTS[0]
     loop = adapted(family).loop(runners(family))
     for cached in (0, 36):
-        sequences = [each for name in NAMES for each in loop.sequences([prompt], NUM_OUTPUTS, **named(name))]
-        adapted(family).check(loop.finish(sequences))
+        sequences = [loop.sequence(prompt, NUM_OUTPUTS, **named(name)) for name in NAMES]
+        loop.serve(sequences)
+        adapted(family).check(sequences)
         assert {loop.terminals[s.sequence_id].usage.cached_tokens for s in sequences} == {cached}
 
 
@@ -163,12 +165,12 @@ def test_an_adapter_of_another_name_and_the_same_content_gives_the_same(
 ) -> None:
     """Unloaded and loaded anew under the name of another: nothing of the other is left, in slots or cached blocks."""
     loop = adapted("llama").loop(runners("llama"))
-    (before,) = loop.finish(loop.sequences(PROMPTS[:1], NUM_OUTPUTS, **named("everything")))
+    (before,) = loop.run(PROMPTS[:1], NUM_OUTPUTS, **named("everything"))
     loop.engine.adapters.remove("everything")
     loop.engine.scheduler.forget_adapter("everything")
     (outcome,) = load_adapters(loop.engine, (("everything", str(adapted("llama").adapters["scaled"])),))
     assert outcome.error is None
-    (after,) = loop.finish(loop.sequences(PROMPTS[:1], NUM_OUTPUTS, **named("everything")))
+    (after,) = loop.run(PROMPTS[:1], NUM_OUTPUTS, **named("everything"))
     wanted = adapted("llama").references["scaled"].greedy(PROMPTS[0], NUM_OUTPUTS)
     assert outputs(after) == wanted.token_ids != outputs(before)
     assert loop.terminals[after.sequence_id].usage.cached_tokens == 0

@@ -52,7 +52,9 @@ def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
         return_token_ids=True,
         num_choices=3,
         logprobs=0,
-        prompt_logprobs=20, adapter="mine",
+        prompt_logprobs=20,
+        speculation=False,
+        adapter="mine",
     )  # fmt: skip
     assert options_from_wire(options_to_wire(full)) == full
     assert options_from_wire(pb.GenerationOptions()) == GenerationOptions()
@@ -85,7 +87,7 @@ def test_every_field_of_the_options_is_either_read_or_refused() -> None:
         "OutputOptions": {
             "logprobs", "prompt_logprobs", "return_token_ids", "skip_special_tokens", "spaces_between_special_tokens",
         },
-        "GenerationOptions": {"sampling", "stop", "output", "num_choices", "adapter"},
+        "GenerationOptions": {"sampling", "stop", "output", "num_choices", "speculation", "adapter"},
     }  # fmt: skip
     refused = {name.split()[0].split(".")[-1] for name in unbuilt()}
     for message in (pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.GenerationOptions):

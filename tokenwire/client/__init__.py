@@ -12,6 +12,7 @@ Knows only the gateway's contract: no tokenizer, no model, no retry.
 """
 
 from tokenwire.client.clients import AsyncClient, Client
+from tokenwire.client.embeddings import Embeddings, EmbedOptions
 from tokenwire.client.events import (
     Encoding,
     Event,
@@ -34,6 +35,8 @@ __all__ = [
     "AsyncStream",
     "CallOptions",
     "Client",
+    "EmbedOptions",
+    "Embeddings",
     "Encoding",
     "Event",
     "FinishReason",

@@ -50,6 +50,8 @@ class CallOptions(TypedDict, total=False):
     """Log-probability of each token, and of this many likeliest ones; from 0 to 20."""
     prompt_logprobs: int
     """The same for the prompt's tokens from the second on."""
+    speculation: bool
+    """Whether the server may draft tokens ahead: quicker or not, the same tokens; absent: as it does by default."""
     num_choices: int
     """Outputs per prompt; where the model's default is greedy they are equal unless `temperature` is above 0."""
     spaces_between_special_tokens: bool
@@ -105,6 +107,7 @@ def generation_options(given: CallOptions) -> GenerationOptions:
         logprobs=given.get("logprobs"),
         prompt_logprobs=given.get("prompt_logprobs"),
         adapter=given.get("adapter", ""),
+        speculation=given.get("speculation"),
     )
     refuse(options.violations())
     return options
