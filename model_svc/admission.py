@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.matching import Matching
 from tokenwire.block_hash import cache_root
 from tokenwire.errors import FailedPrecondition, FieldViolation, NotFound, Unsupported
 from tokenwire.requests import MAX_CHOICES, GenerationOptions, RequestContext
@@ -50,8 +51,11 @@ class Admission:
         self.vocabulary = vocabulary
         """Fingerprint of the served vocabulary; empty when the model has no tokenizer files."""
 
-    def sequences(self, request: TokenRequest, next_id: Callable[[], int]) -> list[Sequence]:
-        """One sequence per choice. Raises NotFound, FailedPrecondition or InvalidRequest naming what is wrong."""
+    def sequences(self, request: TokenRequest, next_id: Callable[[], int], grammar: str = "") -> list[Sequence]:
+        """One sequence per choice. `grammar`: what the request's constraint was compiled to; "" where it has none.
+
+        Raises NotFound, FailedPrecondition or InvalidRequest naming what is wrong.
+        """
         self.check_model(request.model, request.vocabulary)
         self._check_generates(request)
         adapter = request.options.adapter
@@ -75,6 +79,7 @@ class Admission:
                 logprobs=request.options.logprobs,
                 prompt_logprobs=request.options.prompt_logprobs,
                 adapter=adapter,
+                constraint=Matching(grammar) if grammar else None,
                 speculation=request.options.speculation,
                 cache_root=root if self.hash_scheme else f"{ids[0]}\0{root}",
                 priority=request.context.priority,

@@ -8,6 +8,7 @@ from model_svc.engine.drafting import UNDRAFTED
 from model_svc.engine.events import StepResult
 from model_svc.engine.phase_clock import PHASES
 from model_svc.engine.sequence import Sequence
+from tokenwire.constraints import ConstraintForm
 from tokenwire.requests import FinishReason
 from tokenwire.telemetry import TierMetrics
 
@@ -45,6 +46,9 @@ class EngineMetrics:
         )
         self._adapter_names: set[str] = set()
         """Those that have a label: as many as may be loaded at most."""
+        self.mask_wait = tier.histogram("mask_wait_seconds", "Time a step waited for constraints' masks.")
+        self.masks = tier.counter("constrained_rows_total", "Rows whose next token had to keep to a constraint.")
+        self.mask_time = tier.counter("mask_seconds_total", "Time of the threads that fill constraints' masks.")
         phases = tier.counter("phase_seconds_total", "Host time of the engine process, by phase of a step.", ["phase"])
         undrafted = tier.counter("undrafted_rows_total", "Decode rows without drafts, by reason.", ["reason"])
         self.acceptance = tier.gauge("draft_acceptance_ratio", "Drafts accepted, of those of the last steps with any.")
@@ -67,6 +71,10 @@ class EngineMetrics:
             self.batch.observe(result.num_batch_sequences)
             self.computed_tokens.inc(result.num_batch_tokens)
             self.output_tokens.inc(len(result.new.token_ids))
+        if result.masks.num_rows:
+            self.masks.inc(result.masks.num_rows)
+            self.mask_time.inc(result.masks.busy_s)
+            self.mask_wait.observe(result.masks.waited_s)
         for ended in result.ended:
             self._by_reason[ended.terminal.reason].inc()
             self.prompt_tokens.inc(ended.terminal.usage.prompt_tokens)
@@ -112,6 +120,28 @@ class EngineMetrics:
         self.restarts.inc()
         for counter in self._engine_sums:
             counter.last = 0.0
+
+
+class ConstraintMetrics:
+    """What compiling constraints took."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        tier = TierMetrics("model", registry)
+        self._seconds = tier.histogram("constraint_compile_seconds", "Time to compile and try a constraint.", ["form"])
+        self._refused = tier.counter(
+            "constraint_refused_total", "Constraints that were refused when compiled.", ["form"]
+        )
+        self._known = tier.counter("constraint_cache_hits_total", "Constraints whose verdict was remembered.")
+
+    def compiled(self, form: ConstraintForm, took_s: float, *, refused: bool) -> None:
+        """A constraint was compiled."""
+        self._seconds.labels(form.value).observe(took_s)
+        if refused:
+            self._refused.labels(form.value).inc()
+
+    def remembered(self) -> None:
+        """One was asked for whose verdict was known."""
+        self._known.inc()
 
 
 class Grown:

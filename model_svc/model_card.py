@@ -4,6 +4,7 @@ from pathlib import Path
 
 from model_svc.admission import Admission
 from model_svc.engine_client import EngineClient
+from model_svc.grammar.compiler import GrammarCompiler
 from tokenwire.block_hash import SHARED_SCHEME, TENANT_SCHEME
 from tokenwire.embedding_wire import capabilities_to_wire
 from tokenwire.fingerprint import template_fingerprint, vocabulary_fingerprint
@@ -16,8 +17,9 @@ HASH_SCHEMES = {"shared": SHARED_SCHEME, "tenant": TENANT_SCHEME, "off": ""}
 class TierState:
     """The engine's facts in the words of the wire."""
 
-    def __init__(self, engine: EngineClient, vocabulary: str, chat_template: str) -> None:
+    def __init__(self, engine: EngineClient, vocabulary: str, chat_template: str, grammars: GrammarCompiler) -> None:
         self._engine = engine
+        self.grammars = grammars
         self._fingerprint = common_pb2.Fingerprint(vocabulary=vocabulary, chat_template=chat_template)
         self.draining = False
 

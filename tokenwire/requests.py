@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tokenwire.constraints import Constraint
 from tokenwire.embeddings import Vector
 from tokenwire.errors import FieldViolation, TokenwireError
 from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
@@ -200,6 +201,8 @@ class GenerationOptions:
     """The same for the prompt's tokens but the first."""
     adapter: str = ""
     """Name of a loaded adapter; empty: none."""
+    constraint: Constraint | None = None
+    """What the output must look like; None: free text."""
     speculation: bool | None = None
     """Whether tokens may be drafted ahead, which changes none of them; None: as the server does by default."""
 
@@ -224,4 +227,6 @@ class GenerationOptions:
             if value is not None and not 0 <= value <= MAX_LOGPROBS:
                 allowed = f"an integer from 0 to {MAX_LOGPROBS}"
                 found.append(FieldViolation(f"{prefix}.output.{name}", f"{value} is not allowed: {allowed}"))
+        if self.constraint is not None:
+            found += self.constraint.violations(f"{prefix}.constraint")
         return found

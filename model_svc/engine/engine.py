@@ -94,7 +94,11 @@ class Engine:
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in."""
         self.num_received += 1
+        if sequence.constraint is not None and self.runner.grammars is not None:
+            self.runner.grammars.prepare(sequence)
         self.scheduler.add(sequence)
+        if sequence.constraint is not None and self.runner.grammars is None:
+            self.scheduler.fail(sequence, Internal("a constrained sequence came to a runner without a vocabulary"))
 
     def take_adapters(self) -> list[AdapterOutcome]:
         """What became of adapters since the last call; those that were read can be used from now on."""
@@ -134,6 +138,7 @@ class Engine:
             num_received=self.num_received,
             stored_hashes=stored,
             removed_hashes=removed,
+            masks=new.masks,
             num_batch_tokens=batch.num_tokens,
             num_batch_sequences=len(batch.rows),
             step_s=time.perf_counter() - started_s,
@@ -175,6 +180,7 @@ class Engine:
             return NewTokens()
         self._num_failed_steps = 0
         new = self.scheduler.update(launched.batch, output)
+        new.masks = output.masks
         self.phases.lap("publish")
         return new
 

@@ -100,6 +100,9 @@ def mock_vector(token_ids: list[int], options: EmbeddingOptions) -> Vector:
 class MockRunner:
     """Sleeps `mock_step_ms` a step, plus the time of prefilled tokens at `mock_prefill_tokens_per_s`."""
 
+    grammars = None
+    """There is no vocabulary, so a constraint has no meaning; requests that have one are refused on receipt."""
+
     def __init__(self, settings: EngineSettings) -> None:
         self.phases = PhaseClock()
         self.adapters: AdapterStore | None = MockAdapterStore() if settings.takes_adapters else None

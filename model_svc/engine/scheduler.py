@@ -38,6 +38,8 @@ MAX_PROMPT_LOGPROBS_PER_STEP = 512
 
 ADAPTER_PATIENCE_S = 2.0
 """How long a sequence whose adapter finds no slot is overtaken by others with adapters."""
+CONSTRAINT_POLL_S = 0.001
+"""How often an engine that has nothing else to do looks whether a new sequence's constraint is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Scheduler:
         if self.waiting.num_new and not self.paused:
             self._update_window(now_s)
             if self._window.lets_any_in(self.waiting):
-                return 0.0
+                return 0.0 if any(sequence.is_ready for sequence in self.waiting) else CONSTRAINT_POLL_S
             due.append(self._window.opens_s(self.waiting.oldest_arrival_s))
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
         return max(0.0, next_s - now_s) if next_s is not None else None
@@ -194,12 +196,7 @@ class Scheduler:
             if sequence.status is SequenceStatus.FINISHED:
                 continue
             if index in errors:
-                if row.drafts:
-                    self._do_without_drafts(row)
-                    continue
-                if isinstance(errors[index], Internal):
-                    self.kv.forget(sequence)
-                self.fail(sequence, errors[index])
+                self._enter_error(row, errors[index])
                 continue
             if row.num_preemptions == sequence.num_preemptions:
                 self.kv.commit(sequence, row.own_end)
@@ -214,12 +211,23 @@ class Scheduler:
                 if row.drafts:
                     num_served += self._enter_drafts(row, token_id, output.after_drafts[index], new)
                 served[sequence.tenant] = served.get(sequence.tenant, 0) + num_served
+            elif index in output.completed:
+                self._finish(sequence, FinishReason.STOP_TOKEN)
             elif index in vectors:
                 sequence.vector, sequence.first_token_s = vectors[index], self.clock()
                 self._finish(sequence, FinishReason.LENGTH)
         for tenant, num_tokens in served.items():
             self.shares.charge(tenant, output_tokens=num_tokens)
         return new
+
+    def _enter_error(self, row: ScheduledRow, error: TokenwireError) -> None:
+        """A row came to nothing: it is made again where drafts may be to blame, else its sequence ends."""
+        if row.drafts:
+            self._do_without_drafts(row)
+            return
+        if isinstance(error, Internal):
+            self.kv.forget(row.sequence)
+        self.fail(row.sequence, error)
 
     def _enter_token(self, sequence: Sequence, index: int, logprob: TokenLogprob | None, new: NewTokens) -> None:
         """`token_ids[index]` became known: give it out, and end the sequence if it says so."""
@@ -425,6 +433,9 @@ class Scheduler:
                 break  # a long queue for one prefix must not cost time in every step
             if sequence.is_pending:
                 continue  # preempted while its next token was on the way
+            if not sequence.is_ready:
+                num_passed_over += 1
+                continue
             if self.kv.awaits_prefix(sequence):
                 num_passed_over += 1
                 continue
@@ -517,5 +528,7 @@ class Scheduler:
 
 
 def needs_known_tokens(sequence: Sequence) -> bool:
-    """Whether what may come next depends on which token came last: penalties, and bans of several ids in a row."""
-    return is_penalised(sequence) or any(len(banned) > 1 for banned in sequence.sampling.banned_sequences)
+    """Whether what may come next depends on which token came last: constraints, penalties, bans of several ids."""
+    if sequence.constraint is not None or is_penalised(sequence):
+        return True
+    return any(len(banned) > 1 for banned in sequence.sampling.banned_sequences)

@@ -15,7 +15,7 @@ MOVING = ("num_computed_tokens", "num_prompt_logprobs", "slot", "adapter_slot")
 """Fields that the scheduler changes and the runner reads, besides the two lists `token_ids` and `block_table`."""
 CONSTANT = (
     "sequence_id", "num_prompt_tokens", "sampling", "stop", "choice", "num_generated_before", "logprobs",
-    "prompt_logprobs", "embedding", "adapter",
+    "prompt_logprobs", "constraint", "embedding", "adapter",
 )  # fmt: skip
 """Fields that the runner reads and nobody changes."""
 UNREAD = (

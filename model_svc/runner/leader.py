@@ -33,6 +33,7 @@ class LeadingRunner:
         self.info = replace(runner.info, device=f"{runner.info.device} ({num_ranks} ranks)")
         self.phases = runner.phases
         self.adapters: AdapterStore | None = None
+        self.grammars = runner.grammars
         self._runner = runner
         self._meeting = meeting
         self._encoder = BatchEncoder()

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import GrammarBench
+from model_svc.grammar.vocabulary import load_vocabulary
 from model_svc.model.adapters import AdapterBank
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
@@ -110,7 +112,9 @@ def start_runner(
     if graphs is not None:
         with timed(phases_s, "graphs"):
             graphs = record_graphs(graphs, lazily=settings.lazy_graphs)
-    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, bank)
+    with timed(phases_s, "vocabulary"):
+        grammars = make_grammars(settings, model)
+    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars, bank)
     cache_bytes = size.num_blocks * sum(spec.num_bytes(settings.block_size, model.dtype) for spec in specs)
     log.info(memory_plan(model, cache_bytes, step_memory, graphs_recorded=not settings.lazy_graphs).line())
     with timed(phases_s, "warmup"):
@@ -155,6 +159,7 @@ def make_runner(
     limits: StepLimits,
     phases_s: dict[str, float],
     graphs: DecodeGraphs | None,
+    grammars: GrammarBench | None = None,
     bank: AdapterBank | None = None,
 ) -> TorchModelRunner:
     """A runner over that cache."""
@@ -166,7 +171,19 @@ def make_runner(
         num_adapter_slots=settings.adapter_slots if bank is not None else 0,
     )
     info = runner_info(settings, model, backend, size, limits, phases_s)
-    return TorchModelRunner(model, kv, backend, input_batch, info, graphs, bank)
+    return TorchModelRunner(model, kv, backend, input_batch, info, graphs, grammars, bank)
+
+
+def make_grammars(settings: EngineSettings, model: LoadedModel) -> GrammarBench | None:
+    """What constrained sequences need; None, logged, where the model's folder does not say which text its tokens make.
+
+    The gRPC process finds the same and refuses such requests.
+    """
+    try:
+        return GrammarBench(load_vocabulary(Path(settings.model), model.vocab_size))
+    except FailedPrecondition as error:
+        log.info("outputs cannot be constrained: %s", error)
+        return None
 
 
 def try_largest(

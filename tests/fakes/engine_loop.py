@@ -25,7 +25,8 @@ class RecordingRunner:
     """Keeps the log-probabilities that a runner gives out, by sequence id. `info` may differ from the runner's own."""
 
     def __init__(self, runner: ModelRunner, info: RunnerInfo) -> None:
-        self.runner, self.info, self.phases, self.adapters = runner, info, runner.phases, runner.adapters
+        self.runner, self.info, self.phases = runner, info, runner.phases
+        self.grammars, self.adapters = runner.grammars, runner.adapters
         self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
 

@@ -57,6 +57,8 @@ class FakeRunner:
     order, gets wrong tokens.
     """
 
+    grammars = None
+
     def __init__(self, info: RunnerInfo) -> None:
         self.info = info
         self.adapters = None

@@ -86,13 +86,6 @@ def embedded(prompt: list[int], options: EmbeddingOptions, number: int) -> Seque
     )  # fmt: skip
 
 
-def serve(loop: EngineLoop, sequences: list[Sequence]) -> None:
-    """Everything at once, to its end."""
-    loop.engine.take(Inbox(sequences=sequences))
-    while loop.engine.has_work:
-        loop._step()
-
-
 IDS = iter(range(10**7, 10**8))
 OPTIONS = [
     EmbeddingOptions(Pooling.MEAN),
@@ -130,7 +123,7 @@ def test_alone(
     loop = EngineLoop(runners(family))
     for prompt in PROMPTS[:3]:
         sequence = embedded(prompt, options, next(IDS))
-        serve(loop, [sequence])
+        loop.serve([sequence])
         check([sequence], references(family), loop)
 
 
@@ -150,10 +143,10 @@ def test_beside_sequences_that_generate(
     alone = EngineLoop(runner, step_tokens=chunk)
     plain = [outputs(sequence) for sequence in alone.run(prompts, NUM_OUTPUTS)]
     loop = EngineLoop(runner, step_tokens=chunk, overlap=overlap)
-    generating = [loop._sequence(prompt, NUM_OUTPUTS) for prompt in prompts]
+    generating = [loop.sequence(prompt, NUM_OUTPUTS) for prompt in prompts]
     embedding = all_kinds()
     mixed = [each for pair in zip(embedding, generating, strict=False) for each in pair] + embedding[4:]
-    serve(loop, mixed)
+    loop.serve(mixed)
     check(embedding, references(family), loop)
     assert [outputs(sequence) for sequence in generating] == plain
 
@@ -167,10 +160,10 @@ def test_across_preemptions(
     embedding = all_kinds()
     for sequence in embedding[::2]:
         sequence.priority = -1
-    generating = [loop._sequence(prompt, 30) for prompt in PROMPTS[:6]]
+    generating = [loop.sequence(prompt, 30) for prompt in PROMPTS[:6]]
     loop.engine.take(Inbox(sequences=embedding))
     loop._step()
-    serve(loop, generating)
+    loop.serve(generating)
     assert loop.num_preemptions > 0
     check(embedding, references(family), loop)
 
@@ -185,7 +178,7 @@ def test_after_hits_in_the_prefix_cache(
     cached = []
     for pooling in (Pooling.LAST, Pooling.LAST, Pooling.MEAN, Pooling.CLS):
         sequence = embedded(shared + random_tokens(3), EmbeddingOptions(pooling), next(IDS))
-        serve(loop, [sequence])
+        loop.serve([sequence])
         check([sequence], references(family), loop)
         cached.append(sequence.num_cached_tokens)
     assert cached == [0, 24, 0, 0]
@@ -204,7 +197,7 @@ def test_hidden_states_that_are_no_numbers_end_their_sequence_alone(folders: Cal
     runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")
     loop = EngineLoop(runner)
     good, bad = (embedded(prompt, EmbeddingOptions(Pooling.MEAN), next(IDS)) for prompt in ([1, 2, 3], [4, poison, 5]))
-    serve(loop, [good, bad])
+    loop.serve([good, bad])
     assert loop.terminals[good.sequence_id].vector is not None
     error = loop.terminals[bad.sequence_id].error
     assert error is not None and error.reason == "SEQUENCE_FAILED"
@@ -227,8 +220,8 @@ def test_beside_decodes_that_are_replayed(
     runner._graphs = record_graphs(graphs, lazily=False)
     runner.info = replace(runner.info, num_blocks=runner.info.num_blocks - 1)
     loop = EngineLoop(runner, step_tokens=chunk, overlap=overlap)
-    generating, embedding = [loop._sequence(prompt, NUM_OUTPUTS) for prompt in prompts], all_kinds()
-    serve(loop, generating[:2] + embedding + generating[2:])
+    generating, embedding = [loop.sequence(prompt, NUM_OUTPUTS) for prompt in prompts], all_kinds()
+    loop.serve(generating[:2] + embedding + generating[2:])
     assert graphs.num_replays > 0
     check(embedding, references("llama"), loop)
     assert [outputs(sequence) for sequence in generating] == plain
