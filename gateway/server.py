@@ -46,9 +46,7 @@ class Gateway:
             gateway_pb2.DESCRIPTOR.services_by_name["GenerationService"],
         )
         app = make_app(self.generation, registry if place is None else merged_registry(place.metrics_folder))
-        self.http = HttpServer(
-            app, settings.host, settings.http_port, insecure=settings.insecure, share_port=place is not None
-        )
+        self.http = HttpServer(app, settings.host, settings.http_port, tls=settings.tls, share_port=place is not None)
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -113,7 +111,7 @@ async def serve(settings: GatewaySettings, place: WorkerPlace | None = None) -> 
     signalled = asyncio.create_task(until_signal(place))
     await asyncio.sleep(0)  # from here on a signal is answered
     gateway = Gateway(settings, place)
-    serve_metrics(settings.host, settings.metrics_port)
+    serve_metrics(settings.host, settings.metrics_port, tls=settings.tls if settings.metrics_tls else None)
     await gateway.start()
     if place is not None:
         place.tell_started()

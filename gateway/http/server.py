@@ -13,7 +13,7 @@ import uvicorn
 from gateway.http.connection import Connection
 from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
-from tokenwire.server import refuse_public_without_auth
+from tokenwire.tls import ServerTls, server_context
 
 
 class _Uvicorn(uvicorn.Server):
@@ -28,9 +28,13 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """One HTTP port. `bind`, `start`, `stop`."""
 
-    def __init__(self, app: Any, host: str, port: int, *, insecure: bool, share_port: bool = False) -> None:
-        """`share_port`: this is one of several workers, for whom the port is held."""
-        refuse_public_without_auth(host, insecure)
+    def __init__(
+        self, app: Any, host: str, port: int, *, tls: ServerTls | None = None, share_port: bool = False
+    ) -> None:
+        """`share_port`: this is one of several workers, for whom the port is held. Raises FailedPrecondition.
+
+        Who may be let in without being asked is the gRPC server's to refuse, which listens on the same host.
+        """
         self.port = port
         self._host = host
         self._share_port = share_port
@@ -48,6 +52,9 @@ class HttpServer:
             access_log=False,
             server_header=False,
         )
+        config.load()
+        if tls is not None:
+            config.ssl = server_context(tls)
         self._uvicorn = _Uvicorn(config)
 
     def bind(self) -> int:
