@@ -5,6 +5,7 @@ to another one, once. Does not know who asked.
 """
 
 import asyncio
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,17 +16,19 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.metrics import GatewayMetrics
+from gateway.room import Room
 from gateway.settings import GatewaySettings
 from gateway.submission import Choice, Sink, Submission
 from gateway.text_requests import TextRequest
 from tokenwire.channels import TierChannel
-from tokenwire.errors import FieldViolation, Internal, InvalidRequest, Overloaded, TokenwireError, Unavailable
+from tokenwire.errors import Internal, TokenwireError, Unavailable
 from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.tls import ClientTls
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.version import __version__
 from tokenwire.wire import logprobs_from_wire, parsed_from_wire, terminal_from_wire
 
 log = logging.getLogger(__name__)
@@ -160,15 +163,13 @@ class Backends:
     def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
         self.changed = asyncio.Event()
         """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
-        self._max_open = settings.max_concurrent_requests
+        self.room = Room(settings.max_concurrent_requests)
         self._metrics = metrics
         targets = settings.tokenizer_targets.split(",") * settings.sessions_per_target
         self.tiers = [
             Backend(target, metrics, self._lost, self.changed.set, settings.upstream_tls) for target in targets
         ]
         self._open: dict[Submission, Backend] = {}
-        self._num_outputs = 0
-        """Prompts times choices of what is open."""
         self._request_ids: set[str] = set()
         self._closing: TokenwireError | None = None
 
@@ -187,6 +188,16 @@ class Backends:
         """What a request that names no model gets; empty when that is not clear here."""
         names = [card.name for card in self.models()]
         return names[0] if len(names) == 1 else ""
+
+    def system_fingerprint(self, model: str) -> str | None:
+        """Changes with the gateway's release and what a model's card says of it; None where no card has that name."""
+        cards = self.models()
+        card = next((card for card in cards if card.name == model or (not model and len(cards) == 1)), None)
+        if card is None:
+            return None
+        said = f"{__version__}\0{card.name}\0{card.max_context_tokens}\0".encode()
+        said += card.fingerprint.SerializeToString(deterministic=True)
+        return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
 
     def models(self) -> list[common_pb2.ModelCard]:
         """What the tiers said they serve when their sessions opened."""
@@ -222,22 +233,6 @@ class Backends:
         for submission in list(self._open):
             submission.fail(error)
 
-    def require_room(self, num_prompts: int, num_choices: int) -> None:
-        """Raise Overloaded when so much is not free now, InvalidRequest when it never will be."""
-        num_outputs, most = num_prompts * num_choices, self._max_open
-        if num_outputs > most:
-            field = "options.num_choices" if num_choices > 1 else "prompts"
-            given = f"{num_prompts} prompts times {num_choices} choices are {num_outputs} outputs"
-            description = f"{given}: at most {most} in one call (max_concurrent_requests)"
-            raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
-        if self._num_outputs + num_outputs > most:
-            raise Overloaded(
-                f"{self._num_outputs} of at most {most} outputs (max_concurrent_requests) are being generated, "
-                f"which leaves no room for {num_outputs} more",
-                reason="TOO_MANY_REQUESTS",
-                retry_after_s=RETRY_AFTER_S,
-            )
-
     def submit(
         self, request: TextRequest, context: RequestContext, sinks: Sequence[Sink], give_up_s: float | None = None
     ) -> Submission:
@@ -248,12 +243,12 @@ class Backends:
         """
         if self._closing is not None:
             raise self._closing
-        self.require_room(1, len(sinks))
+        self.room.require(1, len(sinks), context.priority)
         backend = self._choose()
         context = self._with_unique_id(context)
         submission = Submission(request, context, sinks, self._closed, give_up_s)
         self._request_ids.add(context.request_id)
-        self._num_outputs += submission.num_choices
+        self.room.enter(submission)
         self._metrics.open_streams.inc()
         self._place(submission, backend)
         return submission
@@ -337,7 +332,7 @@ class Backends:
 
     def _closed(self, submission: Submission) -> None:
         self._open.pop(submission).num_open -= 1
-        self._num_outputs -= submission.num_choices
+        self.room.leave(submission)
         self._request_ids.discard(submission.context.request_id)
         self._metrics.open_streams.dec()
         if not self._open:

@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 
+from gateway.embedding import pass_on
 from gateway.field_names import with_fields_renamed
-from gateway.generation import Generation
+from gateway.generation import Caller, Generation
 from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
 from gateway.streams import Event, TextStream
@@ -131,9 +132,10 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
     async def Embed(
         self, request: tokenizer_pb2.EmbedRequest, context: grpc.aio.ServicerContext
     ) -> tokenizer_pb2.EmbedResponse:
-        """Vectors of texts, by the tier below."""
-        response: tokenizer_pb2.EmbedResponse = await self._pass_on("Embed", request, context)
-        return response
+        """Vectors of texts or token ids."""
+        with self._generation.record("grpc.embed") as record:
+            who = await self._begin(record, request.context, request.model, context)
+            return await pass_on(self._generation, record, self._caller(who, context), request)
 
     async def ListModels(
         self, request: tokenizer_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
@@ -144,11 +146,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
 
     async def _pass_on(self, method: str, request: Any, context: grpc.aio.ServicerContext) -> Any:
         with self._generation.record(f"grpc.{method.lower()}") as record:
-            message = (
-                request.context if isinstance(request, tokenizer_pb2.EmbedRequest) else common_pb2.RequestContext()
-            )
             model = "" if isinstance(request, tokenizer_pb2.ListModelsRequest) else request.model
-            who = await self._begin(record, message, model, context)
+            who = await self._begin(record, common_pb2.RequestContext(), model, context)
             self._generation.refuse_when_draining()
             return await self._backends.call(
                 method, request, timeout_s=context.time_remaining(), request_id=who.request_id
@@ -179,9 +178,12 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
     def _open(
         self, record: RequestRecord, who: RequestContext, requests: list[TextRequest], context: grpc.aio.ServicerContext
     ) -> TextStream:
+        return self._generation.open(record, self._caller(who, context), requests)
+
+    def _caller(self, who: RequestContext, context: grpc.aio.ServicerContext) -> Caller:
+        """Who asks, with the call's own time limit counted in."""
         left_s = context.time_remaining()
-        call_deadline_s = None if left_s is None else time.monotonic() + left_s
-        return self._generation.open(record, self._generation.caller(who, call_deadline_s), requests)
+        return self._generation.caller(who, None if left_s is None else time.monotonic() + left_s)
 
 
 class _Kept:

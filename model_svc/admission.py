@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.matching import Matching
 from tokenwire.block_hash import cache_root
 from tokenwire.errors import FailedPrecondition, FieldViolation, NotFound, Unsupported
 from tokenwire.requests import MAX_CHOICES, GenerationOptions, RequestContext
@@ -42,9 +43,13 @@ class Admission:
         self.vocabulary = vocabulary
         """Fingerprint of the served vocabulary; empty when the model has no tokenizer files."""
 
-    def sequences(self, request: TokenRequest, next_id: Callable[[], int]) -> list[Sequence]:
-        """One sequence per choice. Raises NotFound, FailedPrecondition or InvalidRequest naming what is wrong."""
-        self._check_model(request)
+    def sequences(self, request: TokenRequest, next_id: Callable[[], int], grammar: str = "") -> list[Sequence]:
+        """One sequence per choice. `grammar`: what the request's constraint was compiled to; "" where it has none.
+
+        Raises NotFound, FailedPrecondition or InvalidRequest naming what is wrong.
+        """
+        self.check_model(request.model, request.vocabulary)
+        self._check_generates(request)
         self._check_tokens(request)
         sampling = self._sampling(request.options)
         stop = self._stop(request)
@@ -62,6 +67,8 @@ class Admission:
                 num_generated_before=request.num_generated_tokens,
                 logprobs=request.options.logprobs,
                 prompt_logprobs=request.options.prompt_logprobs,
+                constraint=Matching(grammar) if grammar else None,
+                speculation=request.options.speculation,
                 cache_root=root if self.hash_scheme else f"{ids[0]}\0{root}",
                 priority=request.context.priority,
                 tenant=request.context.tenant,
@@ -71,15 +78,21 @@ class Admission:
             for index, sequence_id in enumerate(ids)
         ]
 
-    def _check_model(self, request: TokenRequest) -> None:
-        if request.model and request.model != self.info.model:
-            raise NotFound(
-                f"model {request.model!r} is not served here; {self.info.model!r} is", reason="MODEL_NOT_FOUND"
-            )
-        if request.vocabulary and self.vocabulary and request.vocabulary != self.vocabulary:
-            message = f"fingerprint.vocabulary {request.vocabulary!r} is not this model's, {self.vocabulary!r}"
+    def check_model(self, model: str, vocabulary: str) -> None:
+        """Raise NotFound for another model, FailedPrecondition for another vocabulary; empty ones are not checked."""
+        if model and model != self.info.model:
+            raise NotFound(f"model {model!r} is not served here; {self.info.model!r} is", reason="MODEL_NOT_FOUND")
+        if vocabulary and self.vocabulary and vocabulary != self.vocabulary:
+            message = f"fingerprint.vocabulary {vocabulary!r} is not this model's, {self.vocabulary!r}"
             raise FailedPrecondition(
                 f"{message}: both tiers must use the same tokenizer", reason="FINGERPRINT_MISMATCH"
+            )
+
+    def _check_generates(self, request: TokenRequest) -> None:
+        if not self.info.generates:
+            raise FailedPrecondition(
+                f"model: {self.info.model!r} is an encoder: it generates no text; ask it for embeddings (Embed)",
+                reason="MODEL_DOES_NOT_GENERATE",
             )
         if request.options.stop_strings:
             fields = [FieldViolation("options.stop.stop_strings", "only tiers that see text can obey it")]

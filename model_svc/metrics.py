@@ -2,8 +2,10 @@
 
 from prometheus_client import CollectorRegistry, Counter
 
+from model_svc.engine.drafting import UNDRAFTED
 from model_svc.engine.events import StepResult
 from model_svc.engine.phase_clock import PHASES
+from tokenwire.constraints import ConstraintForm
 from tokenwire.requests import FinishReason
 from tokenwire.telemetry import TierMetrics
 
@@ -18,6 +20,8 @@ class EngineMetrics:
         self.ended = tier.counter("ended_total", "Sequences that ended, by reason.", ["reason"])
         self.prompt_tokens = tier.counter("prompt_tokens_total", "Prompt tokens of ended sequences.")
         self.cached_tokens = tier.counter("cached_tokens_total", "Prompt tokens that were found in the prefix cache.")
+        self.embedded = tier.counter("embedded_total", "Sequences that were embedded.")
+        self.embedded_tokens = tier.counter("embedded_tokens_total", "Their tokens.")
         self.output_tokens = tier.counter("output_tokens_total", "Tokens generated.")
         self.computed_tokens = tier.counter("computed_tokens_total", "Tokens computed, prefill and decode together.")
         self.steps = tier.histogram("step_seconds", "Time of one engine step.")
@@ -31,10 +35,19 @@ class EngineMetrics:
         self.preemptions = tier.gauge("preempted_sequences", "Preemptions since the engine started.")
         self.step_budget = tier.gauge("step_budget_tokens", "Most tokens of a step at present.")
         self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
+        self.mask_wait = tier.histogram("mask_wait_seconds", "Time a step waited for constraints' masks.")
+        self.masks = tier.counter("constrained_rows_total", "Rows whose next token had to keep to a constraint.")
+        self.mask_time = tier.counter("mask_seconds_total", "Time of the threads that fill constraints' masks.")
         phases = tier.counter("phase_seconds_total", "Host time of the engine process, by phase of a step.", ["phase"])
+        undrafted = tier.counter("undrafted_rows_total", "Decode rows without drafts, by reason.", ["reason"])
+        self.acceptance = tier.gauge("draft_acceptance_ratio", "Drafts accepted, of those of the last steps with any.")
         self._engine_sums = [
             Grown(tier.counter("steps_total", "Engine steps that computed something.")),
             Grown(tier.counter("out_of_memory_total", "Steps for which the device had no memory.")),
+            Grown(tier.counter("drafted_tokens_total", "Tokens drafted and verified.")),
+            Grown(tier.counter("accepted_drafts_total", "Drafts that were what the model chose.")),
+            Grown(tier.counter("drafted_rows_total", "Decode rows with drafts.")),
+            *(Grown(undrafted.labels(reason)) for reason in UNDRAFTED),
             *(Grown(phases.labels(phase)) for phase in PHASES),
         ]
         self._by_reason = {reason: self.ended.labels(reason.value) for reason in FinishReason}
@@ -46,10 +59,17 @@ class EngineMetrics:
             self.batch.observe(result.num_batch_sequences)
             self.computed_tokens.inc(result.num_batch_tokens)
             self.output_tokens.inc(len(result.new.token_ids))
+        if result.masks.num_rows:
+            self.masks.inc(result.masks.num_rows)
+            self.mask_time.inc(result.masks.busy_s)
+            self.mask_wait.observe(result.masks.waited_s)
         for ended in result.ended:
             self._by_reason[ended.terminal.reason].inc()
             self.prompt_tokens.inc(ended.terminal.usage.prompt_tokens)
             self.cached_tokens.inc(ended.terminal.usage.cached_tokens)
+            if ended.terminal.vector is not None:
+                self.embedded.inc()
+                self.embedded_tokens.inc(ended.terminal.usage.prompt_tokens)
             if ended.terminal.model_timings is not None:
                 self.queue.observe(ended.terminal.model_timings.queue_s)
         self.running.set(result.load.running)
@@ -58,7 +78,12 @@ class EngineMetrics:
         self.kv_cached.set(result.load.kv_blocks_cached)
         self.kv_total.set(result.load.kv_blocks_total)
         self.preemptions.set(result.load.num_preemptions)
-        sums = (result.load.step, result.load.num_out_of_memory, *result.phases_s)
+        drafts = result.load.drafts
+        sums = (
+            result.load.step, result.load.num_out_of_memory, drafts.num_drafted, drafts.num_accepted, drafts.num_rows,
+            *drafts.undrafted, *result.phases_s,
+        )  # fmt: skip
+        self.acceptance.set(drafts.acceptance)
         for counter, total in zip(self._engine_sums, sums, strict=True):
             counter.follow(total)
         self.step_budget.set(result.load.step_budget_tokens)
@@ -68,6 +93,28 @@ class EngineMetrics:
         self.restarts.inc()
         for counter in self._engine_sums:
             counter.last = 0.0
+
+
+class ConstraintMetrics:
+    """What compiling constraints took."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        tier = TierMetrics("model", registry)
+        self._seconds = tier.histogram("constraint_compile_seconds", "Time to compile and try a constraint.", ["form"])
+        self._refused = tier.counter(
+            "constraint_refused_total", "Constraints that were refused when compiled.", ["form"]
+        )
+        self._known = tier.counter("constraint_cache_hits_total", "Constraints whose verdict was remembered.")
+
+    def compiled(self, form: ConstraintForm, took_s: float, *, refused: bool) -> None:
+        """A constraint was compiled."""
+        self._seconds.labels(form.value).observe(took_s)
+        if refused:
+            self._refused.labels(form.value).inc()
+
+    def remembered(self) -> None:
+        """One was asked for whose verdict was known."""
+        self._known.inc()
 
 
 class Grown:

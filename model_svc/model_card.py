@@ -4,7 +4,9 @@ from pathlib import Path
 
 from model_svc.admission import Admission
 from model_svc.engine_client import EngineClient
+from model_svc.grammar.compiler import GrammarCompiler
 from tokenwire.block_hash import SHARED_SCHEME, TENANT_SCHEME
+from tokenwire.embedding_wire import capabilities_to_wire
 from tokenwire.fingerprint import template_fingerprint, vocabulary_fingerprint
 from tokenwire.v1 import common_pb2
 
@@ -15,8 +17,9 @@ HASH_SCHEMES = {"shared": SHARED_SCHEME, "tenant": TENANT_SCHEME, "off": ""}
 class TierState:
     """The engine's facts in the words of the wire."""
 
-    def __init__(self, engine: EngineClient, vocabulary: str, chat_template: str) -> None:
+    def __init__(self, engine: EngineClient, vocabulary: str, chat_template: str, grammars: GrammarCompiler) -> None:
         self._engine = engine
+        self.grammars = grammars
         self._fingerprint = common_pb2.Fingerprint(vocabulary=vocabulary, chat_template=chat_template)
         self.draining = False
 
@@ -37,8 +40,10 @@ class TierState:
             fingerprint=self._fingerprint,
             max_context_tokens=info.max_context_tokens,
             vocab_size=info.vocab_size,
-            block_size=info.block_size,
-            hash_scheme=self.hash_scheme,
+            block_size=0 if info.whole_sequences else info.block_size,
+            hash_scheme="" if info.whole_sequences else self.hash_scheme,
+            capabilities=capabilities_to_wire(generates=info.generates, embeds=bool(info.embedding_size)),
+            embedding_size=info.embedding_size,
         )
 
     def load(self) -> common_pb2.Load:

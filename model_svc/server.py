@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from model_svc.admin import ModelAdminServicer
 from model_svc.engine_client import EngineClient
-from model_svc.metrics import EngineMetrics
+from model_svc.grammar.compiler import GrammarCompiler
+from model_svc.metrics import ConstraintMetrics, EngineMetrics
 from model_svc.model_card import TierState, fingerprints_of
 from model_svc.service import ModelServicer
 from model_svc.settings import EngineSettings, ModelTierSettings
@@ -35,7 +36,8 @@ class ModelTier:
         vocabulary, template = fingerprints_of(folder) if folder is not None else ("", "")
         self.grpc = GrpcServer(settings)
         self.engine = EngineClient(engine_settings, self._on_engine, EngineMetrics(registry))
-        self.state = TierState(self.engine, vocabulary, template)
+        self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
+        self.state = TierState(self.engine, vocabulary, template, self.grammars)
         self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
         self._settings = settings
         self._registry = registry
@@ -63,6 +65,7 @@ class ModelTier:
         except TokenwireError:
             await self.grpc.server.stop(None)
             raise
+        self.grammars.load(info.vocab_size)
         log.info(
             "serving",
             extra=fields(
@@ -89,6 +92,7 @@ class ModelTier:
         self.servicer.close_sessions()
         await stopping
         await closing
+        self.grammars.close()
         log.info("stopped")
 
     def _on_engine(self, up: bool) -> None:

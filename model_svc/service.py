@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 import grpc
 
 from model_svc.credits import Lessor
+from model_svc.embedding_request import EmbeddingRequest, VectorCollector, embedding_sequences
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from model_svc.request_stream import RequestStream
 from model_svc.sessions import TokenSession, request_from_wire
+from tokenwire.embedding_wire import POOLING_TO_WIRE, embedding_options_from_wire, vectors_to_wire
 from tokenwire.errors import FailedPrecondition, Unavailable
 from tokenwire.logs import fields
 from tokenwire.requests import CancelReason
@@ -17,12 +19,26 @@ from tokenwire.sampling import SCALARS
 from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 from tokenwire.version import __version__
+from tokenwire.wire import context_from_wire, usage_to_wire
 
 log = logging.getLogger(__name__)
 
 
+def embedding_request_from_wire(
+    message: model_pb2.ModelServiceEmbedRequest, *, call_remaining_s: float | None = None
+) -> EmbeddingRequest:
+    """A call to embed as plain values. Raises InvalidRequest."""
+    return EmbeddingRequest(
+        context=context_from_wire(message.context, call_remaining_s=call_remaining_s),
+        inputs=[list(each.ids) for each in message.inputs],
+        options=embedding_options_from_wire(message.options),
+        model=message.model,
+        vocabulary=message.fingerprint.vocabulary,
+    )
+
+
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
-    """Answers ModelService. What is not built is answered UNIMPLEMENTED by the base class."""
+    """Answers ModelService."""
 
     def __init__(self, engine: EngineClient, state: TierState, drain_timeout_s: float) -> None:
         self._engine = engine
@@ -36,7 +52,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> AsyncIterator[model_pb2.ModelServiceGenerateResponse]:
         """One request. Where no choice went well, the call's status says why."""
         request = request_from_wire(message.request, call_remaining_s=context.time_remaining())
-        sequences = self._state.admission().sequences(request, self._engine.next_id)
+        self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
+        grammar = await self._state.grammars.compile(request.options.constraint)
+        sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
         self._engine.admit(sequences)
         stream = RequestStream(len(sequences))
         for choice, sequence in enumerate(sequences):
@@ -63,6 +81,25 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._sessions.add(session)
         await run_session(frames, context, session)
 
+    async def Embed(
+        self, message: model_pb2.ModelServiceEmbedRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.ModelServiceEmbedResponse:
+        """Vectors of token id sequences. A caller that leaves takes what is not computed yet back."""
+        request = embedding_request_from_wire(message, call_remaining_s=context.time_remaining())
+        sequences = embedding_sequences(request, self._state.admission(), self._engine.next_id)
+        self._engine.admit(sequences)
+        collector = VectorCollector(len(sequences))
+        for index, sequence in enumerate(sequences):
+            self._engine.submit(sequence, collector, index)
+        try:
+            vectors = await collector.vectors()
+        finally:
+            for sequence in sequences:
+                self._engine.abort(sequence.sequence_id, CancelReason.CLIENT)
+        return model_pb2.ModelServiceEmbedResponse(
+            embeddings=vectors_to_wire(vectors), usage=usage_to_wire(collector.usage)
+        )
+
     async def GetModelInfo(
         self, message: model_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
     ) -> model_pb2.GetModelInfoResponse:
@@ -80,6 +117,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             attention=info.attention,
             version=__version__,
             epoch=self._engine.epoch,
+            pooling=POOLING_TO_WIRE[info.pooling],
         )
 
     async def GetLoad(

@@ -87,6 +87,11 @@ class EngineSettings:
     overlap: str = setting(
         "auto", "launch a step before the one before it is read; auto: on a GPU", choices=("auto", "on", "off")
     )
+    speculation: str = setting(
+        "off", "draft tokens and verify several at once, for requests that do not say; ngram: what followed the same "
+        "tokens before. Changes no token", choices=("off", "ngram"),
+    )  # fmt: skip
+    speculation_length: int = setting(8, "most tokens drafted at once for a sequence", minimum=1, maximum=64)
     cuda_graphs: str = setting(
         "auto",
         "record decode steps and replay them; auto: on a GPU, where the model allows it",

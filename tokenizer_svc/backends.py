@@ -6,8 +6,10 @@ replica with another vocabulary is left out. Does not choose among replicas (see
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
+
+import grpc
 
 from tokenizer_svc.allowance import Allowance
 from tokenizer_svc.breaker import Breaker
@@ -15,15 +17,17 @@ from tokenizer_svc.cache_events import CacheFollower
 from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.held_queue import Held
 from tokenizer_svc.outcomes import Outcomes
-from tokenizer_svc.router import TokenReceiver, TokenSubmission
+from tokenizer_svc.router import EmbeddingAnswer, EmbeddingSubmission, TokenReceiver, TokenSubmission
 from tokenwire.channels import TierChannel
+from tokenwire.embedding_wire import embedding_options_to_wire, generates, vectors_from_wire
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
 from tokenwire.logs import fields
 from tokenwire.requests import CancelReason
 from tokenwire.session import SessionClient, SessionStream
+from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
-from tokenwire.wire import context_to_wire, logprobs_from_wire, options_to_wire, terminal_from_wire
+from tokenwire.wire import context_to_wire, logprobs_from_wire, options_to_wire, terminal_from_wire, usage_from_wire
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +91,8 @@ class ModelReplica:
         self.target = target
         self.max_context_tokens = 0
         self.vocab_size = 0
+        self.generates = True
+        self.embedding_size = 0
         self.leaving = False
         """No longer wanted: it is not ready, and runs out."""
         self.breaker = breaker or Breaker()
@@ -111,6 +117,8 @@ class ModelReplica:
         self._max_batch_size = 1
         self._flow = flow
         self._allowance = Allowance()
+        self._num_embedding = 0
+        """Inputs that it embeds for us."""
 
     def start(self) -> None:
         """Begin connecting in the background."""
@@ -144,7 +152,7 @@ class ModelReplica:
     @property
     def num_open(self) -> int:
         """Sequences that have not ended, those on streams that run out too."""
-        return sum(len(stream.receivers) for stream in self._streams)
+        return sum(len(stream.receivers) for stream in self._streams) + self._num_embedding
 
     @property
     def state(self) -> str:
@@ -161,7 +169,7 @@ class ModelReplica:
     def load(self) -> float:
         """Its last report, corrected by what this tier has sent and got back since, per sequence of a step."""
         stream = self._stream
-        num_own = len(stream.receivers) if stream is not None else 0
+        num_own = (len(stream.receivers) if stream is not None else 0) + self._num_embedding
         return max(num_own, self._num_reported + num_own - self._num_open_at_report) / self._max_batch_size
 
     @property
@@ -212,6 +220,31 @@ class ModelReplica:
         )
         return StreamPlacement(stream, handle)
 
+    def embed(self, submission: EmbeddingSubmission) -> Coroutine[Any, Any, EmbeddingAnswer]:
+        """Embed inputs; they count at once. Only while ready. Raises the model tier's error."""
+        self._allowance.charge(len(submission.inputs), sum(map(len, submission.inputs)))
+        self._num_embedding += len(submission.inputs)
+        return self._embed(submission)
+
+    async def _embed(self, submission: EmbeddingSubmission) -> EmbeddingAnswer:
+        end = self._outcomes.on_call()
+        try:
+            assert self._link is not None, "embed only on a ready replica"
+            metadata = (("x-request-id", submission.context.request_id),)
+            response = await self._link.stub.Embed(embedding_to_wire(submission), metadata=metadata)
+            end(None)
+        except grpc.aio.AioRpcError as rpc_error:
+            error = from_rpc_error(rpc_error)
+            end(error)
+            raise error from None
+        finally:
+            self._num_embedding -= len(submission.inputs)
+        answer = EmbeddingAnswer(vectors_from_wire(response.embeddings), usage_from_wire(response.usage))
+        if len(answer.vectors) != len(submission.inputs):
+            message = f"{self.target} gave {len(answer.vectors)} vectors for {len(submission.inputs)} inputs"
+            raise Internal(message, reason="BAD_ANSWER")
+        return answer
+
     def on_ready(self, stream: Stream) -> None:
         """Take or refuse the replica by its Hello."""
         hello = stream.hello
@@ -231,6 +264,7 @@ class ModelReplica:
         self._outcomes.on_stream()
         self._follow_cache(hello.epoch, card)
         self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
+        self.generates, self.embedding_size = generates(card), card.embedding_size
         self._draining = False
         self._num_reported = self._num_open_at_report = 0
         self._allowance = Allowance(self._flow.on_lapse if self._flow is not None else None)
@@ -326,11 +360,21 @@ class ModelReplica:
 
     def _take_load(self, stream: Stream, load: common_pb2.Load) -> None:
         self._num_reported = load.running + load.queued
-        self._num_open_at_report = len(stream.receivers)
+        self._num_open_at_report = len(stream.receivers) + self._num_embedding
         self._max_batch_size = max(1, load.max_batch_size)
         if load.draining != self._draining:
             self._draining = load.draining
             self._on_change()
+
+
+def embedding_to_wire(submission: EmbeddingSubmission) -> model_pb2.ModelServiceEmbedRequest:
+    """Inputs to embed, as a message."""
+    return model_pb2.ModelServiceEmbedRequest(
+        context=context_to_wire(submission.context),
+        inputs=[common_pb2.TokenIds(ids=ids) for ids in submission.inputs],
+        options=embedding_options_to_wire(submission.options),
+        fingerprint=common_pb2.Fingerprint(vocabulary=submission.vocabulary),
+    )
 
 
 def _guard(receiver: TokenReceiver, call: Callable[..., None], *arguments: Any) -> None:

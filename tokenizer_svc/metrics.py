@@ -31,6 +31,8 @@ class TokenizerMetrics:
         )
         self.prompt_tokens = tier.counter("prompt_tokens_total", "Tokens of prompts sent to model tiers")
         self.output_tokens = tier.counter("output_tokens_total", "Tokens generated and turned into text")
+        self.embedded = tier.counter("embedded_total", "Inputs that were embedded")
+        self.embedded_tokens = tier.counter("embedded_tokens_total", "Their tokens")
         self.running = tier.gauge("running_sequences", "Choices of requests that have not ended.")
         self.encode = tier.histogram("encode_seconds", "Template and encoding of one prompt")
         self.queue = tier.histogram("encode_queue_seconds", "From receipt of a prompt until its encoding began")

@@ -53,6 +53,24 @@ class Outcomes:
         if errors:
             self._fail(errors[0])
 
+    def on_call(self) -> Callable[[TokenwireError | None], None]:
+        """A call of its own begins, on no stream. What is returned is told how it ended: None for well.
+
+        Once the breaker has opened since, how it ended says nothing.
+        """
+        self._tell(self._breaker.on_submit)
+        begun_in = self._breaker.state
+
+        def end(error: TokenwireError | None) -> None:
+            if self._breaker.state is not begun_in:
+                return
+            if error is None:
+                self._tell(self._breaker.on_success)
+            elif isinstance(error, Unavailable | Internal):
+                self._fail(error)
+
+        return end
+
     def on_lost(self, current: bool, handles: Collection[int], error: TokenwireError) -> None:
         """A stream broke under these requests."""
         if handles and self._counts(current, handles):

@@ -5,17 +5,18 @@ Plain values and protocols alone; the wire is `tokenizer_svc.backends`' business
 """
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import ceil
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.cache_view import CacheView
+from tokenwire.embeddings import EmbeddingOptions, Vector
 from tokenwire.errors import TokenwireError, Unavailable
 from tokenwire.logprobs import SequenceLogprobs
-from tokenwire.requests import CancelReason, GenerationOptions, RequestContext, Terminal
+from tokenwire.requests import CancelReason, GenerationOptions, RequestContext, Terminal, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,25 @@ class TokenSubmission:
     """How many of token_ids are earlier output."""
     first_choice: int = 0
     """Which of its request's choices is the first of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSubmission:
+    """Inputs that a model tier embeds in one call."""
+
+    context: RequestContext
+    inputs: Sequence[Sequence[int]]
+    options: EmbeddingOptions
+    vocabulary: str
+    """Fingerprint under which the ids were made."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingAnswer:
+    """One vector per input, in order, and the tokens read."""
+
+    vectors: list[Vector]
+    usage: Usage
 
 
 class TokenReceiver(Protocol):
@@ -69,6 +89,10 @@ class Replica(Protocol):
     """0: not known."""
     vocab_size: int
     """0: not known."""
+    generates: bool
+    """Whether its model gives text."""
+    embedding_size: int
+    """Values of an embedding; 0: it gives none, or that is not known."""
     breaker: Breaker
     """Whether requests to it fail."""
     cache: CacheView
@@ -97,6 +121,9 @@ class Replica(Protocol):
 
     def submit(self, submission: TokenSubmission, receivers: Sequence[TokenReceiver]) -> Placement:
         """Send a request down, one receiver per choice. Only while ready."""
+
+    def embed(self, submission: EmbeddingSubmission) -> Coroutine[Any, Any, EmbeddingAnswer]:
+        """Embed inputs; they count at once. Only while ready. Raises the model tier's error."""
 
 
 @dataclass(frozen=True, slots=True)

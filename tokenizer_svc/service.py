@@ -6,19 +6,22 @@ from pathlib import Path
 import grpc
 
 from tokenizer_svc.detokenizer import CONTEXT_TOKENS, decode
+from tokenizer_svc.embedding import embed
 from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.sessions import TextSession, fingerprint, model_card
 from tokenizer_svc.stream_detokenize import OpenSequences
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.tokenizer import Encoding
 from tokenizer_svc.tokenizer_files import read_tokenizer_files
-from tokenizer_svc.wire import conversation_from_wire, truncation_from_wire
-from tokenwire.errors import FieldViolation, InvalidRequest, Unsupported
+from tokenizer_svc.wire import conversation_from_wire, embedding_call_from_wire, truncation_from_wire
+from tokenwire.embedding_wire import vectors_to_wire
+from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import StopParams, refuse
 from tokenwire.session_server import run_session
 from tokenwire.v1 import tokenizer_pb2 as pb
 from tokenwire.v1 import tokenizer_pb2_grpc
+from tokenwire.wire import usage_to_wire
 
 INLINE_IDS = 2_000
 """Up to this many token ids are decoded on the event loop (under 1 ms)."""
@@ -180,8 +183,14 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 yield pb.GetTokenizerResponse(file_index=index, content=piece)
 
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
-        """Refused: not built."""
-        raise Unsupported("Embed is not built in this release")
+        """Vectors of texts or token ids. A caller that leaves takes what is not computed yet back."""
+        call = embedding_call_from_wire(request, context.time_remaining())
+        try:
+            vectors, usage = await embed(call, self._tier)
+        except TokenwireError as error:
+            self._tier.metrics.errors.labels(error.reason).inc()
+            raise
+        return pb.EmbedResponse(embeddings=vectors_to_wire(vectors), usage=usage_to_wire(usage))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from tokenizer_svc.running_request import RunningRequest
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.wire import request_from_wire
+from tokenwire.embedding_wire import capabilities_to_wire
 from tokenwire.errors import AlreadyExists, TokenwireError
 from tokenwire.outbox import TextOutbox
 from tokenwire.requests import CancelReason, FinishReason, Terminal
@@ -30,6 +31,8 @@ def model_card(tier: Tier) -> common_pb2.ModelCard:
         fingerprint=fingerprint(tier),
         max_context_tokens=tier.max_context_tokens,
         vocab_size=tier.tokenizer.vocab_size,
+        capabilities=capabilities_to_wire(generates=tier.generates, embeds=bool(tier.embedding_size)),
+        embedding_size=tier.embedding_size,
     )
 
 

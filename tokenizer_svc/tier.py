@@ -60,3 +60,13 @@ class Tier:
     def max_context_tokens(self) -> int:
         """Longest context that every known model tier takes; 0 while none is known."""
         return min((r.max_context_tokens for r in self.router.replicas if r.max_context_tokens), default=0)
+
+    @property
+    def generates(self) -> bool:
+        """Whether a model tier gives text, as far as is known: while none is connected, none is said to."""
+        return any(replica.generates for replica in self.router.replicas if replica.max_context_tokens)
+
+    @property
+    def embedding_size(self) -> int:
+        """Values of an embedding; 0 where no known model tier gives any."""
+        return max((replica.embedding_size for replica in self.router.replicas), default=0)

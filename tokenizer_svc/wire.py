@@ -5,8 +5,11 @@ import math
 from typing import Any
 
 from tokenizer_svc.chat_template import ChatMessage, Conversation
+from tokenizer_svc.embedding import EmbeddingCall
+from tokenizer_svc.embedding_inputs import EmbeddingInputs
 from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.text_request import TextRequest
+from tokenwire.embedding_wire import embedding_options_from_wire
 from tokenwire.errors import FieldViolation, InvalidRequest, Unsupported
 from tokenwire.requests import name_violations
 from tokenwire.sampling import refuse
@@ -33,7 +36,9 @@ def request_from_wire(message: tokenizer_pb2.TextRequest) -> TextRequest:
     )
 
 
-def truncation_from_wire(message: tokenizer_pb2.TextRequest | tokenizer_pb2.TokenizeRequest) -> Truncation | None:
+def truncation_from_wire(
+    message: tokenizer_pb2.TextRequest | tokenizer_pb2.TokenizeRequest | tokenizer_pb2.EmbedRequest,
+) -> Truncation | None:
     """How what is too long is cut; None where that is not said."""
     if not message.HasField("truncation"):
         return None
@@ -42,6 +47,26 @@ def truncation_from_wire(message: tokenizer_pb2.TextRequest | tokenizer_pb2.Toke
     if given.side not in sides.values():
         raise _invalid("truncation.side", f"{given.side} is not allowed: 1 for the start, 2 for the end")
     return Truncation(given.side == tokenizer_pb2.TRUNCATION_SIDE_END, given.max_tokens)
+
+
+def embedding_call_from_wire(message: tokenizer_pb2.EmbedRequest, call_remaining_s: float | None) -> EmbeddingCall:
+    """A call to embed. Raises InvalidRequest."""
+    if message.texts and message.token_ids:
+        raise _invalid("token_ids", "texts are given too: one of them is embedded")
+    truncation = truncation_from_wire(message)
+    if truncation is not None and message.truncation.side == tokenizer_pb2.TRUNCATION_SIDE_UNSPECIFIED:
+        truncation = Truncation(True, truncation.max_tokens)
+    return EmbeddingCall(
+        context=context_from_wire(message.context, call_remaining_s=call_remaining_s),
+        model=message.model,
+        inputs=EmbeddingInputs(
+            texts=tuple(message.texts),
+            token_ids=tuple(tuple(each.ids) for each in message.token_ids),
+            truncation=truncation or (Truncation(True) if message.truncate else None),
+            split_special_tokens=message.split_special_tokens,
+        ),
+        options=embedding_options_from_wire(message.options),
+    )
 
 
 def conversation_from_wire(message: tokenizer_pb2.Conversation, path: str = "conversation") -> Conversation:

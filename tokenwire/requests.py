@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tokenwire.constraints import Constraint
+from tokenwire.embeddings import Vector
 from tokenwire.errors import FieldViolation, TokenwireError
 from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
 
@@ -112,6 +114,8 @@ class Terminal:
     model_timings: ModelTimings | None = None
     tokenizer_timings: TokenizerTimings | None = None
     gateway_timings: GatewayTimings | None = None
+    vector: Vector | None = None
+    """Of a sequence that was embedded, and ends with LENGTH: nothing is generated after it. Never on a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,10 @@ class GenerationOptions:
     """Log-probability of each sampled token, and of this many likeliest ones; None: none."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens but the first."""
+    constraint: Constraint | None = None
+    """What the output must look like; None: free text."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted ahead, which changes none of them; None: as the server does by default."""
 
     def violations(self, prefix: str = "options") -> list[FieldViolation]:
         """Everything wrong with these values, one entry per field."""
@@ -207,4 +215,6 @@ class GenerationOptions:
             if value is not None and not 0 <= value <= MAX_LOGPROBS:
                 allowed = f"an integer from 0 to {MAX_LOGPROBS}"
                 found.append(FieldViolation(f"{prefix}.output.{name}", f"{value} is not allowed: {allowed}"))
+        if self.constraint is not None:
+            found += self.constraint.violations(f"{prefix}.constraint")
         return found

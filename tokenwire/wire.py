@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection
 from functools import lru_cache
 
+from tokenwire.constraints import Constraint, ConstraintForm
 from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed, ToolCall
@@ -128,15 +129,42 @@ def _options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
         num_choices=message.num_choices or 1,
         logprobs=output.logprobs if output.HasField("logprobs") else None,
         prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
+        constraint=constraint_from_wire(message.constraint),
+        speculation=message.speculation if message.HasField("speculation") else None,
     )
     refuse(options.violations())
     return options
 
 
+def constraint_from_wire(message: pb.Constraint) -> Constraint | None:
+    """What the output must look like; None where no form is given. Raises InvalidRequest for a form that says no."""
+    name = message.WhichOneof("form")
+    if name is None:
+        return None
+    form = ConstraintForm(name)
+    if form is ConstraintForm.CHOICE:
+        return Constraint(form, texts=tuple(message.choice.texts))
+    if form is ConstraintForm.JSON_OBJECT:
+        if not message.json_object:
+            description = "false is not allowed: true, or leave the constraint out"
+            refuse([FieldViolation("options.constraint.json_object", description)])
+        return Constraint(form)
+    return Constraint(form, getattr(message, name))
+
+
+def constraint_to_wire(constraint: Constraint, message: pb.Constraint) -> None:
+    """Write what the output must look like into an empty message."""
+    if constraint.form is ConstraintForm.CHOICE:
+        message.choice.texts.extend(constraint.texts)
+    elif constraint.form is ConstraintForm.JSON_OBJECT:
+        message.json_object = True
+    else:
+        setattr(message, constraint.form.value, constraint.text)
+
+
 def refuse_unbuilt(message: pb.GenerationOptions) -> None:
     """Raise Unsupported for the first field that asks for something this release does not do."""
-    asked = ["constraint"] if message.constraint.WhichOneof("form") else []
-    asked += ["output.echo"] if message.output.echo else []
+    asked = ["output.echo"] if message.output.echo else []
     asked += ["adapter"] if message.adapter else []
     if asked:
         violations = [FieldViolation(f"options.{name}", "not built in this release; leave it out") for name in asked]
@@ -169,6 +197,10 @@ def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
         message.output.logprobs = options.logprobs
     if options.prompt_logprobs is not None:
         message.output.prompt_logprobs = options.prompt_logprobs
+    if options.constraint is not None:
+        constraint_to_wire(options.constraint, message.constraint)
+    if options.speculation is not None:
+        message.speculation = options.speculation
     return message
 
 
@@ -210,17 +242,24 @@ def parsed_from_wire(reasoning: str, tool_calls: Collection[tokenizer_pb2.ToolCa
     return Parsed(reasoning, [ToolCall(call.id, call.name, call.arguments, call.index) for call in tool_calls])
 
 
+def usage_to_wire(usage: Usage) -> pb.Usage:
+    """Token counts as a message."""
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, completion_tokens=usage.completion_tokens
+    )
+
+
+def usage_from_wire(message: pb.Usage) -> Usage:
+    """Token counts as plain values."""
+    return Usage(message.prompt_tokens, message.cached_tokens, message.completion_tokens)
+
+
 def terminal_to_wire(terminal: Terminal, handle: int = 0) -> pb.Finish:
     """The terminal event as a message."""
-    usage = terminal.usage
     finish = pb.Finish(
         handle=handle,
         reason=FINISH_TO_WIRE[terminal.reason],
-        usage=pb.Usage(
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
-        ),
+        usage=usage_to_wire(terminal.usage),
     )
     if terminal.stop_token_id is not None:
         finish.stop_token_id = terminal.stop_token_id
@@ -249,7 +288,7 @@ def terminal_from_wire(finish: pb.Finish) -> Terminal:
     timings = finish.timings
     return Terminal(
         reason=FINISH_FROM_WIRE.get(finish.reason, FinishReason.ERROR),
-        usage=Usage(finish.usage.prompt_tokens, finish.usage.cached_tokens, finish.usage.completion_tokens),
+        usage=usage_from_wire(finish.usage),
         stop_token_id=finish.stop_token_id if matched == "stop_token_id" else None,
         stop_string=finish.stop_string if matched == "stop_string" else None,
         error=from_wire(finish.error) if finish.HasField("error") else None,

@@ -13,6 +13,7 @@ from gateway.http.generate import generate_handler
 from gateway.http.health import health_routes
 from gateway.http.openai_chat import chat_handler
 from gateway.http.openai_completions import completion_handler
+from gateway.http.openai_embeddings import embedding_handler
 from gateway.http.openai_models import model_routes
 from gateway.http.request_ids import RequestIds
 
@@ -26,6 +27,7 @@ def make_app(generation: Generation, registry: CollectorRegistry) -> ASGIApp:
     handlers = {
         "/v1/chat/completions": chat_handler(generation),
         "/v1/completions": completion_handler(generation),
+        "/v1/embeddings": embedding_handler(generation),
         "/generate": generate_handler(generation),
     }
     return RequestIds(Front(app, handlers))

@@ -25,6 +25,8 @@ class HttpCall:
         self.record: RequestRecord = generation.record(api)
         self.record.request_id = self.request_id
         self.connection: Connection = connection_of(request.scope)
+        self.keep_alive_s: float | None = generation.settings.stream_keep_alive_s or None
+        """How long a streamed answer may be silent; None: as long as it takes."""
         self.gone = False
         """The client went away."""
         self._generation = generation

@@ -15,12 +15,15 @@ from starlette.exceptions import HTTPException
 
 from gateway.field_names import with_fields_renamed
 from tokenwire.errors import (
+    AlreadyExists,
     Cancelled,
     DeadlineExceeded,
+    FailedPrecondition,
     Internal,
     InvalidRequest,
     NotFound,
     TokenwireError,
+    Unsupported,
 )
 from tokenwire.requests import FinishReason, Terminal
 
@@ -34,11 +37,19 @@ HTTP_NAMES = {
 }
 """Fields whose name over HTTP is not the last word of their path on the wire."""
 
-PROMPT_FIELDS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/generate": "inputs"}
+PROMPT_FIELDS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/generate": "inputs",
+    "/v1/embeddings": "input",
+}
 """What each path calls the prompt."""
 
-WIRE_PROMPT_FIELDS = {"input", "text", "token_ids", "conversation", "prompts"}
+WIRE_PROMPT_FIELDS = {"input", "text", "token_ids", "conversation", "prompts", "texts", "sequences"}
 """What the tiers below and gRPC's Generate call it."""
+
+FINAL = (Unsupported, AlreadyExists, FailedPrecondition, Cancelled)
+"""Errors for which another try is of no use, though their status makes OpenAI's clients try again."""
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -51,6 +62,18 @@ class MethodNotAllowed(InvalidRequest):
     """A path that is there, asked with another method."""
 
     http_status, default_reason = 405, "METHOD_NOT_ALLOWED"
+
+
+class RequestTimeout(InvalidRequest):
+    """A request that takes too long to arrive."""
+
+    http_status, default_reason = 408, "REQUEST_TIMEOUT"
+
+
+class HeadTooLarge(InvalidRequest):
+    """A request whose line and fields are over their limits."""
+
+    http_status, default_reason = 431, "HEAD_TOO_LARGE"
 
 
 CONVERSATION_NAMES = (
@@ -70,7 +93,7 @@ def http_name(field: str, prompt_field: str = "prompt") -> str:
     if first == "conversation" and rest:
         return _conversation_name(rest)
     if first.partition("[")[0] in WIRE_PROMPT_FIELDS:
-        return prompt_field + (field[field.index("[") :] if "[" in field else "")
+        return prompt_field + (field[field.index("[") :].replace(".ids[", "[") if "[" in field else "")
     if first not in ("options", "context"):
         return field
     last = rest.rsplit(".", 1)[-1]
@@ -97,8 +120,13 @@ def error_object(error: TokenwireError, prompt_field: str = "prompt") -> dict[st
 
 
 def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONResponse:
-    """The whole answer, with `Retry-After` in whole seconds where the error knows when to come back."""
+    """The whole answer, with `Retry-After` in whole seconds where the error knows when to come back.
+
+    `x-should-retry` is what OpenAI's clients heed before the status.
+    """
     headers = {}
+    if isinstance(error, FINAL):
+        headers["x-should-retry"] = "false"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     body = {"error": error_object(error, prompt_field)}

@@ -1,26 +1,46 @@
-"""The fields that every generating path takes, and what they mean as plain values."""
+"""The fields that every generating path takes, and what they mean as plain values.
+
+Bounds in `json_schema_extra` are for whoever reads the description of the API: `tokenwire.sampling` and
+`tokenwire.requests` hold requests to them, by these same numbers.
+"""
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from gateway.http.body import Body, invalid
 from gateway.text_requests import Prompt, TextRequest, text_request
-from tokenwire.requests import GenerationOptions
-from tokenwire.sampling import SamplingParams, StopParams, refuse
+from tokenwire.requests import MAX_CHOICES, MAX_NAME_BYTES, MAX_PRIORITY, MAX_STOP_STRINGS, GenerationOptions
+from tokenwire.sampling import (
+    MAX_BIAS,
+    MAX_BIASED_TOKENS,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TOKENS,
+    SamplingParams,
+    StopParams,
+    refuse,
+)
 
 UINT32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Penalty = Annotated[float, Field(json_schema_extra={"minimum": -MAX_PENALTY, "maximum": MAX_PENALTY})]
+Share = Annotated[float, Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+TokenCount = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": MAX_TOKENS})]
+Name = Annotated[str, Field(json_schema_extra={"maxLength": MAX_NAME_BYTES})]
 
+MIN_SEED = -(2**63)
 TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
-HARMLESS = frozenset(
-    {
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    }
-)  # fmt: skip
-"""Fields of OpenAI's API that say something about the account or the bill and nothing about the answer: ignored."""
+TEXT = {"type": "string"}
+IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}, "minItems": 1}
+PROMPTS_SCHEMA = {"anyOf": [TEXT, IDS, {"type": "array", "minItems": 1, "items": {"anyOf": [TEXT, IDS]}}]}
+"""What `prompts_of` takes."""
+STOP_SCHEMA = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": MAX_STOP_STRINGS}, {"type": "null"}]}
+"""What `_stop_strings` takes."""
 
 
 class StreamOptions(Body):
@@ -29,31 +49,60 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class AccountFields(Body):
+    """Fields of OpenAI's API that say something about the account or the bill and nothing about the answer: ignored.
+
+    But for `service_tier`, which an answer must repeat: here there is one, "default".
+    """
+
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    """Nothing is stored, whatever is said."""
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    """Every request is of the one tier there is; `priority` is what puts one before others."""
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    """Prompts are cached by what stands in them, whoever asks; `cache_salt` is what keeps them apart."""
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+
+
 class GenerationFields(Body):
     """How to generate. Absent and null mean the model's own defaults."""
 
     model: str | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: Annotated[float, Field(json_schema_extra={"minimum": 0})] | None = None
+    top_p: Annotated[float, Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 1})] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    min_p: Share | None = None
+    seed: Annotated[int, Field(json_schema_extra={"minimum": MIN_SEED, "maximum": MAX_SEED})] | None = None
+    """A negative one, as OpenAI's API takes it, stands for the 64 bits that it is."""
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: (
+        Annotated[float, Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": MAX_REPETITION_PENALTY})] | None
+    ) = None
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[float, Field(json_schema_extra={"minimum": -MAX_BIAS, "maximum": MAX_BIAS})]],
+            Field(json_schema_extra={"maxProperties": MAX_BIASED_TOKENS, "propertyNames": {"pattern": "^[0-9]+$"}}),
+        ]
+        | None
+    ) = None
     """Token ids as JSON has them in keys, in decimal."""
     allowed_token_ids: list[UINT32] | None = None
     banned_sequences: list[list[UINT32]] | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    stop: Any = None
-    stop_token_ids: list[UINT32] | None = None
+    n: Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": MAX_CHOICES})] | None = None
+    max_tokens: TokenCount | None = None
+    min_tokens: Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": MAX_TOKENS})] | None = None
+    stop: Annotated[Any, WithJsonSchema(STOP_SCHEMA)] = None
+    stop_token_ids: Annotated[list[UINT32], Field(json_schema_extra={"maxItems": MAX_STOP_TOKEN_IDS})] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
-    priority: int | None = None
-    tenant: str | None = None
+    priority: Annotated[int, Field(json_schema_extra={"minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY})] | None = None
+    """Higher is served first, and refused last."""
+    tenant: Name | None = None
     """Whose share of the machine is used."""
     timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds the whole request may take."""
@@ -66,8 +115,10 @@ class GenerationFields(Body):
     include_stop_str_in_output: bool | None = None
     split_special_tokens: bool | None = None
     """What stands for special tokens in the prompt is plain text."""
-    cache_salt: str | None = None
+    cache_salt: Name | None = None
     """Cached prefixes are shared only among requests of equal salt."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted ahead: quicker or not, the same tokens."""
 
     def options(
         self, *, max_tokens: int | None = None, logprobs: int | None = None, prompt_logprobs: int | None = None
@@ -82,7 +133,7 @@ class GenerationFields(Body):
                 top_k=self.top_k,
                 top_p=self.top_p,
                 min_p=self.min_p,
-                seed=self.seed,
+                seed=_seed(self.seed),
                 repetition_penalty=self.repetition_penalty,
                 presence_penalty=self.presence_penalty,
                 frequency_penalty=self.frequency_penalty,
@@ -103,6 +154,7 @@ class GenerationFields(Body):
             num_choices=1 if self.n is None else self.n,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            speculation=self.speculation,
         )
         refuse(options.violations())
         return options
@@ -120,6 +172,10 @@ class GenerationFields(Body):
             )
             for prompt in prompts
         ]
+
+
+def _seed(value: int | None) -> int | None:
+    return value + MAX_SEED + 1 if value is not None and MIN_SEED <= value < 0 else value
 
 
 def _logit_bias(value: dict[str, float]) -> tuple[tuple[int, float], ...]:

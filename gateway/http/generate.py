@@ -14,16 +14,17 @@ same for the input's tokens from the second on. Streamed, an event has those of 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import Field, WithJsonSchema
 
 from gateway.generation import Generation
 from gateway.http.body import invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.errors import error_object, error_of
-from gateway.http.fields import GenerationFields, prompts_of
+from gateway.http.fields import PROMPTS_SCHEMA, GenerationFields, prompts_of
 from gateway.http.front import Handler
 from gateway.http.logprobs import plain_logprobs
 from gateway.http.openai_usage import usage_object
@@ -32,16 +33,18 @@ from gateway.streams import Event
 from tokenwire.errors import TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import Terminal
+from tokenwire.sampling import MAX_LOGPROBS
 
 PROMPT_FIELD = "inputs"
+NumLikeliest = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": MAX_LOGPROBS})]
 
 
 class GenerateBody(GenerationFields):
     """The body."""
 
-    inputs: Any
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+    inputs: Annotated[Any, WithJsonSchema(PROMPTS_SCHEMA)]
+    logprobs: NumLikeliest | None = None
+    prompt_logprobs: NumLikeliest | None = None
 
 
 def generate_handler(generation: Generation) -> Handler:
@@ -50,7 +53,7 @@ def generate_handler(generation: Generation) -> Handler:
     async def generate(request: Request) -> Response:
         """Continue one or many inputs."""
         with HttpCall(generation, request, "http.generate") as call:
-            body = await read_body(request, GenerateBody, generation.settings.max_body_bytes)
+            body = await read_body(request, GenerateBody, generation.settings)
             return await _answer(generation, call, body)
 
     return generate

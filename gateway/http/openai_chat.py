@@ -4,21 +4,21 @@ Source: https://platform.openai.com/docs/api-reference/chat; what only a chat te
 server gave it. Stricter in one thing: a field that is unknown or not built is refused with its name, never ignored.
 """
 
-import secrets
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import Field
 
 from gateway.generation import Generation
 from gateway.http.body import invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.chat_answers import message_object, reasoning_delta, tool_calls_delta
 from gateway.http.chat_messages import ChatMessageFields, ToolFields, json_text, message_of, tools_of
-from gateway.http.fields import HARMLESS, GenerationFields, StreamOptions
+from gateway.http.fields import AccountFields, GenerationFields, StreamOptions, TokenCount
 from gateway.http.front import Handler
 from gateway.http.logprobs import chat_logprobs
-from gateway.http.openai_chunks import AnswerHead, ChunkShape, OpenAIChunks, collect
+from gateway.http.openai_chunks import ChunkShape, OpenAIChunks, answer_head, collect
 from gateway.http.sse import event_stream
 from gateway.text_requests import Conversation
 from tokenwire.sampling import MAX_LOGPROBS, StopParams
@@ -32,11 +32,10 @@ UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "reasoning_effort": (None, "none"),
     "response_format": (None, {"type": "text"}),
-    "verbosity": (None,),
+    "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
 SHAPE = ChunkShape(
-    object="chat.completion.chunk",
     before_text='"delta":{"content":',
     after_text="}",
     first='"delta":{"role":"assistant","content":""}',
@@ -47,7 +46,7 @@ SHAPE = ChunkShape(
 )
 
 
-class ChatBody(GenerationFields):
+class ChatBody(GenerationFields, AccountFields):
     """The body."""
 
     messages: list[ChatMessageFields]
@@ -56,9 +55,9 @@ class ChatBody(GenerationFields):
     """"none": the tools are not shown to the model."""
     parallel_tool_calls: bool | None = None
     """False: the answer ends with its first call."""
-    max_completion_tokens: int | None = None
+    max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": MAX_LOGPROBS})] | None = None
     stream_options: StreamOptions | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     """Extra variables of the chat template."""
@@ -76,14 +75,14 @@ def chat_handler(generation: Generation) -> Handler:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         with HttpCall(generation, request, "http.chat") as call:
-            body = await read_body(request, ChatBody, generation.settings.max_body_bytes)
+            body = await read_body(request, ChatBody, generation.settings)
             return await _answer(generation, call, body)
 
     return chat_completions
 
 
 async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Response:
-    refuse_extras(body, UNBUILT_CHAT, HARMLESS)
+    refuse_extras(body, UNBUILT_CHAT)
     include_usage = refuse_stream_options(body.stream_options, bool(body.stream))
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise invalid("max_completion_tokens", f"{body.max_completion_tokens} contradicts max_tokens {body.max_tokens}")
@@ -91,7 +90,8 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
         raise invalid("max_completion_tokens", violation.description)
     options = body.options(max_tokens=body.max_completion_tokens, logprobs=_num_logprobs(body))
     call.open(body, body.requests([_conversation(body)], options), body.model or "")
-    head = AnswerHead(f"chatcmpl-{secrets.token_hex(12)}", body.model or generation.backends.default_model)
+    kind = "chat.completion.chunk" if body.stream else "chat.completion"
+    head = answer_head(generation.backends, kind, "chatcmpl", body.model or "", body.service_tier)
     if body.stream:
         chunks = OpenAIChunks(SHAPE, head, num_prompts=1, num_choices=options.num_choices, include_usage=include_usage)
         return await event_stream(call, chunks, "messages")
@@ -105,8 +105,7 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
         }
         for index, output in enumerate(outputs)
     ]
-    answer = {"id": head.id, "object": "chat.completion", "created": head.created, "model": head.model}
-    return JSONResponse({**answer, "choices": choices, "usage": usage})
+    return JSONResponse({**head.fields(), "choices": choices, "usage": usage})
 
 
 def _conversation(body: ChatBody) -> Conversation:

@@ -4,12 +4,15 @@ Per text: one JSON-escaped string between a prefix and a suffix made once per ou
 log-probabilities are asked for.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.backends import Backends
 from gateway.http.calls import HttpCall
+from gateway.http.echoes import Echo
 from gateway.http.errors import error_of, renamed
 from gateway.http.openai_usage import UsageTotal, finish_reason, usage_object
 from gateway.http.sse import DONE, json_text
@@ -18,13 +21,14 @@ from tokenwire.errors import TokenwireError
 from tokenwire.parsed import Parsed, joined_parsed
 from tokenwire.requests import FinishReason, TokenLogprob
 
+SERVICE_TIER = "default"
+"""The one tier that every request is served in."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkShape:
     """How one path writes its chunks."""
 
-    object: str
-    """`"chat.completion.chunk"` or `"text_completion"`."""
     before_text: str
     """Between the choice's index and the text: `'"delta":{"content":'`."""
     after_text: str
@@ -46,26 +50,62 @@ class AnswerHead:
     """What identifies one answer, in each of its chunks."""
 
     id: str
+    object: str
     model: str
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+    """"default" where the request said something of tiers."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix time."""
+
+    def fields(self) -> dict[str, Any]:
+        """As the beginning of an answer, or of a chunk of it, has them."""
+        head = {
+            "id": self.id,
+            "object": self.object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
+        return head if self.service_tier is None else {**head, "service_tier": self.service_tier}
+
+
+def answer_head(backends: Backends, kind: str, id_prefix: str, model: str, service_tier: str | None) -> AnswerHead:
+    """The head of a new answer. `kind`: its `object`; `model`, `service_tier`: as the request has them."""
+    return AnswerHead(
+        id=f"{id_prefix}-{secrets.token_hex(12)}",
+        object=kind,
+        model=model or backends.default_model,
+        system_fingerprint=backends.system_fingerprint(model),
+        service_tier=None if service_tier is None else SERVICE_TIER,
+    )
 
 
 class OpenAIChunks:
     """Writes one streamed answer."""
 
     def __init__(
-        self, shape: ChunkShape, head: AnswerHead, *, num_prompts: int, num_choices: int, include_usage: bool
+        self,
+        shape: ChunkShape,
+        head: AnswerHead,
+        *,
+        num_prompts: int,
+        num_choices: int,
+        include_usage: bool,
+        echoes: Sequence[Echo] = (),
+        with_logprobs: bool = False,
     ) -> None:
+        """`echoes`: what each prompt's outputs begin with; none where nothing is repeated."""
         self._shape = shape
+        self._echoes = echoes
+        self._with_logprobs = with_logprobs
+        self._of_prompts: dict[int, list[TokenLogprob]] = {}
+        """Of outputs that have not begun: what is known of their prompt's tokens."""
         self._num_prompts = num_prompts
         self._num_choices = num_choices
         self._include_usage = include_usage
         self._total = UsageTotal()
-        self._head = (
-            f'data: {{"id":"{head.id}","object":"{shape.object}","created":{head.created},'
-            f'"model":{json_text(head.model)},'
-        )
+        self._head = f"data: {json_text(head.fields())[:-1]},"
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self._begun: dict[int, str] = {}
         """Prefix of each output that has begun, by index."""
@@ -83,11 +123,15 @@ class OpenAIChunks:
             if prefix is None:
                 if error is not None and not event.text and event.parsed is None:
                     return "".join(pieces), error
-                prefix = self._begin(index, pieces)
+                prefix = (
+                    self._begin(index, pieces) if not self._echoes else self._begin_with_prompt(index, event, pieces)
+                )
+                if prefix is None:
+                    continue
             if event.parsed is not None:
                 self._add(index, pieces, self._shape.before, event.parsed)
             if event.logprobs is not None and event.logprobs.tokens:
-                logprobs = json_text(self._shape.logprobs(event.logprobs.tokens))
+                logprobs = json_text(self._shape.logprobs(self._placed(event.logprobs.tokens, event.prompt)))
                 pieces.append(prefix + json_text(event.text) + self._suffix_of(logprobs))
             elif event.text:
                 pieces.append(prefix + json_text(event.text) + self._suffix)
@@ -116,6 +160,23 @@ class OpenAIChunks:
             choice = f'"choices":[{{"index":{index},{self._shape.first},"logprobs":null,"finish_reason":null}}]'
             pieces.append(f"{self._head}{choice}{self._tail}")
         return prefix
+
+    def _begin_with_prompt(self, index: int, event: Event, pieces: list[str]) -> str | None:
+        """Begin with a chunk of the prompt, once all is there that is known of it; None until then."""
+        known = self._of_prompts.setdefault(index, [])
+        if event.logprobs is not None:
+            known += event.logprobs.prompt
+        if not event.text and not (event.logprobs and event.logprobs.tokens) and event.terminal is None:
+            return None
+        del self._of_prompts[index]
+        prefix, echo = self._begin(index, pieces), self._echoes[event.prompt]
+        logprobs = json_text(echo.logprobs(known)) if self._with_logprobs else "null"
+        pieces.append(prefix + json_text(echo.text) + self._suffix_of(logprobs))
+        return prefix
+
+    def _placed(self, tokens: list[TokenLogprob], prompt: int) -> list[TokenLogprob]:
+        """Tokens of an output with their places in the whole text."""
+        return self._echoes[prompt].behind(tokens) if self._echoes else tokens
 
     def _add(
         self, index: int, pieces: list[str], payload_of: Callable[[Parsed], str | None] | None, parsed: Parsed
@@ -146,6 +207,7 @@ class CollectedOutput:
     texts: list[str] = field(default_factory=list)
     """Its text in pieces."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     parsed: Parsed | None = None
     """What was split from the text."""
     reason: str = ""
@@ -162,6 +224,7 @@ async def collect(call: HttpCall, num_prompts: int, num_choices: int) -> tuple[l
             output.texts.append(event.text)
             if event.logprobs is not None:
                 output.logprobs += event.logprobs.tokens
+                output.prompt_logprobs += event.logprobs.prompt
             if event.parsed is not None:
                 output.parsed = joined_parsed(output.parsed, event.parsed)
             if event.terminal is not None:

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them; and the refusal of what is not built."""
+"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them, with what each model does besides."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.generation import Generation
-from tokenwire.errors import NotFound, Unsupported
+from tokenwire.embedding_wire import capability_names
+from tokenwire.errors import NotFound
 
 TIMEOUT_S = 10.0
 
@@ -27,6 +28,8 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
                 "created": started,
                 "owned_by": "tokenwire",
                 "max_context_tokens": card.max_context_tokens,
+                "capabilities": capability_names(card),
+                "embedding_size": card.embedding_size,
             }
             for card in models
         ]
@@ -45,10 +48,5 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
                 return JSONResponse(card)
         known = ", ".join(card["id"] for card in found) or "none"
         raise NotFound(f"model {name!r} is not served here; served: {known}", reason="MODEL_NOT_FOUND")
-
-    @router.post("/v1/embeddings")
-    async def embeddings() -> Response:
-        """Say that this is not built."""
-        raise Unsupported("embeddings are not built in this release")
 
     return router

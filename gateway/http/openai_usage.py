@@ -29,6 +29,11 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
+def embedding_usage_object(usage: Usage) -> dict[str, int]:
+    """OpenAI's `usage` of embeddings: nothing is generated."""
+    return {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+
+
 class UsageTotal:
     """Adds up the outputs of one call; a prompt with several choices counts once."""
 

@@ -3,10 +3,14 @@
 Head and end go through ASGI, and what lies between goes around it: no task switch per event. A client that does not
 keep up is written to again when its buffer has drained, with what has come meanwhile as one event.
 
+An answer on which nothing comes for a while has comments written into it, so that nobody on the way gives it up. One
+that has not begun by then begins with a comment, and an error that comes later no longer has a status of its own.
+
 Does not know what the events say; a `Chunks` writes them.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,10 +25,11 @@ from tokenwire.errors import Cancelled, TokenwireError
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
+    (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
 DONE = "data: [DONE]\n\n"
+KEEP_ALIVE = ": keep-alive\n\n"
 
 json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 """A value as JSON; for a text alone this is one call into C."""
@@ -47,7 +52,11 @@ def data_line(value: object) -> str:
 
 async def event_stream(call: HttpCall, chunks: Chunks, prompt_field: str) -> "EventStream":
     """Wait for the first events, so that an error before any text is raised and has a status of its own."""
-    text, error = chunks.render(await call.next_events())
+    text, error = KEEP_ALIVE, None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(call.keep_alive_s):
+            events = await call.next_events()
+        text, error = chunks.render(events)
     if error is not None and not text:
         raise error
     call.keep()
@@ -66,6 +75,9 @@ class EventStream(Response):
         self._first = first
         self._error = error
         self._prompt_field = prompt_field
+        self._quiet = False
+        """Nothing was written since the last look."""
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the end. The call is closed in any case."""
@@ -103,7 +115,20 @@ class EventStream(Response):
 
         call.listen(advance)
         advance()
-        await over
+        if call.keep_alive_s is not None:
+            self._keep_alive(call.keep_alive_s)
+        try:
+            await over
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _keep_alive(self, interval_s: float) -> None:
+        """Write a comment where nothing was written since the last look, and look again."""
+        if self._quiet and self._call.connection.writable:
+            self._call.connection.write_chunk(KEEP_ALIVE.encode())
+        self._quiet = True
+        self._timer = asyncio.get_running_loop().call_later(interval_s, self._keep_alive, interval_s)
 
     def _write(self) -> bool:
         """Write what has come; whether there is more already."""
@@ -113,6 +138,7 @@ class EventStream(Response):
             return False
         text, self._error = self._chunks.render(events)
         if text:
+            self._quiet = False
             call.connection.write_chunk(text.encode())
         return self._error is None and call.has_more
 

@@ -11,6 +11,7 @@ import socket
 import sys
 
 from model_svc.engine.batch import ModelRunner, RunnerInfo
+from model_svc.engine.drafting import DraftLimits
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Ready, Refused
 from model_svc.engine.link import EngineLink
@@ -72,6 +73,7 @@ def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
         window_s=settings.admission_window_ms / 1000,
         window_requests=settings.admission_window_requests,
         tenant_weights=dict(settings.tenant_weights),
+        drafts=DraftLimits(settings.speculation_length if info.takes_drafts else 0, settings.speculation != "off"),
     )
 
 

@@ -1,10 +1,12 @@
 """What the scheduler hands to the runner, and what comes back. The seam between pure Python and the device."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import GrammarBench
+from tokenwire.embeddings import Pooling, Vector
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import SamplingParams
@@ -16,32 +18,50 @@ NO_POSITIONS = range(0)
 class ScheduledRow:
     """One sequence's share of a step: compute its next `num_new_tokens` uncomputed tokens. Nobody changes it.
 
-    Remembers how the sequence stood when the row was made: it may have moved on when the step's results are there.
+    After these may come `drafts`, guesses of what follows: then a token is sampled after its last own token and after
+    every draft. Remembers how the sequence stood when the row was made: it may have moved on when the step's results
+    are there.
     """
 
     sequence: Sequence
     num_new_tokens: int
+    """Drafts included."""
+    drafts: list[int]
+    """Tokens that may come next, in order; they are computed but are not the sequence's own."""
     start: int
     """Tokens computed before: the position of the row's first token."""
     end: int
-    """Tokens computed afterwards: the index of the token that the row samples, where it does."""
+    """Positions written afterwards, drafts included."""
+    own_end: int
+    """The same without drafts: the index of the first token that the row samples, where it does."""
     samples: bool
-    """Whether the row reaches the end of the sequence, so that the next token can be drawn from its logits."""
+    """Whether the row reaches the end of a sequence that generates, so that the next token is drawn from its logits."""
     num_preemptions: int
     """The sequence's: once it has been preempted, what the row computed is in blocks that are not its any more."""
     prompt_logprob_positions: range
     """Positions whose logits give prompt log-probabilities that are to be given out; p gives that of token p + 1."""
 
-    def __init__(self, sequence: Sequence, num_new_tokens: int) -> None:
-        self.sequence, self.num_new_tokens = sequence, num_new_tokens
+    def __init__(self, sequence: Sequence, num_own_tokens: int, drafts: list[int] | None = None) -> None:
+        self.sequence, self.drafts = sequence, drafts or []
+        self.num_new_tokens = num_own_tokens + len(self.drafts)
         self.start = sequence.num_computed_tokens
-        self.end = self.start + num_new_tokens
-        self.samples = self.end == len(sequence.token_ids)
+        self.end, self.own_end = self.start + self.num_new_tokens, self.start + num_own_tokens
+        self.samples = self.own_end == len(sequence.token_ids) and sequence.embedding is None
         self.num_preemptions = sequence.num_preemptions
         self.prompt_logprob_positions = NO_POSITIONS
         if sequence.prompt_logprobs is not None and sequence.wants_prompt_logprobs:
             first, last = max(self.start, sequence.num_prompt_logprobs), sequence.num_original_prompt_tokens - 1
-            self.prompt_logprob_positions = range(first, min(self.end, last))
+            self.prompt_logprob_positions = range(first, min(self.own_end, last))
+
+    @property
+    def num_own_tokens(self) -> int:
+        """Without drafts."""
+        return self.own_end - self.start
+
+    @property
+    def new_token_ids(self) -> list[int]:
+        """What is computed: the sequence's own tokens, then the drafts."""
+        return self.sequence.token_ids[self.start : self.own_end] + self.drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +75,55 @@ class ScheduledBatch:
         """Tokens computed in this step."""
         return sum([row.num_new_tokens for row in self.rows])
 
+    @property
+    def num_drafts(self) -> int:
+        """Those of them that are drafts."""
+        return sum([len(row.drafts) for row in self.rows])
+
+
+@dataclass(frozen=True, slots=True)
+class AfterDrafts:
+    """What a row sampled after each of its drafts, as if those were the sequence's own tokens."""
+
+    token_ids: list[int]
+    """In order; it ends before a draft after which no token can be drawn."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One for each, where the sequence asks for them."""
+
+
+class MaskTimes(NamedTuple):
+    """What constraints took in a step."""
+
+    num_rows: int = 0
+    busy_s: float = 0.0
+    """Of all threads together, beside the forward pass."""
+    waited_s: float = 0.0
+    """Of that, what the step had to wait for."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """What the runner made of a batch."""
 
     token_ids: tuple[int | None, ...]
-    """One per row, in the rows' order; None for a row that does not sample, or that is in `errors`."""
+    """One per row, in the rows' order: what follows its last own token. None for a row that does not sample, or that is
+    in `errors`."""
     errors: dict[int, TokenwireError] = field(default_factory=dict)
-    """What went wrong in a row (its index in the batch). That sequence must end with this error; the other rows are as
-    good as ever. Internal, as for logits that are not numbers: what its blocks hold is not to be trusted."""
+    """What went wrong in a row (its index in the batch). That sequence must end with this error, or be computed again
+    without drafts if it had any; the other rows are as good as ever. Internal, as for logits that are not numbers: what
+    its blocks hold is not to be trusted."""
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
     """By row: the sampled token's, where the sequence asks for it and a token was sampled."""
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     """By row: those of the prompt's tokens that the row's logits predict and that were not given before
     (`Sequence.num_prompt_logprobs`), in the prompt's order, where the sequence asks for them."""
+    after_drafts: dict[int, AfterDrafts] = field(default_factory=dict)
+    """By row, of those with drafts that are not in `errors`."""
+    vectors: dict[int, Vector] = field(default_factory=dict)
+    """By row: what a sequence that is embedded came to, where the row reaches its end."""
+    completed: frozenset[int] = frozenset()
+    """Rows whose sequence ends without another token: its constraint allows none, and it has no token that says so."""
+    masks: MaskTimes = MaskTimes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +152,17 @@ class RunnerInfo:
     attention: str
     phases_s: dict[str, float]
     """Seconds each start-up phase took, in order."""
+    takes_drafts: bool = False
+    """Whether rows may have drafts."""
+    generates: bool = True
+    """Whether it gives tokens."""
+    embedding_size: int = 0
+    """Values of an embedding; 0: it gives none."""
+    pooling: Pooling | None = None
+    """What a request that names no pooling gets; None: it must name one."""
+    whole_sequences: bool = False
+    """Whether each sequence must be computed in one step, as attention to later positions demands. Then nothing is
+    cached: `block_size` is beyond the longest sequence, and a block stands for a sequence's place."""
 
 
 class OutOfMemory(Exception):
@@ -110,6 +175,8 @@ class ModelRunner(Protocol):
     info: RunnerInfo
     phases: PhaseClock
     """The engine's too. A runner laps prepare, forward and sample in `launch`, and wait in `collect`."""
+    grammars: GrammarBench | None
+    """What makes new sequences' constraints ready; None where outputs cannot be constrained."""
 
     def launch(self, batch: ScheduledBatch) -> Any:
         """Begin a step; gives what `collect` needs. Reads the sequences now, changes none of them.

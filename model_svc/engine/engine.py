@@ -75,7 +75,11 @@ class Engine:
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in."""
         self.num_received += 1
+        if sequence.constraint is not None and self.runner.grammars is not None:
+            self.runner.grammars.prepare(sequence)
         self.scheduler.add(sequence)
+        if sequence.constraint is not None and self.runner.grammars is None:
+            self.scheduler.fail(sequence, Internal("a constrained sequence came to a runner without a vocabulary"))
 
     def step(self) -> StepResult:
         """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised.
@@ -105,6 +109,7 @@ class Engine:
             num_received=self.num_received,
             stored_hashes=stored,
             removed_hashes=removed,
+            masks=new.masks,
             num_batch_tokens=batch.num_tokens,
             num_batch_sequences=len(batch.rows),
             step_s=time.perf_counter() - started_s,
@@ -140,6 +145,7 @@ class Engine:
             return NewTokens()
         self._num_failed_steps = 0
         new = self.scheduler.update(launched.batch, output)
+        new.masks = output.masks
         self.phases.lap("publish")
         return new
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from model_svc.engine.batch import RunnerInfo
+from model_svc.engine.batch import MaskTimes, RunnerInfo
+from model_svc.engine.drafting import DraftCounts
 from model_svc.engine.phase_clock import PHASES
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import TokenwireError
@@ -66,6 +67,7 @@ class EngineLoad(NamedTuple):
     """Steps for which the device had no memory, since the engine started."""
     step_budget_tokens: int = 0
     """Most tokens of a step at present: less than was set, for a while, after running out of memory."""
+    drafts: DraftCounts = DraftCounts()
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class NewTokens:
     """By sequence id, for those that ask: one per token of it."""
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     """By sequence id, for those that ask: the prompt's next tokens, all before the first output token."""
+    masks: MaskTimes = MaskTimes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,5 +107,7 @@ class StepResult(NamedTuple):
     """Tokens computed in this step."""
     num_batch_sequences: int = 0
     step_s: float = 0.0
+    masks: MaskTimes = MaskTimes()
+    """Of the steps whose tokens are in this result."""
     phases_s: tuple[float, ...] = (0.0,) * len(PHASES)
     """Seconds the engine has spent in each of `PHASES` since it started, but for sending this result."""

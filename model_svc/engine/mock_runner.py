@@ -6,6 +6,7 @@ hold. There are no logits, so penalties, logit bias and banned sequences change 
 0 or not), top-k, top-p and min-p.
 """
 
+import math
 import time
 import zlib
 from array import array
@@ -14,10 +15,14 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, Ste
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
+from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
 from tokenwire.errors import FailedPrecondition
 from tokenwire.noise import uniform
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
+
+EMBEDDING_SIZE = 64
+"""Values of a mock embedding."""
 
 
 def build_runner(settings: EngineSettings) -> "MockRunner":
@@ -39,8 +44,20 @@ def mock_token(prompt: list[int], seed: int | None, choice: int, position: int, 
     return int(noise * vocab_size)
 
 
+def mock_vector(token_ids: list[int], options: EmbeddingOptions) -> Vector:
+    """A vector that is a hash of the tokens and the pooling, cut and scaled as asked for."""
+    salt = b"" if options.pooling is None else options.pooling.value.encode()
+    seed = zlib.crc32(array("I", token_ids).tobytes() + salt)
+    values = [2 * uniform(seed, 0, position) - 1 for position in range(options.dimensions or EMBEDDING_SIZE)]
+    length = math.hypot(*values) if options.normalize else 1.0
+    return array("f", [value / length for value in values]).tobytes()
+
+
 class MockRunner:
     """Sleeps `mock_step_ms` a step, plus the time of prefilled tokens at `mock_prefill_tokens_per_s`."""
+
+    grammars = None
+    """There is no vocabulary, so a constraint has no meaning; requests that have one are refused on receipt."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.phases = PhaseClock()
@@ -62,6 +79,8 @@ class MockRunner:
             dtype="none",
             attention="none",
             phases_s={},
+            embedding_size=EMBEDDING_SIZE,
+            pooling=Pooling.LAST,
         )
 
     def launch(self, batch: ScheduledBatch) -> tuple[float, StepOutput]:
@@ -95,7 +114,12 @@ class MockRunner:
             for index, row in enumerate(batch.rows)
             if (positions := row.prompt_logprob_positions)
         }
-        return StepOutput(token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+        vectors = {
+            index: mock_vector(row.sequence.token_ids, row.sequence.embedding)
+            for index, row in enumerate(batch.rows)
+            if row.sequence.embedding is not None and row.end == row.sequence.num_tokens
+        }
+        return StepOutput(token_ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs, vectors=vectors)
 
     def _token(self, row: ScheduledRow) -> int:
         sequence = row.sequence

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from model_svc.engine.admission_window import AdmissionWindow
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.batch import AfterDrafts, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.deadlines import Deadlines
+from model_svc.engine.drafting import Drafting, DraftLimits, is_penalised
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
 from model_svc.engine.fair_share import FairShare
 from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
@@ -33,6 +34,9 @@ MIN_PRIORITY = -MAX_PRIORITY
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
+CONSTRAINT_POLL_S = 0.001
+"""How often an engine that has nothing else to do looks whether a new sequence's constraint is ready."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -45,6 +49,7 @@ class Limits:
     window_requests: int = 0
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     """See `FairShare`."""
+    drafts: DraftLimits = DraftLimits()
 
 
 class Scheduler:
@@ -60,9 +65,11 @@ class Scheduler:
             raise FailedPrecondition(f"{message}: give more --kv-memory or a smaller --max-context-tokens")
         self.clock = clock
         self.max_context_tokens = info.max_context_tokens
+        self.whole_sequences = info.whole_sequences
         self.limits = limits
         self.budget = StepBudget(limits.max_step_tokens, limits.max_batch_size)
         self.kv = KVCacheManager(info.num_blocks, info.block_size)
+        self.drafting = Drafting(limits.drafts, self.kv, info.max_context_tokens)
         self.shares = FairShare(limits.tenant_weights)
         self.sequences: dict[int, Sequence] = {}
         self.waiting = WaitingQueue(self.shares)
@@ -104,7 +111,7 @@ class Scheduler:
         if self.waiting.num_new and not self.paused:
             self._update_window(now_s)
             if self._window.lets_any_in(self.waiting):
-                return 0.0
+                return 0.0 if any(sequence.is_ready for sequence in self.waiting) else CONSTRAINT_POLL_S
             due.append(self._window.opens_s(self.waiting.oldest_arrival_s))
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
         return max(0.0, next_s - now_s) if next_s is not None else None
@@ -112,7 +119,7 @@ class Scheduler:
     @property
     def can_run_ahead(self) -> bool:
         """Whether a step may be launched before the one before it is collected."""
-        return not self._needing_tokens
+        return not self._needing_tokens and not self.drafting.needs_known_tokens(self.running)
 
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in; it waits. It must fit the context, which admission has checked.
@@ -147,6 +154,7 @@ class Scheduler:
         rows = self._decodes(self.budget.max_tokens)
         if len(rows) < len(self.running):
             rows += self._prefills({row.sequence.sequence_id for row in rows}, self.budget.max_tokens - len(rows))
+        rows = self.drafting.draft(rows, self.budget.max_tokens - sum([row.num_new_tokens for row in rows]))
         for row in rows:
             if row.sequence.first_scheduled_s is None:
                 row.sequence.first_scheduled_s = now_s
@@ -154,9 +162,10 @@ class Scheduler:
         return ScheduledBatch(tuple(rows))
 
     def launched(self, batch: ScheduledBatch) -> None:
-        """A batch is on its way: go on as if its tokens were there, the sampled ones PENDING."""
+        """A batch is on its way: go on as if its tokens were there, the sampled ones PENDING; drafts do not count."""
+        self.drafting.launched(batch.rows)
         for row in batch.rows:
-            row.sequence.num_computed_tokens = row.end
+            row.sequence.num_computed_tokens = row.own_end
             if row.samples:
                 row.sequence.token_ids.append(PENDING)
 
@@ -166,29 +175,46 @@ class Scheduler:
         self.budget.grow()
         new = NewTokens()
         served: dict[str, int] = {}
-        errors, prompt_logprobs, logprobs = output.errors, output.prompt_logprobs, output.logprobs
+        errors, prompt_logprobs, logprobs, vectors = (
+            output.errors, output.prompt_logprobs, output.logprobs, output.vectors
+        )  # fmt: skip
         for index, (row, token_id) in enumerate(zip(batch.rows, output.token_ids, strict=True)):
             sequence = row.sequence
             if sequence.status is SequenceStatus.FINISHED:
                 continue
             if index in errors:
-                if isinstance(errors[index], Internal):
-                    self.kv.forget(sequence)
-                self.fail(sequence, errors[index])
+                self._enter_error(row, errors[index])
                 continue
             if row.num_preemptions == sequence.num_preemptions:
-                self.kv.commit(sequence, row.end)
+                self.kv.commit(sequence, row.own_end)
             if index in prompt_logprobs:
                 num_given = sequence.num_prompt_logprobs - row.prompt_logprob_positions.start
                 new.prompt_logprobs[sequence.sequence_id] = prompt_logprobs[index][num_given:]
                 sequence.num_prompt_logprobs = row.prompt_logprob_positions.stop
             if token_id is not None:
-                sequence.token_ids[row.end] = token_id
-                served[sequence.tenant] = served.get(sequence.tenant, 0) + 1
-                self._enter_token(sequence, row.end, logprobs.get(index), new)
+                sequence.token_ids[row.own_end] = token_id
+                num_served = 1
+                self._enter_token(sequence, row.own_end, logprobs.get(index), new)
+                if row.drafts:
+                    num_served += self._enter_drafts(row, token_id, output.after_drafts[index], new)
+                served[sequence.tenant] = served.get(sequence.tenant, 0) + num_served
+            elif index in output.completed:
+                self._finish(sequence, FinishReason.STOP_TOKEN)
+            elif index in vectors:
+                sequence.vector, sequence.first_token_s = vectors[index], self.clock()
+                self._finish(sequence, FinishReason.LENGTH)
         for tenant, num_tokens in served.items():
             self.shares.charge(tenant, output_tokens=num_tokens)
         return new
+
+    def _enter_error(self, row: ScheduledRow, error: TokenwireError) -> None:
+        """A row came to nothing: it is made again where drafts may be to blame, else its sequence ends."""
+        if row.drafts:
+            self._do_without_drafts(row)
+            return
+        if isinstance(error, Internal):
+            self.kv.forget(row.sequence)
+        self.fail(row.sequence, error)
 
     def _enter_token(self, sequence: Sequence, index: int, logprob: TokenLogprob | None, new: NewTokens) -> None:
         """`token_ids[index]` became known: give it out, and end the sequence if it says so."""
@@ -199,21 +225,50 @@ class Scheduler:
             new.sequence_ids.append(sequence.sequence_id)
             new.token_ids.append(sequence.token_ids[index])
             if logprob is not None:
-                new.logprobs[sequence.sequence_id] = [logprob]
+                new.logprobs.setdefault(sequence.sequence_id, []).append(logprob)
         if reason is not None:
             self._finish(sequence, reason)
+
+    def _enter_drafts(self, row: ScheduledRow, token_id: int, after: AfterDrafts, new: NewTokens) -> int:
+        """Enter what followed the row's first token, `token_id`, as far as it was drafted right.
+
+        The cache holds what was computed of right drafts. Returns how many tokens were entered.
+        """
+        sequence = row.sequence
+        num_accepted = self.drafting.verified(row, [token_id, *after.token_ids])
+        for number in range(num_accepted):
+            if sequence.status is SequenceStatus.FINISHED:
+                return number
+            index = row.own_end + number + 1
+            sequence.token_ids.append(after.token_ids[number])
+            if row.num_preemptions == sequence.num_preemptions:
+                sequence.num_computed_tokens = index
+                self.kv.commit(sequence, index)
+            self._enter_token(sequence, index, after.logprobs[number] if after.logprobs else None, new)
+        return num_accepted
+
+    def _do_without_drafts(self, row: ScheduledRow) -> None:
+        """A row with drafts has failed: perhaps for their sake, so it is made again without any."""
+        self.drafting.give_up(row.sequence)
+        row.sequence.token_ids.pop()
+        if row.num_preemptions == row.sequence.num_preemptions:
+            row.sequence.num_computed_tokens = row.start
 
     def give_way(self, batch: ScheduledBatch) -> int:
         """The device had no memory for this step: its lowest-ranked half is preempted, and steps get smaller.
 
-        A single sequence is given smaller chunks; it ends with Overloaded when those fail too. Returns how many were
-        preempted.
+        A single sequence is given smaller chunks; it ends with Overloaded when those fail too. Where there were drafts,
+        nothing is drafted for a while instead. Returns how many were preempted.
         """
+        if batch.num_drafts:
+            self.drafting.suspend()
+            return 0
         rows = [row for row in batch.rows if row.sequence.status is SequenceStatus.RUNNING]
         leaving = sorted((row.sequence for row in rows), key=rank)[-(len(rows) // 2) :] if len(rows) > 1 else []
         for sequence in leaving:
             self._preempt(sequence)
-        if not self.budget.shrink(batch.num_tokens, len(self.running) if leaving else None):
+        smaller = self.budget.shrink(batch.num_tokens, len(self.running) if leaving else None)
+        if not smaller or (self.whole_sequences and not leaving):
             for row in rows:
                 message = "the device has no memory left for this sequence, not even when it is computed alone"
                 self.fail(row.sequence, Overloaded(message, reason="OUT_OF_MEMORY", retry_after_s=1.0))
@@ -234,14 +289,15 @@ class Scheduler:
             running=len(self.running),
             queued=len(self.waiting),
             queued_tokens=self.waiting.num_tokens,
-            kv_blocks_used=self.kv.pool.num_used,
-            kv_blocks_cached=self.kv.pool.num_cached,
-            kv_blocks_total=self.kv.pool.num_blocks,
+            kv_blocks_used=0 if self.whole_sequences else self.kv.pool.num_used,
+            kv_blocks_cached=0 if self.whole_sequences else self.kv.pool.num_cached,
+            kv_blocks_total=0 if self.whole_sequences else self.kv.pool.num_blocks,
             step=self.num_steps,
             num_preemptions=self.num_preemptions,
             paused=self.paused,
             num_out_of_memory=self.budget.num_out_of_memory,
             step_budget_tokens=self.budget.max_tokens,
+            drafts=self.drafting.counts(),
         )
 
     def check_integrity(self) -> None:
@@ -317,7 +373,10 @@ class Scheduler:
         return rows
 
     def _prefills(self, decoding: set[int], budget: int) -> list[ScheduledRow]:
-        """Chunks of the other running sequences, in rank order."""
+        """Chunks of the other running sequences, in rank order; where those must be whole, what fits of them.
+
+        The first goes whatever the budget, which running out of memory may have made too small for it.
+        """
         rows: list[ScheduledRow] = []
         logprobs_budget = MAX_PROMPT_LOGPROBS_PER_STEP
         for sequence in self.running:
@@ -325,6 +384,8 @@ class Scheduler:
             if sequence.wants_prompt_logprobs:
                 chunk = min(chunk, logprobs_budget)
                 logprobs_budget -= chunk
+            if self.whole_sequences and chunk < sequence.num_uncomputed_tokens:
+                chunk = 0 if rows or decoding else sequence.num_uncomputed_tokens
             if chunk > 0 and sequence.sequence_id not in decoding and not self._is_ending(sequence):
                 budget -= chunk
                 rows.append(ScheduledRow(sequence, chunk))
@@ -355,6 +416,9 @@ class Scheduler:
                 break  # a long queue for one prefix must not cost time in every step
             if sequence.is_pending:
                 continue  # preempted while its next token was on the way
+            if not sequence.is_ready:
+                num_passed_over += 1
+                continue
             if self.kv.awaits_prefix(sequence):
                 num_passed_over += 1
                 continue
@@ -428,9 +492,10 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         while sequence.is_pending:  # twice, if a step failed while the next one was on its way
             sequence.token_ids.pop()
-        if sequence.first_scheduled_s is not None:
+        if sequence.first_scheduled_s is not None and sequence.embedding is None:
             self._estimate.on_end(self.clock(), sequence.num_new_outputs)
         self._needing_tokens.discard(sequence.sequence_id)
+        self.drafting.forget(sequence)
         del self.sequences[sequence.sequence_id]
         self.ended.append(Ended(sequence.sequence_id, terminal_of(sequence, reason, self.clock(), error)))
         if self.shares.is_full:
@@ -438,7 +503,7 @@ class Scheduler:
 
 
 def needs_known_tokens(sequence: Sequence) -> bool:
-    """Whether what may come next depends on which token came last: penalties, and bans of several ids in a row."""
-    sampling = sequence.sampling
-    penalised = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
-    return bool(penalised) or any(len(banned) > 1 for banned in sampling.banned_sequences)
+    """Whether what may come next depends on which token came last: constraints, penalties, bans of several ids."""
+    if sequence.constraint is not None or is_penalised(sequence):
+        return True
+    return any(len(banned) > 1 for banned in sequence.sampling.banned_sequences)

@@ -6,6 +6,8 @@ Knows its tokens, its blocks and how far the KV cache has caught up. Does not kn
 from dataclasses import dataclass, field
 from enum import Enum
 
+from model_svc.grammar.matching import Matching
+from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
 from tokenwire.sampling import SamplingParams, StopParams
 
 
@@ -45,8 +47,15 @@ class Sequence:
     """How many likeliest tokens are wanted beside each sampled token's log-probability; None: no log-probabilities."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens, but the first."""
+    constraint: Matching | None = None
+    """What the output must look like, and how far it has come; None: free text."""
     num_prompt_logprobs: int = 0
     """Prompt tokens whose log-probability has been given out; the next is that of `token_ids[this + 1]`."""
+    embedding: EmbeddingOptions | None = None
+    """What its hidden states shall become, its pooling set: it is computed once and generates nothing. None: it
+    generates."""
+    vector: Vector | None = None
+    """What they became, once they have."""
     priority: int = 0
     """Higher first."""
     tenant: str = ""
@@ -54,6 +63,8 @@ class Sequence:
     """Monotonic clock."""
     deadline_s: float | None = None
     """Monotonic clock; past it the sequence finishes with DEADLINE."""
+    speculation: bool | None = None
+    """Whether tokens may be drafted for it, which changes none of them; None: as the server does by default."""
     cache_root: str = ""
     """Sequences share cached prefixes only with those of the same root (see `tokenwire.block_hash.cache_root`)."""
     status: SequenceStatus = SequenceStatus.WAITING
@@ -82,6 +93,11 @@ class Sequence:
         return self.sequence_id if self.first_choice_id is None else self.first_choice_id
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it may be computed: its constraint, where it has one, has been made ready."""
+        return self.constraint is None or self.constraint.is_ready
+
+    @property
     def is_pending(self) -> bool:
         """Whether its last token is not known yet."""
         return self.token_ids[-1] == PENDING
@@ -98,7 +114,9 @@ class Sequence:
 
     @property
     def num_cacheable_tokens(self) -> int:
-        """How many of its first tokens need not be computed where they are cached: their logits are not wanted."""
+        """How many of its first tokens need not be computed where they are cached: nothing is wanted of them."""
+        if self.embedding is not None and self.embedding.pooling is not Pooling.LAST:
+            return 0
         return self.num_prompt_logprobs if self.wants_prompt_logprobs else len(self.token_ids) - 1
 
     @property

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from model_svc.model.attention import ATTENTION_NAME, AttentionBackend, AttentionCall
 from model_svc.model.device import resolve_dtype
 from model_svc.model.handover import Handover
+from model_svc.model.hidden_states import last_hidden_states
 from model_svc.model.paged import PagedStep
 from model_svc.model.ranks import Ranks
 from model_svc.model.sharding import check_heads, shard
@@ -34,6 +35,11 @@ class Decoder(Protocol):
 
     def logits(self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep) -> Tensor:
         """See `LoadedModel.logits`."""
+
+    def logits_and_hidden(
+        self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep
+    ) -> tuple[Tensor, Tensor]:
+        """See `LoadedModel.logits_and_hidden`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class LoadedModel:
     sampling_defaults: SamplingParams
     """generation_config's; no field but `seed` is None."""
     takes_logits_to_keep: bool
+    hidden_size: int = 0
+    """Values of a hidden state; 0 where its config does not say."""
     decoder: Decoder | None = None
     """What computes in place of `module`, attention included, whatever the backend; None: the module."""
 
@@ -74,6 +82,16 @@ class LoadedModel:
             )  # fmt: skip
         logits: Tensor = output.logits[0]
         return logits if self.takes_logits_to_keep else logits[keep]
+
+    def logits_and_hidden(
+        self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep, backend: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """As `logits`, and the hidden states [T, hidden_size] behind the last norm of every token."""
+        if self.decoder is not None:
+            return self.decoder.logits_and_hidden(token_ids, positions, keep, step)
+        with last_hidden_states(self.module) as caught:
+            logits = self.logits(token_ids, positions, keep, step, backend)
+        return logits, caught[0][0]
 
 
 def load_model(folder: Path, device: torch.device, dtype: str, ranks: Ranks | None = None) -> LoadedModel:
@@ -126,6 +144,7 @@ def ready_to_run(module: Any, device: torch.device, dtype: torch.dtype) -> Loade
         eos_token_ids=eos_token_ids(module.generation_config, text),
         sampling_defaults=sampling_defaults(module.generation_config),
         takes_logits_to_keep="logits_to_keep" in inspect.signature(module.forward).parameters,
+        hidden_size=int(getattr(text, "hidden_size", 0) or 0),
     )
 
 

@@ -39,6 +39,12 @@ class NativeDecoder:
 
     def logits(self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep) -> Tensor:
         """As `LoadedModel.logits`: [S, vocab_size]."""
+        return self.logits_and_hidden(token_ids, positions, keep, step)[0]
+
+    def logits_and_hidden(
+        self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep
+    ) -> tuple[Tensor, Tensor]:
+        """As `LoadedModel.logits_and_hidden`: [S, vocab_size] and [T, hidden_size]."""
         hidden = self._embedding.index_select(0, token_ids)
         cos, sin = self._rotary(hidden, position_ids=positions[None])
         normed = self._over(step.kv).run(
@@ -49,7 +55,7 @@ class NativeDecoder:
         logits = torch.empty(len(keep), self._head.num_outputs, dtype=hidden.dtype)
         if len(keep):
             kernels.linear(normed.index_select(0, keep), self._head, logits)
-        return logits
+        return logits, normed
 
     def _over(self, kv: PagedKV) -> Layers:
         """The layers over that cache, made when it is first seen: there is one while a server lives."""

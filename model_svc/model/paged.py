@@ -60,6 +60,12 @@ class PagedKV:
             layer.key.index_fill_(0, blocks, 0)
             layer.value.index_fill_(0, blocks, 0)
 
+    def clear_slots(self, slots: Tensor) -> None:
+        """Zero these positions, slots [N] int64, in every layer."""
+        for layer in self.layers:
+            layer.key_slots.index_fill_(0, slots, 0)
+            layer.value_slots.index_fill_(0, slots, 0)
+
 
 def allocate(
     specs: Sequence[LayerKVSpec], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device

@@ -15,12 +15,13 @@ MOVING = ("num_computed_tokens", "num_prompt_logprobs", "slot")
 """Fields that the scheduler changes and the runner reads, besides the two lists `token_ids` and `block_table`."""
 CONSTANT = (
     "sequence_id", "num_prompt_tokens", "sampling", "stop", "choice", "num_generated_before", "logprobs",
-    "prompt_logprobs",
+    "prompt_logprobs", "constraint", "embedding",
 )  # fmt: skip
 """Fields that the runner reads and nobody changes."""
 UNREAD = (
     "priority", "tenant", "arrival_s", "deadline_s", "first_choice_id", "cache_root", "status", "num_cached_tokens",
     "block_hashes", "num_stored_blocks", "awaited_hash", "first_scheduled_s", "first_token_s", "num_preemptions",
+    "speculation", "vector",
 )  # fmt: skip
 """Fields that are the scheduler's alone; in a mirrored sequence they may be out of date."""
 
@@ -43,10 +44,11 @@ class Continued:
 
 @dataclass(frozen=True, slots=True)
 class BatchMessage:
-    """One step: its rows' sequences, and how many tokens of each are computed."""
+    """One step: its rows' sequences, how many of each one's own tokens are computed, and the drafts after them."""
 
     sequences: list[Sequence | Continued]
-    num_new_tokens: list[int]
+    num_own_tokens: list[int]
+    drafts: list[list[int]]
 
 
 class BatchEncoder:
@@ -59,7 +61,9 @@ class BatchEncoder:
     def encode(self, batch: ScheduledBatch) -> BatchMessage:
         """The batch in terms of the last one encoded. Pickle it before the sequences change."""
         known, self._known = self._known, {}
-        message = BatchMessage([], [row.num_new_tokens for row in batch.rows])
+        message = BatchMessage(
+            [], [row.num_own_tokens for row in batch.rows], [row.drafts for row in batch.rows]
+        )  # fmt: skip
         for row in batch.rows:
             sequence = row.sequence
             message.sequences.append(self._told(sequence, known.get(sequence.sequence_id)))
@@ -88,7 +92,7 @@ class BatchDecoder:
         """The batch, equal to the leader's in all that a runner reads."""
         sequences = list(self._followed(message))
         self._sequences = {sequence.sequence_id: sequence for sequence in sequences}
-        return ScheduledBatch(tuple(map(ScheduledRow, sequences, message.num_new_tokens)))
+        return ScheduledBatch(tuple(map(ScheduledRow, sequences, message.num_own_tokens, message.drafts)))
 
     def _followed(self, message: BatchMessage) -> Iterator[Sequence]:
         for told in message.sequences:

@@ -34,11 +34,13 @@ class StepInput:
     """[S + P] int64: index into the flattened row of each token whose logits are wanted: first to sample from, then
     for prompt log-probabilities."""
     sampled_rows: list[int]
-    """[S]: the row of the batch each of the former belongs to."""
+    """[S]: the row of the batch each of the former belongs to. A row with drafts occurs once more for each of them."""
     sampled_slots: Tensor
     """[S] int64: the slots of their sequences."""
     num_sampled_decodes: int
     """How many of these are rows of a single token; they come first."""
+    drafts_before: list[list[int]] | None
+    """[S]: the drafts that stand before the token sampled there, after the sequence's own; None: no row has drafts."""
     prompt_spans: list["PromptSpan"]
     """The latter, row by row; P positions in all."""
     prompt_targets: Tensor
@@ -86,7 +88,7 @@ class InputBatch:
         self.kv = kv
         self.max_tokens, self.max_rows, self.max_blocks = max_tokens, max_rows, max_blocks
         self._tables = BlockTables(max_rows, max_blocks, kv.device)
-        capacity = 5 * max_tokens + (2 * max_blocks + 9) * max_rows + 1
+        capacity = 6 * max_tokens + (2 * max_blocks + 8) * max_rows + 1
         self._ring = [StagingBlock(capacity, kv.device) for _ in range(NUM_IN_FLIGHT)]
 
     def build(self, batch: ScheduledBatch, last_tokens: Tensor) -> StepInput:
@@ -107,9 +109,9 @@ class InputBatch:
             num_computed, num_new, self._tables.on_host, self.kv.block_size, row_slots
         )  # fmt: skip
         starts = query_starts_of(num_new)
-        samples = np.array([row.samples for row in rows], dtype=bool)
+        sampled_at, sampled_tokens = sampled_positions(rows, starts)
         spans, prompt_tokens = prompt_spans(rows, order, starts)
-        kept = np.concatenate(((starts[1:] - 1)[samples], prompt_tokens))
+        kept = np.concatenate((sampled_tokens, prompt_tokens))
         targets = np.array([token for span in spans for token in span.token_ids], dtype=np.int64)
         pending = [at for at, row in enumerate(rows) if row.sequence.token_ids[row.start] == PENDING]
 
@@ -118,7 +120,7 @@ class InputBatch:
             self._ring[0].upload(
                 [
                     *table_changes, row_slots, new_token_ids(rows, int(num_new.sum())), positions, slots, kept, targets,
-                    num_computed + num_new, starts, row_slots[samples], np.array(pending, dtype=np.int64),
+                    num_computed + num_new, starts, row_slots[sampled_at], np.array(pending, dtype=np.int64),
                     row_slots[pending],
                 ]
             )
@@ -130,10 +132,10 @@ class InputBatch:
         if pending:  # each computes that token alone, and such rows come first
             token_ids.index_copy_(0, pending_at, last_tokens.index_select(0, of))
         step = plan_step(self.kv, num_computed, num_new, slots_up, table, lengths, starts_up)
-        num_sampled_decodes = int(np.count_nonzero(samples[: step.num_decodes]))
         return StepInput(
-            token_ids, positions_up, kept_up, order[samples].tolist(), sampled_slots, num_sampled_decodes, spans,
-            targets_up, step,
+            token_ids, positions_up, kept_up, order[sampled_at].tolist(), sampled_slots,
+            int(np.count_nonzero(sampled_at < step.num_decodes)), drafts_before(rows) if batch.num_drafts else None,
+            spans, targets_up, step,
         )  # fmt: skip
 
     def forget(self) -> None:
@@ -158,8 +160,24 @@ class InputBatch:
 
 def new_token_ids(rows: list[ScheduledRow], num_tokens: int) -> Ints:
     """[T]: the rows' tokens to compute, one row after the other."""
-    spans = (row.sequence.token_ids[row.start : row.end] for row in rows)
-    return np.fromiter(chain.from_iterable(spans), dtype=np.int64, count=num_tokens)
+    return np.fromiter(chain.from_iterable(row.new_token_ids for row in rows), dtype=np.int64, count=num_tokens)
+
+
+def sampled_positions(rows: list[ScheduledRow], starts: Ints) -> tuple[Ints, Ints]:
+    """Where tokens are sampled, both [S]: the index among `rows`, and the token of the flattened row.
+
+    In a row that samples these are its last own token and its drafts.
+    """
+    counts = np.array([1 + len(row.drafts) if row.samples else 0 for row in rows], dtype=np.int64)
+    before = np.cumsum(counts) - counts
+    return np.repeat(np.arange(len(rows)), counts), np.arange(int(counts.sum())) + np.repeat(
+        starts[1:] - counts - before, counts
+    )  # fmt: skip
+
+
+def drafts_before(rows: list[ScheduledRow]) -> list[list[int]]:
+    """[S]: the drafts of its row that stand before each token sampled."""
+    return [row.drafts[:num] for row in rows if row.samples for num in range(1 + len(row.drafts))]
 
 
 def prompt_spans(rows: list[ScheduledRow], order: Ints, starts: Ints) -> tuple[list[PromptSpan], Ints]:

@@ -31,6 +31,7 @@ class LeadingRunner:
         num_ranks = len(followers.pids) + 1
         self.info = replace(runner.info, device=f"{runner.info.device} ({num_ranks} ranks)")
         self.phases = runner.phases
+        self.grammars = runner.grammars
         self._runner = runner
         self._meeting = meeting
         self._encoder = BatchEncoder()

@@ -10,15 +10,17 @@ import torch
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import GrammarBench, StepMasks
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
-from model_svc.model.paged import PagedKV
+from model_svc.model.paged import PagedKV, PagedStep
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
 from model_svc.runner.logprobs import score_prompt, score_sampled
 from model_svc.runner.memory import raising_out_of_memory
 from model_svc.runner.next_token import draws_of, is_plain, next_tokens
+from model_svc.runner.pooling import LaunchedVectors, Pooler, PoolPlan
 from model_svc.runner.step_output import LaunchedStep, make_step_output
 from model_svc.runner.transfer import HostCopies, to_device
 from tokenwire.errors import Internal
@@ -37,8 +39,10 @@ class TorchModelRunner:
         input_batch: InputBatch,
         info: RunnerInfo,
         graphs: DecodeGraphs | None = None,
+        grammars: GrammarBench | None = None,
     ) -> None:
         self.info = info
+        self.grammars = grammars
         self.phases = PhaseClock()
         self._graphs = graphs
         self._model = model
@@ -46,7 +50,10 @@ class TorchModelRunner:
         self._backend = backend
         self._input_batch = input_batch
         self._changer = LogitsChanger(info.max_batch_size, model.vocab_size, model.device)
+        self._pooler = Pooler(info.max_batch_size, model.device)
         self._tainted_blocks: set[int] = set()
+        self._broken_ends: dict[int, int] = {}
+        """By sequence_id: where drafts ended that were not accepted and may have left a NaN."""
         self._last_tokens = torch.zeros(info.max_batch_size, dtype=torch.int64, device=model.device)
         """By slot: what the last step sampled for whoever had it; what PENDING stands for."""
 
@@ -66,23 +73,49 @@ class TorchModelRunner:
     def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
         if self._tainted_blocks:
             self._clean_fresh_blocks(batch)
+        if self._broken_ends:
+            self._clean_after_drafts(batch)
         inputs = self._input_batch.build(batch, self._last_tokens)
         block_tables = [row.sequence.block_table for row in batch.rows]
-        self.phases.lap("prepare")
-        logits = self._forward(inputs)  # [S + P, vocab_size]
-        self.phases.lap("forward")
-        if not len(logits):
-            return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False)
-        num_sampled = len(inputs.sampled_rows)
+        embedded = self._pooler.plan(batch)
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
-        tokens = self._next_tokens(logits[:num_sampled], sequences, inputs)
+        masks = self.grammars.begin(sequences) if self.grammars is not None else None
+        self.phases.lap("prepare")
+        try:
+            replayed = self._graphs is not None and replays_decodes(inputs, embedded)
+            logits, hidden = self._forward(inputs, replayed=replayed, wants_hidden=embedded is not None)
+            vectors: LaunchedVectors | None = None
+            if embedded is not None and hidden is not None:
+                vectors = self._pooler.pool(hidden, batch, embedded, len(inputs.token_ids) - len(hidden))
+            self.phases.lap("forward")
+            if not len(logits):
+                return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False, vectors)
+            sampled = self._sample(logits, sequences, inputs, masks, replayed=replayed)
+            return LaunchedStep(batch, block_tables, inputs, *sampled, vectors, masks)
+        finally:
+            if masks is not None:
+                masks.wait()  # at the latest: nothing may be at work on a sequence's grammar when the step is over
+
+    def _sample(
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        inputs: StepInput,
+        masks: StepMasks | None,
+        *,
+        replayed: bool,
+    ) -> tuple[HostCopies, bool, bool]:
+        """From logits [S + P, vocab_size] to what is on its way to the host; see `LaunchedStep`."""
+        num_sampled = len(inputs.sampled_rows)
+        tokens = self._next_tokens(logits[:num_sampled], sequences, inputs, masks, replayed=replayed)
         # What stands for no token becomes token 0: such a sequence ends, and its row of the next step is not looked at.
+        # A row with drafts leaves any of its tokens: its sequence's next step is launched when they are known.
         self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens.clamp(min=0))
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
         copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())))
         self.phases.lap("sample")
-        return LaunchedStep(batch, block_tables, inputs, copies, sampled is not None, prompt is not None)
+        return copies, sampled is not None, prompt is not None
 
     def collect(self, launched: LaunchedStep) -> StepOutput:
         """See `ModelRunner.collect`. A row that no token can be drawn for gets None and an entry in `errors`."""
@@ -92,47 +125,77 @@ class TorchModelRunner:
         for row, error in output.errors.items():
             if isinstance(error, Internal):
                 self._tainted_blocks.update(launched.block_tables[row])
+        for row in broken_by_drafts(launched.batch, output):
+            self._tainted_blocks.update(launched.block_tables[row])
+            scheduled = launched.batch.rows[row]
+            self._broken_ends[scheduled.sequence.sequence_id] = scheduled.end
         return output
 
     def close(self) -> None:
         """Drop the model and its cache; the runner is of no use afterwards."""
         on_gpu = self._model.device.type == "cuda"
+        if self.grammars is not None:
+            self.grammars.close()
         del self._model, self._kv, self._input_batch, self._changer, self._graphs
         if on_gpu:
             torch.cuda.empty_cache()
 
-    def _forward(self, inputs: StepInput) -> torch.Tensor:
-        """[S + P, vocab_size]: the logits that are wanted."""
+    def _forward(
+        self, inputs: StepInput, *, replayed: bool, wants_hidden: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[S + P, vocab_size]: the logits that are wanted; and the hidden states of the step's last tokens, if wanted.
+
+        Those are all tokens, or all but the decodes where these are replayed.
+        """
         step = inputs.step
-        if self._graphs is None or not replays_decodes(inputs):
-            return self._model.logits(inputs.token_ids, inputs.positions, inputs.kept_tokens, step, self._backend)
+        if self._graphs is None or not replayed:
+            return self._compute(inputs.token_ids, inputs.positions, inputs.kept_tokens, step, wants_hidden)
         num_kept, first_token = inputs.num_sampled_decodes, step.num_decodes
         logits = self._graphs.logits(inputs.token_ids, inputs.positions, step)
         if num_kept < step.num_decodes:
             logits = logits.index_select(0, inputs.kept_tokens[:num_kept])
         if len(step.num_new) == step.num_decodes:
-            return logits
-        of_chunks = self._model.logits(
+            return logits, None
+        of_chunks, hidden = self._compute(
             inputs.token_ids[first_token:], inputs.positions[first_token:], inputs.kept_tokens[num_kept:] - first_token,
-            step.without_decodes(), self._backend,
+            step.without_decodes(), wants_hidden,
         )  # fmt: skip
-        return torch.cat((logits, of_chunks))
+        return torch.cat((logits, of_chunks)), hidden
 
-    def _next_tokens(self, logits: torch.Tensor, sequences: list[Sequence], inputs: StepInput) -> torch.Tensor:
+    def _compute(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, step: PagedStep, wants_hidden: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits as `LoadedModel.logits`, and hidden states where they are wanted."""
+        if wants_hidden:
+            return self._model.logits_and_hidden(token_ids, positions, keep, step, self._backend)
+        return self._model.logits(token_ids, positions, keep, step, self._backend), None
+
+    def _next_tokens(
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        inputs: StepInput,
+        masks: StepMasks | None,
+        *,
+        replayed: bool,
+    ) -> torch.Tensor:
         """[S]: see `next_tokens`. Decodes that were replayed are drawn by a graph too, where all of them are plain."""
-        num_decodes = inputs.num_sampled_decodes
+        num_decodes, drafts = inputs.num_sampled_decodes, inputs.drafts_before
         decodes = sequences[:num_decodes]
         drawn: torch.Tensor | None = None
         if (
-            self._graphs is not None and replays_decodes(inputs) and num_decodes == inputs.step.num_decodes
+            self._graphs is not None and replayed and num_decodes == inputs.step.num_decodes
             and all(map(is_plain, decodes))
         ):  # fmt: skip
             drawn = self._graphs.tokens(draws_of(decodes))
         if drawn is None:
-            return next_tokens(logits, sequences, self._changer)
+            return next_tokens(logits, sequences, self._changer, drafts, masks)
         if num_decodes == len(sequences):
             return drawn
-        return torch.cat((drawn, next_tokens(logits[num_decodes:], sequences[num_decodes:], self._changer)))
+        others = next_tokens(
+            logits[num_decodes:], sequences[num_decodes:], self._changer, drafts and drafts[num_decodes:], masks
+        )  # fmt: skip
+        return torch.cat((drawn, others))
 
     def _clean_fresh_blocks(self, batch: ScheduledBatch) -> None:
         """Zero the blocks that a row begins in this step and that a NaN may have been left in.
@@ -150,7 +213,29 @@ class TorchModelRunner:
             self._kv.clear(to_device(np.array(sorted(fresh), dtype=np.int64), self._kv.device))
             self._tainted_blocks -= fresh
 
+    def _clean_after_drafts(self, batch: ScheduledBatch) -> None:
+        """Zero what drafts may have broken behind the rows' tokens, for the same reason.
 
-def replays_decodes(inputs: StepInput) -> bool:
+        Whatever blocks a sequence has by now, those positions are nobody else's. One that is in no step when others are
+        has ended, or begins with fresh blocks.
+        """
+        ends, self._broken_ends = self._broken_ends, {}
+        size, slots = self._kv.block_size, []
+        for row in batch.rows:
+            table = row.sequence.block_table
+            end = min(ends.get(row.sequence.sequence_id, 0), len(table) * size)
+            slots += [table[position // size] * size + position % size for position in range(row.end, end)]
+        if slots:
+            self._kv.clear_slots(to_device(np.array(slots, dtype=np.int64), self._kv.device))
+
+
+def broken_by_drafts(batch: ScheduledBatch, output: StepOutput) -> list[int]:
+    """The rows with drafts that gave no token at some place: keys and values there may not be numbers."""
+    cut = (row for row, after in output.after_drafts.items() if len(after.token_ids) < len(batch.rows[row].drafts))
+    return [*cut, *(row for row in output.errors if batch.rows[row].drafts)]
+
+
+def replays_decodes(inputs: StepInput, embedded: PoolPlan | None) -> bool:
     """Whether a recorded step fits this one's decodes: those give logits of their last token alone."""
-    return inputs.step.num_decodes > 0 and not inputs.prompt_spans
+    embeds_single = embedded is not None and embedded.has_single
+    return inputs.step.num_decodes > 0 and not inputs.prompt_spans and not embeds_single

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import GrammarBench
+from model_svc.grammar.vocabulary import load_vocabulary
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
 from model_svc.model.compiled import WARM_TOKENS, compile_layers, compiling
@@ -24,6 +26,7 @@ from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
 from model_svc.model.probe import kv_specs
 from model_svc.model.quantized import check_quantization
 from model_svc.model.ranks import Ranks
+from model_svc.model.sentence_files import embedding_defaults
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
 from model_svc.runner.gpu_check import check_gpu
@@ -105,7 +108,9 @@ def start_runner(
     if graphs is not None:
         with timed(phases_s, "graphs"):
             graphs = record_graphs(graphs, lazily=settings.lazy_graphs)
-    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs)
+    with timed(phases_s, "vocabulary"):
+        grammars = make_grammars(settings, model)
+    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars)
     cache_bytes = size.num_blocks * sum(spec.num_bytes(settings.block_size, model.dtype) for spec in specs)
     log.info(memory_plan(model, cache_bytes, step_memory, graphs_recorded=not settings.lazy_graphs).line())
     with timed(phases_s, "warmup"):
@@ -150,6 +155,7 @@ def make_runner(
     limits: StepLimits,
     phases_s: dict[str, float],
     graphs: DecodeGraphs | None,
+    grammars: GrammarBench | None = None,
 ) -> TorchModelRunner:
     """A runner over that cache."""
     input_batch = InputBatch(
@@ -159,8 +165,20 @@ def make_runner(
         max_blocks=-(-size.max_context_tokens // settings.block_size),
     )
     return TorchModelRunner(
-        model, kv, backend, input_batch, runner_info(settings, model, backend, size, limits, phases_s), graphs
+        model, kv, backend, input_batch, runner_info(settings, model, backend, size, limits, phases_s), graphs, grammars
     )
+
+
+def make_grammars(settings: EngineSettings, model: LoadedModel) -> GrammarBench | None:
+    """What constrained sequences need; None, logged, where the model's folder does not say which text its tokens make.
+
+    The gRPC process finds the same and refuses such requests.
+    """
+    try:
+        return GrammarBench(load_vocabulary(Path(settings.model), model.vocab_size))
+    except FailedPrecondition as error:
+        log.info("outputs cannot be constrained: %s", error)
+        return None
 
 
 def try_largest(
@@ -252,6 +270,9 @@ def runner_info(
         dtype=str(model.dtype).removeprefix("torch."),
         attention=backend.name,
         phases_s=phases_s,
+        takes_drafts=True,
+        embedding_size=model.hidden_size,
+        pooling=embedding_defaults(Path(settings.model)).pooling_of(generates=True) if model.hidden_size else None,
     )
 
 

@@ -39,12 +39,12 @@ class TokenBias:
         return torch.zeros(len(self._owners), self._vocab_size, dtype=torch.float32, device=self._device)
 
     def update(self, sequences: Rows[Sequence]) -> None:
-        """Write the rows of those sequences that are new under their slot. Their slots differ."""
-        fresh = [sequence for sequence in sequences if self._owners[sequence.slot] != sequence.sequence_id]
+        """Write the rows of those sequences that are new under their slot. Different ones have different slots."""
+        fresh = {s.slot: s for s in sequences if self._owners[s.slot] != s.sequence_id}
         if fresh:
-            self._write([(sequence.slot, sequence.sampling) for sequence in fresh])
-            for sequence in fresh:
-                self._owners[sequence.slot] = sequence.sequence_id
+            self._write([(slot, sequence.sampling) for slot, sequence in fresh.items()])
+            for slot, sequence in fresh.items():
+                self._owners[slot] = sequence.sequence_id
 
     def forget(self) -> None:
         """No row is anyone's any more."""

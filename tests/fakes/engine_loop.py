@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, takewhile
 from typing import Any
 
 from model_svc.engine.batch import ModelRunner, RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.drafting import DraftLimits
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Inbox
 from model_svc.engine.scheduler import Limits
@@ -17,12 +18,14 @@ from tokenwire.sampling import StopParams
 SEQUENCE_IDS = count(10**6)
 """A runner takes equal ids for one sequence, and other loops may have used it."""
 
+NO_DRAFTS = DraftLimits()
+
 
 class RecordingRunner:
     """Keeps the log-probabilities that a runner gives out, by sequence id. `info` may differ from the runner's own."""
 
     def __init__(self, runner: ModelRunner, info: RunnerInfo) -> None:
-        self.runner, self.info, self.phases = runner, info, runner.phases
+        self.runner, self.info, self.phases, self.grammars = runner, info, runner.phases, runner.grammars
         self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
 
@@ -34,6 +37,13 @@ class RecordingRunner:
         output = self.runner.collect(token)
         for row, logprob in output.logprobs.items():
             self.logprobs[batch.rows[row].sequence.sequence_id].append(logprob)
+        for row, after in output.after_drafts.items():
+            sequence = batch.rows[row].sequence
+            equal = takewhile(
+                lambda pair: pair[0] == pair[1],
+                zip([output.token_ids[row], *after.token_ids], batch.rows[row].drafts, strict=False),
+            )
+            self.logprobs[sequence.sequence_id] += [entry for entry, _ in zip(after.logprobs, equal, strict=False)]
         for row, logprobs in output.prompt_logprobs.items():
             self.prompt_logprobs[batch.rows[row].sequence.sequence_id] += logprobs
         return output
@@ -53,10 +63,11 @@ class EngineLoop:
         step_tokens: int = 512,
         info: RunnerInfo | None = None,
         overlap: bool = False,
+        drafts: DraftLimits = NO_DRAFTS,
     ) -> None:
         self.runner = RecordingRunner(runner, info or runner.info)
         self.step_tokens = step_tokens
-        self.engine = Engine(self.runner, Limits(batch, step_tokens), overlap=overlap)
+        self.engine = Engine(self.runner, Limits(batch, step_tokens, drafts=drafts), overlap=overlap)
         self.terminals: dict[int, Terminal] = {}
 
     def run(
@@ -66,13 +77,17 @@ class EngineLoop:
 
         `staggered`: one or two of them come before each step, instead of all before the first.
         """
-        sequences = [self._sequence(prompt, num_outputs, **fields) for prompt in prompts]
+        sequences = [self.sequence(prompt, num_outputs, **fields) for prompt in prompts]
+        self.serve(sequences, staggered=staggered)
+        return sequences
+
+    def serve(self, sequences: list[Sequence], *, staggered: bool = False) -> None:
+        """Serve sequences made by `sequence` to their end."""
         for arriving in _one_or_two(sequences) if staggered else [sequences]:
             self.engine.take(Inbox(sequences=arriving))
             self._step()
         while self.engine.has_work:
             self._step()
-        return sequences
 
     @property
     def num_preemptions(self) -> int:
@@ -84,7 +99,7 @@ class EngineLoop:
         assert result.num_batch_tokens <= self.step_tokens
         self.terminals |= {ended.sequence_id: ended.terminal for ended in result.ended}
 
-    def _sequence(self, prompt: list[int], num_outputs: int, **fields: Any) -> Sequence:
+    def sequence(self, prompt: list[int], num_outputs: int, **fields: Any) -> Sequence:
         number = next(SEQUENCE_IDS)
         return Sequence(
             sequence_id=number, token_ids=list(prompt), num_prompt_tokens=len(prompt), arrival_s=float(number),

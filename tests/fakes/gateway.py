@@ -26,7 +26,7 @@ from tests.fakes.logprobs import logprob_of, logprobs_of
 from tokenwire.errors import InvalidRequest, Overloaded, Unavailable
 from tokenwire.interceptor import TypedErrors
 from tokenwire.requests import FinishReason, ModelTimings, Terminal, Usage
-from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
+from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, model_pb2, tokenizer_pb2
 from tokenwire.wire import logprob_to_wire, terminal_to_wire
 
 MODEL = "words"
@@ -92,8 +92,18 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
             for byte in content[:: -1 if self.damages else 1]:
                 yield tokenizer_pb2.GetTokenizerResponse(file_index=index, content=bytes([byte]))
 
+    async def Embed(self, request: Any, context: Any) -> Any:
+        """Of each input a number of its own and how long it is."""
+        self._saw(request, context)
+        lengths = [len(text) for text in request.texts] + [len(each.ids) for each in request.token_ids]
+        return tokenizer_pb2.EmbedResponse(
+            embeddings=[model_pb2.Embedding(values=[index + 0.5, length]) for index, length in enumerate(lengths)],
+            usage=common_pb2.Usage(prompt_tokens=sum(lengths)),
+        )
+
     async def ListModels(self, request: Any, context: Any) -> Any:
-        card = common_pb2.ModelCard(name=MODEL, max_context_tokens=64, vocab_size=128)
+        card = common_pb2.ModelCard(name=MODEL, max_context_tokens=64, vocab_size=128, embedding_size=2)
+        card.capabilities.extend([common_pb2.CAPABILITY_GENERATE, common_pb2.CAPABILITY_EMBED])
         card.fingerprint.vocabulary = "sha256:" + "0" * 64
         return tokenizer_pb2.ListModelsResponse(models=[card])
 

@@ -18,8 +18,11 @@ from model_svc.cache_events import CacheEventLog
 from tests.fakes.logprobs import logprobs_of
 from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
 from tokenwire.channels import server_options
+from tokenwire.embedding_wire import capabilities_to_wire
+from tokenwire.errors import TokenwireError
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.session import PROTOCOL_VERSION
+from tokenwire.status import abort
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 from tokenwire.wire import CANCEL_FROM_WIRE, logprob_to_wire, terminal_to_wire
 
@@ -83,6 +86,8 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         caches: bool = False,
         block_size: int = 4,
         reason: FinishReason = FinishReason.LENGTH,
+        embedding_size: int = 0,
+        on_embed: Callable[[Any], TokenwireError | None] = lambda request: None,
     ) -> None:
         self.reply = reply
         self.hold = hold
@@ -94,7 +99,16 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
             vocab_size=vocab_size,
             hash_scheme=SHARED_SCHEME if caches else "",
             block_size=block_size,
+            capabilities=capabilities_to_wire(generates=True, embeds=bool(embedding_size)),
+            embedding_size=embedding_size,
         )
+        self.on_embed = on_embed
+        """What a call to embed is refused with; None: it is answered."""
+        self.embeds: list[model_pb2.ModelServiceEmbedRequest] = []
+        self.num_embedding = 0
+        self.embeds_go_on = asyncio.Event()
+        """Cleared, calls to embed wait for it."""
+        self.embeds_go_on.set()
         self.protocol_version = protocol_version
         self.credit = credit
         """In the first frame of a session; None: no credits at all."""
@@ -162,6 +176,24 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
                     self._playing.add(task)
                     task.add_done_callback(self._playing.discard)
             self.cancels += [(cancel.handle, CANCEL_FROM_WIRE[cancel.reason].value) for cancel in frame.cancels]
+
+    async def Embed(self, message: Any, context: Any) -> Any:
+        """Of each input its first id, its length, and zeros."""
+        self.embeds.append(message)
+        self.num_embedding += 1
+        try:
+            await self.embeds_go_on.wait()
+            if (error := self.on_embed(message)) is not None:
+                await abort(context, error)
+            inputs = [list(each.ids) for each in message.inputs]
+            size = message.options.dimensions or self.card.embedding_size
+            vectors = [[float(ids[0]), float(len(ids)), *[0.0] * size][:size] for ids in inputs]
+            return model_pb2.ModelServiceEmbedResponse(
+                embeddings=[model_pb2.Embedding(values=vector) for vector in vectors],
+                usage=common_pb2.Usage(prompt_tokens=sum(map(len, inputs))),
+            )
+        finally:
+            self.num_embedding -= 1
 
     async def SubscribeCacheEvents(self, message: Any, context: Any) -> AsyncIterator[Any]:
         self.num_subscribed += 1

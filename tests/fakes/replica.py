@@ -14,6 +14,8 @@ class FakeReplica:
     ready: bool = True
     max_context_tokens: int = 0
     vocab_size: int = 0
+    generates: bool = True
+    embedding_size: int = 0
     breaker: Breaker = field(default_factory=Breaker)
     cache: CacheView = field(default_factory=CacheView)
     room: int = 1_000_000
@@ -33,6 +35,9 @@ class FakeReplica:
 
     def submit(self, submission: Any, receivers: Any) -> Any:
         raise AssertionError("what decides submits nothing")
+
+    def embed(self, submission: Any) -> Any:
+        raise AssertionError("what decides embeds nothing")
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A runner without a device: its tokens are a function of the sequence alone, and it checks what it is given."""
 
-from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.batch import AfterDrafts, OutOfMemory, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import PENDING
 from tokenwire.errors import Internal, TokenwireError
@@ -57,6 +57,8 @@ class FakeRunner:
     order, gets wrong tokens.
     """
 
+    grammars = None
+
     def __init__(self, info: RunnerInfo) -> None:
         self.info = info
         self.phases = PhaseClock()
@@ -66,6 +68,8 @@ class FakeRunner:
         """What the last step of whoever had a slot sampled: what PENDING stands for."""
         self.fail_next = self.fail_next_collect = False
         self.bad_sequences: set[int] = set()
+        self.bad_draft: int | None = None
+        """A token that breaks the row it is drafted in."""
         self.memory_tokens = self.memory_rows = 10**9
         """Larger steps run out of memory, after having written what they compute."""
 
@@ -75,17 +79,30 @@ class FakeRunner:
             self.fail_next = False
             raise RuntimeError("the device said no")
         for row in batch.rows:
+            assert row.samples or not row.drafts, "drafts of a row that does not sample"
             num_outputs = row.end - row.sequence.num_original_prompt_tokens + row.samples
             assert num_outputs <= (row.sequence.stop.max_tokens or num_outputs), "more tokens than asked for"
             self._write(row)
         if batch.num_tokens > self.memory_tokens or len(batch.rows) > self.memory_rows:
             raise OutOfMemory("tried to allocate too much")
-        bad = {index for index, row in enumerate(batch.rows) if row.sequence.sequence_id in self.bad_sequences}
+        bad = {
+            index for index, row in enumerate(batch.rows)
+            if row.sequence.sequence_id in self.bad_sequences or self.bad_draft in row.drafts
+        }  # fmt: skip
         tokens = tuple(
-            self._next_token(row) if row.samples and index not in bad else None for index, row in enumerate(batch.rows)
+            self._next_token(row, row.own_end) if row.samples and index not in bad else None
+            for index, row in enumerate(batch.rows)
         )
+        after_drafts = {
+            index: AfterDrafts([self._next_token(row, row.own_end + 1 + at) for at in range(len(row.drafts))])
+            for index, row in enumerate(batch.rows)
+            if row.drafts and index not in bad
+        }
+        for index, after_row in after_drafts.items():
+            if batch.rows[index].sequence.logprobs is not None:
+                after_row.logprobs.extend(TokenLogprob(token, -1.0) for token in after_row.token_ids)
         for row, token in zip(batch.rows, tokens, strict=True):
-            self.last_tokens[row.sequence.slot] = token
+            self.last_tokens[row.sequence.slot] = None if row.drafts else token
         errors: dict[int, TokenwireError] = {i: Internal("not numbers", reason="SEQUENCE_FAILED") for i in bad}
         logprobs = {
             index: TokenLogprob(token, -1.0)
@@ -93,7 +110,8 @@ class FakeRunner:
             if token is not None and row.sequence.logprobs is not None
         }
         asked = {index: prompt_logprobs_of(row) for index, row in enumerate(batch.rows) if index not in bad}
-        return StepOutput(tokens, errors, logprobs, {index: found for index, found in asked.items() if found})
+        asked = {index: found for index, found in asked.items() if found}
+        return StepOutput(tokens, errors, logprobs, asked, after_drafts)
 
     def collect(self, launched: StepOutput) -> StepOutput:
         if self.fail_next_collect:
@@ -108,19 +126,20 @@ class FakeRunner:
         return row.sequence.block_table[position // self.info.block_size], position % self.info.block_size
 
     def _write(self, row: ScheduledRow) -> None:
-        for position in range(row.start, row.end):
+        for position, token_id in enumerate(row.new_token_ids, row.start):
             before = self.cache[self._slot(row, position - 1)][1] if position else START
-            token_id = row.sequence.token_ids[position]
             if token_id == PENDING:
                 assert row.sequence.sampling.repetition_penalty == 1.0, "launched before its last token was known"
                 assert row.num_new_tokens == 1, "a pending token is not in a chunk"
-                token_id = self.last_tokens[row.sequence.slot]
-            assert token_id is not None
+                known = self.last_tokens[row.sequence.slot]
+                assert known is not None
+                token_id = known
             self.cache[self._slot(row, position)] = (token_id, after(before, token_id))
 
-    def _next_token(self, row: ScheduledRow) -> int:
+    def _next_token(self, row: ScheduledRow, stop: int) -> int:
+        """What follows the row's first `stop` positions."""
         value = START
-        for position in range(row.end):
+        for position in range(stop):
             token_id, written = self.cache[self._slot(row, position)]
             value = after(value, token_id)
             if value != written:

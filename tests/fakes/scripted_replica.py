@@ -7,6 +7,7 @@ replica is lost, and when it has room.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -98,6 +99,8 @@ class ScriptedReplica:
         self.script = script
         self.max_context_tokens = max_context_tokens
         self.vocab_size = 0
+        self.generates = True
+        self.embedding_size = 0
         self.breaker = Breaker()
         self.cache = CacheView()
         self.ready = True
@@ -126,6 +129,9 @@ class ScriptedReplica:
         assert output == list(self.script(first)[:generated]), "a gap, or a repeat"
         self.submitted.append(submitted)
         return submitted
+
+    def embed(self, submission: Any) -> Any:
+        raise AssertionError("the script is one of text")
 
     def lose(self) -> None:
         """The connection breaks under everything that is open."""

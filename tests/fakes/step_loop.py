@@ -26,6 +26,8 @@ class StepLoop:
         self.free = list(range(runner.info.num_blocks))
         random.Random(0).shuffle(self.free)
         self.running: list[Sequence] = []
+        self.drafts: dict[int, list[int]] = {}
+        """By sequence_id: what the next step verifies of a sequence; one token of it at most is kept."""
         self.errors: dict[int, str] = {}
         self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
@@ -62,10 +64,11 @@ class StepLoop:
                 taken = {other.slot for other in self.running}
                 sequence.slot = next(slot for slot in count() if slot not in taken)
             num_new = min(self.chunk, sequence.num_uncomputed_tokens)
-            needed = -(-(sequence.num_computed_tokens + num_new) // self.runner.info.block_size)
+            drafts = self.drafts.pop(sequence.sequence_id, [])
+            needed = -(-(sequence.num_computed_tokens + num_new + len(drafts)) // self.runner.info.block_size)
             while len(sequence.block_table) < needed:
                 sequence.block_table.append(self.free.pop())
-            rows.append(ScheduledRow(sequence, num_new))
+            rows.append(ScheduledRow(sequence, num_new, drafts))
         output = run_step(self.runner, ScheduledBatch(tuple(rows)))
         assert len(output.token_ids) == len(rows)
         sampled = [row.samples for row in rows]
@@ -73,7 +76,7 @@ class StepLoop:
             token_id = output.token_ids[index]
             assert (token_id is not None) == (sampled[index] and index not in output.errors)
             sequence = row.sequence
-            sequence.num_computed_tokens += row.num_new_tokens
+            sequence.num_computed_tokens = row.own_end
             given = output.prompt_logprobs.get(index, [])
             self.prompt_logprobs[sequence.sequence_id] += given
             sequence.num_prompt_logprobs += len(given)
@@ -82,7 +85,9 @@ class StepLoop:
                 sequence.token_ids.append(token_id)
             if index in output.logprobs:
                 self.logprobs[sequence.sequence_id].append(output.logprobs[index])
-            if index in output.errors:
+            if index in output.errors and row.drafts:
+                sequence.num_computed_tokens = row.start
+            elif index in output.errors:
                 self.errors[sequence.sequence_id] = output.errors[index].message
                 self.release(sequence)
             elif sequence.num_new_outputs == sequence.stop.max_tokens or token_id in sequence.stop.stop_token_ids:

@@ -25,7 +25,6 @@ from tokenwire.errors import (
     NotFound,
     TokenwireError,
     Unavailable,
-    Unsupported,
 )
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
@@ -34,7 +33,7 @@ from tokenwire.server import GrpcServer
 from tokenwire.session_server import run_session
 from tokenwire.settings import ServerSettings
 from tokenwire.tasks import cancel_and_wait
-from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.v1 import common_pb2, model_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tokenwire.wire import CANCEL_FROM_WIRE, options_from_wire
 
 MODEL = "echo"
@@ -107,6 +106,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.cancels: list[CancelReason] = []
         self.deaf = False
         """Ignores Cancel and deadlines."""
+        self.embeds: list[Any] = []
+        self.num_embedding = 0
         self.sessions: list[FakeSession] = []
         self.server: GrpcServer | None = None
         self.port = 0
@@ -119,7 +120,10 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     def card(self) -> Any:
         fingerprint = common_pb2.Fingerprint(vocabulary=VOCABULARY)
-        return common_pb2.ModelCard(name=MODEL, fingerprint=fingerprint, max_context_tokens=64, vocab_size=1000)
+        return common_pb2.ModelCard(
+            name=MODEL, fingerprint=fingerprint, max_context_tokens=64, vocab_size=1000,
+            capabilities=[common_pb2.CAPABILITY_GENERATE, common_pb2.CAPABILITY_EMBED], embedding_size=4,
+        )  # fmt: skip
 
     def step(self) -> None:
         """Let every `!step` prompt send its next word."""
@@ -245,7 +249,28 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
             yield tokenizer_pb2.GetTokenizerResponse(content=content)
 
     async def Embed(self, request: Any, context: Any) -> Any:
-        raise Unsupported("embeddings are not built")
+        """Of each input its first character's code or first id, its words or ids, and zeros. A word is a token."""
+        self.embeds.append(request)
+        self.num_embedding += 1
+        try:
+            for index, text in enumerate(request.texts):
+                if text == "!bad":
+                    field, description = f"texts[{index}]", "has 99 tokens"
+                    raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+                if text == "!down":
+                    raise Unavailable("no model tier")
+                if text == "!hang":
+                    await asyncio.Event().wait()
+            counts = [len(text.split()) for text in request.texts] + [len(each.ids) for each in request.token_ids]
+            firsts = [ord(text[0]) for text in request.texts] + [each.ids[0] for each in request.token_ids]
+            size = request.options.dimensions or 4
+            vectors = [[first + 0.1, count, *[0.0] * size][:size] for first, count in zip(firsts, counts, strict=True)]
+            return tokenizer_pb2.EmbedResponse(
+                embeddings=[model_pb2.Embedding(values=vector) for vector in vectors],
+                usage=common_pb2.Usage(prompt_tokens=sum(counts)),
+            )
+        finally:
+            self.num_embedding -= 1
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         return tokenizer_pb2.ListModelsResponse(models=[self.card()])

@@ -312,9 +312,6 @@ def test_what_passes_through() -> None:
             models = await live.stub.ListModels(tokenizer_pb2.ListModelsRequest())
             assert [card.name for card in models.models] == [MODEL]
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await live.stub.Embed(tokenizer_pb2.EmbedRequest(texts=["a"]))
-            assert type(from_rpc_error(caught.value)) is Unsupported
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await live.stub.Tokenize(tokenizer_pb2.TokenizeRequest())
             assert [v.field for v in from_rpc_error(caught.value).violations] == ["texts"]
 

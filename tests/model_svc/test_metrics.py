@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
+from model_svc.engine.drafting import UNDRAFTED, DraftCounts
 from model_svc.engine.events import EngineLoad, NewTokens, StepResult
 from model_svc.engine.phase_clock import PHASES
 from model_svc.metrics import EngineMetrics
@@ -35,3 +36,16 @@ def test_seconds_by_phase_and_steps_are_counted_across_engines() -> None:
 def result(step: int, forward_s: float) -> StepResult:
     phases_s = tuple(forward_s if phase == "forward" else 0.0 for phase in PHASES)
     return StepResult(NewTokens(), [], EngineLoad(step=step), 0, phases_s=phases_s)
+
+
+def test_drafts_are_counted_and_the_acceptance_of_late_is_told() -> None:
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(registry)
+    undrafted = tuple(range(len(UNDRAFTED)))
+    for drafts in (DraftCounts(8, 2, 1, undrafted, 0.25), DraftCounts(20, 11, 3, undrafted, 0.5)):
+        metrics.record(StepResult(NewTokens(), [], EngineLoad(drafts=drafts), 0))
+    value = registry.get_sample_value
+    assert value("tokenwire_model_drafted_tokens_total") == 20 and value("tokenwire_model_accepted_drafts_total") == 11
+    assert value("tokenwire_model_drafted_rows_total") == 3 and value("tokenwire_model_draft_acceptance_ratio") == 0.5
+    for reason, count in zip(UNDRAFTED, undrafted, strict=True):
+        assert value("tokenwire_model_undrafted_rows_total", {"reason": reason}) == count

@@ -102,16 +102,6 @@ def test_an_oversize_message_is_refused_and_the_server_goes_on() -> None:
     asyncio.run(main())
 
 
-def test_what_is_not_built_is_unimplemented() -> None:
-    async def main() -> None:
-        async with live_model_tier() as live:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await live.stub.Embed(model_pb2.ModelServiceEmbedRequest())
-            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-    asyncio.run(main())
-
-
 def test_a_lost_engine_ends_its_requests_with_a_typed_error_and_comes_back() -> None:
     async def main() -> None:
         async with live_model_tier() as live:

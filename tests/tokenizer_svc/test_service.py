@@ -12,7 +12,7 @@ from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, live_tokenizer_ti
 from tests.fakes.model_tier import fake_model_tier
 from tests.fakes.tokenizers_trained import write_folder
 from tokenizer_svc.detokenizer import Detokenizer
-from tokenwire.errors import FailedPrecondition, InvalidRequest, NotFound, TokenwireError, Unsupported
+from tokenwire.errors import FailedPrecondition, InvalidRequest, NotFound, TokenwireError
 from tokenwire.health import is_serving
 from tokenwire.status import from_rpc_error
 from tokenwire.v1 import tokenizer_pb2 as pb
@@ -193,7 +193,7 @@ def test_texts_are_cut_where_that_is_asked_for(trained_folder: Path) -> None:
         ("CountTokens", pb.CountTokensRequest(conversations=[{}]), InvalidRequest, "messages"),
         ("Tokenize", pb.TokenizeRequest(texts=["a"], truncation={}), InvalidRequest, "truncation.max_tokens"),
         ("Tokenize", pb.TokenizeRequest(texts=["a"], truncation={"side": 7, "max_tokens": 1}), InvalidRequest, "side"),
-        ("Embed", pb.EmbedRequest(texts=["a"]), Unsupported, "Embed"),
+        ("Embed", pb.EmbedRequest(), InvalidRequest, "texts: 0 inputs"),
     ],
 )  # fmt: skip
 def test_bad_calls_are_refused_by_name(

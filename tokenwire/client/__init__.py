@@ -14,6 +14,7 @@ Knows only the gateway's contract: no tokenizer, no model, no retry.
 """
 
 from tokenwire.client.clients import AsyncClient, Client
+from tokenwire.client.embeddings import Embeddings, EmbedOptions
 from tokenwire.client.events import (
     Encoding,
     Event,
@@ -38,6 +39,8 @@ __all__ = [
     "CallOptions",
     "Client",
     "ClientTls",
+    "EmbedOptions",
+    "Embeddings",
     "Encoding",
     "Event",
     "FinishReason",

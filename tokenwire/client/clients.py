@@ -13,6 +13,7 @@ import grpc
 from tokenwire.channels import aio_channel, sync_channel
 from tokenwire.client import messages as m
 from tokenwire.client.conversations import conversation_of
+from tokenwire.client.embeddings import Embeddings, EmbedOptions, embed_request, embeddings
 from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, RenderedPrompt, TokenizerFiles, Tool
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
@@ -139,6 +140,11 @@ class Client:
         request = m.count_request(texts, conversations, model, add_special_tokens, split_special_tokens)
         return m.counts(self._unary(self._stub.CountTokens, request))
 
+    def embed(self, *inputs: Prompt, **options: Unpack[EmbedOptions]) -> Embeddings:
+        """The vectors of texts, or of token ids used as they are, at most 2048. Raises InvalidRequest."""
+        request = embed_request(inputs, options)
+        return embeddings(self._unary(self._stub.Embed, request, _embed_timeout_s(options)))
+
     def tokenizer(self, model: str = "") -> TokenizerFiles:
         """The files of a model's tokenizer, to tokenize without the server."""
         call = self._stub.GetTokenizer(m.tokenizer_request(model), timeout=UNARY_TIMEOUT_S, metadata=self._metadata)
@@ -161,9 +167,9 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _unary(self, method: Any, request: Any) -> Any:
+    def _unary(self, method: Any, request: Any, timeout_s: float | None = UNARY_TIMEOUT_S) -> Any:
         try:
-            return method(request, timeout=UNARY_TIMEOUT_S, metadata=self._metadata)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 
@@ -271,6 +277,11 @@ class AsyncClient:
         request = m.count_request(texts, conversations, model, add_special_tokens, split_special_tokens)
         return m.counts(await self._unary(self._stub.CountTokens, request))
 
+    async def embed(self, *inputs: Prompt, **options: Unpack[EmbedOptions]) -> Embeddings:
+        """As `Client.embed`."""
+        request = embed_request(inputs, options)
+        return embeddings(await self._unary(self._stub.Embed, request, _embed_timeout_s(options)))
+
     async def tokenizer(self, model: str = "") -> TokenizerFiles:
         """As `Client.tokenizer`."""
         call = self._stub.GetTokenizer(m.tokenizer_request(model), timeout=UNARY_TIMEOUT_S, metadata=self._metadata)
@@ -295,8 +306,14 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _unary(self, method: Any, request: Any) -> Any:
+    async def _unary(self, method: Any, request: Any, timeout_s: float | None = UNARY_TIMEOUT_S) -> Any:
         try:
-            return await method(request, timeout=UNARY_TIMEOUT_S, metadata=self._metadata)
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
+
+
+def _embed_timeout_s(given: EmbedOptions) -> float | None:
+    """The transport's own limit: embedding may take as long as the caller waits."""
+    timeout_s = given.get("timeout_s")
+    return None if timeout_s is None else timeout_s + m.DEADLINE_GRACE_S

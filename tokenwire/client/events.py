@@ -159,6 +159,10 @@ class ModelCard:
     vocab_size: int
     vocabulary_fingerprint: str
     """Equal where token ids mean the same."""
+    capabilities: tuple[str, ...] = ()
+    """What it can be asked for: "generate", "embed"; empty where the server does not say."""
+    embedding_size: int = 0
+    """Values of an embedding; 0 where it gives none."""
 
 
 class OutputCollector:

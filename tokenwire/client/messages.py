@@ -20,6 +20,7 @@ from tokenwire.client.events import (
     TokenizerFiles,
 )
 from tokenwire.client.options import CallOptions, generation_options, refuse_bad_text, request_context
+from tokenwire.embedding_wire import capability_names
 from tokenwire.errors import FieldViolation, Internal, InvalidRequest
 from tokenwire.parsed import ToolCall
 from tokenwire.sampling import MAX_TOKEN_ID, refuse
@@ -129,7 +130,7 @@ def detokenize_request(
     refuse_bad_text("model", model)
     return tokenizer_pb2.DetokenizeRequest(
         model=model,
-        sequences=[_token_ids(ids, f"sequences[{i}]") for i, ids in enumerate(sequences)],
+        sequences=[token_ids_message(ids, f"sequences[{i}]") for i, ids in enumerate(sequences)],
         skip_special_tokens=skip_special_tokens,
         spaces_between_special_tokens=spaces_between_special_tokens,
     )
@@ -210,7 +211,14 @@ def list_models_request() -> tokenizer_pb2.ListModelsRequest:
 def model_cards(response: tokenizer_pb2.ListModelsResponse) -> list[ModelCard]:
     """What can be asked for."""
     return [
-        ModelCard(card.name, card.max_context_tokens, card.vocab_size, card.fingerprint.vocabulary)
+        ModelCard(
+            card.name,
+            card.max_context_tokens,
+            card.vocab_size,
+            card.fingerprint.vocabulary,
+            tuple(capability_names(card)),
+            card.embedding_size,
+        )
         for card in response.models
     ]
 
@@ -239,12 +247,13 @@ def _events(response: Any, index: int) -> list[Event]:
 
 def _prompt(prompt: Prompt, field: str) -> gateway_pb2.Prompt:
     if not isinstance(prompt, str):
-        return gateway_pb2.Prompt(token_ids=_token_ids(prompt, field))
+        return gateway_pb2.Prompt(token_ids=token_ids_message(prompt, field))
     refuse_bad_text(field, prompt)
     return gateway_pb2.Prompt(text=prompt)
 
 
-def _token_ids(ids: object, field: str) -> common_pb2.TokenIds:
+def token_ids_message(ids: object, field: str) -> common_pb2.TokenIds:
+    """Token ids as a message. Raises InvalidRequest."""
     if isinstance(ids, (bytes, str)) or not isinstance(ids, Iterable):
         raise invalid(field, f"{ids!r:.80} is not allowed: a sequence of token ids")
     ids = list(ids)

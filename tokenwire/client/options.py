@@ -48,6 +48,8 @@ class CallOptions(TypedDict, total=False):
     """Log-probability of each token, and of this many likeliest ones; from 0 to 20."""
     prompt_logprobs: int
     """The same for the prompt's tokens from the second on."""
+    speculation: bool
+    """Whether the server may draft tokens ahead: quicker or not, the same tokens; absent: as it does by default."""
     num_choices: int
     """Outputs per prompt; where the model's default is greedy they are equal unless `temperature` is above 0."""
     spaces_between_special_tokens: bool
@@ -102,6 +104,7 @@ def generation_options(given: CallOptions) -> GenerationOptions:
         num_choices=given.get("num_choices", 1),
         logprobs=given.get("logprobs"),
         prompt_logprobs=given.get("prompt_logprobs"),
+        speculation=given.get("speculation"),
     )
     refuse(options.violations())
     return options

@@ -18,6 +18,12 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_DEADLINE: _ClassVar[FinishReason]
     FINISH_REASON_ERROR: _ClassVar[FinishReason]
 
+class Capability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CAPABILITY_UNSPECIFIED: _ClassVar[Capability]
+    CAPABILITY_GENERATE: _ClassVar[Capability]
+    CAPABILITY_EMBED: _ClassVar[Capability]
+
 class CancelReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CANCEL_REASON_UNSPECIFIED: _ClassVar[CancelReason]
@@ -32,6 +38,9 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_CANCELLED: FinishReason
 FINISH_REASON_DEADLINE: FinishReason
 FINISH_REASON_ERROR: FinishReason
+CAPABILITY_UNSPECIFIED: Capability
+CAPABILITY_GENERATE: Capability
+CAPABILITY_EMBED: Capability
 CANCEL_REASON_UNSPECIFIED: CancelReason
 CANCEL_REASON_CLIENT: CancelReason
 CANCEL_REASON_STOP_STRING: CancelReason
@@ -144,20 +153,22 @@ class OutputOptions(_message.Message):
     def __init__(self, logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., return_token_ids: bool = ..., skip_special_tokens: bool = ..., echo: bool = ..., spaces_between_special_tokens: bool = ...) -> None: ...
 
 class GenerationOptions(_message.Message):
-    __slots__ = ("sampling", "stop", "constraint", "output", "num_choices", "adapter")
+    __slots__ = ("sampling", "stop", "constraint", "output", "num_choices", "adapter", "speculation")
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     NUM_CHOICES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     sampling: SamplingParams
     stop: StopConditions
     constraint: Constraint
     output: OutputOptions
     num_choices: int
     adapter: str
-    def __init__(self, sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopConditions, _Mapping]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., num_choices: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
+    speculation: bool
+    def __init__(self, sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopConditions, _Mapping]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., num_choices: _Optional[int] = ..., adapter: _Optional[str] = ..., speculation: bool = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("handle", "reason", "stop_token_id", "stop_string", "usage", "timings", "error")
@@ -260,7 +271,7 @@ class Fingerprint(_message.Message):
     def __init__(self, vocabulary: _Optional[str] = ..., chat_template: _Optional[str] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("name", "fingerprint", "max_context_tokens", "vocab_size", "block_size", "hash_scheme", "adapters")
+    __slots__ = ("name", "fingerprint", "max_context_tokens", "vocab_size", "block_size", "hash_scheme", "adapters", "capabilities", "embedding_size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +279,8 @@ class ModelCard(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     HASH_SCHEME_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_SIZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: Fingerprint
     max_context_tokens: int
@@ -275,7 +288,9 @@ class ModelCard(_message.Message):
     block_size: int
     hash_scheme: str
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., max_context_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_size: _Optional[int] = ..., hash_scheme: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    capabilities: _containers.RepeatedScalarFieldContainer[Capability]
+    embedding_size: int
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., max_context_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_size: _Optional[int] = ..., hash_scheme: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., embedding_size: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "peer", "epoch", "models", "max_requests")

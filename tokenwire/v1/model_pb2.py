@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from tokenwire.v1 import common_pb2 as tokenwire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tokenwire/v1/model.proto\x12\x0ctokenwire.v1\x1a\x19tokenwire/v1/common.proto\"\x89\x02\n\x0cTokenRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x30\n\x07options\x18\x04 \x01(\x0b\x32\x1f.tokenwire.v1.GenerationOptions\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\r\x12.\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x14\n\x0c\x66irst_choice\x18\x08 \x01(\r\"J\n\x1bModelServiceGenerateRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.tokenwire.v1.TokenRequest\"\xca\x01\n\x1cModelServiceGenerateResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12,\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\x12$\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x14.tokenwire.v1.Finish\x12\x33\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\"J\n\x0bTokenSubmit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.tokenwire.v1.TokenRequest\"\xdd\x01\n\x1aModelServiceSessionRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Hello\x12*\n\x07submits\x18\x02 \x03(\x0b\x32\x19.tokenwire.v1.TokenSubmit\x12%\n\x07\x63\x61ncels\x18\x03 \x03(\x0b\x32\x14.tokenwire.v1.Cancel\x12$\n\x06\x64\x65mand\x18\x04 \x03(\x0b\x32\x14.tokenwire.v1.Demand\x12\"\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x13.tokenwire.v1.Drain\"\xc4\x02\n\x1bModelServiceSessionResponse\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Hello\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x30\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1e.tokenwire.v1.SequenceLogprobs\x12&\n\x08\x66inishes\x18\x06 \x03(\x0b\x32\x14.tokenwire.v1.Finish\x12 \n\x04load\x18\x07 \x01(\x0b\x32\x12.tokenwire.v1.Load\x12-\n\x06\x63redit\x18\x08 \x01(\x0b\x32\x1d.tokenwire.v1.AdmissionCredit\x12\"\n\x05\x64rain\x18\t \x01(\x0b\x32\x13.tokenwire.v1.Drain\"z\n\x10SequenceLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12*\n\x06tokens\x18\x02 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\x12*\n\x06prompt\x18\x03 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\"\xe1\x01\n\x18ModelServiceEmbedRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x06inputs\x18\x03 \x03(\x0b\x32\x16.tokenwire.v1.TokenIds\x12/\n\x07options\x18\x04 \x01(\x0b\x32\x1e.tokenwire.v1.EmbeddingOptions\x12.\n\x0b\x66ingerprint\x18\x05 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\"\x88\x01\n\x10\x45mbeddingOptions\x12&\n\x07pooling\x18\x01 \x01(\x0e\x32\x15.tokenwire.v1.Pooling\x12\x16\n\tnormalize\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x0c\n\n_normalizeB\r\n\x0b_dimensions\"l\n\x19ModelServiceEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.tokenwire.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tokenwire.v1.Usage\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x15\n\x13GetModelInfoRequest\"\xe0\x01\n\x14GetModelInfoResponse\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.tokenwire.v1.ModelCard\x12\x15\n\reos_token_ids\x18\x02 \x03(\r\x12\x37\n\x11sampling_defaults\x18\x03 \x01(\x0b\x32\x1c.tokenwire.v1.SamplingParams\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x11\n\tattention\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\"\x10\n\x0eGetLoadRequest\"3\n\x0fGetLoadResponse\x12 \n\x04load\x18\x01 \x01(\x0b\x32\x12.tokenwire.v1.Load\"E\n\x1bSubscribeCacheEventsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\"\xec\x01\n\x1cSubscribeCacheEventsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\x12-\n\x08snapshot\x18\x03 \x01(\x0b\x32\x19.tokenwire.v1.CacheBlocksH\x00\x12+\n\x06stored\x18\x04 \x01(\x0b\x32\x19.tokenwire.v1.CacheBlocksH\x00\x12,\n\x07removed\x18\x05 \x01(\x0b\x32\x19.tokenwire.v1.CacheBlocksH\x00\x12\x11\n\tcontinues\x18\x06 \x01(\x08\x42\x07\n\x05\x65vent\"\x1d\n\x0b\x43\x61\x63heBlocks\x12\x0e\n\x06hashes\x18\x01 \x03(\x06\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x15\n\x13LoadAdapterResponse\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x10\n\x0cPOOLING_LAST\x10\x02\x12\x0f\n\x0bPOOLING_CLS\x10\x03\x32\xc1\x04\n\x0cModelService\x12\x63\n\x08Generate\x12).tokenwire.v1.ModelServiceGenerateRequest\x1a*.tokenwire.v1.ModelServiceGenerateResponse0\x01\x12\x62\n\x07Session\x12(.tokenwire.v1.ModelServiceSessionRequest\x1a).tokenwire.v1.ModelServiceSessionResponse(\x01\x30\x01\x12X\n\x05\x45mbed\x12&.tokenwire.v1.ModelServiceEmbedRequest\x1a\'.tokenwire.v1.ModelServiceEmbedResponse\x12U\n\x0cGetModelInfo\x12!.tokenwire.v1.GetModelInfoRequest\x1a\".tokenwire.v1.GetModelInfoResponse\x12\x46\n\x07GetLoad\x12\x1c.tokenwire.v1.GetLoadRequest\x1a\x1d.tokenwire.v1.GetLoadResponse\x12o\n\x14SubscribeCacheEvents\x12).tokenwire.v1.SubscribeCacheEventsRequest\x1a*.tokenwire.v1.SubscribeCacheEventsResponse0\x01\x32\xc8\x02\n\x11ModelAdminService\x12R\n\x0bLoadAdapter\x12 .tokenwire.v1.LoadAdapterRequest\x1a!.tokenwire.v1.LoadAdapterResponse\x12X\n\rUnloadAdapter\x12\".tokenwire.v1.UnloadAdapterRequest\x1a#.tokenwire.v1.UnloadAdapterResponse\x12@\n\x05Pause\x12\x1a.tokenwire.v1.PauseRequest\x1a\x1b.tokenwire.v1.PauseResponse\x12\x43\n\x06Resume\x12\x1b.tokenwire.v1.ResumeRequest\x1a\x1c.tokenwire.v1.ResumeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tokenwire/v1/model.proto\x12\x0ctokenwire.v1\x1a\x19tokenwire/v1/common.proto\"\x89\x02\n\x0cTokenRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x30\n\x07options\x18\x04 \x01(\x0b\x32\x1f.tokenwire.v1.GenerationOptions\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\r\x12.\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x14\n\x0c\x66irst_choice\x18\x08 \x01(\r\"J\n\x1bModelServiceGenerateRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.tokenwire.v1.TokenRequest\"\xca\x01\n\x1cModelServiceGenerateResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12,\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\x12$\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x14.tokenwire.v1.Finish\x12\x33\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\"J\n\x0bTokenSubmit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.tokenwire.v1.TokenRequest\"\xdd\x01\n\x1aModelServiceSessionRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Hello\x12*\n\x07submits\x18\x02 \x03(\x0b\x32\x19.tokenwire.v1.TokenSubmit\x12%\n\x07\x63\x61ncels\x18\x03 \x03(\x0b\x32\x14.tokenwire.v1.Cancel\x12$\n\x06\x64\x65mand\x18\x04 \x03(\x0b\x32\x14.tokenwire.v1.Demand\x12\"\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x13.tokenwire.v1.Drain\"\xc4\x02\n\x1bModelServiceSessionResponse\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Hello\x12\x0f\n\x07handles\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x30\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1e.tokenwire.v1.SequenceLogprobs\x12&\n\x08\x66inishes\x18\x06 \x03(\x0b\x32\x14.tokenwire.v1.Finish\x12 \n\x04load\x18\x07 \x01(\x0b\x32\x12.tokenwire.v1.Load\x12-\n\x06\x63redit\x18\x08 \x01(\x0b\x32\x1d.tokenwire.v1.AdmissionCredit\x12\"\n\x05\x64rain\x18\t \x01(\x0b\x32\x13.tokenwire.v1.Drain\"z\n\x10SequenceLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12*\n\x06tokens\x18\x02 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\x12*\n\x06prompt\x18\x03 \x03(\x0b\x32\x1a.tokenwire.v1.TokenLogprob\"\xe1\x01\n\x18ModelServiceEmbedRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.RequestContext\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x06inputs\x18\x03 \x03(\x0b\x32\x16.tokenwire.v1.TokenIds\x12/\n\x07options\x18\x04 \x01(\x0b\x32\x1e.tokenwire.v1.EmbeddingOptions\x12.\n\x0b\x66ingerprint\x18\x05 \x01(\x0b\x32\x19.tokenwire.v1.Fingerprint\"\x88\x01\n\x10\x45mbeddingOptions\x12&\n\x07pooling\x18\x01 \x01(\x0e\x32\x15.tokenwire.v1.Pooling\x12\x16\n\tnormalize\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x0c\n\n_normalizeB\r\n\x0b_dimensions\"l\n\x19ModelServiceEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.tokenwire.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.tokenwire.v1.Usage\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x15\n\x13GetModelInfoRequest\"\x88\x02\n\x14GetModelInfoResponse\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.tokenwire.v1.ModelCard\x12\x15\n\reos_token_ids\x18\x02 \x03(\r\x12\x37\n\x11sampling_defaults\x18\x03 \x01(\x0b\x32\x1c.tokenwire.v1.SamplingParams\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x11\n\tattention\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12&\n\x07pooling\x18\t \x01(\x0e\x32\x15.tokenwire.v1.Pooling\"\x10\n\x0eGetLoadRequest\"3\n\x0fGetLoadResponse\x12 \n\x04load\x18\x01 \x01(\x0b\x32\x12.tokenwire.v1.Load\"E\n\x1bSubscribeCacheEventsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\"\xec\x01\n\x1cSubscribeCacheEventsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\x12-\n\x08snapshot\x18\x03 \x01(\x0b\x32\x19.tokenwire.v1.CacheBlocksH\x00\x12+\n\x06stored\x18\x04 \x01(\x0b\x32\x19.tokenwire.v1.CacheBlocksH\x00\x12,\n\x07removed\x18\x05 \x01(\x0b\x32\x19.tokenwire.v1.CacheBlocksH\x00\x12\x11\n\tcontinues\x18\x06 \x01(\x08\x42\x07\n\x05\x65vent\"\x1d\n\x0b\x43\x61\x63heBlocks\x12\x0e\n\x06hashes\x18\x01 \x03(\x06\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x15\n\x13LoadAdapterResponse\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x10\n\x0cPOOLING_LAST\x10\x02\x12\x0f\n\x0bPOOLING_CLS\x10\x03\x32\xc1\x04\n\x0cModelService\x12\x63\n\x08Generate\x12).tokenwire.v1.ModelServiceGenerateRequest\x1a*.tokenwire.v1.ModelServiceGenerateResponse0\x01\x12\x62\n\x07Session\x12(.tokenwire.v1.ModelServiceSessionRequest\x1a).tokenwire.v1.ModelServiceSessionResponse(\x01\x30\x01\x12X\n\x05\x45mbed\x12&.tokenwire.v1.ModelServiceEmbedRequest\x1a\'.tokenwire.v1.ModelServiceEmbedResponse\x12U\n\x0cGetModelInfo\x12!.tokenwire.v1.GetModelInfoRequest\x1a\".tokenwire.v1.GetModelInfoResponse\x12\x46\n\x07GetLoad\x12\x1c.tokenwire.v1.GetLoadRequest\x1a\x1d.tokenwire.v1.GetLoadResponse\x12o\n\x14SubscribeCacheEvents\x12).tokenwire.v1.SubscribeCacheEventsRequest\x1a*.tokenwire.v1.SubscribeCacheEventsResponse0\x01\x32\xc8\x02\n\x11ModelAdminService\x12R\n\x0bLoadAdapter\x12 .tokenwire.v1.LoadAdapterRequest\x1a!.tokenwire.v1.LoadAdapterResponse\x12X\n\rUnloadAdapter\x12\".tokenwire.v1.UnloadAdapterRequest\x1a#.tokenwire.v1.UnloadAdapterResponse\x12@\n\x05Pause\x12\x1a.tokenwire.v1.PauseRequest\x1a\x1b.tokenwire.v1.PauseResponse\x12\x43\n\x06Resume\x12\x1b.tokenwire.v1.ResumeRequest\x1a\x1c.tokenwire.v1.ResumeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenwire.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLING']._serialized_start=2741
-  _globals['_POOLING']._serialized_end=2828
+  _globals['_POOLING']._serialized_start=2781
+  _globals['_POOLING']._serialized_end=2868
   _globals['_TOKENREQUEST']._serialized_start=70
   _globals['_TOKENREQUEST']._serialized_end=335
   _globals['_MODELSERVICEGENERATEREQUEST']._serialized_start=337
@@ -59,35 +59,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELINFOREQUEST']._serialized_start=1875
   _globals['_GETMODELINFOREQUEST']._serialized_end=1896
   _globals['_GETMODELINFORESPONSE']._serialized_start=1899
-  _globals['_GETMODELINFORESPONSE']._serialized_end=2123
-  _globals['_GETLOADREQUEST']._serialized_start=2125
-  _globals['_GETLOADREQUEST']._serialized_end=2141
-  _globals['_GETLOADRESPONSE']._serialized_start=2143
-  _globals['_GETLOADRESPONSE']._serialized_end=2194
-  _globals['_SUBSCRIBECACHEEVENTSREQUEST']._serialized_start=2196
-  _globals['_SUBSCRIBECACHEEVENTSREQUEST']._serialized_end=2265
-  _globals['_SUBSCRIBECACHEEVENTSRESPONSE']._serialized_start=2268
-  _globals['_SUBSCRIBECACHEEVENTSRESPONSE']._serialized_end=2504
-  _globals['_CACHEBLOCKS']._serialized_start=2506
-  _globals['_CACHEBLOCKS']._serialized_end=2535
-  _globals['_LOADADAPTERREQUEST']._serialized_start=2537
-  _globals['_LOADADAPTERREQUEST']._serialized_end=2585
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=2587
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=2608
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2610
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2646
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=2648
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=2671
-  _globals['_PAUSEREQUEST']._serialized_start=2673
-  _globals['_PAUSEREQUEST']._serialized_end=2687
-  _globals['_PAUSERESPONSE']._serialized_start=2689
-  _globals['_PAUSERESPONSE']._serialized_end=2704
-  _globals['_RESUMEREQUEST']._serialized_start=2706
-  _globals['_RESUMEREQUEST']._serialized_end=2721
-  _globals['_RESUMERESPONSE']._serialized_start=2723
-  _globals['_RESUMERESPONSE']._serialized_end=2739
-  _globals['_MODELSERVICE']._serialized_start=2831
-  _globals['_MODELSERVICE']._serialized_end=3408
-  _globals['_MODELADMINSERVICE']._serialized_start=3411
-  _globals['_MODELADMINSERVICE']._serialized_end=3739
+  _globals['_GETMODELINFORESPONSE']._serialized_end=2163
+  _globals['_GETLOADREQUEST']._serialized_start=2165
+  _globals['_GETLOADREQUEST']._serialized_end=2181
+  _globals['_GETLOADRESPONSE']._serialized_start=2183
+  _globals['_GETLOADRESPONSE']._serialized_end=2234
+  _globals['_SUBSCRIBECACHEEVENTSREQUEST']._serialized_start=2236
+  _globals['_SUBSCRIBECACHEEVENTSREQUEST']._serialized_end=2305
+  _globals['_SUBSCRIBECACHEEVENTSRESPONSE']._serialized_start=2308
+  _globals['_SUBSCRIBECACHEEVENTSRESPONSE']._serialized_end=2544
+  _globals['_CACHEBLOCKS']._serialized_start=2546
+  _globals['_CACHEBLOCKS']._serialized_end=2575
+  _globals['_LOADADAPTERREQUEST']._serialized_start=2577
+  _globals['_LOADADAPTERREQUEST']._serialized_end=2625
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=2627
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=2648
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2650
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2686
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=2688
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=2711
+  _globals['_PAUSEREQUEST']._serialized_start=2713
+  _globals['_PAUSEREQUEST']._serialized_end=2727
+  _globals['_PAUSERESPONSE']._serialized_start=2729
+  _globals['_PAUSERESPONSE']._serialized_end=2744
+  _globals['_RESUMEREQUEST']._serialized_start=2746
+  _globals['_RESUMEREQUEST']._serialized_end=2761
+  _globals['_RESUMERESPONSE']._serialized_start=2763
+  _globals['_RESUMERESPONSE']._serialized_end=2779
+  _globals['_MODELSERVICE']._serialized_start=2871
+  _globals['_MODELSERVICE']._serialized_end=3448
+  _globals['_MODELADMINSERVICE']._serialized_start=3451
+  _globals['_MODELADMINSERVICE']._serialized_end=3779
 # @@protoc_insertion_point(module_scope)

@@ -156,7 +156,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("model", "eos_token_ids", "sampling_defaults", "device", "dtype", "attention", "version", "epoch")
+    __slots__ = ("model", "eos_token_ids", "sampling_defaults", "device", "dtype", "attention", "version", "epoch", "pooling")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +165,7 @@ class GetModelInfoResponse(_message.Message):
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
     model: _common_pb2.ModelCard
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling_defaults: _common_pb2.SamplingParams
@@ -173,7 +174,8 @@ class GetModelInfoResponse(_message.Message):
     attention: str
     version: str
     epoch: int
-    def __init__(self, model: _Optional[_Union[_common_pb2.ModelCard, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., sampling_defaults: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., version: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    pooling: Pooling
+    def __init__(self, model: _Optional[_Union[_common_pb2.ModelCard, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., sampling_defaults: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., attention: _Optional[str] = ..., version: _Optional[str] = ..., epoch: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

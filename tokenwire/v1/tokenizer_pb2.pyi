@@ -339,16 +339,24 @@ class TokenizerFile(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("context", "model", "texts", "options")
+    __slots__ = ("context", "model", "texts", "options", "token_ids", "truncate", "truncation", "split_special_tokens")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     context: _common_pb2.RequestContext
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     options: _model_pb2.EmbeddingOptions
-    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[_model_pb2.EmbeddingOptions, _Mapping]] = ...) -> None: ...
+    token_ids: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenIds]
+    truncate: bool
+    truncation: Truncation
+    split_special_tokens: bool
+    def __init__(self, context: _Optional[_Union[_common_pb2.RequestContext, _Mapping]] = ..., model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[_model_pb2.EmbeddingOptions, _Mapping]] = ..., token_ids: _Optional[_Iterable[_Union[_common_pb2.TokenIds, _Mapping]]] = ..., truncate: bool = ..., truncation: _Optional[_Union[Truncation, _Mapping]] = ..., split_special_tokens: bool = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("embeddings", "usage")

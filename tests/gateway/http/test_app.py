@@ -5,7 +5,17 @@ import pytest
 from gateway.http.errors import error_object, error_response
 from tests.fakes.live_gateway import gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
-from tokenwire.errors import BY_CODE, FieldViolation, InvalidRequest, MessageTooLarge, Overloaded
+from tokenwire.errors import (
+    BY_CODE,
+    AlreadyExists,
+    Cancelled,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidRequest,
+    MessageTooLarge,
+    Overloaded,
+    Unsupported,
+)
 
 CHAT = "/v1/chat/completions"
 GOOD = {"messages": [{"role": "user", "content": "a b"}]}
@@ -79,8 +89,6 @@ def test_paths_and_methods_that_are_not_there() -> None:
             response = await live.http.get(CHAT)
             assert response.status_code == 405 and response.headers["allow"] == "POST"
             assert response.json()["error"]["code"] == "method_not_allowed"
-            response = await live.http.post("/v1/embeddings", json={"input": "x"})
-            assert response.status_code == 501 and response.json()["error"]["code"] == "unsupported"
 
     asyncio.run(main())
 
@@ -255,3 +263,9 @@ def test_fields_of_the_wire_get_their_http_names(field: str, name: str) -> None:
 def test_a_retry_time_is_whole_seconds() -> None:
     assert error_response(Overloaded("full", retry_after_s=1.2)).headers["retry-after"] == "2"
     assert error_response(Overloaded("full", retry_after_s=0.01)).headers["retry-after"] == "1"
+
+
+def test_clients_are_told_when_another_try_is_of_no_use() -> None:
+    for kind in BY_CODE.values():
+        final = kind in (Unsupported, AlreadyExists, FailedPrecondition, Cancelled)
+        assert error_response(kind("why")).headers.get("x-should-retry") == ("false" if final else None)

@@ -125,7 +125,10 @@ def test_a_stream_begins_with_the_role_and_ends_with_reason_usage_and_mark() -> 
                 json=body('naïve "日本" \\ 😀', stream=True, stream_options={"include_usage": True}),
             )
             assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-            assert response.headers["cache-control"] == "no-cache" and response.headers["x-accel-buffering"] == "no"
+            assert (
+                response.headers["cache-control"] == "no-cache, no-transform"
+                and response.headers["x-accel-buffering"] == "no"
+            )
             *chunks, usage, done = events(response.text)
             assert done == "[DONE]" and usage["choices"] == [] and usage["usage"]["total_tokens"] == 8
             assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -171,7 +174,10 @@ def test_text_parts_and_the_developer_role() -> None:
         ({"top_p": 1.5}, "top_p", "invalid_request"),
         ({"min_p": 2}, "min_p", "invalid_request"),
         ({"top_k": -1}, "top_k", "invalid_request"),
-        ({"seed": -1}, "seed", "invalid_request"),
+        ({"seed": -(2**63) - 1}, "seed", "invalid_request"),
+        ({"metadata": {"a": 1}}, "metadata.a", "invalid_request"),
+        ({"service_tier": "gold"}, "service_tier", "invalid_request"),
+        ({"verbosity": "low"}, "verbosity", "unsupported_parameter"),
         ({"max_tokens": 0}, "max_tokens", "invalid_request"),
         ({"max_tokens": 1.5}, "max_tokens", "invalid_request"),
         ({"max_tokens": True}, "max_tokens", "invalid_request"),
@@ -299,5 +305,31 @@ def test_the_openai_client_reads_answers_streams_and_errors() -> None:
             assert "".join([chunk.choices[0].text async for chunk in stream]) == "t5 t6"
             assert [model.id async for model in client.models.list()] == [MODEL]
             assert (await client.models.retrieve(MODEL)).id == MODEL
+
+    asyncio.run(main())
+
+
+def test_a_negative_seed_is_the_64_bits_that_it_is() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            for seed in (-1, -(2**63), 2**64 - 1, 0):
+                assert (await live.http.post("/v1/chat/completions", json=body(seed=seed))).status_code == 200
+            assert [r.options.sampling.seed for r in tier.requests] == [2**64 - 1, 2**63, 2**64 - 1, 0]
+
+    asyncio.run(main())
+
+
+def test_the_head_of_an_answer_tells_tier_and_fingerprint() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            plain = (await live.http.post("/v1/chat/completions", json=body())).json()
+            assert plain["system_fingerprint"].startswith("fp_") and "service_tier" not in plain
+            tiered = (await live.http.post("/v1/chat/completions", json=body(service_tier="priority"))).json()
+            assert tiered["service_tier"] == "default"
+            assert tiered["system_fingerprint"] == plain["system_fingerprint"]
+            response = await live.http.post("/v1/chat/completions", json=body(service_tier="auto", stream=True))
+            for chunk in events(response.text)[:-1]:
+                assert chunk["service_tier"] == "default"
+                assert chunk["system_fingerprint"] == plain["system_fingerprint"]
 
     asyncio.run(main())

@@ -136,3 +136,54 @@ def test_one_connection_serves_one_answer_after_the_other() -> None:
             assert live.count("http.chat", "ok") == 5
 
     asyncio.run(main())
+
+
+def test_a_silent_answer_gets_comments_and_an_error_then_comes_in_the_stream() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(stream_keep_alive_s=0.02) as (tier, live):
+            body = {"messages": [{"role": "user", "content": "!hang"}], "stream": True}
+            async with live.http.stream("POST", "/v1/chat/completions", json=body) as response:
+                assert response.status_code == 200
+                lines = response.aiter_lines()
+                for _ in range(3):
+                    assert await anext(lines) == ": keep-alive" and await anext(lines) == ""
+                await tier.kill()
+                rest = [line async for line in lines if line and not line.startswith(":")]
+            (event,) = rest
+            assert json.loads(event.removeprefix("data: "))["error"]["code"] == "tokenizer_tier_lost"
+
+    asyncio.run(main())
+
+
+def test_comments_stand_between_texts_and_change_nothing_in_them() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(stream_keep_alive_s=0.01) as (tier, live):
+            body = {"messages": [{"role": "user", "content": "!step a b c"}], "stream": True}
+            text, comments = "", 0
+            async with live.http.stream("POST", "/v1/chat/completions", json=body) as response:
+                async for line in response.aiter_lines():
+                    if line == ": keep-alive":
+                        comments += 1
+                        if comments % 2 == 0:
+                            tier.step()
+                    elif line.startswith("data: {"):
+                        text += json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content", "")
+            assert text == "a b c" and comments >= 6
+            await live.until_idle()
+
+    asyncio.run(main())
+
+
+def test_without_keep_alives_nothing_is_written_into_the_silence() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(stream_keep_alive_s=0.0) as (tier, live):
+            body = {"messages": [{"role": "user", "content": "!step a b"}], "stream": True}
+            asked = asyncio.ensure_future(live.http.post("/v1/chat/completions", json=body))
+            await tier.until(lambda: tier.num_running == 1)
+            await asyncio.sleep(0.05)
+            while not asked.done():
+                tier.step()
+                await asyncio.sleep(0.002)
+            assert ": keep-alive" not in asked.result().text
+
+    asyncio.run(main())

@@ -16,7 +16,7 @@ def sequence_of(number: int, num_tokens: int) -> Sequence:
 
 def seen(batch: ScheduledBatch) -> list[tuple[object, ...]]:
     names = (*CONSTANT, *MOVING, "token_ids", "block_table")
-    return [(row.num_new_tokens, *(getattr(row.sequence, name) for name in names)) for row in batch.rows]
+    return [(row.num_own_tokens, row.drafts, *(getattr(row.sequence, name) for name in names)) for row in batch.rows]
 
 
 def test_every_field_of_a_sequence_is_told_or_left_out_on_purpose() -> None:
@@ -36,12 +36,13 @@ def test_a_follower_sees_what_the_leader_schedules() -> None:
             sequence.slot = rng.randrange(8)
             sequence.num_prompt_logprobs += rng.randrange(2)
             sequence.block_table.append(rng.randrange(1000))
-            rows.append(ScheduledRow(sequence, rng.randrange(1, 5)))
+            drafts = [rng.randrange(99) for _ in range(rng.randrange(1, 4))] if rng.random() < 0.3 else None
+            rows.append(ScheduledRow(sequence, rng.randrange(1, 5), drafts))
         batch = ScheduledBatch(tuple(rows))
         told = pickle.loads(pickle.dumps(encoder.encode(batch)))
         assert seen(decoder.decode(told)) == seen(batch)
         for row in rows:
-            row.sequence.num_computed_tokens += row.num_new_tokens
+            row.sequence.num_computed_tokens = row.own_end
             row.sequence.token_ids.append(step)
         if rng.random() < 0.1:
             alive[rng.randrange(len(alive))] = sequence_of(100 + step, 5)

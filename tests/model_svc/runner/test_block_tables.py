@@ -166,11 +166,11 @@ def test_tokens_across_cache_hits_preemptions_and_failed_steps(
         assert sorted(inputs.step.table.tolist()) == sorted(whole(order, width))
         return inputs
 
-    def fails_after(self: TorchModelRunner, inputs: Any) -> torch.Tensor:
+    def fails_after(self: TorchModelRunner, inputs: Any, **options: Any) -> Any:
         counts["steps"] += 1
         if counts["steps"] % 3 == 0 and len(inputs.token_ids) > LARGE:
             raise OutOfMemory("none left")
-        return forward(self, inputs)
+        return forward(self, inputs, **options)
 
     def fails_before(self: StagingBlock, arrays: Any) -> Any:
         counts["uploads"] += 1

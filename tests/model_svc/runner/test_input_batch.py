@@ -29,6 +29,24 @@ def row(token_ids: list[int], computed: int, num_new: int, blocks: list[int], **
     return ScheduledRow(sequence, num_new)
 
 
+def test_drafts_follow_a_rows_own_token_and_are_sampled_after(input_batch: InputBatch) -> None:
+    decode, chunk = row([20, 21, 22], 2, 1, [5]), row([30, 31, 32], 0, 2, [9])
+    drafting, more = row([10, 11, 12, 13, 14], 4, 1, [7, 2]), row([40, 41], 1, 1, [3, 8])
+    rows = (
+        ScheduledRow(drafting.sequence, 1, [15, 16, 17]), decode, chunk, ScheduledRow(more.sequence, 1, [42]),
+    )  # fmt: skip
+    step = input_batch.build(ScheduledBatch(rows), LAST_TOKENS)
+    assert step.token_ids.tolist() == [22, 14, 15, 16, 17, 30, 31, 41, 42]
+    assert step.positions.tolist() == [2, 4, 5, 6, 7, 0, 1, 1, 2]
+    assert step.step.slots.tolist()[1:5] == [2 * 4, 2 * 4 + 1, 2 * 4 + 2, 2 * 4 + 3]
+    assert step.kept_tokens.tolist() == [0, 1, 2, 3, 4, 7, 8], "the chunk does not reach its end"
+    assert step.sampled_rows == [1, 0, 0, 0, 0, 3, 3] and step.num_sampled_decodes == 1
+    assert step.drafts_before == [[], [], [15], [15, 16], [15, 16, 17], [], [42]]
+    assert step.sampled_slots.tolist() == [rows[at].sequence.slot for at in step.sampled_rows]
+    assert (rows[0].end, rows[0].own_end, rows[0].samples) == (8, 5, True)
+    assert input_batch.build(ScheduledBatch((decode,)), LAST_TOKENS).drafts_before is None
+
+
 @pytest.fixture
 def input_batch() -> Iterator[InputBatch]:
     kv = allocate([LayerKVSpec(1, 2, 2)], 20, 4, torch.float32, torch.device("cpu"))

@@ -1,6 +1,7 @@
 """Changed logits against transformers' logits processors on the same logits."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -173,3 +174,33 @@ def test_state_takes_no_memory_before_it_is_used() -> None:
     idle.change(logits_of(1), [sequence([1], [])])
     assert not {"seen", "outputs"} & set(vars(idle._counts))
     assert "table" not in vars(idle._bias)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6))
+def test_what_follows_drafts_is_changed_as_if_they_were_the_sequences_own(seed: int) -> None:
+    """Bans, min_tokens, biases; a sequence has a row for each draft, another one stands beside it."""
+    rng = random.Random(seed)
+    asking = sequence(
+        [rng.randrange(6) for _ in range(4)], [rng.randrange(6) for _ in range(rng.randrange(3))], min_tokens=4,
+        stop_token_ids=(5, 11), logit_bias=((3, 5.0),),
+        banned_sequences=((4,), *((rng.randrange(6), rng.randrange(6)) for _ in range(6)), (1, 2, 3), (3, 2, 1, 0)),
+    )  # fmt: skip
+    other = sequence([1, 2], [3], logit_bias=((7, 2.0),))
+    other.slot = asking.slot + 1
+    drafts = [rng.randrange(6) for _ in range(rng.randrange(5))]
+    logits = logits_of(len(drafts) + 2, seed)
+    changed = changer().change(
+        logits, [asking] * (len(drafts) + 1) + [other], [*(drafts[:num] for num in range(len(drafts) + 1)), []]
+    )
+    assert changed is not None and changed.rows == list(range(len(drafts) + 2))
+    for num, made in enumerate(changed.logits[:-1]):
+        grown = replace(asking, token_ids=asking.token_ids + drafts[:num])
+        torch.testing.assert_close(made, processed(logits[num], grown))
+    torch.testing.assert_close(changed.logits[-1], changed_alone(logits[-1], other))
+
+
+def test_penalties_after_a_draft_are_refused_not_wrong() -> None:
+    asking = sequence([1, 2], [3], presence_penalty=1.0)
+    with pytest.raises(Internal, match="after a draft"):
+        changer().change(logits_of(2), [asking, asking], [[], [4]])

@@ -85,12 +85,12 @@ def failing_forward(
     """Forward passes of so many tokens raise, before or after they have written to the cache."""
     forward = TorchModelRunner._forward
 
-    def _forward(self: TorchModelRunner, inputs: Any) -> torch.Tensor:
+    def _forward(self: TorchModelRunner, inputs: Any, **options: Any) -> Any:
         failing = fails(len(inputs.token_ids))
-        logits = forward(self, inputs) if after or not failing else torch.empty(0)
+        made = forward(self, inputs, **options) if after or not failing else None
         if failing:
             raise error
-        return logits
+        return made
 
     monkeypatch.setattr(TorchModelRunner, "_forward", _forward)
 
@@ -255,7 +255,7 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
     )  # fmt: skip
     info = startup.start_runner(settings, {}, load=load).info
     assert done == ["checked cuda:0 float32", "measured", "sized"]
-    assert list(info.phases_s) == ["device", "attention", "load", "probe", "memory", "kv", "warmup"]
+    assert list(info.phases_s) == ["device", "attention", "load", "probe", "memory", "kv", "vocabulary", "warmup"]
 
 
 def test_weights_that_are_shared_count_once() -> None:

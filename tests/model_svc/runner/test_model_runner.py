@@ -179,3 +179,35 @@ def test_a_step_gives_its_time_to_the_phases(tiny_runner: Runners) -> None:
     assert all(spent[phase] > 0 for phase in ("prepare", "forward", "sample", "wait"))
     assert spent["schedule"] == spent["publish"] == 0, "the engine's"
     assert spent["forward"] < sum(spent.values()) < took_s
+
+
+@pytest.mark.parametrize("cpu_kernels", ["auto", "off"])
+def test_a_wrong_draft_that_the_model_makes_no_numbers_of_does_no_harm(tiny_folder: Folders, cpu_kernels: str) -> None:
+    """Neither to its own sequence, nor to the next owner of its blocks."""
+    poison = 17
+    settings = EngineSettings(
+        model=tiny_folder("llama"), device="cpu", dtype="float32", threads=1, block_size=4, max_batch_size=8,
+        kv_memory=2**20, cpu_kernels=cpu_kernels,
+    )  # fmt: skip
+    runner = start_runner(settings, {})
+    runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")
+    given = [[token for token in prompt if token != poison] for prompt in prompts(6, 60)]
+    given[1:3] = [[3, 4, 5], [5, 6]]
+    wanted = [greedy_reference(settings.model, prompt) for prompt in given]
+    assert not any(poison in tokens for tokens in wanted), "choose another token to poison"
+
+    loop = StepLoop(runner)
+    sequences = [loop.add(prompt, NUM_OUTPUTS) for prompt in given]
+    loop.step()
+    for number in range(NUM_OUTPUTS - 1):
+        for sequence in sequences[:3]:
+            right = wanted[sequences.index(sequence)][number + 1 : number + 2]
+            loop.drafts[sequence.sequence_id] = [*right, poison, 5, poison][: NUM_OUTPUTS - 1 - number]
+        loop.step()
+        if not loop.running:
+            break
+    loop.run()
+    assert [outputs(sequence) for sequence in sequences] == wanted
+    again = [loop.add(prompt, NUM_OUTPUTS) for prompt in given]
+    loop.run()
+    assert [outputs(sequence) for sequence in again] == wanted

@@ -1,0 +1,194 @@
+"""Gives decode rows drafts to verify, and enters what became of them: the scheduler's part of speculative decoding.
+
+Drafting changes no token: at every position the target model's own choice is made, and drafts are kept while they are
+equal to it. Knows who may be drafted for and how far. Does not know the device, nor how a draft is found.
+"""
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from model_svc.engine.batch import ScheduledRow
+from model_svc.engine.kv_cache_manager import KVCacheManager
+from model_svc.engine.ngram_drafts import NgramDrafter
+from model_svc.engine.sequence import PENDING, Sequence
+
+MOST_DRAFTS_PER_STEP = 256
+"""Drafts of all rows of a step; each has logits of its own, a row of the vocabulary's size."""
+SUSPENDED_STEPS = 1000
+MEMORY = 0.99
+"""What a row counts in the acceptance of late, against the row after it."""
+
+Undrafted = Literal["off", "constraint", "penalties", "pending", "no_match", "no_room", "failed"]
+UNDRAFTED: tuple[Undrafted, ...] = ("off", "constraint", "penalties", "pending", "no_match", "no_room", "failed")
+"""Why a decode row has no drafts:
+
+- off: the request, or the server's default, does not want any;
+- constraint: which tokens may come changes with every draft;
+- penalties: repetition, presence or frequency penalties change with every draft;
+- pending: its last token was still on its way when the step was made;
+- no_match: nothing was found to draft;
+- no_room: it may make one token more only, or the step's budget or the free KV blocks hold no draft;
+- failed: a row of it with drafts gave no number that a token can be drawn from.
+"""
+
+
+class DraftCounts(NamedTuple):
+    """Sums since the engine started."""
+
+    num_drafted: int = 0
+    """Tokens drafted and verified."""
+    num_accepted: int = 0
+    """Those of them that were what the model chose."""
+    num_rows: int = 0
+    """Decode rows with drafts."""
+    undrafted: tuple[int, ...] = (0,) * len(UNDRAFTED)
+    """Decode rows without, by reason, in the order of UNDRAFTED."""
+    acceptance: float = 0.0
+    """Of the drafts of the last hundred rows or so, the part that was accepted; no sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """How drafts are made."""
+
+    max_drafts: int = 0
+    """Most drafts of a row; 0: nobody drafts, whatever a request says."""
+    by_default: bool = False
+    """Whether requests that do not say so are drafted for."""
+
+
+class Lookup(Protocol):
+    """Finds drafts on the host."""
+
+    def find(self, sequence: Sequence, num_tokens: int) -> tuple[list[int], int]:
+        """Up to `num_tokens` tokens that may follow the sequence's, all known, and how many of its own say so."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """It has ended."""
+
+
+class Drafting:
+    """Drafts for one scheduler's sequences."""
+
+    def __init__(self, limits: DraftLimits, kv: KVCacheManager, max_context_tokens: int) -> None:
+        self.limits = limits
+        self._kv = kv
+        self._max_context_tokens = max_context_tokens
+        self.lookup: Lookup = NgramDrafter()
+        self._in_flight: set[int] = set()
+        """Ids of sequences with drafts whose step has been launched and not entered."""
+        self._given_up: set[int] = set()
+        """Ids of sequences that are not drafted for any more."""
+        self._num_suspended = 0
+        """Steps that are still to be made without drafts."""
+        self._num_drafted = self._num_accepted = self._num_rows = 0
+        self._lately_drafted = self._lately_accepted = 0.0
+        self._undrafted: dict[Undrafted, int] = dict.fromkeys(UNDRAFTED, 0)
+
+    def counts(self) -> DraftCounts:
+        """What was drafted up to now."""
+        return DraftCounts(
+            self._num_drafted, self._num_accepted, self._num_rows, tuple(self._undrafted.values()),
+            self._lately_accepted / self._lately_drafted if self._lately_drafted else 0.0,
+        )  # fmt: skip
+
+    def needs_known_tokens(self, running: Rows[Sequence]) -> bool:
+        """Whether the next step must not be launched before the tokens on their way are known."""
+        return bool(self._in_flight) or any(self._obstacle(sequence) in (None, "pending") for sequence in running)
+
+    def draft(self, rows: list[ScheduledRow], budget: int) -> list[ScheduledRow]:
+        """Add drafts to a step's rows, up to `budget` in all. A block for each row stays free of them."""
+        if not self.limits.max_drafts:
+            return rows
+        if self._num_suspended:
+            self._num_suspended -= 1
+            return rows
+        left = min(budget, MOST_DRAFTS_PER_STEP)
+        made: list[ScheduledRow] = []
+        for row in rows:
+            if row.samples and row.num_new_tokens == 1:
+                drafts = self._drafts(row.sequence, left, spare=len(rows))
+                if drafts:
+                    left -= len(drafts)
+                    row = ScheduledRow(row.sequence, 1, drafts)
+            made.append(row)
+        return made
+
+    def launched(self, rows: Rows[ScheduledRow]) -> None:
+        """A step is on its way."""
+        self._in_flight.update(row.sequence.sequence_id for row in rows if row.drafts)
+
+    def verified(self, row: ScheduledRow, token_ids: Rows[int]) -> int:
+        """How many of the row's drafts are what was sampled, its first token in front, before one that is not."""
+        self._in_flight.discard(row.sequence.sequence_id)
+        pairs = zip(row.drafts, token_ids, strict=False)
+        num_equal = next((at for at, (draft, token_id) in enumerate(pairs) if draft != token_id), len(row.drafts))
+        num_accepted = min(num_equal, len(token_ids) - 1)
+        self._num_rows += 1
+        self._num_drafted += len(row.drafts)
+        self._num_accepted += num_accepted
+        self._lately_drafted = MEMORY * self._lately_drafted + len(row.drafts)
+        self._lately_accepted = MEMORY * self._lately_accepted + num_accepted
+        return num_accepted
+
+    def give_up(self, sequence: Sequence) -> None:
+        """A row with drafts of it has failed: never again."""
+        self._in_flight.discard(sequence.sequence_id)
+        self._given_up.add(sequence.sequence_id)
+
+    def suspend(self) -> None:
+        """The device had no memory for a step with drafts: do without them for SUSPENDED_STEPS."""
+        self._num_suspended = SUSPENDED_STEPS
+
+    def forget(self, sequence: Sequence) -> None:
+        """It has ended."""
+        self._in_flight.discard(sequence.sequence_id)
+        self._given_up.discard(sequence.sequence_id)
+        self.lookup.forget(sequence)
+
+    def _drafts(self, sequence: Sequence, left: int, spare: int) -> list[int]:
+        """What to verify for a sequence; nothing, counted by reason."""
+        why_not = self._obstacle(sequence)
+        drafts: list[int] = []
+        if why_not is None:
+            outputs_left = sequence.num_outputs_left(self._max_context_tokens)
+            num_drafts = self._room(sequence, min(self.limits.max_drafts, outputs_left - 1, left), spare)
+            if num_drafts < 1:
+                why_not = "no_room"
+            else:
+                drafts, _ = self.lookup.find(sequence, num_drafts)
+                if not drafts:
+                    why_not = "no_match"
+        if why_not is not None:
+            self._undrafted[why_not] += 1
+        return drafts
+
+    def _room(self, sequence: Sequence, num_drafts: int, spare: int) -> int:
+        """For how many of the drafts the sequence has blocks, or gets free ones."""
+        num_tokens = len(sequence.token_ids)
+        missing = self._kv.num_missing(sequence, num_tokens + num_drafts)
+        if missing and missing + spare <= self._kv.pool.num_free:
+            self._kv.grow(sequence, num_tokens + num_drafts)
+            missing = 0
+        held = len(sequence.block_table) * self._kv.block_size - num_tokens
+        return num_drafts if not missing else min(num_drafts, held)
+
+    def _obstacle(self, sequence: Sequence) -> Undrafted | None:
+        """What keeps this sequence from being drafted for, if anything does."""
+        wanted = self.limits.by_default if sequence.speculation is None else sequence.speculation
+        if not wanted or not self.limits.max_drafts or sequence.embedding is not None:
+            return "off"
+        if sequence.sequence_id in self._given_up:
+            return "failed"
+        if sequence.constraint is not None:
+            return "constraint"
+        if is_penalised(sequence):
+            return "penalties"
+        return "pending" if sequence.token_ids[-1] == PENDING else None
+
+
+def is_penalised(sequence: Sequence) -> bool:
+    """Whether a penalty may change what comes next."""
+    sampling = sequence.sampling
+    return bool(sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty)

@@ -1,0 +1,51 @@
+"""A lookup whose drafts are right as often as a test wants, for the fake runner's model."""
+
+import random
+
+from model_svc.engine.sequence import PENDING, Sequence
+from tests.fakes.runner import next_token
+
+
+class ScriptedLookup:
+    """Drafts of random length, each token what the fake model says with `right` probability, else another."""
+
+    def __init__(self, seed: int, *, right: float, found: float = 1.0) -> None:
+        self.rng, self.right, self.found = random.Random(seed), right, found
+        self.known: set[int] = set()
+        """Sequences that were looked up and not forgotten."""
+
+    def find(self, sequence: Sequence, num_tokens: int) -> tuple[list[int], int]:
+        assert PENDING not in sequence.token_ids and num_tokens >= 1
+        self.known.add(sequence.sequence_id)
+        if self.rng.random() >= self.found:
+            return [], 0
+        tokens = list(sequence.token_ids)
+        for _ in range(self.rng.randint(1, num_tokens)):
+            right = next_token(tokens)
+            tokens.append(right if self.rng.random() < self.right else (right + 1) % 997)
+        return tokens[sequence.num_tokens :], 2
+
+    def forget(self, sequence: Sequence) -> None:
+        self.known.discard(sequence.sequence_id)
+
+
+class RecordedLookup:
+    """Drafts from what other runs made of the same prompts: all right, or one of each few wrong.
+
+    Wrong ones are other tokens below `vocab_size`.
+    """
+
+    def __init__(self, outputs: dict[tuple[tuple[int, ...], int], list[int]], seed: int, vocab_size: int) -> None:
+        """`outputs`: by prompt and choice."""
+        self.outputs, self.rng, self.vocab_size = outputs, random.Random(seed), vocab_size
+
+    def find(self, sequence: Sequence, num_tokens: int) -> tuple[list[int], int]:
+        prompt = tuple(sequence.token_ids[: sequence.num_prompt_tokens])
+        ahead = self.outputs[prompt, sequence.choice][sequence.num_new_outputs :][:num_tokens]
+        drafts = ahead + [self.rng.randrange(self.vocab_size) for _ in range(num_tokens - len(ahead))]
+        if self.rng.random() < 0.5:
+            drafts[self.rng.randrange(len(drafts))] = self.rng.randrange(self.vocab_size)
+        return drafts[: self.rng.randint(0, num_tokens)], 2
+
+    def forget(self, sequence: Sequence) -> None:
+        pass

@@ -1,0 +1,227 @@
+"""Golden tests: an embedding is what transformers' own last hidden states pool to, whatever the batch, the chunks, the
+prefix cache and preemptions; and the sequences that generate beside it keep exactly their tokens.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from model_svc.engine.batch import ModelRunner, RunnerInfo
+from model_svc.engine.events import Inbox
+from model_svc.engine.sequence import Sequence
+from model_svc.native.library import why_unavailable
+from model_svc.runner.decode_graphs import DecodeGraphs
+from model_svc.runner.model_runner import TorchModelRunner
+from model_svc.runner.startup import record_graphs
+from tests.fakes.engine_loop import EngineLoop
+from tests.fakes.recorder import Recorder
+from tests.fakes.step_loop import GREEDY, outputs
+from tests.fakes.tiny_models import VOCAB_SIZE, write_model
+from tests.fakes.tiny_runner import tiny_runner_of
+from tokenwire.embeddings import EmbeddingOptions, Pooling
+from tokenwire.requests import FinishReason
+from tokenwire.sampling import StopParams
+
+FAMILIES = ["llama", "gemma2", "gemma3", "cohere", "granite", "gpt_neox", "qwen3", "qwen3_moe", "deepseek_v3"]
+each_family = pytest.mark.parametrize("family", FAMILIES)
+RNG = random.Random(2)
+NUM_OUTPUTS = 10
+CHUNK = 7
+FEW_BLOCKS = 36
+TOLERANCE = 1e-5
+
+Hidden = Callable[[list[int]], np.ndarray]
+
+
+def random_tokens(length: int) -> list[int]:
+    return [RNG.randrange(VOCAB_SIZE) for _ in range(length)]
+
+
+PROMPTS = [random_tokens(length) for length in (40, 1, 3, 17, 8, 29, 2, 12, 33, 7, 9, 24)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    return cache(lambda family: str(write_model(tmp_path_factory.mktemp("embedding") / family, family)))
+
+
+@pytest.fixture(scope="module", params=["on", "off"])
+def runners(folders: Callable[[str], str], request: pytest.FixtureRequest) -> Callable[[str], ModelRunner]:
+    if request.param == "on" and (why := why_unavailable()):
+        pytest.skip(why)
+    return cache(lambda family: tiny_runner_of(folders(family), cpu_kernels=request.param))
+
+
+@pytest.fixture(scope="module")
+def references(folders: Callable[[str], str]) -> Callable[[str], Hidden]:
+    def make(family: str) -> Hidden:
+        model = AutoModel.from_pretrained(folders(family), dtype=torch.float32, attn_implementation="eager")
+
+        @torch.inference_mode()
+        def hidden(token_ids: list[int]) -> np.ndarray:
+            return np.asarray(model(input_ids=torch.tensor([token_ids])).last_hidden_state[0].numpy())
+
+        return hidden
+
+    return cache(make)
+
+
+def wanted(hidden: np.ndarray, options: EmbeddingOptions) -> np.ndarray:
+    of = {Pooling.MEAN: hidden.mean(0), Pooling.LAST: hidden[-1], Pooling.CLS: hidden[0]}
+    assert options.pooling is not None
+    vector = of[options.pooling][: options.dimensions]
+    return vector / np.linalg.norm(vector) if options.normalize else vector
+
+
+def embedded(prompt: list[int], options: EmbeddingOptions, number: int) -> Sequence:
+    return Sequence(
+        sequence_id=number, token_ids=list(prompt), num_prompt_tokens=len(prompt), sampling=GREEDY,
+        stop=StopParams(max_tokens=0), arrival_s=float(number), embedding=options,
+    )  # fmt: skip
+
+
+IDS = iter(range(10**7, 10**8))
+OPTIONS = [
+    EmbeddingOptions(Pooling.MEAN),
+    EmbeddingOptions(Pooling.LAST),
+    EmbeddingOptions(Pooling.CLS),
+    EmbeddingOptions(Pooling.MEAN, normalize=False),
+    EmbeddingOptions(Pooling.LAST, dimensions=5),
+]
+
+
+def check(sequences: list[Sequence], hidden: Hidden, loop: EngineLoop) -> None:
+    for sequence in sequences:
+        assert sequence.embedding is not None
+        terminal = loop.terminals[sequence.sequence_id]
+        assert terminal.reason is FinishReason.LENGTH
+        assert terminal.usage.completion_tokens == 0 and terminal.usage.prompt_tokens == sequence.num_prompt_tokens
+        assert terminal.vector is not None
+        found, expected = (
+            np.frombuffer(terminal.vector, dtype=np.float32),
+            wanted(hidden(sequence.token_ids), sequence.embedding),
+        )
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(expected).max())))
+
+
+def all_kinds() -> list[Sequence]:
+    return [embedded(prompt, OPTIONS[i % len(OPTIONS)], next(IDS)) for i, prompt in enumerate(PROMPTS)]
+
+
+@each_family
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options.pooling.value}-{options.dimensions}")
+def test_alone(
+    runners: Callable[[str], ModelRunner], references: Callable[[str], Hidden], family: str, options: EmbeddingOptions
+) -> None:
+    loop = EngineLoop(runners(family))
+    for prompt in PROMPTS[:3]:
+        sequence = embedded(prompt, options, next(IDS))
+        loop.serve([sequence])
+        check([sequence], references(family), loop)
+
+
+@each_family
+@pytest.mark.parametrize("chunk", [512, CHUNK])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_beside_sequences_that_generate(
+    runners: Callable[[str], ModelRunner],
+    references: Callable[[str], Hidden],
+    family: str,
+    chunk: int,
+    overlap: bool,
+) -> None:
+    """Chunks of every size down to 1 occur, and the tokens generated are those without any embedding beside them."""
+    runner = runners(family)
+    prompts = [random_tokens(length) for length in (5, 21, 1, 13)]
+    alone = EngineLoop(runner, step_tokens=chunk)
+    plain = [outputs(sequence) for sequence in alone.run(prompts, NUM_OUTPUTS)]
+    loop = EngineLoop(runner, step_tokens=chunk, overlap=overlap)
+    generating = [loop.sequence(prompt, NUM_OUTPUTS) for prompt in prompts]
+    embedding = all_kinds()
+    mixed = [each for pair in zip(embedding, generating, strict=False) for each in pair] + embedding[4:]
+    loop.serve(mixed)
+    check(embedding, references(family), loop)
+    assert [outputs(sequence) for sequence in generating] == plain
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_across_preemptions(
+    runners: Callable[[str], ModelRunner], references: Callable[[str], Hidden], family: str
+) -> None:
+    runner = runners(family)
+    loop = EngineLoop(runner, step_tokens=24, info=replace(runner.info, num_blocks=FEW_BLOCKS))
+    embedding = all_kinds()
+    for sequence in embedding[::2]:
+        sequence.priority = -1
+    generating = [loop.sequence(prompt, 30) for prompt in PROMPTS[:6]]
+    loop.engine.take(Inbox(sequences=embedding))
+    loop._step()
+    loop.serve(generating)
+    assert loop.num_preemptions > 0
+    check(embedding, references(family), loop)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_after_hits_in_the_prefix_cache(
+    runners: Callable[[str], ModelRunner], references: Callable[[str], Hidden], family: str
+) -> None:
+    """The last position needs no others computed anew; the mean and the first do. All leave their blocks to others."""
+    loop = EngineLoop(runners(family))
+    shared = random_tokens(26)
+    cached = []
+    for pooling in (Pooling.LAST, Pooling.LAST, Pooling.MEAN, Pooling.CLS):
+        sequence = embedded(shared + random_tokens(3), EmbeddingOptions(pooling), next(IDS))
+        loop.serve([sequence])
+        check([sequence], references(family), loop)
+        cached.append(sequence.num_cached_tokens)
+    assert cached == [0, 24, 0, 0]
+    (generating,) = loop.run([shared + [5]], 2)
+    assert generating.num_cached_tokens == 24
+
+
+def test_what_is_told_of_the_model(runners: Callable[[str], ModelRunner]) -> None:
+    info: RunnerInfo = runners("llama").info
+    assert (info.generates, info.embedding_size, info.pooling, info.whole_sequences) == (True, 32, Pooling.LAST, False)
+
+
+def test_hidden_states_that_are_no_numbers_end_their_sequence_alone(folders: Callable[[str], str]) -> None:
+    runner = tiny_runner_of(folders("llama"), cpu_kernels="off")
+    poison = 17
+    runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")
+    loop = EngineLoop(runner)
+    good, bad = (embedded(prompt, EmbeddingOptions(Pooling.MEAN), next(IDS)) for prompt in ([1, 2, 3], [4, poison, 5]))
+    loop.serve([good, bad])
+    assert loop.terminals[good.sequence_id].vector is not None
+    error = loop.terminals[bad.sequence_id].error
+    assert error is not None and error.reason == "SEQUENCE_FAILED"
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("chunk", [512, CHUNK])
+def test_beside_decodes_that_are_replayed(
+    folders: Callable[[str], str], references: Callable[[str], Hidden], overlap: bool, chunk: int
+) -> None:
+    """Recorded steps give logits alone: what is embedded is computed beside them, a single token of it with them."""
+    runner = tiny_runner_of(folders("llama"))
+    assert isinstance(runner, TorchModelRunner)
+    prompts = [random_tokens(length) for length in (5, 21, 1, 13)]
+    plain = [outputs(s) for s in EngineLoop(runner, step_tokens=chunk).run(prompts, NUM_OUTPUTS)]
+    graphs = DecodeGraphs(
+        runner._model, runner._kv, runner._backend, Recorder(), max_batch_size=16,
+        max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks - 1,
+    )  # fmt: skip
+    runner._graphs = record_graphs(graphs, lazily=False)
+    runner.info = replace(runner.info, num_blocks=runner.info.num_blocks - 1)
+    loop = EngineLoop(runner, step_tokens=chunk, overlap=overlap)
+    generating, embedding = [loop.sequence(prompt, NUM_OUTPUTS) for prompt in prompts], all_kinds()
+    loop.serve(generating[:2] + embedding + generating[2:])
+    assert graphs.num_replays > 0
+    check(embedding, references("llama"), loop)
+    assert [outputs(sequence) for sequence in generating] == plain
