@@ -107,6 +107,8 @@ class Backend:
 
     def on_frame(self, stream: SessionStream[Choice], frame: tokenizer_pb2.SessionResponse) -> None:
         """Hand each row to whom it is for, then the terminal events. A frame that makes no sense ends the session."""
+        if frame.models:
+            self.models = list(frame.models)
         handles, texts, counts = frame.handles, frame.texts, frame.num_tokens
         if not len(handles) == len(texts) == len(counts):
             raise Internal(f"{self.target} sent a frame whose columns differ in length", reason="BAD_FRAME")
@@ -200,7 +202,7 @@ class Backends:
         return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
 
     def models(self) -> list[common_pb2.ModelCard]:
-        """What the tiers said they serve when their sessions opened."""
+        """What the tiers said last that they serve."""
         cards = {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
         return list(cards.values())
 

@@ -35,10 +35,12 @@ class ModelTier:
         engine_settings, folder = resolve(settings)
         vocabulary, template = fingerprints_of(folder) if folder is not None else ("", "")
         self.grpc = GrpcServer(settings)
-        self.engine = EngineClient(engine_settings, self._on_engine, EngineMetrics(registry))
+        self.metrics = EngineMetrics(registry)
+        self.engine = EngineClient(engine_settings, self._on_engine, self.metrics)
         self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
         self.state = TierState(self.engine, vocabulary, template, self.grammars)
         self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
+        self.engine.adapters.on_change = self._on_adapters
         self._settings = settings
         self._registry = registry
         self._background: set[asyncio.Task[None]] = set()
@@ -94,6 +96,11 @@ class ModelTier:
         await closing
         self.grammars.close()
         log.info("stopped")
+
+    def _on_adapters(self) -> None:
+        """Adapters came or went."""
+        self.metrics.keep_adapters(self.engine.adapters.names)
+        self.servicer.announce_card()
 
     def _on_engine(self, up: bool) -> None:
         """The engine came up or was lost: health follows; sessions end with their engine."""

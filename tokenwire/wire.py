@@ -129,6 +129,7 @@ def _options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
         num_choices=message.num_choices or 1,
         logprobs=output.logprobs if output.HasField("logprobs") else None,
         prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
+        adapter=message.adapter,
         constraint=constraint_from_wire(message.constraint),
         speculation=message.speculation if message.HasField("speculation") else None,
     )
@@ -165,7 +166,6 @@ def constraint_to_wire(constraint: Constraint, message: pb.Constraint) -> None:
 def refuse_unbuilt(message: pb.GenerationOptions) -> None:
     """Raise Unsupported for the first field that asks for something this release does not do."""
     asked = ["output.echo"] if message.output.echo else []
-    asked += ["adapter"] if message.adapter else []
     if asked:
         violations = [FieldViolation(f"options.{name}", "not built in this release; leave it out") for name in asked]
         raise Unsupported(f"options.{asked[0]} is not built in this release; leave it out", violations=violations)
@@ -173,7 +173,7 @@ def refuse_unbuilt(message: pb.GenerationOptions) -> None:
 
 def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
     """How to generate, as a message."""
-    message = pb.GenerationOptions(num_choices=options.num_choices)
+    message = pb.GenerationOptions(num_choices=options.num_choices, adapter=options.adapter)
     sampling = options.sampling
     for name in SCALARS:
         value = getattr(sampling, name)

@@ -44,6 +44,8 @@ TARGET_OPTIONS = (
         "--api-key", envvar="TOKENWIRE_API_KEY", default="", show_envvar=True, expose_value=False, callback=_keep,
         metavar="KEY", help="Who calls: an API key or a JWT. Other users of this machine see what stands here.",
     ),
+)  # fmt: skip
+TLS_OPTIONS = (
     click.option(
         "--tls-ca", envvar="TOKENWIRE_TLS_CA", default="", show_envvar=True, expose_value=False, callback=_keep,
         metavar="FILE", help='Use TLS, and trust these CAs; "system": those of this machine.',
@@ -61,12 +63,19 @@ TARGET_OPTIONS = (
         metavar="NAME", help="Name that the server's certificate must have, where it is not the host in --target.",
     ),
 )  # fmt: skip
-"""Where to, how, and as whom; all but the target are found by `connected` and `given_tls`."""
+"""How: what `given_tls` finds."""
 
 
 def target_option(command: F) -> F:
-    """Add the options of every command that calls a server."""
-    for option in reversed(TARGET_OPTIONS):
+    """Add the options of every command that calls a gateway."""
+    for option in reversed((*TARGET_OPTIONS, *TLS_OPTIONS)):
+        command = option(command)
+    return command
+
+
+def tls_options(command: F) -> F:
+    """Add the options of a command that calls another tier, and names it by an option of its own."""
+    for option in reversed(TLS_OPTIONS):
         command = option(command)
     return command
 
@@ -77,6 +86,7 @@ stats_option = click.option("--stats", is_flag=True, help="Print counts and spee
 
 GENERATION_OPTIONS = (
     model_option,
+    click.option("--adapter", default="", help="Name of a loaded LoRA adapter."),
     click.option("--max-tokens", type=int, help="Most tokens to generate."),
     click.option("--temperature", type=float, help="0 takes the likeliest token each time."),
     click.option("--top-k", type=int, help="Keep this many likeliest tokens; 0 keeps all."),
