@@ -121,7 +121,12 @@ class Backend:
             if choice is None:
                 continue
             if not extras or (extra := extras.get(handle)) is None:
-                choice.on_text(text, num_tokens, ())
+                direct = choice.sink.direct
+                if direct is not None and text:
+                    choice.num_tokens += num_tokens
+                    direct(text, num_tokens)
+                else:
+                    choice.on_text(text, num_tokens, ())
             else:
                 logprobs = logprobs_from_wire(extra.logprobs, extra.prompt_logprobs)
                 parsed = parsed_from_wire(extra.reasoning, extra.tool_calls)

@@ -302,17 +302,20 @@ class ModelReplica:
         self._on_change()
 
     def _hand_out(self, receivers: dict[int, TokenReceiver], frame: Any) -> None:
-        token_ids = list(frame.token_ids)
-        counts = frame.counts or [1] * len(frame.handles)
-        if len(counts) != len(frame.handles) or sum(counts) != len(token_ids):
+        handles, token_ids, counts = list(frame.handles), list(frame.token_ids), list(frame.counts)
+        counted = len(counts) == len(handles) and sum(counts) == len(token_ids)
+        if not (counted if counts else len(handles) == len(token_ids)):
             raise Internal(
-                f"{self.target} sent a frame whose columns do not match: {len(frame.handles)} handles, "
-                f"{len(frame.counts)} counts, {len(token_ids)} token ids",
+                f"{self.target} sent a frame whose columns do not match: {len(handles)} handles, "
+                f"{len(counts)} counts, {len(token_ids)} token ids",
                 reason="BAD_FRAME",
             )
+        if not counts and not frame.logprobs:
+            self._hand_out_singly(receivers, handles, token_ids)
+            return
         logprobs = {message.handle: logprobs_from_wire(message.tokens, message.prompt) for message in frame.logprobs}
         begin = 0
-        for handle, count in zip(frame.handles, counts, strict=True):
+        for handle, count in zip(handles, counts or [1] * len(handles), strict=True):
             end = begin + count
             receiver = receivers.get(handle)
             if receiver is not None:
@@ -325,6 +328,18 @@ class ModelReplica:
             receiver = receivers.get(handle)
             if receiver is not None:
                 _guard(receiver, receiver.on_tokens, (), found)
+
+    def _hand_out_singly(
+        self, receivers: dict[int, TokenReceiver], handles: Sequence[int], token_ids: Sequence[int]
+    ) -> None:
+        """One token each, which is what most frames have."""
+        for handle, token_id in zip(handles, token_ids, strict=True):
+            receiver = receivers.get(handle)
+            if receiver is not None:
+                try:
+                    receiver.on_token(token_id)
+                except Exception as error:
+                    _fail(receiver, error)
 
     def _take_credit(self, frame: Any) -> None:
         credit = frame.credit

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 WATCHERS_S = 0.2
 """How long those who watch have to hear that the server does not serve any more."""
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Python's own, 700, looks for garbage several times per request, and almost all that a request made goes without."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -106,6 +108,7 @@ async def until_signal(place: WorkerPlace | None = None) -> str:
     A worker leaves SIGINT to its parent, which a terminal sends it too, and goes when the parent is gone.
     """
     gc.freeze()  # what start-up made stays as long as the process does, and need not be looked through again
+    gc.set_threshold(*GC_THRESHOLDS)
     loop = asyncio.get_running_loop()
     received: asyncio.Future[str] = loop.create_future()
 

@@ -61,6 +61,8 @@ class UpSettings:
         return {f"model-{index}": replica for index, replica in enumerate(self.replicas)}
 
 
+TOKENIZER_ENVIRON = (("GLIBC_TUNABLES", "glibc.malloc.tcache_count=512"),)
+"""An encoding is some hundred small allocations; glibc keeps seven of a size at hand."""
 SERVICE_PORTS = ("port", "http_port", "tokenizer_port", "model_port")
 METRICS_PORTS = ("gateway_metrics_port", "tokenizer_metrics_port", "model_metrics_port")
 
@@ -73,6 +75,8 @@ class Tier:
     module: str
     target: str
     arguments: tuple[str, ...]
+    environ: tuple[tuple[str, str], ...] = ()
+    """What this process's own environment does not say otherwise."""
     tls: ClientTls | None = None
     """How its health is asked for."""
 
@@ -134,7 +138,7 @@ def tiers_of(settings: UpSettings) -> list[Tier]:
             "--sessions-per-target", str(sessions_for(settings.tokenizer_workers)),
             *server_tls(settings, "gateway", ask=False), *upstream_tls(settings, "gateway"),
         ),
-        caller_tls(settings),
+        tls=caller_tls(settings),
     )  # fmt: skip
     tokenizer = Tier(
         "tokenizer", "tokenizer_svc", tokenizer_target,
@@ -145,7 +149,7 @@ def tiers_of(settings: UpSettings) -> list[Tier]:
             "--workers", str(settings.tokenizer_workers),
             *server_tls(settings, "tokenizer"), *upstream_tls(settings, "tokenizer"),
         ),
-        caller_tls(settings),
+        TOKENIZER_ENVIRON, tls=caller_tls(settings),
     )  # fmt: skip
     return [gateway, tokenizer, *models]
 
@@ -165,7 +169,7 @@ def model_tier(settings: UpSettings, name: str, replica: Replica) -> Tier:
             *given("--device", replica.device), *given("--threads", replica.threads),
             "--drain-timeout-s", str(settings.drain_timeout_s), *server_tls(settings, "model"),
         ),
-        caller_tls(settings),
+        tls=caller_tls(settings),
     )  # fmt: skip
 
 
