@@ -8,8 +8,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +16,17 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.metrics import GatewayMetrics
+from gateway.room import Room
 from gateway.settings import GatewaySettings
 from gateway.submission import Choice, Sink, Submission
 from gateway.text_requests import TextRequest
-from tokenwire.channels import aio_channel
-from tokenwire.errors import FieldViolation, Internal, InvalidRequest, Overloaded, TokenwireError, Unavailable
+from tokenwire.channels import TierChannel
+from tokenwire.errors import Internal, TokenwireError, Unavailable
 from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
+from tokenwire.tls import ClientTls
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tokenwire.version import __version__
 from tokenwire.wire import logprobs_from_wire, parsed_from_wire, terminal_from_wire
@@ -53,12 +54,12 @@ class Backend:
         metrics: GatewayMetrics,
         on_lost: Callable[[Submission, TokenwireError], None],
         changed: Callable[[], None],
+        tls: ClientTls | None = None,
     ) -> None:
         self.target = target
-        self.channel = aio_channel(target)
-        self.stub: Any = tokenizer_pb2_grpc.TokenizerServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self._link: TierChannel[Any] = TierChannel(target, tokenizer_pb2_grpc.TokenizerServiceStub, tls)
         self.session: SessionClient[Choice] = SessionClient(
-            target, self.stub.Session, tokenizer_pb2.SessionRequest, self
+            target, lambda: self._link.refreshed().Session(), tokenizer_pb2.SessionRequest, self
         )
         self.serving = False
         """What the tier's health service says."""
@@ -69,6 +70,11 @@ class Backend:
         self._metrics = metrics
         self._on_lost = on_lost
         self._changed = changed
+
+    @property
+    def stub(self) -> Any:
+        """The tier's methods."""
+        return self._link.stub
 
     @property
     def process(self) -> tuple[str, int]:
@@ -91,7 +97,7 @@ class Backend:
         if self._health is not None:
             await cancel_and_wait(self._health)
         await self.session.close()
-        await self.channel.close()
+        await self._link.close()
 
     def on_ready(self, stream: SessionStream[Choice]) -> None:
         """The session is open."""
@@ -101,6 +107,8 @@ class Backend:
 
     def on_frame(self, stream: SessionStream[Choice], frame: tokenizer_pb2.SessionResponse) -> None:
         """Hand each row to whom it is for, then the terminal events. A frame that makes no sense ends the session."""
+        if frame.models:
+            self.models = list(frame.models)
         handles, texts, counts = frame.handles, frame.texts, frame.num_tokens
         if not len(handles) == len(texts) == len(counts):
             raise Internal(f"{self.target} sent a frame whose columns differ in length", reason="BAD_FRAME")
@@ -113,7 +121,12 @@ class Backend:
             if choice is None:
                 continue
             if not extras or (extra := extras.get(handle)) is None:
-                choice.on_text(text, num_tokens, ())
+                direct = choice.sink.direct
+                if direct is not None and text:
+                    choice.num_tokens += num_tokens
+                    direct(text, num_tokens)
+                else:
+                    choice.on_text(text, num_tokens, ())
             else:
                 logprobs = logprobs_from_wire(extra.logprobs, extra.prompt_logprobs)
                 parsed = parsed_from_wire(extra.reasoning, extra.tool_calls)
@@ -135,8 +148,8 @@ class Backend:
             self._on_lost(submission, error)
 
     async def _watch_health(self) -> None:
-        stub = health_pb2_grpc.HealthStub(self.channel)
         while True:
+            stub = health_pb2_grpc.HealthStub(self._link.channel)
             try:
                 async for response in stub.Watch(health_pb2.HealthCheckRequest()):
                     self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
@@ -157,13 +170,13 @@ class Backends:
     def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
         self.changed = asyncio.Event()
         """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
-        self._max_open = settings.max_concurrent_requests
+        self.room = Room(settings.max_concurrent_requests)
         self._metrics = metrics
         targets = settings.tokenizer_targets.split(",") * settings.sessions_per_target
-        self.tiers = [Backend(target, metrics, self._lost, self.changed.set) for target in targets]
+        self.tiers = [
+            Backend(target, metrics, self._lost, self.changed.set, settings.upstream_tls) for target in targets
+        ]
         self._open: dict[Submission, Backend] = {}
-        self._num_outputs = 0
-        """Prompts times choices of what is open."""
         self._request_ids: set[str] = set()
         self._closing: TokenwireError | None = None
 
@@ -194,7 +207,7 @@ class Backends:
         return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
 
     def models(self) -> list[common_pb2.ModelCard]:
-        """What the tiers said they serve when their sessions opened."""
+        """What the tiers said last that they serve."""
         cards = {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
         return list(cards.values())
 
@@ -227,32 +240,6 @@ class Backends:
         for submission in list(self._open):
             submission.fail(error)
 
-    def require_room(self, num_prompts: int, num_choices: int) -> None:
-        """Raise Overloaded when so much is not free now, InvalidRequest when it never will be."""
-        num_outputs, most = num_prompts * num_choices, self._max_open
-        if num_outputs > most:
-            field = "options.num_choices" if num_choices > 1 else "prompts"
-            given = f"{num_prompts} prompts times {num_choices} choices are {num_outputs} outputs"
-            description = f"{given}: at most {most} in one call (max_concurrent_requests)"
-            raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
-        if self._num_outputs + num_outputs > most:
-            raise Overloaded(
-                f"{self._num_outputs} of at most {most} outputs (max_concurrent_requests) are being generated, "
-                f"which leaves no room for {num_outputs} more",
-                reason="TOO_MANY_REQUESTS",
-                retry_after_s=RETRY_AFTER_S,
-            )
-
-    @contextmanager
-    def room_for(self, num_inputs: int) -> Iterator[None]:
-        """Inputs that are embedded while the block runs count as outputs. Raises as `require_room`."""
-        self.require_room(num_inputs, 1)
-        self._num_outputs += num_inputs
-        try:
-            yield
-        finally:
-            self._num_outputs -= num_inputs
-
     def submit(
         self, request: TextRequest, context: RequestContext, sinks: Sequence[Sink], give_up_s: float | None = None
     ) -> Submission:
@@ -263,12 +250,12 @@ class Backends:
         """
         if self._closing is not None:
             raise self._closing
-        self.require_room(1, len(sinks))
+        self.room.require(1, len(sinks), context.priority)
         backend = self._choose()
         context = self._with_unique_id(context)
         submission = Submission(request, context, sinks, self._closed, give_up_s)
         self._request_ids.add(context.request_id)
-        self._num_outputs += submission.num_choices
+        self.room.enter(submission)
         self._metrics.open_streams.inc()
         self._place(submission, backend)
         return submission
@@ -352,7 +339,7 @@ class Backends:
 
     def _closed(self, submission: Submission) -> None:
         self._open.pop(submission).num_open -= 1
-        self._num_outputs -= submission.num_choices
+        self.room.leave(submission)
         self._request_ids.discard(submission.context.request_id)
         self._metrics.open_streams.dec()
         if not self._open:
@@ -361,6 +348,8 @@ class Backends:
     def _with_unique_id(self, context: RequestContext) -> RequestContext:
         """All callers share the sessions below, where a request id may run once: a second one gets `~2`, and so on."""
         request_id, number = context.request_id, 1
+        if request_id not in self._request_ids:
+            return context
         while request_id in self._request_ids:
             number += 1
             suffix = f"~{number}"

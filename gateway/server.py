@@ -9,11 +9,14 @@ from prometheus_client import CollectorRegistry
 from gateway.backends import RETRY_AFTER_S, Backends
 from gateway.generation import Generation
 from gateway.http.app import make_app
+from gateway.http.guard import HttpLimits
 from gateway.http.server import HttpServer
+from gateway.kserve.service import InferenceService
 from gateway.metrics import GatewayMetrics
 from gateway.service import GenerationService
 from gateway.settings import GatewaySettings
 from tokenwire.errors import Unavailable
+from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 from tokenwire.logs import fields
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.tasks import cancel_and_wait
@@ -39,15 +42,33 @@ class Gateway:
         self.backends = Backends(settings, metrics)
         self.generation = Generation(settings, self.backends, metrics)
         self.service = GenerationService(self.generation)
+        self.inference = InferenceService(self.generation)
         self.grpc = GrpcServer(settings, share_port=place is not None)
         self.grpc.add(
             gateway_pb2_grpc.add_GenerationServiceServicer_to_server,
             self.service,
             gateway_pb2.DESCRIPTOR.services_by_name["GenerationService"],
         )
+        self.grpc.add(
+            inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+            self.inference,
+            inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+        )
         app = make_app(self.generation, registry if place is None else merged_registry(place.metrics_folder))
         self.http = HttpServer(
-            app, settings.host, settings.http_port, insecure=settings.insecure, share_port=place is not None
+            app,
+            settings.host,
+            settings.http_port,
+            limits=HttpLimits(
+                max_connections=settings.max_connections,
+                max_header_bytes=settings.max_header_bytes,
+                max_headers=settings.max_headers,
+                header_timeout_s=settings.header_timeout_s,
+                idle_timeout_s=settings.idle_timeout_s,
+            ),
+            on_refused=metrics.http_refused,
+            tls=settings.tls,
+            share_port=place is not None,
         )
         self._watcher: asyncio.Task[None] | None = None
 
@@ -77,6 +98,7 @@ class Gateway:
         if self._watcher is not None:
             await cancel_and_wait(self._watcher)
         self.service.drain(limit_s)
+        self.inference.drain()
         grpc_drained = asyncio.get_running_loop().create_task(self.grpc.drain())
         await self._until_idle(max(0.0, limit_s - LAST_MOMENTS_S))
         self.backends.end_all(
@@ -113,7 +135,7 @@ async def serve(settings: GatewaySettings, place: WorkerPlace | None = None) -> 
     signalled = asyncio.create_task(until_signal(place))
     await asyncio.sleep(0)  # from here on a signal is answered
     gateway = Gateway(settings, place)
-    serve_metrics(settings.host, settings.metrics_port)
+    serve_metrics(settings.host, settings.metrics_port, tls=settings.tls if settings.metrics_tls else None)
     await gateway.start()
     if place is not None:
         place.tell_started()

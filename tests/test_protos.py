@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PROTOS = sorted((ROOT / "protos" / "tokenwire" / "v1").glob("*.proto"))
+PROTOS = sorted((ROOT / "protos" / "tokenwire").glob("*/*.proto"))
 DECLARATION = re.compile(
     r"\s*(message|enum|service|rpc|oneof|(optional |repeated )?[\w.]+(<.*>)? \w+ = \d+|[A-Z_]+ = \d+)"
 )

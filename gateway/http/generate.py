@@ -53,7 +53,7 @@ def generate_handler(generation: Generation) -> Handler:
     async def generate(request: Request) -> Response:
         """Continue one or many inputs."""
         with HttpCall(generation, request, "http.generate") as call:
-            body = await read_body(request, GenerateBody, generation.settings.max_body_bytes)
+            body = await read_body(request, GenerateBody, generation.settings)
             return await _answer(generation, call, body)
 
     return generate
@@ -115,6 +115,10 @@ class GenerateChunks:
                 return "".join(pieces), error
             pieces.append(f"{head},{json_text(_end(event.prompt, event.terminal))[1:]}\n\n")
         return "".join(pieces), None
+
+    def around_text(self, prompt: int, choice: int) -> tuple[str, str]:
+        """What stands around a text alone of this output."""
+        return f'data: {{"index":{prompt},"text":', "}\n\n"
 
     def end(self) -> str:
         """The end mark."""

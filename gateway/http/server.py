@@ -2,18 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
 
-from gateway.http.connection import Connection
+from gateway.http.guard import GuardedConnection, HttpLimits
 from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
-from tokenwire.server import refuse_public_without_auth
+from tokenwire.tls import ServerTls, server_context
 
 
 class _Uvicorn(uvicorn.Server):
@@ -28,19 +29,34 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """One HTTP port. `bind`, `start`, `stop`."""
 
-    def __init__(self, app: Any, host: str, port: int, *, insecure: bool, share_port: bool = False) -> None:
-        """`share_port`: this is one of several workers, for whom the port is held."""
-        refuse_public_without_auth(host, insecure)
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        *,
+        limits: HttpLimits,
+        on_refused: Callable[[str], None],
+        tls: ServerTls | None = None,
+        share_port: bool = False,
+    ) -> None:
+        """`share_port`: this is one of several workers, for whom the port is held. Raises FailedPrecondition.
+
+        `on_refused`: told the reason of each request that is not let in. Whether anybody may be let in without being
+        asked is the gRPC server's to say, which listens on the same host.
+        """
         self.port = port
         self._host = host
         self._share_port = share_port
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        # What a client sends wrongly is answered and counted: it must not fill the log.
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)
         config = uvicorn.Config(
             app,
             loop="none",
-            http=Connection,
+            http=functools.partial(GuardedConnection, limits=limits, on_refused=on_refused),  # type: ignore[arg-type]
+            timeout_keep_alive=limits.idle_timeout_s,  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -48,6 +64,9 @@ class HttpServer:
             access_log=False,
             server_header=False,
         )
+        config.load()
+        if tls is not None:
+            config.ssl = server_context(tls)
         self._uvicorn = _Uvicorn(config)
 
     def bind(self) -> int:

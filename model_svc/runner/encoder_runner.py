@@ -9,8 +9,10 @@ from itertools import chain
 import numpy as np
 import torch
 
+from model_svc.engine.adapters import AdapterStore
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
+from model_svc.grammar.bench import GrammarBench
 from model_svc.model.encoder import Encoder, packed_row
 from model_svc.model.encoder_attention import EncoderBackend
 from model_svc.runner.memory import raising_out_of_memory
@@ -29,6 +31,9 @@ class LaunchedEncoding:
 
 class EncoderRunner:
     """Runs one encoder on one device. Not safe for several threads."""
+
+    adapters: AdapterStore | None = None
+    grammars: GrammarBench | None = None
 
     def __init__(self, model: Encoder, backend: EncoderBackend, info: RunnerInfo) -> None:
         self.info = info

@@ -74,13 +74,15 @@ def check_settings(settings: EngineSettings) -> None:
     """Raise FailedPrecondition for a setting that encoders have no use for."""
     fine = {
         "tensor_parallel": (1,), "compile": ("off",), "quantization": ("none",), "kv_memory": (0,),
-        "merge_linears": ("auto", "off"), "attention": ("auto",),
+        "merge_linears": ("auto", "off"), "attention": ("auto",), "speculation": ("off",), "adapters": ((),),
+        "adapter_folder": ("",),
     }  # fmt: skip
     for name, allowed in fine.items():
         value = getattr(settings, name)
         if value not in allowed:
+            fine_values = " or ".join(map(repr, allowed))
             raise FailedPrecondition(
-                f"{name}: {value!r} is not for an encoder, which this model is: {' or '.join(map(str, allowed))}",
+                f"{name}: {value!r} is not for an encoder, which this model is: leave it {fine_values}",
                 reason="NOT_FOR_ENCODERS",
             )
 

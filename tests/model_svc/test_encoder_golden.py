@@ -126,7 +126,8 @@ def test_a_cpu_computes_in_float32_unless_told_otherwise(tmp_path: Path) -> None
     ("setting", "value"),
     [
         ("tensor_parallel", 2), ("compile", "on"), ("quantization", "int8"), ("kv_memory", 1 << 20),
-        ("attention", "native"), ("merge_linears", "on"),
+        ("attention", "native"), ("merge_linears", "on"), ("speculation", "ngram"),
+        ("adapters", (("a", "/a"),)), ("adapter_folder", "/adapters"),
     ],
 )  # fmt: skip
 def test_settings_that_an_encoder_has_no_use_for(folders: Callable[[str], Path], setting: str, value: object) -> None:
@@ -159,6 +160,7 @@ class Small:
     def __init__(self, runner: ModelRunner, most: int) -> None:
         self.runner, self.most = runner, most
         self.info, self.phases = runner.info, runner.phases
+        self.adapters = self.grammars = None
 
     def launch(self, batch: ScheduledBatch) -> Any:
         if batch.num_tokens > self.most:

@@ -8,34 +8,41 @@ from pathlib import Path
 QUESTION = "What is the capital of France?"
 
 
-def examples(model: str, grpc_target: str, http_target: str) -> list[tuple[str, str]]:
-    """Title and command of each."""
+def examples(model: str, grpc_target: str, http_target: str, tls_folder: str = "") -> list[tuple[str, str]]:
+    """Title and command of each. `tls_folder`: where the CA is that clients trust; empty: without TLS."""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{QUESTION}"}}], "temperature": 0}}'
-    python = shown_path(Path(sys.executable))
-    program = (
-        f'from tokenwire.client import Client; print(Client("{grpc_target}").chat("{QUESTION}", temperature=0).text())'
-    )
+    ca = _ca_of(tls_folder)
+    call = f"{command_name()} chat --target {grpc_target}{f' --tls-ca {ca}' if ca else ''}"
     return [
-        (
-            "curl",
-            f"curl -s http://{http_target}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-        ),
-        ("Python", f"{python} -c '{program}'"),
-        ("CLI", f'{command_name()} chat --target {grpc_target} --temperature 0 "{QUESTION}"'),
+        ("curl", _curl(f"{http_target}/v1/chat/completions", body, ca)),
+        ("Python", _python(grpc_target, f'chat("{QUESTION}", temperature=0).text()', ca)),
+        ("CLI", f'{call} --temperature 0 "{QUESTION}"'),
     ]
 
 
-def embedding_examples(model: str, grpc_target: str, http_target: str) -> list[tuple[str, str]]:
+def embedding_examples(model: str, grpc_target: str, http_target: str, tls_folder: str = "") -> list[tuple[str, str]]:
     """The same for a model that gives vectors and no text."""
     body = f'{{"model": "{model}", "input": ["The cat sat on the mat.", "A feline rested on a rug."]}}'
-    python = shown_path(Path(sys.executable))
-    program = (
-        f'from tokenwire.client import Client; print(Client("{grpc_target}").embed("A cat.", dimensions=4).vectors)'
-    )
+    ca = _ca_of(tls_folder)
     return [
-        ("curl", f"curl -s http://{http_target}/v1/embeddings -H 'Content-Type: application/json' -d '{body}'"),
-        ("Python", f"{python} -c '{program}'"),
+        ("curl", _curl(f"{http_target}/v1/embeddings", body, ca)),
+        ("Python", _python(grpc_target, 'embed("The cat sat on the mat.", dimensions=4).vectors', ca)),
     ]
+
+
+def _ca_of(tls_folder: str) -> str:
+    return shown_path(Path(tls_folder).resolve() / "ca.pem") if tls_folder else ""
+
+
+def _curl(target: str, body: str, ca: str) -> str:
+    url = f"--cacert {ca} https://{target}" if ca else f"http://{target}"
+    return f"curl -s {url} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _python(target: str, call: str, ca: str) -> str:
+    tls = f', tls=ClientTls("{ca}")' if ca else ""
+    imported = f"from tokenwire.client import Client{', ClientTls' if ca else ''}"
+    return f"{shown_path(Path(sys.executable))} -c '{imported}; print(Client(\"{target}\"{tls}).{call})'"
 
 
 def command_name() -> str:

@@ -1,0 +1,1 @@
+"""Generated from protos/tokenwire/kserve by `make protos`. Not edited by hand."""
