@@ -129,3 +129,6 @@ class ModelTierSettings(ServerSettings, EngineSettings):
 
     port: int = setting(50053, "gRPC port", minimum=0, maximum=65535)
     metrics_port: int = setting(9466, "Prometheus port; 0 turns it off", minimum=0, maximum=65535)
+    vllm_engine: bool = setting(
+        False, "answer vllm.grpc.engine.VllmEngine too, by which Shepherd Model Gateway (smg) uses workers; extra `smg`"
+    )
