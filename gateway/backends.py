@@ -8,8 +8,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +16,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.metrics import GatewayMetrics
+from gateway.room import Room
 from gateway.settings import GatewaySettings
 from gateway.submission import Choice, Sink, Submission
 from gateway.text_requests import TextRequest
 from tokenwire.channels import aio_channel
-from tokenwire.errors import FieldViolation, Internal, InvalidRequest, Overloaded, TokenwireError, Unavailable
+from tokenwire.errors import Internal, TokenwireError, Unavailable
 from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
@@ -101,6 +101,8 @@ class Backend:
 
     def on_frame(self, stream: SessionStream[Choice], frame: tokenizer_pb2.SessionResponse) -> None:
         """Hand each row to whom it is for, then the terminal events. A frame that makes no sense ends the session."""
+        if frame.models:
+            self.models = list(frame.models)
         handles, texts, counts = frame.handles, frame.texts, frame.num_tokens
         if not len(handles) == len(texts) == len(counts):
             raise Internal(f"{self.target} sent a frame whose columns differ in length", reason="BAD_FRAME")
@@ -157,13 +159,11 @@ class Backends:
     def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
         self.changed = asyncio.Event()
         """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
-        self._max_open = settings.max_concurrent_requests
+        self.room = Room(settings.max_concurrent_requests)
         self._metrics = metrics
         targets = settings.tokenizer_targets.split(",") * settings.sessions_per_target
         self.tiers = [Backend(target, metrics, self._lost, self.changed.set) for target in targets]
         self._open: dict[Submission, Backend] = {}
-        self._num_outputs = 0
-        """Prompts times choices of what is open."""
         self._request_ids: set[str] = set()
         self._closing: TokenwireError | None = None
 
@@ -194,7 +194,7 @@ class Backends:
         return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
 
     def models(self) -> list[common_pb2.ModelCard]:
-        """What the tiers said they serve when their sessions opened."""
+        """What the tiers said last that they serve."""
         cards = {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
         return list(cards.values())
 
@@ -227,32 +227,6 @@ class Backends:
         for submission in list(self._open):
             submission.fail(error)
 
-    def require_room(self, num_prompts: int, num_choices: int) -> None:
-        """Raise Overloaded when so much is not free now, InvalidRequest when it never will be."""
-        num_outputs, most = num_prompts * num_choices, self._max_open
-        if num_outputs > most:
-            field = "options.num_choices" if num_choices > 1 else "prompts"
-            given = f"{num_prompts} prompts times {num_choices} choices are {num_outputs} outputs"
-            description = f"{given}: at most {most} in one call (max_concurrent_requests)"
-            raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
-        if self._num_outputs + num_outputs > most:
-            raise Overloaded(
-                f"{self._num_outputs} of at most {most} outputs (max_concurrent_requests) are being generated, "
-                f"which leaves no room for {num_outputs} more",
-                reason="TOO_MANY_REQUESTS",
-                retry_after_s=RETRY_AFTER_S,
-            )
-
-    @contextmanager
-    def room_for(self, num_inputs: int) -> Iterator[None]:
-        """Inputs that are embedded while the block runs count as outputs. Raises as `require_room`."""
-        self.require_room(num_inputs, 1)
-        self._num_outputs += num_inputs
-        try:
-            yield
-        finally:
-            self._num_outputs -= num_inputs
-
     def submit(
         self, request: TextRequest, context: RequestContext, sinks: Sequence[Sink], give_up_s: float | None = None
     ) -> Submission:
@@ -263,12 +237,12 @@ class Backends:
         """
         if self._closing is not None:
             raise self._closing
-        self.require_room(1, len(sinks))
+        self.room.require(1, len(sinks), context.priority)
         backend = self._choose()
         context = self._with_unique_id(context)
         submission = Submission(request, context, sinks, self._closed, give_up_s)
         self._request_ids.add(context.request_id)
-        self._num_outputs += submission.num_choices
+        self.room.enter(submission)
         self._metrics.open_streams.inc()
         self._place(submission, backend)
         return submission
@@ -352,7 +326,7 @@ class Backends:
 
     def _closed(self, submission: Submission) -> None:
         self._open.pop(submission).num_open -= 1
-        self._num_outputs -= submission.num_choices
+        self.room.leave(submission)
         self._request_ids.discard(submission.context.request_id)
         self._metrics.open_streams.dec()
         if not self._open:

@@ -42,7 +42,7 @@ async def pass_on(
     num_inputs = len(request.texts) + len(request.token_ids)
     record.num_prompts = num_inputs
     generation.refuse_when_draining()
-    with generation.backends.room_for(num_inputs):
+    with generation.backends.room.taken(num_inputs, caller.context.priority):
         response = await _call(generation, caller, request)
     _count(generation, record, num_inputs, usage_from_wire(response.usage))
     return response
@@ -77,7 +77,7 @@ async def embed(
             except TokenwireError as error:
                 raise with_fields_renamed(error, lambda field: _moved(field, number * CALL_INPUTS)) from None
 
-    with generation.backends.room_for(len(inputs)):
+    with generation.backends.room.taken(len(inputs), caller.context.priority):
         tasks = [asyncio.ensure_future(call(number, some)) for number, some in enumerate(_runs(inputs))]
         try:
             responses = await asyncio.gather(*tasks)

@@ -76,15 +76,15 @@ class Generation:
     def open(self, record: RequestRecord, caller: Caller, requests: Sequence[TextRequest]) -> TextStream:
         """Send prompts of equal options down. Close the stream.
 
-        A call that there is no room for is refused whole. With one prompt an error is raised; with several it ends the
-        outputs of its own prompt, and the others go on.
+        A call that there is no room for is refused whole, unless lower priorities make way. With one prompt an error is
+        raised; with several it ends the outputs of its own prompt, and the others go on.
         """
         self.refuse_when_draining()
         num_choices = requests[0].options.num_choices or 1
         if num_choices > MAX_CHOICES:
             allowed = f"{num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"
             refuse([FieldViolation("options.num_choices", allowed)])
-        self.backends.require_room(len(requests), num_choices)
+        self.backends.room.require(len(requests), num_choices, caller.context.priority)
         stream = TextStream(record, len(requests), num_choices)
         for index, request in enumerate(requests):
             context = caller.context if len(requests) == 1 else _numbered(caller.context, index)

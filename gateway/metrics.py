@@ -27,9 +27,14 @@ class GatewayMetrics:
         self.first_text = make.histogram("first_text_seconds", "From receipt to the first text", ["api"])
         self.duration = make.histogram("request_seconds", "From receipt to the end", ["api"])
         self.output_tokens = make.counter("output_tokens_total", "Tokens generated for clients")
+        self._http_refusals = make.counter("http_refusals_total", "HTTP requests that were not let in", ["reason"])
         self.embedded = make.counter("embedded_total", "Inputs embedded for clients")
         self.embedded_tokens = make.counter("embedded_tokens_total", "Their tokens")
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
+
+    def http_refused(self, reason: str) -> None:
+        """Count an HTTP request that was not let in."""
+        self._http_refusals.labels(reason).inc()
 
 
 class RequestRecord:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from gateway.backends import RETRY_AFTER_S, Backends
 from gateway.generation import Generation
 from gateway.http.app import make_app
+from gateway.http.guard import HttpLimits
 from gateway.http.server import HttpServer
 from gateway.kserve.service import InferenceService
 from gateway.metrics import GatewayMetrics
@@ -55,7 +56,19 @@ class Gateway:
         )
         app = make_app(self.generation, registry if place is None else merged_registry(place.metrics_folder))
         self.http = HttpServer(
-            app, settings.host, settings.http_port, insecure=settings.insecure, share_port=place is not None
+            app,
+            settings.host,
+            settings.http_port,
+            limits=HttpLimits(
+                max_connections=settings.max_connections,
+                max_header_bytes=settings.max_header_bytes,
+                max_headers=settings.max_headers,
+                header_timeout_s=settings.header_timeout_s,
+                idle_timeout_s=settings.idle_timeout_s,
+            ),
+            on_refused=metrics.http_refused,
+            insecure=settings.insecure,
+            share_port=place is not None,
         )
         self._watcher: asyncio.Task[None] | None = None
 

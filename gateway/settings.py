@@ -35,6 +35,17 @@ class GatewaySettings(WorkerSettings):
     max_body_bytes: int = setting(
         4 * 2**20, "largest HTTP body accepted, with K/M/G suffix", minimum=1024, parse=bytes_of
     )
+    body_timeout_s: float = setting(60.0, "seconds that the body of an HTTP request may take to arrive", minimum=0.001)
+    max_header_bytes: int = setting(
+        32 * 2**10, "largest head of an HTTP request: its line and header fields", minimum=1024, parse=bytes_of
+    )
+    max_headers: int = setting(100, "most header fields of an HTTP request", minimum=8)
+    header_timeout_s: float = setting(
+        10.0, "seconds that the head of an HTTP request may take to arrive, the first from the connection's start on",
+        minimum=0.001,
+    )  # fmt: skip
+    idle_timeout_s: float = setting(75.0, "seconds that an HTTP connection may be idle between requests", minimum=0.001)
+    max_connections: int = setting(10_000, "most HTTP connections open at once", minimum=1)
     max_prompts: int = setting(1024, "most prompts in one call", minimum=1, maximum=1024)
     max_concurrent_requests: int = setting(
         4096,

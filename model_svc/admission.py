@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.matching import Matching
 from tokenwire.block_hash import cache_root
 from tokenwire.errors import FailedPrecondition, FieldViolation, NotFound, Unsupported
 from tokenwire.requests import MAX_CHOICES, GenerationOptions, RequestContext
@@ -35,22 +36,36 @@ class TokenRequest:
 class Admission:
     """Turns requests for one loaded model into sequences."""
 
-    def __init__(self, info: RunnerInfo, vocabulary: str, hash_scheme: str) -> None:
+    def __init__(
+        self,
+        info: RunnerInfo,
+        vocabulary: str,
+        hash_scheme: str,
+        check_adapter: Callable[[str], None],
+    ) -> None:
+        """`check_adapter` raises NotFound for an adapter that is not loaded."""
         self.info = info
+        self.check_adapter = check_adapter
         self.hash_scheme = hash_scheme
         """Whose prefixes may be shared, see `tokenwire.block_hash`; empty: no other request's."""
         self.vocabulary = vocabulary
         """Fingerprint of the served vocabulary; empty when the model has no tokenizer files."""
 
-    def sequences(self, request: TokenRequest, next_id: Callable[[], int]) -> list[Sequence]:
-        """One sequence per choice. Raises NotFound, FailedPrecondition or InvalidRequest naming what is wrong."""
+    def sequences(self, request: TokenRequest, next_id: Callable[[], int], grammar: str = "") -> list[Sequence]:
+        """One sequence per choice. `grammar`: what the request's constraint was compiled to; "" where it has none.
+
+        Raises NotFound, FailedPrecondition or InvalidRequest naming what is wrong.
+        """
         self.check_model(request.model, request.vocabulary)
         self._check_generates(request)
+        adapter = request.options.adapter
+        if adapter:
+            self.check_adapter(adapter)
         self._check_tokens(request)
         sampling = self._sampling(request.options)
         stop = self._stop(request)
         ids = [next_id() for _ in range(request.options.num_choices)]
-        root = cache_root(request.context.tenant, request.cache_salt, self.hash_scheme)
+        root = cache_root(request.context.tenant, request.cache_salt, self.hash_scheme, adapter)
         return [
             Sequence(
                 sequence_id=sequence_id,
@@ -63,6 +78,8 @@ class Admission:
                 num_generated_before=request.num_generated_tokens,
                 logprobs=request.options.logprobs,
                 prompt_logprobs=request.options.prompt_logprobs,
+                adapter=adapter,
+                constraint=Matching(grammar) if grammar else None,
                 speculation=request.options.speculation,
                 cache_root=root if self.hash_scheme else f"{ids[0]}\0{root}",
                 priority=request.context.priority,

@@ -1,10 +1,14 @@
 """Metrics of the model tier."""
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter
 
 from model_svc.engine.drafting import UNDRAFTED
 from model_svc.engine.events import StepResult
 from model_svc.engine.phase_clock import PHASES
+from model_svc.engine.sequence import Sequence
+from tokenwire.constraints import ConstraintForm
 from tokenwire.requests import FinishReason
 from tokenwire.telemetry import TierMetrics
 
@@ -34,12 +38,24 @@ class EngineMetrics:
         self.preemptions = tier.gauge("preempted_sequences", "Preemptions since the engine started.")
         self.step_budget = tier.gauge("step_budget_tokens", "Most tokens of a step at present.")
         self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
+        self.adapters = tier.gauge("loaded_adapters", "Adapters that can be asked for.")
+        self.adapters_on_device = tier.gauge("device_adapters", "Adapters on the device.")
+        self.adapter_bytes = tier.gauge("device_adapter_bytes", "What these take.")
+        self.adapter_requests = tier.counter(
+            "adapter_requests_total", "Requests by adapter, of those that are loaded.", ["adapter"]
+        )
+        self._adapter_names: set[str] = set()
+        """Those that have a label: as many as may be loaded at most."""
+        self.mask_wait = tier.histogram("mask_wait_seconds", "Time a step waited for constraints' masks.")
+        self.masks = tier.counter("constrained_rows_total", "Rows whose next token had to keep to a constraint.")
+        self.mask_time = tier.counter("mask_seconds_total", "Time of the threads that fill constraints' masks.")
         phases = tier.counter("phase_seconds_total", "Host time of the engine process, by phase of a step.", ["phase"])
         undrafted = tier.counter("undrafted_rows_total", "Decode rows without drafts, by reason.", ["reason"])
         self.acceptance = tier.gauge("draft_acceptance_ratio", "Drafts accepted, of those of the last steps with any.")
         self._engine_sums = [
             Grown(tier.counter("steps_total", "Engine steps that computed something.")),
             Grown(tier.counter("out_of_memory_total", "Steps for which the device had no memory.")),
+            Grown(tier.counter("adapter_uploads_total", "Times that an adapter was brought to the device.")),
             Grown(tier.counter("drafted_tokens_total", "Tokens drafted and verified.")),
             Grown(tier.counter("accepted_drafts_total", "Drafts that were what the model chose.")),
             Grown(tier.counter("drafted_rows_total", "Decode rows with drafts.")),
@@ -55,6 +71,10 @@ class EngineMetrics:
             self.batch.observe(result.num_batch_sequences)
             self.computed_tokens.inc(result.num_batch_tokens)
             self.output_tokens.inc(len(result.new.token_ids))
+        if result.masks.num_rows:
+            self.masks.inc(result.masks.num_rows)
+            self.mask_time.inc(result.masks.busy_s)
+            self.mask_wait.observe(result.masks.waited_s)
         for ended in result.ended:
             self._by_reason[ended.terminal.reason].inc()
             self.prompt_tokens.inc(ended.terminal.usage.prompt_tokens)
@@ -70,21 +90,58 @@ class EngineMetrics:
         self.kv_cached.set(result.load.kv_blocks_cached)
         self.kv_total.set(result.load.kv_blocks_total)
         self.preemptions.set(result.load.num_preemptions)
-        drafts = result.load.drafts
+        load, drafts = result.load, result.load.drafts
         sums = (
-            result.load.step, result.load.num_out_of_memory, drafts.num_drafted, drafts.num_accepted, drafts.num_rows,
-            *drafts.undrafted, *result.phases_s,
+            load.step, load.num_out_of_memory, load.num_adapter_uploads, drafts.num_drafted, drafts.num_accepted,
+            drafts.num_rows, *drafts.undrafted, *result.phases_s,
         )  # fmt: skip
         self.acceptance.set(drafts.acceptance)
         for counter, total in zip(self._engine_sums, sums, strict=True):
             counter.follow(total)
-        self.step_budget.set(result.load.step_budget_tokens)
+        self.step_budget.set(load.step_budget_tokens)
+        self.adapters_on_device.set(load.num_adapters_on_device)
+        self.adapter_bytes.set(load.adapter_bytes)
+
+    def adapter_request(self, sequence: Sequence) -> None:
+        """A request with an adapter goes to the engine; its choices come one by one."""
+        if sequence.request == sequence.sequence_id:
+            self.adapter_requests.labels(sequence.adapter).inc()
+            self._adapter_names.add(sequence.adapter)
+
+    def keep_adapters(self, names: Collection[str]) -> None:
+        """These are loaded; what was counted for others is dropped, so that labels stay few."""
+        self.adapters.set(len(names))
+        for gone in self._adapter_names.difference(names):
+            self.adapter_requests.remove(gone)
+        self._adapter_names.intersection_update(names)
 
     def engine_lost(self) -> None:
         """The next result comes from another engine process, whose sums begin at 0."""
         self.restarts.inc()
         for counter in self._engine_sums:
             counter.last = 0.0
+
+
+class ConstraintMetrics:
+    """What compiling constraints took."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        tier = TierMetrics("model", registry)
+        self._seconds = tier.histogram("constraint_compile_seconds", "Time to compile and try a constraint.", ["form"])
+        self._refused = tier.counter(
+            "constraint_refused_total", "Constraints that were refused when compiled.", ["form"]
+        )
+        self._known = tier.counter("constraint_cache_hits_total", "Constraints whose verdict was remembered.")
+
+    def compiled(self, form: ConstraintForm, took_s: float, *, refused: bool) -> None:
+        """A constraint was compiled."""
+        self._seconds.labels(form.value).observe(took_s)
+        if refused:
+            self._refused.labels(form.value).inc()
+
+    def remembered(self) -> None:
+        """One was asked for whose verdict was known."""
+        self._known.inc()
 
 
 class Grown:

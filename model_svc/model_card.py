@@ -4,6 +4,7 @@ from pathlib import Path
 
 from model_svc.admission import Admission
 from model_svc.engine_client import EngineClient
+from model_svc.grammar.compiler import GrammarCompiler
 from tokenwire.block_hash import SHARED_SCHEME, TENANT_SCHEME
 from tokenwire.embedding_wire import capabilities_to_wire
 from tokenwire.fingerprint import template_fingerprint, vocabulary_fingerprint
@@ -16,8 +17,9 @@ HASH_SCHEMES = {"shared": SHARED_SCHEME, "tenant": TENANT_SCHEME, "off": ""}
 class TierState:
     """The engine's facts in the words of the wire."""
 
-    def __init__(self, engine: EngineClient, vocabulary: str, chat_template: str) -> None:
+    def __init__(self, engine: EngineClient, vocabulary: str, chat_template: str, grammars: GrammarCompiler) -> None:
         self._engine = engine
+        self.grammars = grammars
         self._fingerprint = common_pb2.Fingerprint(vocabulary=vocabulary, chat_template=chat_template)
         self.draining = False
 
@@ -28,7 +30,9 @@ class TierState:
 
     def admission(self) -> Admission:
         """What turns requests into sequences. Raises Unavailable while the engine is down."""
-        return Admission(self._engine.info, self._fingerprint.vocabulary, self.hash_scheme)
+        return Admission(
+            self._engine.info, self._fingerprint.vocabulary, self.hash_scheme, self._engine.adapters.check
+        )  # fmt: skip
 
     def card(self) -> common_pb2.ModelCard:
         """The model. Raises Unavailable while the engine is down."""
@@ -42,6 +46,7 @@ class TierState:
             hash_scheme="" if info.whole_sequences else self.hash_scheme,
             capabilities=capabilities_to_wire(generates=info.generates, embeds=bool(info.embedding_size)),
             embedding_size=info.embedding_size,
+            adapters=self._engine.adapters.names,
         )
 
     def load(self) -> common_pb2.Load:

@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from model_svc.admin import ModelAdminServicer
 from model_svc.engine_client import EngineClient
-from model_svc.metrics import EngineMetrics
+from model_svc.grammar.compiler import GrammarCompiler
+from model_svc.metrics import ConstraintMetrics, EngineMetrics
 from model_svc.model_card import TierState, fingerprints_of
 from model_svc.service import ModelServicer
 from model_svc.settings import EngineSettings, ModelTierSettings
@@ -37,9 +38,12 @@ class ModelTier:
         engine_settings, folder = resolve(settings)
         vocabulary, template = fingerprints_of(folder) if folder is not None else ("", "")
         self.grpc = GrpcServer(settings)
-        self.engine = EngineClient(engine_settings, self._on_engine, EngineMetrics(registry))
-        self.state = TierState(self.engine, vocabulary, template)
+        self.metrics = EngineMetrics(registry)
+        self.engine = EngineClient(engine_settings, self._on_engine, self.metrics)
+        self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
+        self.state = TierState(self.engine, vocabulary, template, self.grammars)
         self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
+        self.engine.adapters.on_change = self._on_adapters
         if settings.vllm_engine:
             vllm_engine_module().add_to(self.grpc, self.engine, self.state, folder)
         self._settings = settings
@@ -66,6 +70,7 @@ class ModelTier:
         except TokenwireError:
             await self.grpc.server.stop(None)
             raise
+        self.grammars.load(info.vocab_size)
         log.info(
             "serving",
             extra=fields(
@@ -92,7 +97,13 @@ class ModelTier:
         self.servicer.close_sessions()
         await stopping
         await closing
+        self.grammars.close()
         log.info("stopped")
+
+    def _on_adapters(self) -> None:
+        """Adapters came or went."""
+        self.metrics.keep_adapters(self.engine.adapters.names)
+        self.servicer.announce_card()
 
     def _on_engine(self, up: bool) -> None:
         """The engine came up or was lost: health follows; sessions end with their engine."""

@@ -52,7 +52,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> AsyncIterator[model_pb2.ModelServiceGenerateResponse]:
         """One request. Where no choice went well, the call's status says why."""
         request = request_from_wire(message.request, call_remaining_s=context.time_remaining())
-        sequences = self._state.admission().sequences(request, self._engine.next_id)
+        self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
+        grammar = await self._state.grammars.compile(request.options.constraint)
+        sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
         self._engine.admit(sequences)
         stream = RequestStream(len(sequences))
         for choice, sequence in enumerate(sequences):
@@ -137,6 +139,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 **{event.change.value: model_pb2.CacheBlocks(hashes=event.hashes)},
                 continues=event.continues,
             )
+
+    def announce_card(self) -> None:
+        """What the model's card says has changed: every peer hears of it."""
+        for session in self._sessions:
+            session.announce_card()
 
     def end_sessions(self) -> None:
         """End every session, once its terminal events are sent: their engine is gone, and with it what peers know."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from model_svc.admission import TokenRequest
 from model_svc.credits import TTL_S, Lessor
+from model_svc.engine.terminal import FINISH_OF_CANCEL
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from model_svc.token_frame import TokenFrames
@@ -44,6 +45,10 @@ def request_from_wire(message: model_pb2.TokenRequest, *, call_remaining_s: floa
     )
 
 
+COMPILING = 0
+"""Stands for the sequence id of a choice whose constraint is being compiled; the engine's begin at 1."""
+
+
 @dataclass(slots=True, eq=False)
 class OpenRequest:
     """A request with choices that have not ended."""
@@ -65,7 +70,8 @@ class TokenSession:
         self._claim = lessor.open()
         self._on_close = on_close
         self._open: dict[int, tuple[int, OpenRequest]] = {}
-        """Sequence id and request of each open handle."""
+        """Sequence id, or COMPILING, and request of each open handle."""
+        self._compilations: set[asyncio.Task[None]] = set()
         self._requests: dict[tuple[str, int], OpenRequest] = {}
         """By request id and first choice; a request that is being taken back does not hold its id any more."""
         self._last_handle = 0
@@ -73,6 +79,7 @@ class TokenSession:
         self._drain: common_pb2.Drain | None = None
         """Drain, until it is sent."""
         self._draining = False
+        self._card_changed = False
         self._wake = asyncio.Event()
         self._half_closed = False
         self._error: TokenwireError | None = None
@@ -112,8 +119,18 @@ class TokenSession:
         self._drain = common_pb2.Drain(reason="the model tier moves on", grace_ms=round(grace_s * 1000))
         self._wake.set()
 
+    def announce_card(self) -> None:
+        """What Hello said of the model has changed: say it anew with the next frame."""
+        self._card_changed = True
+        self._wake.set()
+
     def end(self, error: TokenwireError) -> None:
         """End the stream with this status once what waits to be sent has been."""
+        for handle, (sequence_id, _) in list(self._open.items()):
+            if sequence_id == COMPILING:
+                self.on_end(handle, Terminal(FinishReason.ERROR, error=error))
+        if not self._frames.is_empty:
+            self._frames.end_step()
         self._error = error
         self._wake.set()
 
@@ -142,6 +159,8 @@ class TokenSession:
         for sequence_id, _ in self._open.values():
             self._engine.abort(sequence_id, CancelReason.CLIENT)
         self._open.clear()
+        for task in self._compilations:
+            task.cancel()
         self._lessor.close(self._claim)
         self._on_close(self)
 
@@ -175,6 +194,9 @@ class TokenSession:
         if self._drain is not None:
             frame.drain.CopyFrom(self._drain)
             self._drain = None
+        if self._card_changed:
+            frame.models.append(self._state.card())
+            self._card_changed = False
         if self._frames.has_more or self._error is not None or (self._half_closed and not self._open):
             self._wake.set()  # there is another, or this was the last
         return frame
@@ -203,20 +225,60 @@ class TokenSession:
         key = request.context.request_id, request.first_choice
         if key in self._requests:
             raise AlreadyExists(f"context.request_id {key[0]!r} is running on this session", reason="DUPLICATE_REQUEST")
-        sequences = self._state.admission().sequences(request, self._engine.next_id)
+        handles = range(first, first + request.options.num_choices)
+        grammar = self._state.grammars.known(request.options.constraint)
+        if grammar is not None:
+            self._start(request, grammar, handles, OpenRequest(key, len(handles)))
+            return
+        opened = self._requests[key] = OpenRequest(key, len(handles))
+        self._open.update((handle, (COMPILING, opened)) for handle in handles)
+        task = asyncio.ensure_future(self._compile(request, handles, opened))
+        self._compilations.add(task)
+        task.add_done_callback(self._compilations.discard)
+
+    async def _compile(self, request: TokenRequest, handles: range, opened: OpenRequest) -> None:
+        """Compile a request's constraint, then start those of its choices that are still wanted."""
+        try:
+            grammar = await self._state.grammars.compile(request.options.constraint)
+            wanted = [handle for handle in handles if handle in self._open]
+            if wanted:
+                self._start(request, grammar, handles, opened, wanted)
+        except TokenwireError as error:
+            usage = Usage(prompt_tokens=len(request.token_ids) - request.num_generated_tokens)
+            for handle in handles:
+                if handle in self._open:
+                    self.on_end(handle, Terminal(FinishReason.ERROR, usage, error=error))
+            self.flush()
+
+    def _start(
+        self,
+        request: TokenRequest,
+        grammar: str,
+        handles: range,
+        opened: OpenRequest,
+        wanted: Iterable[int] | None = None,
+    ) -> None:
+        """Send a request's sequences to the engine: those of the handles that are `wanted`, None meaning all."""
+        sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
         self._engine.admit(sequences)
-        opened = self._requests[key] = OpenRequest(key, len(sequences))
-        for handle, sequence in enumerate(sequences, first):
-            self._open[handle] = (sequence.sequence_id, opened)
-            self._engine.submit(sequence, self, handle)
+        self._requests[opened.key] = opened
+        chosen = set(handles if wanted is None else wanted)
+        for handle, sequence in zip(handles, sequences, strict=True):
+            if handle in chosen:
+                self._open[handle] = (sequence.sequence_id, opened)
+                self._engine.submit(sequence, self, handle)
 
     def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
         for cancel in cancels:
             opened = self._open.get(cancel.handle)
             if opened is not None:
                 sequence_id, request = opened
-                self._engine.abort(sequence_id, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+                reason = CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT)
+                self._engine.abort(sequence_id, reason)
                 self._release_id(request)
+                if sequence_id == COMPILING:
+                    self.on_end(cancel.handle, Terminal(FINISH_OF_CANCEL[reason]))
+                    self.flush()
 
     def _release_id(self, request: OpenRequest) -> None:
         if self._requests.get(request.key) is request:

@@ -89,6 +89,7 @@ class ModelReplica:
         self.target = target
         self.max_context_tokens = 0
         self.vocab_size = 0
+        self.adapters: frozenset[str] = frozenset()
         self.generates = True
         self.embedding_size = 0
         self.leaving = False
@@ -259,6 +260,7 @@ class ModelReplica:
         self._outcomes.on_stream()
         self._follow_cache(hello.epoch, card)
         self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
+        self.adapters = frozenset(card.adapters)
         self.generates, self.embedding_size = generates(card), card.embedding_size
         self._draining = False
         self._num_reported = self._num_open_at_report = 0
@@ -274,6 +276,9 @@ class ModelReplica:
             self._outcomes.on_tokens(stream is self._accepted, frame.handles)
         if frame.finishes:
             self._end(stream, frame.finishes)
+        if frame.models and stream is self._accepted:
+            self.adapters = frozenset(frame.models[0].adapters)
+            self._on_change()
         if frame.HasField("load"):
             self._take_load(stream, frame.load)
         if frame.HasField("credit") and stream is self._accepted:

@@ -85,7 +85,10 @@ class Dispatcher:
             self._left(other)
         self._changed()
         for other in displaced:
-            message = "this request was held until a model tier has room, and gave way to another tenant's"
+            message = (
+                "this request was held until a model tier has room, and gave way to one of a higher priority or of "
+            )
+            message += "another tenant"
             other.turn_away(Overloaded(message, reason="HELD_QUEUE_FULL", retry_after_s=RETRY_AFTER_S))
         self.on_room()
 

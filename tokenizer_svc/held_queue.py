@@ -1,7 +1,8 @@
 """Requests that no model tier has room for yet, in the order in which they should go: what is held, and who is next.
 
 Order: priority, then streams that have begun, then fair shares among tenants by prompt tokens, then arrival. Bounded;
-when it is full, a tenant that holds less than its share takes the place of what came last from one that holds more.
+when it is full, what is of a lower priority gives way, the lowest and last come first; then a tenant that holds less
+than its share takes the place of what came last from one that holds more.
 Plain values: does not know model tiers, time, or why something is held.
 
 Shares follow a virtual counter, as in Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024: whoever
@@ -95,8 +96,8 @@ class HeldQueue(Generic[E]):
     def add(self, entry: E) -> list[E]:
         """Hold an entry. Returns what had to leave for it.
 
-        Raises Overloaded when the queue is full and nobody holds more than their share. An entry that finds nothing
-        held may exceed the bound by itself.
+        Raises Overloaded when the queue is full, of entries of no lower priority, and nobody holds more than their
+        share. An entry that finds nothing held may exceed the bound by itself.
         """
         displaced = [] if entry.begun or not self._numbers else self._displaced_by(entry)
         for other in displaced:
@@ -186,10 +187,17 @@ class HeldQueue(Generic[E]):
         num_over = self.num_requests + entry.num_requests - self._max_requests
         if num_over <= 0:
             return []
-        holding = dict(self._by_tenant)
-        own = holding.pop(entry.tenant, 0) + entry.num_requests
-        share = max(1, self._max_requests // (len(holding) + 1))
         leaving: list[E] = []
+        holding = dict(self._by_tenant)
+        for lower in self._below(entry.priority):
+            if num_over <= 0:
+                return leaving
+            leaving.append(lower)
+            num_over -= lower.num_requests
+            holding[lower.tenant] -= lower.num_requests
+        own = holding.pop(entry.tenant, 0) + entry.num_requests
+        holding = {tenant: held for tenant, held in holding.items() if held}
+        share = max(1, self._max_requests // (len(holding) + 1))
         if own <= share:
             candidates = {
                 tenant: self._last_first(tenant, entry.priority) for tenant, held in holding.items() if held > share
@@ -209,12 +217,18 @@ class HeldQueue(Generic[E]):
             raise Overloaded(message, reason="HELD_QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
         return leaving
 
-    def _last_first(self, tenant: str, priority: int) -> Iterator[E]:
-        """What of a tenant may be displaced by an entry of this priority, the last to go first."""
+    def _below(self, priority: int) -> Iterator[E]:
+        """What of lower priorities has not begun: the lowest first, then the last to arrive."""
         for level in sorted(self._lines, reverse=True):
-            line = self._lines[level].get(tenant)
-            if line is not None and -level[0] <= priority:
-                yield from (other for other in reversed(line.entries) if not other.begun)
+            if -level[0] < priority and level[1]:
+                entries = (entry for line in self._lines[level].values() for entry in line.entries)
+                yield from sorted(entries, key=self._numbers.__getitem__, reverse=True)
+
+    def _last_first(self, tenant: str, priority: int) -> Iterator[E]:
+        """What of a tenant and this priority has not begun, the last to go first."""
+        line = self._lines.get((-priority, True), {}).get(tenant)
+        if line is not None:
+            yield from reversed(line.entries)
 
     def _push_next(self, heads: list[tuple[int, int, str, E]], tenant: str, line: Iterator[E]) -> None:
         entry = next(line, None)

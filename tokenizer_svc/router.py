@@ -95,6 +95,8 @@ class Replica(Protocol):
     """Values of an embedding; 0: it gives none, or that is not known."""
     breaker: Breaker
     """Whether requests to it fail."""
+    adapters: frozenset[str]
+    """Adapters that it has, or had when it was last heard of."""
     cache: CacheView
     """What its prefix cache holds."""
 
@@ -133,6 +135,8 @@ class RoutingQuery:
     token_ids: Sequence[int] = ()
     cache_salt: str = ""
     tenant: str = ""
+    adapter: str = ""
+    """Only replicas that have it can take the request; empty: all can."""
 
 
 class PickReason(Enum):

@@ -18,7 +18,7 @@ from tokenizer_svc.choice import Choice
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.passage import Passage, lost_with
 from tokenizer_svc.prompt import fit_prompt
-from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt
+from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt, with_adapter
 from tokenizer_svc.tier import Tier
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
@@ -163,6 +163,7 @@ class RunningRequest:
     async def _prepare(self) -> None:
         """Check, encode, have it sent down."""
         try:
+            self.request = with_adapter(self.request, self._tier)
             self._prompt = await encode_prompt(self.request, self._tier)
             self._make_choices()
             self._tier.metrics.prompt_tokens.inc(len(self._prompt.token_ids))

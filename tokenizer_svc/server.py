@@ -169,11 +169,15 @@ class TokenizerTier:
 
     async def _watch(self) -> None:
         """Healthy while at least one model tier takes requests."""
-        serving = False
+        serving, adapters = False, self.tier.adapters
         while True:
             await self._changed.wait()
             self._changed.clear()
             self.tier.dispatcher.on_room()
+            if self.tier.adapters != adapters:
+                adapters = self.tier.adapters
+                self.servicer.announce_card()
+                log.info("adapters changed", extra=fields(adapters=",".join(sorted(adapters))))
             ready = self.tier.router.num_ready > 0
             if ready != serving:
                 serving = ready

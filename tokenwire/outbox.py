@@ -84,6 +84,7 @@ class TextOutbox:
         self._sendable: dict[int, None] = {}
         """Handles with something to send, in the order in which they became so."""
         self._drain: common_pb2.Drain | None = None
+        self._models: Sequence[common_pb2.ModelCard] = ()
         self._ending = False
         self._wake = asyncio.Event()
         self.num_undelivered = 0
@@ -165,6 +166,11 @@ class TextOutbox:
         self._drain = common_pb2.Drain(reason=reason, grace_ms=grace_ms)
         self.end()
 
+    def announce(self, models: Sequence[common_pb2.ModelCard]) -> None:
+        """Tell the peer what takes the place of the models that Hello named."""
+        self._models = models
+        self._wake.set()
+
     def end(self) -> None:
         """Nothing more will be opened: frames end when nothing is open any more."""
         self._ending = True
@@ -172,12 +178,13 @@ class TextOutbox:
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
         """Wait for something to send and take all of it; None once ending and every sequence has ended."""
-        while not self._sendable and self._drain is None:
+        while not self._sendable and self._drain is None and not self._models:
             if self._ending and not self._open:
                 return None
             self._wake.clear()
             await self._wake.wait()
-        frame = tokenizer_pb2.SessionResponse()
+        frame = tokenizer_pb2.SessionResponse(models=self._models)
+        self._models = ()
         if self._drain is not None:
             frame.drain.CopyFrom(self._drain)
             self._drain = None

@@ -3,11 +3,13 @@
 Does not know the wire; `tokenwire.wire` turns these into messages and back.
 """
 
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tokenwire.constraints import Constraint
 from tokenwire.embeddings import Vector
 from tokenwire.errors import FieldViolation, TokenwireError
 from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
@@ -18,6 +20,7 @@ MAX_TIMEOUT_S = 1e9
 """About thirty years: what every clock and transport on the way can count. A longer limit is none."""
 MAX_NAME_BYTES = 256
 """Of a tenant and of a cache salt: the engine remembers them."""
+ADAPTER_NAME_RULE = "1 to 128 ASCII letters, digits and . _ / : -, the first a letter or digit"
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 1024
 MAX_CHOICES = 128
@@ -160,6 +163,11 @@ def name_violations(field: str, name: str) -> list[FieldViolation]:
     return [FieldViolation(field, f"{name[:40]!r}… is not allowed: {allowed}")]
 
 
+def is_adapter_name(name: str) -> bool:
+    """Whether an adapter may be called so."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}", name) is not None
+
+
 def is_unicode(text: str) -> bool:
     """Whether the text can be sent: UTF-8 has no lone surrogates."""
     try:
@@ -191,6 +199,10 @@ class GenerationOptions:
     """Log-probability of each sampled token, and of this many likeliest ones; None: none."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens but the first."""
+    adapter: str = ""
+    """Name of a loaded adapter; empty: none."""
+    constraint: Constraint | None = None
+    """What the output must look like; None: free text."""
     speculation: bool | None = None
     """Whether tokens may be drafted ahead, which changes none of them; None: as the server does by default."""
 
@@ -207,9 +219,14 @@ class GenerationOptions:
         if not 1 <= self.num_choices <= MAX_CHOICES:
             allowed = f"an integer from 1 to {MAX_CHOICES}"
             found.append(FieldViolation(f"{prefix}.num_choices", f"{self.num_choices} is not allowed: {allowed}"))
+        if self.adapter and not is_adapter_name(self.adapter):
+            description = f"{self.adapter[:80]!r} is not allowed: {ADAPTER_NAME_RULE}"
+            found.append(FieldViolation(f"{prefix}.adapter", description))
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= MAX_LOGPROBS:
                 allowed = f"an integer from 0 to {MAX_LOGPROBS}"
                 found.append(FieldViolation(f"{prefix}.output.{name}", f"{value} is not allowed: {allowed}"))
+        if self.constraint is not None:
+            found += self.constraint.violations(f"{prefix}.constraint")
         return found

@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection
 from functools import lru_cache
 
+from tokenwire.constraints import Constraint, ConstraintForm
 from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed, ToolCall
@@ -128,17 +129,43 @@ def _options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
         num_choices=message.num_choices or 1,
         logprobs=output.logprobs if output.HasField("logprobs") else None,
         prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
+        adapter=message.adapter,
+        constraint=constraint_from_wire(message.constraint),
         speculation=message.speculation if message.HasField("speculation") else None,
     )
     refuse(options.violations())
     return options
 
 
+def constraint_from_wire(message: pb.Constraint) -> Constraint | None:
+    """What the output must look like; None where no form is given. Raises InvalidRequest for a form that says no."""
+    name = message.WhichOneof("form")
+    if name is None:
+        return None
+    form = ConstraintForm(name)
+    if form is ConstraintForm.CHOICE:
+        return Constraint(form, texts=tuple(message.choice.texts))
+    if form is ConstraintForm.JSON_OBJECT:
+        if not message.json_object:
+            description = "false is not allowed: true, or leave the constraint out"
+            refuse([FieldViolation("options.constraint.json_object", description)])
+        return Constraint(form)
+    return Constraint(form, getattr(message, name))
+
+
+def constraint_to_wire(constraint: Constraint, message: pb.Constraint) -> None:
+    """Write what the output must look like into an empty message."""
+    if constraint.form is ConstraintForm.CHOICE:
+        message.choice.texts.extend(constraint.texts)
+    elif constraint.form is ConstraintForm.JSON_OBJECT:
+        message.json_object = True
+    else:
+        setattr(message, constraint.form.value, constraint.text)
+
+
 def refuse_unbuilt(message: pb.GenerationOptions) -> None:
     """Raise Unsupported for the first field that asks for something this release does not do."""
-    asked = ["constraint"] if message.constraint.WhichOneof("form") else []
-    asked += ["output.echo"] if message.output.echo else []
-    asked += ["adapter"] if message.adapter else []
+    asked = ["output.echo"] if message.output.echo else []
     if asked:
         violations = [FieldViolation(f"options.{name}", "not built in this release; leave it out") for name in asked]
         raise Unsupported(f"options.{asked[0]} is not built in this release; leave it out", violations=violations)
@@ -146,7 +173,7 @@ def refuse_unbuilt(message: pb.GenerationOptions) -> None:
 
 def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
     """How to generate, as a message."""
-    message = pb.GenerationOptions(num_choices=options.num_choices)
+    message = pb.GenerationOptions(num_choices=options.num_choices, adapter=options.adapter)
     sampling = options.sampling
     for name in SCALARS:
         value = getattr(sampling, name)
@@ -170,6 +197,8 @@ def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
         message.output.logprobs = options.logprobs
     if options.prompt_logprobs is not None:
         message.output.prompt_logprobs = options.prompt_logprobs
+    if options.constraint is not None:
+        constraint_to_wire(options.constraint, message.constraint)
     if options.speculation is not None:
         message.speculation = options.speculation
     return message

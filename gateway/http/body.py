@@ -1,5 +1,6 @@
 """Reads a request's body, bounded, and checks it against its model. Does not know what the fields mean."""
 
+import asyncio
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -7,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
-from gateway.http.errors import UnsupportedMediaType
+from gateway.http.errors import RequestTimeout, UnsupportedMediaType
+from gateway.settings import GatewaySettings
 from tokenwire.errors import Cancelled, FieldViolation, InvalidRequest, MessageTooLarge
 
 MAX_VIOLATIONS = 16
@@ -28,12 +30,12 @@ class Body(BaseModel):
 B = TypeVar("B", bound=Body)
 
 
-async def read_body(request: Request, model: type[B], max_bytes: int) -> B:
-    """Read and check a JSON body. Raises InvalidRequest and its HTTP kin: 400, 413, 415."""
+async def read_body(request: Request, model: type[B], settings: GatewaySettings) -> B:
+    """Read and check a JSON body. Raises InvalidRequest and its HTTP kin: 400, 408, 413, 415."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnsupportedMediaType(f"Content-Type {content_type!r} is not allowed: send application/json")
-    data = await _read(request, max_bytes)
+    data = await _read(request, settings.max_body_bytes, settings.body_timeout_s)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -48,16 +50,19 @@ def body_of(values: dict[str, Any], model: type[B]) -> B:
         raise _refusal(error.errors(include_url=False, include_context=False)) from None
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, max_bytes: int, limit_s: float) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > max_bytes:
         raise _too_large(max_bytes)
     data = bytearray()
     try:
-        async for piece in request.stream():
-            data += piece
-            if len(data) > max_bytes:
-                raise _too_large(max_bytes)
+        async with asyncio.timeout(limit_s):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > max_bytes:
+                    raise _too_large(max_bytes)
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not come within {limit_s:g} s (body_timeout_s)") from None
     except ClientDisconnect:
         raise Cancelled("the client went away before its request was complete") from None
     return bytes(data)

@@ -64,6 +64,18 @@ class MethodNotAllowed(InvalidRequest):
     http_status, default_reason = 405, "METHOD_NOT_ALLOWED"
 
 
+class RequestTimeout(InvalidRequest):
+    """A request that takes too long to arrive."""
+
+    http_status, default_reason = 408, "REQUEST_TIMEOUT"
+
+
+class HeadTooLarge(InvalidRequest):
+    """A request whose line and fields are over their limits."""
+
+    http_status, default_reason = 431, "HEAD_TOO_LARGE"
+
+
 CONVERSATION_NAMES = (
     (re.compile(r"(tools\[\d+\])\.parameters_json"), r"\1.function.parameters"),
     (re.compile(r"(tools\[\d+\])\.(name|description|strict)"), r"\1.function.\2"),

@@ -53,7 +53,7 @@ def generate_handler(generation: Generation) -> Handler:
     async def generate(request: Request) -> Response:
         """Continue one or many inputs."""
         with HttpCall(generation, request, "http.generate") as call:
-            body = await read_body(request, GenerateBody, generation.settings.max_body_bytes)
+            body = await read_body(request, GenerateBody, generation.settings)
             return await _answer(generation, call, body)
 
     return generate

@@ -75,7 +75,7 @@ def chat_handler(generation: Generation) -> Handler:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         with HttpCall(generation, request, "http.chat") as call:
-            body = await read_body(request, ChatBody, generation.settings.max_body_bytes)
+            body = await read_body(request, ChatBody, generation.settings)
             return await _answer(generation, call, body)
 
     return chat_completions

@@ -56,7 +56,7 @@ def completion_handler(generation: Generation) -> Handler:
     async def completions(request: Request) -> Response:
         """Continue one or many prompts."""
         with HttpCall(generation, request, "http.completions") as call:
-            body = await read_body(request, CompletionBody, generation.settings.max_body_bytes)
+            body = await read_body(request, CompletionBody, generation.settings)
             return await _answer(generation, call, body)
 
     return completions

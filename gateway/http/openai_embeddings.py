@@ -61,7 +61,7 @@ def embedding_handler(generation: Generation) -> Handler:
         """Vectors of one or many inputs."""
         with generation.record("http.embeddings") as record:
             record.request_id = request.state.request_id
-            body = await read_body(request, EmbeddingBody, generation.settings.max_body_bytes)
+            body = await read_body(request, EmbeddingBody, generation.settings)
             return await _while_connected(request, _answer(generation, request, record, body))
 
     return embeddings

@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
 
-from gateway.http.connection import Connection
+from gateway.http.guard import GuardedConnection, HttpLimits
 from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
 from tokenwire.server import refuse_public_without_auth
@@ -28,19 +29,34 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """One HTTP port. `bind`, `start`, `stop`."""
 
-    def __init__(self, app: Any, host: str, port: int, *, insecure: bool, share_port: bool = False) -> None:
-        """`share_port`: this is one of several workers, for whom the port is held."""
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        *,
+        limits: HttpLimits,
+        on_refused: Callable[[str], None],
+        insecure: bool,
+        share_port: bool = False,
+    ) -> None:
+        """`share_port`: this is one of several workers, for whom the port is held.
+
+        `on_refused`: told the reason of each request that is not let in.
+        """
         refuse_public_without_auth(host, insecure)
         self.port = port
         self._host = host
         self._share_port = share_port
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        # What a client sends wrongly is answered and counted: it must not fill the log.
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)
         config = uvicorn.Config(
             app,
             loop="none",
-            http=Connection,
+            http=functools.partial(GuardedConnection, limits=limits, on_refused=on_refused),  # type: ignore[arg-type]
+            timeout_keep_alive=limits.idle_timeout_s,  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,

@@ -9,11 +9,13 @@ import logging
 import signal
 import socket
 import sys
+import time
 
+from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from model_svc.engine.batch import ModelRunner, RunnerInfo
 from model_svc.engine.drafting import DraftLimits
-from model_svc.engine.engine import Engine
-from model_svc.engine.events import Ready, Refused
+from model_svc.engine.engine import ADAPTER_POLL_S, Engine
+from model_svc.engine.events import Inbox, Ready, Refused
 from model_svc.engine.link import EngineLink
 from model_svc.engine.scheduler import Limits
 from model_svc.settings import EngineSettings
@@ -51,8 +53,18 @@ def build(link: EngineLink, settings: EngineSettings) -> Engine | None:
     except TokenwireError as error:
         link.send(Refused(error))
         return None
-    link.send(Ready(runner.info))
+    link.send(Ready(runner.info, load_adapters(engine, settings.adapters)))
     return engine
+
+
+def load_adapters(engine: Engine, adapters: tuple[tuple[str, str], ...]) -> tuple[AdapterOutcome, ...]:
+    """Have these adapters, by name and folder, read before anything runs; what became of each."""
+    engine.take(Inbox(adapter_loads=[LoadAdapter(name, folder) for name, folder in adapters]))
+    outcomes: list[AdapterOutcome] = []
+    while engine.adapters is not None and engine.adapters.num_loading:
+        time.sleep(ADAPTER_POLL_S)
+        outcomes += engine.take_adapters()
+    return tuple(outcomes)
 
 
 def engine_of(settings: EngineSettings, runner: ModelRunner) -> Engine:
@@ -62,7 +74,7 @@ def engine_of(settings: EngineSettings, runner: ModelRunner) -> Engine:
     if overlap and not whole:
         message = "overlap: steps of several ranks (tensor_parallel) are not overlapped; leave it auto"
         raise FailedPrecondition(message, reason="OVERLAP_OF_RANKS")
-    return Engine(runner, limits_of(settings, runner.info), overlap=overlap)
+    return Engine(runner, limits_of(settings, runner.info), overlap=overlap, adapters=runner.adapters)
 
 
 def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:

@@ -1,10 +1,12 @@
 """What the scheduler hands to the runner, and what comes back. The seam between pure Python and the device."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from model_svc.engine.adapters import AdapterStore
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import GrammarBench
 from tokenwire.embeddings import Pooling, Vector
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import TokenLogprob
@@ -90,6 +92,16 @@ class AfterDrafts:
     """One for each, where the sequence asks for them."""
 
 
+class MaskTimes(NamedTuple):
+    """What constraints took in a step."""
+
+    num_rows: int = 0
+    busy_s: float = 0.0
+    """Of all threads together, beside the forward pass."""
+    waited_s: float = 0.0
+    """Of that, what the step had to wait for."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """What the runner made of a batch."""
@@ -110,6 +122,9 @@ class StepOutput:
     """By row, of those with drafts that are not in `errors`."""
     vectors: dict[int, Vector] = field(default_factory=dict)
     """By row: what a sequence that is embedded came to, where the row reaches its end."""
+    completed: frozenset[int] = frozenset()
+    """Rows whose sequence ends without another token: its constraint allows none, and it has no token that says so."""
+    masks: MaskTimes = MaskTimes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +153,10 @@ class RunnerInfo:
     attention: str
     phases_s: dict[str, float]
     """Seconds each start-up phase took, in order."""
+    num_adapter_slots: int = 0
+    """Adapters that the device can hold at once; 0: none are served."""
+    max_adapter_bytes: int = 0
+    """What these may take together."""
     takes_drafts: bool = False
     """Whether rows may have drafts."""
     generates: bool = True
@@ -159,8 +178,12 @@ class ModelRunner(Protocol):
     """The only caller of the device."""
 
     info: RunnerInfo
+    adapters: AdapterStore | None
+    """None: sequences with an adapter are not run."""
     phases: PhaseClock
     """The engine's too. A runner laps prepare, forward and sample in `launch`, and wait in `collect`."""
+    grammars: GrammarBench | None
+    """What makes new sequences' constraints ready; None where outputs cannot be constrained."""
 
     def launch(self, batch: ScheduledBatch) -> Any:
         """Begin a step; gives what `collect` needs. Reads the sequences now, changes none of them.

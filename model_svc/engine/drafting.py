@@ -19,11 +19,12 @@ SUSPENDED_STEPS = 1000
 MEMORY = 0.99
 """What a row counts in the acceptance of late, against the row after it."""
 
-Undrafted = Literal["off", "penalties", "pending", "no_match", "no_room", "failed"]
-UNDRAFTED: tuple[Undrafted, ...] = ("off", "penalties", "pending", "no_match", "no_room", "failed")
+Undrafted = Literal["off", "constraint", "penalties", "pending", "no_match", "no_room", "failed"]
+UNDRAFTED: tuple[Undrafted, ...] = ("off", "constraint", "penalties", "pending", "no_match", "no_room", "failed")
 """Why a decode row has no drafts:
 
 - off: the request, or the server's default, does not want any;
+- constraint: which tokens may come changes with every draft;
 - penalties: repetition, presence or frequency penalties change with every draft;
 - pending: its last token was still on its way when the step was made;
 - no_match: nothing was found to draft;
@@ -180,6 +181,8 @@ class Drafting:
             return "off"
         if sequence.sequence_id in self._given_up:
             return "failed"
+        if sequence.constraint is not None:
+            return "constraint"
         if is_penalised(sequence):
             return "penalties"
         return "pending" if sequence.token_ids[-1] == PENDING else None

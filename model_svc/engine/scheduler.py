@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from model_svc.engine.adapter_slots import AdapterSlots
 from model_svc.engine.admission_window import AdmissionWindow
 from model_svc.engine.batch import AfterDrafts, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.deadlines import Deadlines
@@ -27,12 +28,18 @@ from model_svc.engine.step_budget import StepBudget
 from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
 from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
-from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError, Unavailable
+from tokenwire.block_hash import is_root_of
+from tokenwire.errors import FailedPrecondition, Internal, NotFound, Overloaded, TokenwireError, Unavailable
 from tokenwire.requests import MAX_PRIORITY, CancelReason, FinishReason, TokenLogprob
 
 MIN_PRIORITY = -MAX_PRIORITY
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
+
+ADAPTER_PATIENCE_S = 2.0
+"""How long a sequence whose adapter finds no slot is overtaken by others with adapters."""
+CONSTRAINT_POLL_S = 0.001
+"""How often an engine that has nothing else to do looks whether a new sequence's constraint is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,7 @@ class Scheduler:
         self._needing_tokens: set[int] = set()
         """Ids of open sequences whose next step cannot be launched before their last token is known."""
         self._free_slots = list(range(limits.max_batch_size))
+        self.adapters = AdapterSlots(info.num_adapter_slots, info.max_adapter_bytes)
         self._deadlines = Deadlines(self.sequences)
 
     @property
@@ -108,7 +116,7 @@ class Scheduler:
         if self.waiting.num_new and not self.paused:
             self._update_window(now_s)
             if self._window.lets_any_in(self.waiting):
-                return 0.0
+                return 0.0 if any(sequence.is_ready for sequence in self.waiting) else CONSTRAINT_POLL_S
             due.append(self._window.opens_s(self.waiting.oldest_arrival_s))
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
         return max(0.0, next_s - now_s) if next_s is not None else None
@@ -133,6 +141,14 @@ class Scheduler:
         self._deadlines.add(sequence)
         if unreachable is not None:
             self.fail(sequence, unreachable)
+        elif sequence.adapter and sequence.adapter not in self.adapters:
+            message = f"options.adapter: {sequence.adapter!r} is not loaded"
+            self.fail(sequence, NotFound(message, reason="ADAPTER_NOT_FOUND"))
+
+    def forget_adapter(self, name: str) -> None:
+        """An adapter that no sequence uses is gone, and what was computed with it."""
+        self.adapters.remove(name)
+        self.kv.pool.forget_roots(lambda root: is_root_of(root, name))
 
     def abort(self, sequence_id: int, reason: CancelReason) -> None:
         """End a sequence now; its blocks are free at once. Unknown or finished ones are ignored."""
@@ -180,12 +196,7 @@ class Scheduler:
             if sequence.status is SequenceStatus.FINISHED:
                 continue
             if index in errors:
-                if row.drafts:
-                    self._do_without_drafts(row)
-                    continue
-                if isinstance(errors[index], Internal):
-                    self.kv.forget(sequence)
-                self.fail(sequence, errors[index])
+                self._enter_error(row, errors[index])
                 continue
             if row.num_preemptions == sequence.num_preemptions:
                 self.kv.commit(sequence, row.own_end)
@@ -200,12 +211,23 @@ class Scheduler:
                 if row.drafts:
                     num_served += self._enter_drafts(row, token_id, output.after_drafts[index], new)
                 served[sequence.tenant] = served.get(sequence.tenant, 0) + num_served
+            elif index in output.completed:
+                self._finish(sequence, FinishReason.STOP_TOKEN)
             elif index in vectors:
                 sequence.vector, sequence.first_token_s = vectors[index], self.clock()
                 self._finish(sequence, FinishReason.LENGTH)
         for tenant, num_tokens in served.items():
             self.shares.charge(tenant, output_tokens=num_tokens)
         return new
+
+    def _enter_error(self, row: ScheduledRow, error: TokenwireError) -> None:
+        """A row came to nothing: it is made again where drafts may be to blame, else its sequence ends."""
+        if row.drafts:
+            self._do_without_drafts(row)
+            return
+        if isinstance(error, Internal):
+            self.kv.forget(row.sequence)
+        self.fail(row.sequence, error)
 
     def _enter_token(self, sequence: Sequence, index: int, logprob: TokenLogprob | None, new: NewTokens) -> None:
         """`token_ids[index]` became known: give it out, and end the sequence if it says so."""
@@ -288,6 +310,9 @@ class Scheduler:
             paused=self.paused,
             num_out_of_memory=self.budget.num_out_of_memory,
             step_budget_tokens=self.budget.max_tokens,
+            num_adapters=len(self.adapters),
+            num_adapters_on_device=self.adapters.num_on_device,
+            adapter_bytes=self.adapters.bytes_on_device,
             drafts=self.drafting.counts(),
         )
 
@@ -307,6 +332,7 @@ class Scheduler:
         slots = sorted([s.slot for s in self.running] + self._free_slots)
         if slots != list(range(self.limits.max_batch_size)):
             raise AssertionError("a slot is lost, or has two owners")
+        self.adapters.check_integrity([(s.adapter, s.adapter_slot) for s in self.running if s.adapter])
 
     def _unreachable(self, sequence: Sequence) -> Overloaded | None:
         """Why a new sequence with a deadline should not wait: even at the best it would start too late."""
@@ -395,7 +421,7 @@ class Scheduler:
         A sequence gets the blocks of its whole prompt at once, so that what is being prefilled cannot starve itself.
         """
         self._update_window(now_s)
-        num_passed_over = 0
+        num_passed_over, adapter_starves = 0, False
         candidates = self.waiting.in_order()
         if self.waiting.num_new == len(self.waiting) and (self.paused or not self._window.lets_any_in(self.waiting)):
             candidates = iter(())
@@ -407,7 +433,14 @@ class Scheduler:
                 break  # a long queue for one prefix must not cost time in every step
             if sequence.is_pending:
                 continue  # preempted while its next token was on the way
+            if not sequence.is_ready:
+                num_passed_over += 1
+                continue
             if self.kv.awaits_prefix(sequence):
+                num_passed_over += 1
+                continue
+            if sequence.adapter and (adapter_starves or not self.adapters.has_room(sequence.adapter)):
+                adapter_starves = adapter_starves or now_s - sequence.arrival_s > ADAPTER_PATIENCE_S
                 num_passed_over += 1
                 continue
             if self.budget.max_tokens <= self._num_tokens_before(sequence):
@@ -451,6 +484,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             sequence.status = SequenceStatus.RUNNING
             sequence.slot = heapq.heappop(self._free_slots)
+            sequence.adapter_slot = self.adapters.hold(sequence.adapter) if sequence.adapter else -1
             bisect.insort(self.running, sequence, key=rank)
         return placement
 
@@ -471,6 +505,9 @@ class Scheduler:
         self.kv.release(sequence)
         heapq.heappush(self._free_slots, sequence.slot)
         sequence.slot = -1
+        if sequence.adapter:
+            self.adapters.release(sequence.adapter)
+            sequence.adapter_slot = -1
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: TokenwireError | None = None) -> None:
         if sequence.status is SequenceStatus.RUNNING:
@@ -491,5 +528,7 @@ class Scheduler:
 
 
 def needs_known_tokens(sequence: Sequence) -> bool:
-    """Whether what may come next depends on which token came last: penalties, and bans of several ids in a row."""
-    return is_penalised(sequence) or any(len(banned) > 1 for banned in sequence.sampling.banned_sequences)
+    """Whether what may come next depends on which token came last: constraints, penalties, bans of several ids."""
+    if sequence.constraint is not None or is_penalised(sequence):
+        return True
+    return any(len(banned) > 1 for banned in sequence.sampling.banned_sequences)

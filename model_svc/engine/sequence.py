@@ -6,6 +6,7 @@ Knows its tokens, its blocks and how far the KV cache has caught up. Does not kn
 from dataclasses import dataclass, field
 from enum import Enum
 
+from model_svc.grammar.matching import Matching
 from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
 from tokenwire.sampling import SamplingParams, StopParams
 
@@ -46,6 +47,8 @@ class Sequence:
     """How many likeliest tokens are wanted beside each sampled token's log-probability; None: no log-probabilities."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens, but the first."""
+    constraint: Matching | None = None
+    """What the output must look like, and how far it has come; None: free text."""
     num_prompt_logprobs: int = 0
     """Prompt tokens whose log-probability has been given out; the next is that of `token_ids[this + 1]`."""
     embedding: EmbeddingOptions | None = None
@@ -64,6 +67,10 @@ class Sequence:
     """Whether tokens may be drafted for it, which changes none of them; None: as the server does by default."""
     cache_root: str = ""
     """Sequences share cached prefixes only with those of the same root (see `tokenwire.block_hash.cache_root`)."""
+    adapter: str = ""
+    """The adapter it is computed with; empty: none."""
+    adapter_slot: int = -1
+    """Where on the device that is while it runs; -1: nowhere."""
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     """Tokens whose keys and values are in the cache, or will be once the steps that are launched are done."""
@@ -88,6 +95,11 @@ class Sequence:
     def request(self) -> int:
         """Equal for the choices of one request, and for them alone."""
         return self.sequence_id if self.first_choice_id is None else self.first_choice_id
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it may be computed: its constraint, where it has one, has been made ready."""
+        return self.constraint is None or self.constraint.is_ready
 
     @property
     def is_pending(self) -> bool:

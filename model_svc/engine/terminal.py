@@ -14,7 +14,8 @@ FINISH_OF_CANCEL = {
 
 def terminal_of(sequence: Sequence, reason: FinishReason, now_s: float, error: TokenwireError | None) -> Terminal:
     """The terminal event of a sequence that ends at `now_s`."""
-    stopped = reason is FinishReason.STOP_TOKEN
+    drawn = reason is FinishReason.STOP_TOKEN and sequence.num_outputs > 0
+    stopped = drawn and sequence.token_ids[-1] in sequence.stop.stop_token_ids  # else a constraint's end
     started_s = sequence.first_scheduled_s or now_s
     first_s = sequence.first_token_s or now_s
     timings = ModelTimings(

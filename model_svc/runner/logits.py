@@ -7,8 +7,8 @@ In this order, on fp32 copies of the rows concerned (log-probabilities are of th
 2. presence and frequency penalty (OpenAI): logit -= presence * (count > 0) + frequency * count, over output tokens;
 3. logit bias: added (transformers' SequenceBiasLogitsProcessor);
 4. minus infinity for: the last id of a banned sequence whose other ids are the tail of prompt and output
-   (transformers' NoBadWordsLogitsProcessor), stop ids before min_tokens (MinNewTokensLengthLogitsProcessor), and
-   every id but the allowed ones, where a request names some.
+   (transformers' NoBadWordsLogitsProcessor), stop ids before min_tokens (MinNewTokensLengthLogitsProcessor),
+   every id but the allowed ones, where a request names some, and every id that a request's constraint does not allow.
 
 Rows that ask for none of it are not touched. Ids beyond the logits' width cannot be drawn and are passed over. Does not
 know how a token is drawn, nor what a stop is.
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import StepMasks
+from model_svc.runner.grammar_masks import forbid
 from model_svc.runner.token_bias import TokenBias, has_bias
 from model_svc.runner.token_counts import TokenCounts
 from model_svc.runner.transfer import to_device, together
@@ -55,12 +57,17 @@ class LogitsChanger:
         self._bias = TokenBias(num_slots, vocab_size, device)
 
     def change(
-        self, logits: Tensor, sequences: Rows[Sequence], drafts: Rows[list[int]] | None = None
+        self,
+        logits: Tensor,
+        sequences: Rows[Sequence],
+        drafts: Rows[list[int]] | None = None,
+        masks: StepMasks | None = None,
     ) -> ChangedLogits | None:
         """What the rows' requests make of `logits` [N, vocab_size], any float type, not changed; None: nothing.
 
-        `drafts` [N]: what is taken for each sequence's tokens after its own; penalties cannot be had with any. Raises
-        Internal for a sequence without a slot of its own.
+        `drafts` [N]: what is taken for each sequence's tokens after its own; penalties cannot be had with any. `masks`:
+        of the constrained ones among them, for which it waits. Raises Internal for a sequence without a slot of its
+        own.
         """
         if drafts is None:
             banned = [banned_next(sequence) for sequence in sequences]
@@ -68,20 +75,22 @@ class LogitsChanger:
             banned = [banned_next(sequence, after) for sequence, after in zip(sequences, drafts, strict=True)]
         penalised = [is_penalised(sequence) for sequence in sequences]
         biased = [has_bias(sequence.sampling) for sequence in sequences]
-        rows = [i for i in range(len(sequences)) if penalised[i] or biased[i] or banned[i]]
+        constrained = [sequence.constraint is not None for sequence in sequences]
+        rows = [i for i in range(len(sequences)) if penalised[i] or biased[i] or banned[i] or constrained[i]]
         if not rows:
             return None
         self._check_slots({sequences[i].sequence_id: sequences[i] for i in rows if penalised[i] or biased[i]}.values())
         if drafts is not None and any(penalised[i] and drafts[i] for i in rows):
             raise Internal("penalties of a token after a draft are not computed")
         width = logits.shape[-1]
-        index, slots, bias_rows, bias_slots, bans = together(
+        index, slots, bias_rows, bias_slots, bans, constrained_rows = together(
             [
                 np.array(rows),
                 np.array([max(0, sequences[i].slot) for i in rows]),
                 np.array([at for at, i in enumerate(rows) if biased[i]], dtype=np.int64),
                 np.array([sequences[i].slot for i in rows if biased[i]], dtype=np.int64),
                 np.array([at * width + t for at, i in enumerate(rows) for t in banned[i] if t < width], dtype=np.int64),
+                np.array([at for at, i in enumerate(rows) if constrained[i]], dtype=np.int64),
             ],
             self._device,
         )
@@ -94,6 +103,10 @@ class LogitsChanger:
             scores.index_add_(0, bias_rows, self._bias.table.index_select(0, bias_slots))
         if len(bans):
             scores.view(-1).index_fill_(0, bans, -torch.inf)
+        if masks is not None and any(constrained):
+            masks.wait()
+            bits = masks.bits[[masks.row_of[sequences[i].sequence_id] for i in rows if constrained[i]]]
+            forbid(scores, constrained_rows, to_device(bits, self._device))
         return ChangedLogits(rows, index, scores)
 
     def forget(self) -> None:
@@ -147,6 +160,8 @@ def is_penalised(sequence: Sequence) -> bool:
 
 def is_changed(sequence: Sequence) -> bool:
     """Whether its request may change the logits of its next token."""
+    if sequence.constraint is not None:
+        return True
     return is_penalised(sequence) or has_bias(sequence.sampling) or bool(banned_next(sequence))
 
 

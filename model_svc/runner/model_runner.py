@@ -7,12 +7,16 @@ nor the wire.
 import numpy as np
 import torch
 
+from model_svc.engine.adapters import AdapterStore
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import GrammarBench, StepMasks
+from model_svc.model.adapters import AdapterBank
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV, PagedStep
+from model_svc.runner.adapter_store import TorchAdapterStore
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
@@ -38,8 +42,13 @@ class TorchModelRunner:
         input_batch: InputBatch,
         info: RunnerInfo,
         graphs: DecodeGraphs | None = None,
+        grammars: GrammarBench | None = None,
+        bank: AdapterBank | None = None,
     ) -> None:
         self.info = info
+        self.grammars = grammars
+        self._bank = bank
+        self.adapters: AdapterStore | None = None if bank is None else TorchAdapterStore(bank, info.max_adapter_bytes)
         self.phases = PhaseClock()
         self._graphs = graphs
         self._model = model
@@ -72,21 +81,43 @@ class TorchModelRunner:
             self._clean_fresh_blocks(batch)
         if self._broken_ends:
             self._clean_after_drafts(batch)
+        if self._bank is not None:
+            for row in batch.rows:
+                if row.sequence.adapter:
+                    self._bank.place(row.sequence.adapter_slot, row.sequence.adapter)
         inputs = self._input_batch.build(batch, self._last_tokens)
         block_tables = [row.sequence.block_table for row in batch.rows]
         embedded = self._pooler.plan(batch)
-        self.phases.lap("prepare")
-        replayed = self._graphs is not None and replays_decodes(inputs, embedded)
-        logits, hidden = self._forward(inputs, replayed=replayed, wants_hidden=embedded is not None)
-        vectors: LaunchedVectors | None = None
-        if embedded is not None and hidden is not None:
-            vectors = self._pooler.pool(hidden, batch, embedded, len(inputs.token_ids) - len(hidden))
-        self.phases.lap("forward")
-        if not len(logits):
-            return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False, vectors)
-        num_sampled = len(inputs.sampled_rows)
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
-        tokens = self._next_tokens(logits[:num_sampled], sequences, inputs, replayed=replayed)
+        masks = self.grammars.begin(sequences) if self.grammars is not None else None
+        self.phases.lap("prepare")
+        try:
+            replayed = self._graphs is not None and replays_decodes(inputs, embedded)
+            logits, hidden = self._forward(inputs, replayed=replayed, wants_hidden=embedded is not None)
+            vectors: LaunchedVectors | None = None
+            if embedded is not None and hidden is not None:
+                vectors = self._pooler.pool(hidden, batch, embedded, len(inputs.token_ids) - len(hidden))
+            self.phases.lap("forward")
+            if not len(logits):
+                return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False, vectors)
+            sampled = self._sample(logits, sequences, inputs, masks, replayed=replayed)
+            return LaunchedStep(batch, block_tables, inputs, *sampled, vectors, masks)
+        finally:
+            if masks is not None:
+                masks.wait()  # at the latest: nothing may be at work on a sequence's grammar when the step is over
+
+    def _sample(
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        inputs: StepInput,
+        masks: StepMasks | None,
+        *,
+        replayed: bool,
+    ) -> tuple[HostCopies, bool, bool]:
+        """From logits [S + P, vocab_size] to what is on its way to the host; see `LaunchedStep`."""
+        num_sampled = len(inputs.sampled_rows)
+        tokens = self._next_tokens(logits[:num_sampled], sequences, inputs, masks, replayed=replayed)
         # What stands for no token becomes token 0: such a sequence ends, and its row of the next step is not looked at.
         # A row with drafts leaves any of its tokens: its sequence's next step is launched when they are known.
         self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens.clamp(min=0))
@@ -94,7 +125,7 @@ class TorchModelRunner:
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
         copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())))
         self.phases.lap("sample")
-        return LaunchedStep(batch, block_tables, inputs, copies, sampled is not None, prompt is not None, vectors)
+        return copies, sampled is not None, prompt is not None
 
     def collect(self, launched: LaunchedStep) -> StepOutput:
         """See `ModelRunner.collect`. A row that no token can be drawn for gets None and an entry in `errors`."""
@@ -113,7 +144,11 @@ class TorchModelRunner:
     def close(self) -> None:
         """Drop the model and its cache; the runner is of no use afterwards."""
         on_gpu = self._model.device.type == "cuda"
-        del self._model, self._kv, self._input_batch, self._changer, self._graphs
+        if self.grammars is not None:
+            self.grammars.close()
+        if self.adapters is not None:
+            self.adapters.close()
+        del self._model, self._kv, self._input_batch, self._changer, self._graphs, self._bank
         if on_gpu:
             torch.cuda.empty_cache()
 
@@ -148,7 +183,13 @@ class TorchModelRunner:
         return self._model.logits(token_ids, positions, keep, step, self._backend), None
 
     def _next_tokens(
-        self, logits: torch.Tensor, sequences: list[Sequence], inputs: StepInput, *, replayed: bool
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        inputs: StepInput,
+        masks: StepMasks | None,
+        *,
+        replayed: bool,
     ) -> torch.Tensor:
         """[S]: see `next_tokens`. Decodes that were replayed are drawn by a graph too, where all of them are plain."""
         num_decodes, drafts = inputs.num_sampled_decodes, inputs.drafts_before
@@ -160,11 +201,11 @@ class TorchModelRunner:
         ):  # fmt: skip
             drawn = self._graphs.tokens(draws_of(decodes))
         if drawn is None:
-            return next_tokens(logits, sequences, self._changer, drafts)
+            return next_tokens(logits, sequences, self._changer, drafts, masks)
         if num_decodes == len(sequences):
             return drawn
         others = next_tokens(
-            logits[num_decodes:], sequences[num_decodes:], self._changer, drafts and drafts[num_decodes:]
+            logits[num_decodes:], sequences[num_decodes:], self._changer, drafts and drafts[num_decodes:], masks
         )  # fmt: skip
         return torch.cat((drawn, others))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.bench import StepMasks
 from model_svc.runner.logits import LogitsChanger, is_changed
 from model_svc.runner.sampler import NOT_FINITE, RowSampling, sample
 from tokenwire.sampling import NEUTRAL
@@ -34,15 +35,20 @@ def is_plain(sequence: Sequence) -> bool:
 
 
 def next_tokens(
-    logits: Tensor, sequences: Rows[Sequence], changer: LogitsChanger, drafts: Rows[list[int]] | None = None
+    logits: Tensor,
+    sequences: Rows[Sequence],
+    changer: LogitsChanger,
+    drafts: Rows[list[int]] | None = None,
+    masks: StepMasks | None = None,
 ) -> Tensor:
     """[N] int64 on the device: a token id per row, `NOT_FINITE` or `NO_TOKEN`. Does not wait for a GPU.
 
     `logits`: [N, vocab_size] of each sequence's last token, any float type; not changed. With `drafts` [N]: of the last
-    of a row's drafts, where it has any, taken for the sequence's own; a sequence may have several rows then.
+    of a row's drafts, where it has any, taken for the sequence's own; a sequence may have several rows then. `masks`:
+    of the constrained ones among the sequences, for whose threads it waits.
     """
     draws = draws_of(sequences, drafts)
-    changed = changer.change(logits, sequences, drafts)
+    changed = changer.change(logits, sequences, drafts, masks)
     if changed is None:
         return sample(logits, draws)
     drawn = sample(changed.logits, [draws[row] for row in changed.rows])

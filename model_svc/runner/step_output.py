@@ -6,7 +6,8 @@ Knows which row of the batch each number belongs to. Does not know how any of th
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-from model_svc.engine.batch import AfterDrafts, ScheduledBatch, StepOutput
+from model_svc.engine.batch import AfterDrafts, MaskTimes, ScheduledBatch, StepOutput
+from model_svc.grammar.bench import StepMasks
 from model_svc.runner.input_batch import PromptSpan, StepInput
 from model_svc.runner.logprobs import Scores, entries
 from model_svc.runner.next_token import NO_TOKEN
@@ -18,7 +19,8 @@ from tokenwire.requests import TokenLogprob
 
 NOT_FINITE_ERROR = "the model's scores for the next token are not finite (NaN or infinity), so none can be drawn"
 NO_TOKEN_ERROR = (
-    "the request's constraints (allowed_token_ids, banned_sequences, min_tokens) leave no token that may be drawn"
+    "what the request asks for (constraint, allowed_token_ids, banned_sequences, min_tokens) leaves no token that may "
+    "be drawn"
 )
 
 
@@ -39,6 +41,8 @@ class LaunchedStep:
     """Whether there are scores of the prompt's tokens."""
     vectors: LaunchedVectors | None = None
     """Of sequences that are embedded; None: there are none."""
+    masks: StepMasks | None = None
+    """Of the constrained sequences that sample; filled."""
 
 
 def make_step_output(launched: LaunchedStep) -> StepOutput:
@@ -75,15 +79,44 @@ def make_step_output(launched: LaunchedStep) -> StepOutput:
         for row, made in prompt_logprobs.items():
             if any(entry.logprob != entry.logprob for entry in made):
                 errors[row] = error_of(NOT_FINITE)
-    sound = firsts if not errors else {row: token_id for row, token_id in firsts.items() if row not in errors}
+    completed, mask_times = frozenset[int](), MaskTimes()
+    if launched.masks is not None:
+        completed = take_outcomes(launched.masks, batch, firsts, errors)
+        mask_times = MaskTimes(len(launched.masks.outcomes), launched.masks.busy_s, launched.masks.waited_s)
+    left_out = errors.keys() | completed
+    sound = firsts if not left_out else {row: token_id for row, token_id in firsts.items() if row not in left_out}
     return StepOutput(
         token_ids=tuple(map(sound.get, range(len(batch.rows)))),
         errors=errors,
-        logprobs={row: entry for row, entry in logprobs.items() if row not in errors},
+        logprobs={row: entry for row, entry in logprobs.items() if row not in left_out},
         prompt_logprobs={row: made for row, made in prompt_logprobs.items() if row not in errors},
+        completed=completed,
+        masks=mask_times,
         after_drafts={row: made for row, made in after_drafts.items() if row not in errors},
         vectors=vectors,
     )
+
+
+def take_outcomes(
+    masks: StepMasks, batch: ScheduledBatch, drawn: dict[int, int], errors: dict[int, TokenwireError]
+) -> frozenset[int]:
+    """The rows that end because their text is whole; they are taken out of `errors`, and failed constraints added.
+
+    A text that is whole before its min_tokens ends with `NO_TOKEN` like any other that nothing may follow. What the
+    model got wrong outranks both.
+    """
+    completed = set()
+    for row in drawn:
+        sequence = batch.rows[row].sequence
+        num_outputs = batch.rows[row].own_end - sequence.num_original_prompt_tokens
+        if isinstance(errors.get(row), Internal):
+            continue
+        if (error := masks.error_of(sequence.sequence_id)) is not None:
+            errors[row] = error
+        elif masks.is_complete(sequence.sequence_id) and num_outputs >= sequence.stop.min_tokens:
+            completed.add(row)
+            errors.pop(row, None)
+    return frozenset(completed)
 
 
 def sampled_entries(

@@ -14,7 +14,7 @@ from torch import Tensor
 from model_svc.model.paged import Ints
 
 
-def to_device(array: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> Tensor:
+def to_device(array: NDArray[np.int64] | NDArray[np.float32] | NDArray[np.uint8], device: torch.device) -> Tensor:
     """The array as a tensor on the device. It shares the array's memory on a CPU; do not change it afterwards."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -115,6 +115,12 @@ class GenerateAnswers:
         self._choices[handle].terminal = terminal
         self._touched[handle] = None
 
+    def end_all(self, terminal: Terminal) -> None:
+        """Every choice has ended before it began."""
+        for choice in self._choices:
+            self.on_end(choice.index, terminal)
+        self.flush()
+
     def flush(self) -> None:
         """A step is complete. A call that does not stream waits for its end."""
         if self._touched and (self._stream or self._num_open == 0):

@@ -5,12 +5,13 @@ token for top_k and no restriction for top_p. Does not know how a request is ans
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smg_grpc_proto import vllm_engine_pb2 as pb
 
 from model_svc.admission import TokenRequest
+from tokenwire.constraints import Constraint, ConstraintForm
 from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unsupported
 from tokenwire.requests import GenerationOptions, RequestContext, deadline_after, new_request_id
 from tokenwire.sampling import MAX_SEED, SamplingParams, StopParams, refuse
@@ -20,6 +21,15 @@ UNBUILT = (
     "mm_inputs", "extra_mm_inputs", "media_refs", "kv_transfer_params", "kv_transfer_params_json",
 )  # fmt: skip
 """Fields of a request that ask for what this tier does not do."""
+
+CONSTRAINTS = {
+    "json_schema": ConstraintForm.JSON_SCHEMA,
+    "regex": ConstraintForm.REGEX,
+    "grammar": ConstraintForm.EBNF,
+    "json_object": ConstraintForm.JSON_OBJECT,
+    "choice": ConstraintForm.CHOICE,
+}
+"""The forms of structured output by their fields."""
 
 WITHOUT_TEXT = "the model tier takes token ids: send tokenized"
 
@@ -52,12 +62,13 @@ def generate_request(message: pb.GenerateRequest, call_remaining_s: float | None
         num_choices=params.n or 1,
         logprobs=params.logprobs if params.HasField("logprobs") else None,
         prompt_logprobs=params.prompt_logprobs if params.HasField("prompt_logprobs") else None,
+        constraint=_constraint(params),
     )
     refuse(options.violations("sampling_params"))
     request = TokenRequest(
         context=context_of(message.request_id, call_remaining_s),
         token_ids=list(message.tokenized.input_ids),
-        options=_without_stop_strings(options),
+        options=replace(options, stop_strings=()),
     )
     return EngineRequest(request, message.stream, options.stop_strings, params.skip_special_tokens)
 
@@ -96,21 +107,23 @@ def _unbuilt(message: pb.GenerateRequest) -> Iterator[tuple[str, str]]:
     yield from ((name, "not built in this release") for name in UNBUILT if name in given)
     if message.data_parallel_rank:
         yield "data_parallel_rank", f"{message.data_parallel_rank} is not there: this worker has rank 0 alone"
-    constraint = message.sampling_params.WhichOneof("constraint")
-    if constraint is not None:
-        yield f"sampling_params.{constraint}", "structured output is not built over this protocol"
+    if message.sampling_params.WhichOneof("constraint") == "structural_tag":
+        yield "sampling_params.structural_tag", "not built in this release"
     if message.sampling_params.HasField("truncate_prompt_tokens"):
         yield "sampling_params.truncate_prompt_tokens", "not built in this release"
 
 
-def _without_stop_strings(options: GenerationOptions) -> GenerationOptions:
-    return GenerationOptions(
-        sampling=options.sampling,
-        stop=options.stop,
-        num_choices=options.num_choices,
-        logprobs=options.logprobs,
-        prompt_logprobs=options.prompt_logprobs,
-    )
+def _constraint(params: pb.SamplingParams) -> Constraint | None:
+    """What the output must look like. It holds from the first token, whatever `grammar_from_first_token` says."""
+    field = params.WhichOneof("constraint")
+    if field is None:
+        return None
+    form = CONSTRAINTS[field]
+    if form is ConstraintForm.CHOICE:
+        return Constraint(form, texts=tuple(params.choice.choices))
+    if form is ConstraintForm.JSON_OBJECT:
+        return Constraint(form) if params.json_object else None
+    return Constraint(form, getattr(params, field))
 
 
 def _refusal(kind: type[TokenwireError], field: str, description: str) -> TokenwireError:

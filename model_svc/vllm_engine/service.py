@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from model_svc.vllm_engine.requests import EngineRequest, context_of, embed_inpu
 from model_svc.vllm_engine.stop_texts import StopTexts
 from tokenwire.embeddings import EmbeddingOptions
 from tokenwire.errors import AlreadyExists, FieldViolation, InvalidRequest, NotFound, TokenwireError, Unsupported
-from tokenwire.requests import CancelReason
+from tokenwire.requests import CancelReason, FinishReason, Terminal
 from tokenwire.sampling import NEUTRAL, SCALARS
 from tokenwire.server import GrpcServer
 from tokenwire.version import __version__
@@ -42,6 +43,15 @@ def add_to(server: GrpcServer, engine: EngineClient, state: TierState, folder: P
     server.add(vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server, servicer, descriptor)
 
 
+@dataclass(slots=True)
+class Running:
+    """One request to generate."""
+
+    sequences: Sequence[EngineSequence] = ()
+    """None as long as its constraint is being compiled."""
+    aborted: bool = False
+
+
 class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
     """Answers VllmEngine."""
 
@@ -51,7 +61,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         self._folder = folder
         self._facts = facts_of(folder)
         self._tokenizer = tokenizer_of(folder)
-        self._open: dict[str, list[EngineSequence]] = {}
+        self._running: dict[str, Running] = {}
         """By request id: what Abort takes back."""
         self._started_s = time.monotonic()
         self._last_receipt_s = 0.0
@@ -65,24 +75,30 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         asked = generate_request(message, context.time_remaining())
         request = asked.request
         request_id = request.context.request_id
-        if request_id in self._open:
+        if request_id in self._running:
             description = f"request_id: {request_id!r} is running: give each request its own"
             raise AlreadyExists(description, reason="DUPLICATE_REQUEST")
-        sequences = self._state.admission().sequences(request, self._engine.next_id)
-        answers = self._answers(asked, sequences)
-        self._engine.admit(sequences)
-        self._open[request_id] = sequences
+        running = self._running[request_id] = Running()
         try:
-            for choice, sequence in enumerate(sequences):
-                self._engine.submit(sequence, answers, choice)
+            self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
+            grammar = await self._state.grammars.compile(request.options.constraint)
+            sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
+            answers = self._answers(asked, sequences)
+            if running.aborted:
+                answers.end_all(Terminal(FinishReason.CANCELLED))
+            else:
+                self._engine.admit(sequences)
+                running.sequences = sequences
+                for choice, sequence in enumerate(sequences):
+                    self._engine.submit(sequence, answers, choice)
             while not answers.over:
                 for response in await answers.take():
                     yield response
             if answers.failure is not None:
                 raise answers.failure
         finally:
-            del self._open[request_id]
-            self._abort(sequences, CancelReason.CLIENT)
+            del self._running[request_id]
+            self._abort(running.sequences, CancelReason.CLIENT)
 
     async def Embed(self, message: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
         """The vector of one sequence, pooled as the model was trained for, of unit length."""
@@ -119,7 +135,9 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     async def Abort(self, message: pb.AbortRequest, context: grpc.aio.ServicerContext) -> pb.AbortResponse:
         """Take requests back; each still gets its last message, finish_reason "abort". Unknown ones are ignored."""
         for request_id in message.request_ids:
-            self._abort(self._open.get(request_id, ()), CancelReason.CLIENT)
+            if (running := self._running.get(request_id)) is not None:
+                running.aborted = True
+                self._abort(running.sequences, CancelReason.CLIENT)
         return pb.AbortResponse()
 
     async def GetModelInfo(
@@ -155,7 +173,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         """What this process is and does."""
         info = self._engine.info
         return pb.GetServerInfoResponse(
-            active_requests=len(self._open),
+            active_requests=len(self._running),
             is_paused=self._engine.load.paused,
             last_receive_timestamp=self._last_receipt_s,
             uptime_seconds=time.monotonic() - self._started_s,

@@ -57,8 +57,11 @@ class FakeRunner:
     order, gets wrong tokens.
     """
 
+    grammars = None
+
     def __init__(self, info: RunnerInfo) -> None:
         self.info = info
+        self.adapters = None
         self.phases = PhaseClock()
         self.cache: dict[tuple[int, int], tuple[int, int]] = {}
         self.batches: list[ScheduledBatch] = []

@@ -103,6 +103,7 @@ class ScriptedReplica:
         self.embedding_size = 0
         self.breaker = Breaker()
         self.cache = CacheView()
+        self.adapters: frozenset[str] = frozenset()
         self.ready = True
         self.load = 0.0
         self.leases_room = True

@@ -1,5 +1,6 @@
 """Shepherd Model Gateway, the real one, before a real model tier: OpenAI's client in front, our engine behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -181,6 +182,20 @@ def test_several_choices(shepherd: Shepherd, reference: Reference, expected_ids:
     assert {choice.message.content for choice in answer.choices} == {reference.text(expected_ids)}
 
 
+def test_structured_output(shepherd: Shepherd) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"type": "integer"}},
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema, "strict": True}}
+    answer = ask(shepherd, response_format=form, max_tokens=100, temperature=1.0, seed=1)
+    found = json.loads(answer.choices[0].message.content)
+    assert set(found) == {"city", "people"} and isinstance(found["people"], int)
+    assert answer.choices[0].finish_reason == "stop"
+
+
 def test_many_at_once(shepherd: Shepherd, reference: Reference, expected_ids: list[int]) -> None:
     streams = [ask(shepherd, stream=True) for _ in range(8)]
     texts = ["".join(c.choices[0].delta.content or "" for c in stream if c.choices) for stream in streams]
@@ -200,7 +215,7 @@ def test_a_client_that_leaves_is_cancelled_in_the_engine(shepherd: Shepherd) -> 
 def test_errors_have_their_status(shepherd: Shepherd) -> None:
     with pytest.raises(openai.BadRequestError, match="do not fit"):
         ask(shepherd, max_tokens=100_000)
-    with pytest.raises(openai.APIStatusError, match="structured output is not built") as caught:
-        ask(shepherd, response_format={"type": "json_object"})
-    assert caught.value.status_code == 501
+    with pytest.raises(openai.BadRequestError, match="nonsense"):
+        schema = {"type": "object", "properties": {"a": {"type": "nonsense"}}}
+        ask(shepherd, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
     assert ask(shepherd, max_tokens=2).usage.completion_tokens == 2

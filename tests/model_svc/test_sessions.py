@@ -164,7 +164,7 @@ def test_each_bad_request_ends_alone_with_a_typed_error() -> None:
             bad |= {
                 25: (unknown, NotFound, "other"),
                 26: (stops, Unsupported, "stop_strings"),
-                27: (schema, Unsupported, "options.constraint"),
+                27: (schema, FailedPrecondition, "options.constraint"),
             }
             await session.submit({1: good, **{handle: request for handle, (request, _, _) in bad.items()}})
             await session.read_until_finished(1, *bad)

@@ -105,6 +105,20 @@ def test_a_lower_priority_displaces_nobody_and_what_has_begun_stays() -> None:
     assert begun.num_requests == 5
 
 
+def test_the_lowest_priority_that_came_last_gives_way_first() -> None:
+    queue: HeldQueue[Entry] = HeldQueue(4)
+    low, lower = [Entry(priority=-1), Entry("b", priority=-1)], Entry(priority=-2)
+    begun = Entry(priority=-3, begun=True)
+    for entry in (low[0], lower, low[1], begun):
+        queue.add(entry)
+    assert queue.add(Entry()) == [lower]
+    assert queue.add(Entry(num_requests=2)) == [low[1], low[0]]
+    with pytest.raises(Overloaded):
+        queue.add(Entry())
+    assert begun in queue
+    queue.check_integrity()
+
+
 def test_one_alone_may_exceed_the_bound() -> None:
     queue: HeldQueue[Entry] = HeldQueue(2)
     assert queue.add(Entry(num_requests=7)) == []
@@ -144,16 +158,24 @@ class Oracle:
             self.entries, key=lambda e: (-e.priority, not e.begun, self.counters[e.tenant], numbers[e])
         )  # fmt: skip
 
+    def below(self, new: Entry) -> list[Entry]:
+        """What is of a lower priority and has not begun, in the order in which it leaves."""
+        found = [entry for entry in reversed(self.entries) if entry.priority < new.priority and not entry.begun]
+        return sorted(found, key=lambda entry: entry.priority)
+
     def num_that_may_leave(self, new: Entry) -> int:
-        """Sequences that can give way to a new entry, a tenant's last ones first until it is within its share."""
-        holding = self.holding()
+        """Sequences that can give way: all of lower priorities, and a tenant's last ones until it holds its share."""
+        holding, num = self.holding(), 0
+        for entry in self.below(new):
+            num += entry.num_requests
+            holding[entry.tenant] -= entry.num_requests
         own = holding.pop(new.tenant, 0) + new.num_requests
+        holding = {tenant: held for tenant, held in holding.items() if held}
         share = max(1, self.max_requests // (len(holding) + 1))
         if own > share:
-            return 0
-        num = 0
+            return num
         for tenant, held in holding.items():
-            last_first = [e for e in reversed(self.in_order_of(tenant)) if e.priority <= new.priority and not e.begun]
+            last_first = [e for e in reversed(self.in_order_of(tenant)) if e.priority == new.priority and not e.begun]
             for entry in last_first:
                 if held <= share:
                     break
@@ -221,8 +243,17 @@ def test_random_histories_agree_with_the_oracle(max_requests: int, steps: list[t
                 ends.append(value)
             else:
                 assert enough if bound else not displaced
-                share = max(1, max_requests // len(held_before.keys() | {value.tenant}))
-                for entry in displaced:
+                below = oracle.below(value)
+                num_below = len([entry for entry in displaced if entry.priority < value.priority])
+                assert displaced[:num_below] == below[:num_below]
+                assert num_below in (len(below), len(displaced)), "shares are asked when nothing lower is left"
+                for entry in displaced[:num_below]:
+                    held_before[entry.tenant] -= entry.num_requests
+                    oracle.discard(entry)
+                    ends.append(entry)
+                tenants = {tenant for tenant, held in held_before.items() if held} | {value.tenant}
+                share = max(1, max_requests // len(tenants))
+                for entry in displaced[num_below:]:
                     assert entry.tenant != value.tenant and entry.priority <= value.priority and not entry.begun
                     assert held_before[entry.tenant] > share
                     held_before[entry.tenant] -= entry.num_requests

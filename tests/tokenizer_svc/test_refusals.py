@@ -66,7 +66,6 @@ BAD: list[tuple[Callable[[Any], None], type[TokenwireError], tuple[str, ...]]] =
     (change("options.stop.stop_strings", [""]), InvalidRequest, ("options.stop.stop_strings", "1 to 1024")),
     (change("options.stop.stop_strings", ["x"] * 17), InvalidRequest, ("options.stop.stop_strings", "17", "16")),
     (change("options.num_choices", 500), InvalidRequest, ("options.num_choices", "500", "128")),
-    (change("options.constraint.regex", "a*"), Unsupported, ("options.constraint",)),
     (lambda r: r.conversation.tools.add(name="f", strict=True), Unsupported, ("conversation.tools[0].strict", "built")),
     (lambda r: r.conversation.tools.add(), InvalidRequest, ("conversation.tools[0].name", "empty")),
     (spoil_arguments, InvalidRequest, ("conversation.template_arguments_json", "NaN")),

@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from tokenwire.constraints import JSON_OBJECT, Constraint, ConstraintForm, choice, ebnf, json_schema, regex
 from tokenwire.errors import InvalidRequest, Overloaded, Unsupported
 from tokenwire.requests import (
     CancelReason,
@@ -54,6 +55,7 @@ def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
         logprobs=0,
         prompt_logprobs=20,
         speculation=False,
+        adapter="mine",
     )  # fmt: skip
     assert options_from_wire(options_to_wire(full)) == full
     assert options_from_wire(pb.GenerationOptions()) == GenerationOptions()
@@ -61,13 +63,9 @@ def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
 
 
 def unbuilt() -> dict[str, pb.GenerationOptions]:
-    cases = {
+    return {
         "output.echo": pb.GenerationOptions(output=pb.OutputOptions(echo=True)),
-        "adapter": pb.GenerationOptions(adapter="mine"),
     }
-    for form in ("json_schema", "regex", "ebnf"):
-        cases[f"constraint {form}"] = pb.GenerationOptions(constraint=pb.Constraint(**{form: ""}))
-    return cases
 
 
 @pytest.mark.parametrize("name", unbuilt())
@@ -87,12 +85,25 @@ def test_every_field_of_the_options_is_either_read_or_refused() -> None:
         "OutputOptions": {
             "logprobs", "prompt_logprobs", "return_token_ids", "skip_special_tokens", "spaces_between_special_tokens",
         },
-        "GenerationOptions": {"sampling", "stop", "output", "num_choices", "speculation"},
+        "GenerationOptions": {
+            "sampling", "stop", "output", "num_choices", "constraint", "speculation", "adapter",
+        },
+        "Constraint": {form.value for form in ConstraintForm},
     }  # fmt: skip
     refused = {name.split()[0].split(".")[-1] for name in unbuilt()}
-    for message in (pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.GenerationOptions):
+    for message in (pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.GenerationOptions, pb.Constraint):
         fields = {field.name for field in message.DESCRIPTOR.fields}
         assert fields == read[message.DESCRIPTOR.name] | (fields & refused), message.DESCRIPTOR.name
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [json_schema('{"type": "integer"}'), JSON_OBJECT, regex("[ab]+"), choice("yes", "no"), ebnf('root ::= "a"')],
+    ids=lambda constraint: constraint.form.value,
+)
+def test_constraints_survive_the_wire(constraint: Constraint) -> None:
+    options = GenerationOptions(constraint=constraint)
+    assert options_from_wire(options_to_wire(options)) == options
 
 
 def test_zero_penalties_are_values_not_absence() -> None:
@@ -118,6 +129,18 @@ def test_logprobs_survive_the_wire() -> None:
         (pb.GenerationOptions(stop=pb.StopConditions(max_tokens=3, min_tokens=4)), "options.stop.min_tokens"),
         (pb.GenerationOptions(output=pb.OutputOptions(logprobs=21)), "options.output.logprobs"),
         (pb.GenerationOptions(output=pb.OutputOptions(prompt_logprobs=21)), "options.output.prompt_logprobs"),
+        (pb.GenerationOptions(constraint=pb.Constraint(json_object=False)), "options.constraint.json_object"),
+        (pb.GenerationOptions(constraint=pb.Constraint(json_schema="")), "options.constraint.json_schema"),
+        (pb.GenerationOptions(constraint=pb.Constraint(regex="a" * 16_385)), "options.constraint.regex"),
+        (pb.GenerationOptions(constraint=pb.Constraint(ebnf="")), "options.constraint.ebnf"),
+        (
+            pb.GenerationOptions(constraint=pb.Constraint(choice=pb.ChoiceConstraint(texts=["a", ""]))),
+            "options.constraint.choice.texts",
+        ),
+        (
+            pb.GenerationOptions(constraint=pb.Constraint(choice=pb.ChoiceConstraint())),
+            "options.constraint.choice.texts",
+        ),
     ],
 )
 def test_bad_values_are_refused_with_field_value_and_what_is_allowed(options: pb.GenerationOptions, field: str) -> None:

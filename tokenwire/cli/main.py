@@ -5,6 +5,7 @@ from typing import Any
 import click
 import grpc
 
+from tokenwire.cli.adapters import adapters
 from tokenwire.cli.chat import chat
 from tokenwire.cli.doctor import doctor
 from tokenwire.cli.generate import count_tokens, detokenize, generate, tokenize
@@ -51,7 +52,7 @@ def health(target: str, timeout_s: float) -> None:
         raise SystemExit(1)
 
 
-for command in (up, demo, chat, generate, tokenize, detokenize, count_tokens, models, doctor):
+for command in (up, demo, chat, generate, tokenize, detokenize, count_tokens, models, adapters, doctor):
     cli.add_command(command)
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ stats_option = click.option("--stats", is_flag=True, help="Print counts and spee
 
 GENERATION_OPTIONS = (
     model_option,
+    click.option("--adapter", default="", help="Name of a loaded LoRA adapter."),
     click.option("--max-tokens", type=int, help="Most tokens to generate."),
     click.option("--temperature", type=float, help="0 takes the likeliest token each time."),
     click.option("--top-k", type=int, help="Keep this many likeliest tokens; 0 keeps all."),

@@ -20,7 +20,11 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 """Buckets of every latency histogram."""
 
-NAME = re.compile(r"[a-z][a-z0-9_]*_(total|seconds|bytes|tokens|requests|blocks|replicas|ratio|info|streams|sequences)")
+UNITS = (
+    "total", "seconds", "bytes", "tokens", "requests", "blocks", "replicas", "ratio", "info", "streams", "sequences",
+    "adapters",
+)  # fmt: skip
+NAME = re.compile(rf"[a-z][a-z0-9_]*_({'|'.join(UNITS)})")
 
 
 class TierMetrics:

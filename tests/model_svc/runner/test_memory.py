@@ -255,7 +255,7 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
     )  # fmt: skip
     info = startup.start_runner(settings, {}, load=load).info
     assert done == ["checked cuda:0 float32", "measured", "sized"]
-    assert list(info.phases_s) == ["device", "attention", "load", "probe", "memory", "kv", "warmup"]
+    assert list(info.phases_s) == ["device", "attention", "load", "probe", "memory", "kv", "vocabulary", "warmup"]
 
 
 def test_weights_that_are_shared_count_once() -> None:

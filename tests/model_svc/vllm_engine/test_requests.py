@@ -4,6 +4,7 @@ import pytest
 from smg_grpc_proto import vllm_engine_pb2 as pb
 
 from model_svc.vllm_engine.requests import context_of, embed_inputs, generate_request
+from tokenwire import constraints
 from tokenwire.errors import InvalidRequest, TokenwireError, Unsupported
 
 
@@ -76,9 +77,7 @@ def test_bad_values_are_refused(params: dict[str, Any], said: str) -> None:
         (pb.GenerateRequest(kv_transfer_params=pb.KvTransferParams()), "kv_transfer_params"),
         (pb.GenerateRequest(kv_transfer_params_json="{}"), "kv_transfer_params_json"),
         (pb.GenerateRequest(data_parallel_rank=1), "data_parallel_rank"),
-        (message(json_schema="{}"), "sampling_params.json_schema"),
-        (message(regex="a"), "sampling_params.regex"),
-        (message(choice=pb.ChoiceConstraint(choices=["a"])), "sampling_params.choice"),
+        (message(structural_tag="x"), "sampling_params.structural_tag"),
         (message(truncate_prompt_tokens=5), "sampling_params.truncate_prompt_tokens"),
     ],
 )
@@ -86,6 +85,27 @@ def test_what_is_not_built_is_refused_by_name(given: pb.GenerateRequest, field: 
     with pytest.raises(Unsupported, match=f"^{field}: ") as caught:
         generate_request(given, None)
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("params", "constraint"),
+    [
+        ({"json_schema": "{}"}, constraints.json_schema("{}")),
+        ({"regex": "a+"}, constraints.regex("a+")),
+        ({"grammar": "root ::= x"}, constraints.ebnf("root ::= x")),
+        ({"choice": pb.ChoiceConstraint(choices=["a", "b"])}, constraints.choice("a", "b")),
+        ({"json_object": True}, constraints.JSON_OBJECT),
+        ({"json_object": False}, None),
+        ({}, None),
+    ],
+)
+def test_constraints(params: dict[str, Any], constraint: constraints.Constraint | None) -> None:
+    assert generate_request(message(**params), None).request.options.constraint == constraint
+
+
+def test_an_empty_choice_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="constraint.choice.texts: 0 texts are not allowed"):
+        generate_request(message(choice=pb.ChoiceConstraint()), None)
 
 
 def test_rank_zero_is_there() -> None:

@@ -175,6 +175,39 @@ def test_abort_ends_a_request_with_its_last_message() -> None:
     run(test)
 
 
+def test_abort_while_a_constraint_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(live: LiveTier, stub: Any) -> None:
+        go_on = asyncio.Event()
+        compiling = asyncio.Event()
+
+        async def compile_slowly(constraint: Any) -> str:
+            compiling.set()
+            await go_on.wait()
+            return ""
+
+        monkeypatch.setattr(live.tier.grammars, "compile", compile_slowly)
+        for request_id in ("aborted", "cancelled"):
+            compiling.clear()
+            call = stub.Generate(request(request_id=request_id, n=2, max_tokens=5000))
+            reading = asyncio.ensure_future(answered(call))
+            await compiling.wait()
+            if request_id == "cancelled":
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await reading
+                break
+            await stub.Abort(pb.AbortRequest(request_ids=[request_id]))
+            go_on.set()
+            tokens, ends = await reading
+            assert not tokens and [end.finish_reason for end in ends] == ["abort", "abort"]
+            go_on.clear()
+        async with asyncio.timeout(5):
+            while (await stub.GetServerInfo(pb.GetServerInfoRequest())).active_requests:
+                await asyncio.sleep(0.01)
+
+    run(test)
+
+
 def test_a_call_that_is_cancelled_frees_its_sequence() -> None:
     async def test(live: LiveTier, stub: Any) -> None:
         call = stub.Generate(request(max_tokens=5000))
@@ -213,7 +246,8 @@ def test_a_deadline_is_a_status() -> None:
         (request(VOCAB_SIZE), InvalidRequest, "outside the vocabulary"),
         (request(*[1] * 9000), InvalidRequest, "do not fit the context"),
         (request(max_tokens=9000), InvalidRequest, "do not fit"),
-        (request(json_schema="{}"), Unsupported, "sampling_params.json_schema"),
+        (request(json_schema="{}"), FailedPrecondition, "mock"),
+        (request(structural_tag="{}"), Unsupported, "sampling_params.structural_tag"),
         (request(request_id="é"), InvalidRequest, "request_id"),
     ],
 )

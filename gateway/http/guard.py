@@ -1,0 +1,221 @@
+"""The listener's connection, with bounds on what a client may send and how long that may take.
+
+Heads are bounded in bytes, fields and time, connections in number and in idle time; requests waiting behind another on
+one connection in number; a request that cannot be read is answered in the shape of every error here, and its connection
+closed. How long a body may take is `gateway.http.body`'s business. Knows no paths and no tiers.
+"""
+
+import asyncio
+import http
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.http.connection import Connection
+from gateway.http.errors import HeadTooLarge, RequestTimeout, error_object
+from tokenwire.errors import InvalidRequest, TokenwireError, Unavailable
+
+MAX_PIPELINED = 16
+"""Requests that may wait behind one that is being answered."""
+READ_BYTES = 256 * 1024
+"""What may be read at once: the end of a body and the beginning of a head, which cannot be told apart then."""
+LINGER_S = 5.0
+"""How long the rest of a body is thrown away after its request has been answered."""
+RETRY_AFTER_S = 1.0
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What a connection may ask of the listener."""
+
+    max_connections: int
+    """Open at once."""
+    max_header_bytes: int
+    """Of a request line and its fields."""
+    max_headers: int
+    header_timeout_s: float
+    """From the first byte of a head to its last; from the opening of a connection for its first one."""
+    idle_timeout_s: float
+    """Between requests."""
+
+
+class GuardedConnection(Connection):
+    """One client's connection."""
+
+    def __init__(self, *args: Any, limits: HttpLimits, on_refused: Callable[[str], None], **kwargs: Any) -> None:
+        """`on_refused`: told the reason of each request that was not let in."""
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._on_refused = on_refused
+        self._refusal: TokenwireError | None = None
+        """What is wrong with the head that is being read."""
+        self._in_head = False
+        self._in_body = False
+        self._num_read = 0
+        """Bytes read while this head was open."""
+        self._head_bytes = 0
+        self._num_headers = 0
+        self._slow: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connects."""
+        super().connection_made(transport)
+        most = self._limits.max_connections
+        if len(self.connections) > most:
+            self._refuse(
+                Unavailable(
+                    f"{most} connections are open, the most allowed (max_connections)",
+                    reason="TOO_MANY_CONNECTIONS",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            )
+            return
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data if self._in_head or self._in_body else _without_upgrade(data))
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._num_read += len(data)
+            if self._num_read > self._limits.max_header_bytes + READ_BYTES:
+                self._refuse(self._too_large())
+                return
+        if not self._in_body and self._answered:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._stop_waiting()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._in_head = True
+        self._num_read = self._head_bytes = self._num_headers = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One field."""
+        self._num_headers += 1
+        if self._num_headers > self._limits.max_headers:
+            message = f"the request has more than {self._limits.max_headers} header fields (max_headers)"
+            self._refuse_head(HeadTooLarge(message, reason="TOO_MANY_HEADERS"))
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """A head is there."""
+        self._in_head = False
+        self._stop_waiting()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._refuse_head(InvalidRequest("too many requests wait behind another on this connection"))
+        num_hosts = sum(name == b"host" for name, _ in self.headers)
+        if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
+            self._refuse_head(InvalidRequest(f"the request has {num_hosts} Host fields: one is needed"))
+        self._in_body = True
+        super().on_headers_complete()
+        if self.pipeline:
+            self.flow.resume_reading()  # so few may wait, and one whose client goes must be known
+
+    def on_message_complete(self) -> None:
+        """A whole request is there."""
+        self._in_body = False
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is written. Where it did not need its request's body, the rest of that is waited for, not long."""
+        super().on_response_complete()
+        if self._in_body and self.cycle.response_complete and self._lingering is None:
+            self._lingering = self.loop.call_later(LINGER_S, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:
+        """What was read is no request that is let in."""
+        self._refuse(self._refusal or InvalidRequest("this cannot be read as HTTP/1.1", reason="MALFORMED_HTTP"))
+
+    @property
+    def _answered(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > self._limits.max_header_bytes:
+            self._refuse_head(self._too_large())
+
+    def _too_large(self) -> TokenwireError:
+        most = self._limits.max_header_bytes
+        return HeadTooLarge(f"the request's head is larger than {most} bytes, the most allowed (max_header_bytes)")
+
+    def _refuse_head(self, error: TokenwireError) -> None:
+        """Called by the parser, which hands what is raised to `send_400_response` in its own words."""
+        self._refusal = error
+        raise error
+
+    def _refuse(self, error: TokenwireError) -> None:
+        """Answer and close; where another answer is being written, nothing may stand in it: close alone."""
+        self._stop_waiting()
+        self._on_refused(error.reason.lower())
+        if self._answered or (self._in_body and not (self.cycle.response_started or self.pipeline)):
+            self.transport.write(_whole_answer(error))
+        self.transport.close()
+
+    def _expect_head(self) -> None:
+        """From now on a head must come in time. Later calls change nothing until it has."""
+        if self._slow is None:
+            self._slow = self.loop.call_later(self._limits.header_timeout_s, self._too_slow)
+
+    def _stop_waiting(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+
+    def _too_slow(self) -> None:
+        self._slow = None
+        if self.transport.is_closing() or not self._answered:
+            return
+        if self._in_head:
+            limit_s = self._limits.header_timeout_s
+            self._refuse(RequestTimeout(f"the request's head did not come within {limit_s:g} s (header_timeout_s)"))
+        else:
+            self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """What begins with a head, without the wish for another protocol, which a server may ignore (RFC 9110, 7.8).
+
+    The parser would take what follows for that protocol, and lose the body. Java's own client wishes so by default.
+    """
+    if data.find(b"pgrade:", 0, READ_BYTES) < 0:
+        return data
+    head, gap, rest = data.partition(b"\r\n\r\n")
+    return UPGRADE.sub(b"", head) + gap + rest
+
+
+def _whole_answer(error: TokenwireError) -> bytes:
+    """Status, fields and body."""
+    body = json.dumps({"error": error_object(error)}).encode()
+    retry = b"" if error.retry_after_s is None else b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after_s))
+    status = http.HTTPStatus(error.http_status)
+    return (
+        b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"
+        % (status, status.phrase.encode(), len(body), retry, body)
+    )

@@ -1,0 +1,1 @@
+"""What holds an output to its constraint: vocabularies as bytes, grammars, and how far an output has gone in one."""

@@ -1,0 +1,177 @@
+"""The engine process's side of grammars: matchers are made and masks are filled in threads, beside the step.
+
+The library releases the interpreter lock while it works, so a mask costs the engine no time as long as the forward pass
+takes longer, and a matcher that takes long to make keeps its own sequence waiting and no other. Knows sequences; does
+not know tensors or the device.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence as Rows
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from model_svc.engine.sequence import PENDING, Sequence
+from model_svc.grammar.library import new_matcher, reason_of
+from model_svc.grammar.matching import Matching, Outcome
+from model_svc.grammar.vocabulary import Vocabulary
+from tokenwire.errors import Internal, InvalidRequest, TokenwireError
+
+log = logging.getLogger(__name__)
+
+NUM_KEPT = 64
+"""Grammars whose matcher is kept to be copied, those used last."""
+MAX_THREADS = 8
+ROWS_PER_THREAD = 8
+"""Fewer rows are not worth another thread: handing work over takes about as long as a mask."""
+
+
+class StepMasks:
+    """Which tokens may come next, for the constrained sequences of a step; being filled until `wait` returns."""
+
+    def __init__(self, sequences: Rows[Sequence], mask_bytes: int) -> None:
+        self.row_of = {sequence.sequence_id: row for row, sequence in enumerate(sequences)}
+        """By sequence id: its row of `bits`."""
+        self.bits: NDArray[np.uint8] = np.empty((len(sequences), mask_bytes), dtype=np.uint8)
+        """[A, mask_bytes]: see `matching.Bits`."""
+        self.outcomes = [Outcome.TOKENS] * len(sequences)
+        self.busy_s = 0.0
+        """Seconds that the threads took together."""
+        self.waited_s = 0.0
+        """Seconds that the step waited for them."""
+        self._sequences = sequences
+        self._futures: list[Future[float]] = []
+
+    def start(self, futures: list[Future[float]]) -> None:
+        """These fill the rows; each gives the seconds it took."""
+        self._futures = futures
+
+    def wait(self) -> None:
+        """Until every row is filled. Raises Internal for a bug in filling one."""
+        started_s = time.perf_counter()
+        futures, self._futures = self._futures, []
+        self.busy_s += sum(future.result() for future in futures)
+        self.waited_s += time.perf_counter() - started_s
+
+    def is_complete(self, sequence_id: int) -> bool:
+        """Whether this sequence ends here without another token."""
+        row = self.row_of.get(sequence_id)
+        return row is not None and self.outcomes[row] is Outcome.COMPLETE
+
+    def error_of(self, sequence_id: int) -> TokenwireError | None:
+        """Why this sequence cannot go on."""
+        row = self.row_of.get(sequence_id)
+        if row is None:
+            return None
+        matching = self._sequences[row].constraint
+        return matching.error if matching is not None else None
+
+
+class GrammarBench:
+    """One per engine process. Called from the engine's thread alone."""
+
+    def __init__(self, vocabulary: Vocabulary, num_threads: int = 0) -> None:
+        """`num_threads`: that fill masks; 0: by the number of cores."""
+        self.vocabulary = vocabulary
+        self._num_threads = num_threads or max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
+        self._makers = ThreadPoolExecutor(1, "grammar-maker")
+        """One thread makes matchers: a large grammar delays other grammars, never a mask."""
+        self._fillers = ThreadPoolExecutor(self._num_threads, "grammar-mask")
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+        """Around `_kept` and what is in it: a matcher is not to be copied by two threads at once."""
+
+    def prepare(self, sequence: Sequence) -> None:
+        """Begin to make a new sequence's matcher; `Matching.is_ready` says when it is there."""
+        if sequence.constraint is not None:
+            self._makers.submit(self._make, sequence.constraint, output_of(sequence))
+
+    def begin(self, sequences: Rows[Sequence]) -> StepMasks | None:
+        """Begin to fill the masks of the sequences that have a constraint; None where none has one.
+
+        Their last tokens must be known. A sequence that was not prepared, as on a rank that follows, is made ready on
+        the way.
+        """
+        constrained = [sequence for sequence in sequences if sequence.constraint is not None]
+        if not constrained:
+            return None
+        masks = StepMasks(constrained, self.vocabulary.mask_bytes)
+        outputs = [new_output_of(sequence) for sequence in constrained]
+        num_parts = min(self._num_threads, -(-len(constrained) // ROWS_PER_THREAD))
+        parts = [range(first, len(constrained), num_parts) for first in range(num_parts)]
+        masks.start([self._fillers.submit(self._fill, masks, constrained, outputs, part) for part in parts])
+        return masks
+
+    def close(self) -> None:
+        """End the threads; what they are at is finished."""
+        self._makers.shutdown(wait=False, cancel_futures=True)
+        self._fillers.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self, matching: Matching, output: list[int]) -> None:
+        """Runs in a thread. `output`: all output tokens until now."""
+        try:
+            matching.matcher = self._copy(matching.grammar)
+            matching.consume(output)
+        except TokenwireError as error:
+            matching.error = error
+        except BaseException as error:  # what the library raises when it fails itself is no Exception
+            log.error("a matcher could not be made", exc_info=error)
+            matching.error = Internal("the constraint's matcher could not be made")
+        finally:
+            matching.is_ready = True
+
+    def _copy(self, grammar: str) -> LLMatcher:
+        with self._lock:
+            matcher = self._kept.get(grammar)
+            if matcher is not None:
+                self._kept.move_to_end(grammar)
+                return matcher.deep_copy()
+        matcher = new_matcher(self.vocabulary, grammar)
+        if matcher.is_error():
+            why = reason_of(matcher.get_error())
+            raise InvalidRequest(f"options.constraint: {why}", reason="CONSTRAINT_FAILED")
+        matcher.compute_bitmask()  # what the first mask builds, copies inherit
+        copy = matcher.deep_copy()
+        with self._lock:
+            self._kept[grammar] = matcher
+            while len(self._kept) > NUM_KEPT:
+                self._kept.popitem(last=False)
+        return copy
+
+    def _fill(self, masks: StepMasks, sequences: Rows[Sequence], outputs: list[list[int]], rows: range) -> float:
+        """Runs in a thread. Gives the seconds it took."""
+        started_s = time.perf_counter()
+        for row in rows:
+            sequence = sequences[row]
+            matching = sequence.constraint
+            assert matching is not None
+            try:
+                if not matching.is_ready:
+                    self._make(matching, outputs[row])
+                else:
+                    matching.consume(outputs[row])
+                masks.outcomes[row] = matching.fill(masks.bits[row], self.vocabulary, sequence.stop.stop_token_ids)
+            except BaseException as error:  # as above
+                log.error("a mask could not be filled", exc_info=error)
+                matching.error = Internal("the constraint's mask could not be filled")
+        return time.perf_counter() - started_s
+
+
+def output_of(sequence: Sequence) -> list[int]:
+    """Every output token, those made before a resume included."""
+    return sequence.token_ids[sequence.num_original_prompt_tokens :]
+
+
+def new_output_of(sequence: Sequence) -> list[int]:
+    """Output tokens that its matcher has not seen. Raises Internal for one that is not known."""
+    assert sequence.constraint is not None
+    new = sequence.token_ids[sequence.num_original_prompt_tokens + sequence.constraint.num_consumed :]
+    if new and new[-1] == PENDING:
+        raise Internal("a constrained sequence was launched before its last token was known")
+    return new

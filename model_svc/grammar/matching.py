@@ -1,0 +1,107 @@
+"""How far one sequence's output has gone in its grammar, and which tokens may come next.
+
+The state is a function of the grammar and of the output's token ids: it is made anew from them wherever a sequence
+goes, and so it is left out when a sequence travels to another process. Knows one sequence; does not know batches,
+threads (see `bench`) or tensors.
+"""
+
+import time
+from collections.abc import Sequence as Rows
+from enum import Enum
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from model_svc.grammar.library import MAX_MASK_S, reason_of
+from model_svc.grammar.vocabulary import Vocabulary
+from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError
+
+Bits = NDArray[np.uint8]
+"""[mask_bytes]: a bit per token id, least significant first; set: the token may come."""
+
+
+class Outcome(Enum):
+    """What a grammar says of the next token."""
+
+    TOKENS = "tokens"
+    """The bits say which tokens may come; perhaps none."""
+    COMPLETE = "complete"
+    """The text is whole, nothing can be added, and the request has no token that would say so."""
+
+
+class Matching:
+    """A sequence's constraint. Pickles as its grammar alone."""
+
+    __slots__ = ("error", "grammar", "is_ready", "matcher", "num_consumed")
+
+    def __init__(self, grammar: str) -> None:
+        """`grammar`: in the library's own form, compiled once already where the request came in."""
+        self.grammar = grammar
+        self.matcher: LLMatcher | None = None
+        """None until it is made."""
+        self.num_consumed = 0
+        """Output tokens that the matcher has seen."""
+        self.error: TokenwireError | None = None
+        """Why nothing more can come of it."""
+        self.is_ready = False
+        """Whether the next step may need it: the matcher is made and has seen the output, or there is an error."""
+
+    def __reduce__(self) -> tuple[type["Matching"], tuple[str]]:
+        return Matching, (self.grammar,)
+
+    def consume(self, token_ids: Rows[int]) -> None:
+        """Go on by these output tokens. Sets `error` where the grammar does not allow them."""
+        if not token_ids or self.error is not None or self.matcher is None:
+            return
+        if self.matcher.try_consume_tokens(list(token_ids)) != len(token_ids):
+            self.error = self._failure("the output so far does not fit the constraint")
+        self.num_consumed += len(token_ids)
+
+    def fill(self, bits: Bits, vocabulary: Vocabulary, stop_ids: Rows[int]) -> Outcome:
+        """Write which tokens may come next, `stop_ids` among them where the text may end. Sets `error`.
+
+        With an error the bits allow everything: what is drawn is not looked at.
+        """
+        bits[:] = 0xFF
+        if self.error is not None or self.matcher is None:
+            return Outcome.TOKENS
+        started_s = time.thread_time()
+        self.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        took_s = time.thread_time() - started_s
+        if self.matcher.is_error() and "NoExtension" in self.matcher.get_error():
+            bits[:] = 0  # the vocabulary has no token that goes on
+            return Outcome.TOKENS
+        if self.matcher.is_error() or took_s > MAX_MASK_S:
+            self.error = self._failure(
+                f"finding the next token took {took_s:.2f} s; at most {MAX_MASK_S} s are allowed"
+            )
+            bits[:] = 0xFF
+            return Outcome.TOKENS
+        may_end = is_set(bits, vocabulary.end_id)
+        clear(bits, vocabulary.end_id)
+        stop_ids = [token_id for token_id in stop_ids if token_id < vocabulary.size]
+        if may_end:
+            if not stop_ids and not bits.any():
+                return Outcome.COMPLETE
+            for token_id in stop_ids:
+                bits[token_id >> 3] |= 1 << (token_id & 7)
+        return Outcome.TOKENS
+
+    def _failure(self, what: str) -> InvalidRequest:
+        """The grammar is of no more use: by its own limits, or for this reason."""
+        field = "options.constraint"
+        if self.matcher is not None and self.matcher.is_error():
+            what = f"it became too complex for this output ({reason_of(self.matcher.get_error())})"
+        message = f"{field}: {what}"
+        return InvalidRequest(message, reason="CONSTRAINT_FAILED", violations=[FieldViolation(field, what)])
+
+
+def is_set(bits: Bits, token_id: int) -> bool:
+    """Whether this token may come."""
+    return bool(bits[token_id >> 3] >> (token_id & 7) & 1)
+
+
+def clear(bits: Bits, token_id: int) -> None:
+    """Say that this token may not come."""
+    bits[token_id >> 3] &= 0xFF ^ (1 << (token_id & 7))

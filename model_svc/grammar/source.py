@@ -1,0 +1,110 @@
+"""A constraint as a grammar in the library's own form, before it is compiled.
+
+Every token that keeps to the grammar may come, also where the text that follows is certain: how a text is cut into
+tokens is left to the model. Between JSON's parts whitespace is bounded, so that no model can go on with it for ever.
+Knows nothing of vocabularies.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from llguidance import LLMatcher
+
+from model_svc.grammar.gbnf import escaped, is_gbnf, lark_of
+from tokenwire.constraints import Constraint, ConstraintForm
+from tokenwire.errors import FieldViolation
+from tokenwire.sampling import refuse
+
+HEAD = '%llguidance {"no_forcing": true}\nstart: '
+JSON_OPTIONS: dict[str, Any] = {
+    "whitespace_flexible": True,
+    "whitespace_pattern": r"[ \t\n\r]{1,40}",
+    "item_separator": ",",
+    "key_separator": ":",
+    "coerce_one_of": False,
+    "lenient": False,
+}
+"""How schemas are compiled: what is not supported is refused, never passed over. In the request such options are not
+looked at."""
+MAX_PROPERTIES = 1000
+"""Of one object: the time to compile it grows with their square."""
+OPTIONS_KEY = "x-guidance"
+"""Where the library looks for them, in the schema's root."""
+
+
+def field_of(form: ConstraintForm) -> str:
+    """Where a constraint's text stands in a request."""
+    name = "choice.texts" if form is ConstraintForm.CHOICE else form.value
+    return f"options.constraint.{name}"
+
+
+def grammar_of(constraint: Constraint) -> str:
+    """The constraint as a grammar, one string. Raises InvalidRequest for what is no JSON, and an EBNF that is none."""
+    if constraint.form in (ConstraintForm.JSON_SCHEMA, ConstraintForm.JSON_OBJECT):
+        return grammar_of_schema(schema_of(constraint))
+    if constraint.form is ConstraintForm.REGEX:
+        document = json.loads(LLMatcher.grammar_from_regex(constraint.text))
+        return _grammar([{"name": "body", "lark_grammar": document["grammars"][0]["lark_grammar"]}])
+    if constraint.form is ConstraintForm.CHOICE:
+        texts = "|".join("".join(map(escaped, text)) for text in constraint.texts)
+        return _grammar([{"name": "body", "lark_grammar": f"start: /{texts}/"}])
+    text = lark_of(constraint.text) if is_gbnf(constraint.text) else constraint.text
+    return _grammar([{"name": "body", "lark_grammar": text}])
+
+
+def grammar_of_schema(schema: dict[str, Any]) -> str:
+    """A JSON schema, an object, as a grammar."""
+    return _grammar([{"name": "body", "json_schema": {**schema, OPTIONS_KEY: JSON_OPTIONS}}])
+
+
+def schema_of(constraint: Constraint) -> dict[str, Any]:
+    """The JSON schema as an object. Raises InvalidRequest for what is no JSON, or no schema."""
+    if constraint.form is ConstraintForm.JSON_OBJECT:
+        return {"type": "object"}
+    field = field_of(constraint.form)
+    try:
+        schema = json.loads(constraint.text, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        refuse([FieldViolation(field, f"not JSON: {why}")])
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        refuse([FieldViolation(field, f"{constraint.text[:80]!r} is not a schema: a JSON object is needed")])
+    for pointer, properties in _objects_in(schema):
+        if len(properties) > MAX_PROPERTIES:
+            description = (
+                f"at {pointer}: {len(properties)} properties are too many: at most {MAX_PROPERTIES} in one object"
+            )
+            refuse([FieldViolation(field, description)])
+    return dict(schema)
+
+
+def _objects_in(schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every `properties` of a schema with where it stands."""
+    stack = [("", schema)]
+    while stack:
+        pointer, part = stack.pop()
+        if isinstance(part, dict):
+            if isinstance(part.get("properties"), dict):
+                yield f"{pointer}/properties", part["properties"]
+            stack.extend((f"{pointer}/{key}", value) for key, value in part.items() if isinstance(value, dict | list))
+        elif isinstance(part, list):
+            stack.extend((f"{pointer}/{i}", value) for i, value in enumerate(part) if isinstance(value, dict | list))
+
+
+def _grammar(bodies: list[dict[str, Any]]) -> str:
+    return json.dumps({"grammars": [{"name": "main", "lark_grammar": HEAD + "@body"}, *bodies]}, ensure_ascii=False)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number[:20]} is too large for a number")
+    return value

@@ -1,0 +1,301 @@
+"""What raw sockets may do to the HTTP port: it ends with a clear answer or a closed connection, and nothing is left."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.fakes.live_gateway import LiveGateway, gateway_over_fake
+from tokenwire.tasks import cancel_and_wait
+
+BODY = b'{"messages": [{"role": "user", "content": "a b"}]}'
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+GOOD = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+STREAM = {"messages": [{"role": "user", "content": "!hold a b"}], "stream": True}
+
+
+@contextlib.asynccontextmanager
+async def connected(live: LiveGateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A raw connection, closed for good with the block."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def dripping(writer: asyncio.StreamWriter, data: bytes) -> AsyncIterator[None]:
+    """While the block runs these bytes come again and again, one by one."""
+
+    async def drip() -> None:
+        while True:
+            for byte in data:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.01)
+
+    task = asyncio.ensure_future(drip())
+    try:
+        yield
+    finally:
+        await cancel_and_wait(task)
+
+
+async def exchange(live: LiveGateway, data: bytes, *, half_close: bool = False) -> bytes:
+    """Send, and read until the other side closes."""
+    async with connected(live) as (reader, writer):
+        try:
+            writer.write(data)
+            if half_close:
+                writer.write_eof()
+            async with asyncio.timeout(10):
+                return await reader.read(-1)
+        except ConnectionResetError:
+            return b""
+
+
+async def check_well(live: LiveGateway) -> None:
+    """The next client is served, and nobody's request is left."""
+    response = await live.http.post("/v1/chat/completions", content=BODY, headers={"content-type": "application/json"})
+    assert response.status_code == 200
+    await live.until_idle()
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def error_of(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head.lower()
+    found: dict[str, Any] = json.loads(body)["error"]
+    return found
+
+
+CLOSE = b"Connection: close\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+REFUSED = {
+    "not HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "unknown method": b"BREW /pot HTTP/1.1\r\nHost: x\r\n\r\n",
+    "unknown version": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+    "no target": b"GET HTTP/1.1\r\nHost: x\r\n\r\n",
+    "space in a name": b"GET / HTTP/1.1\r\nHost: x\r\nA b: c\r\n\r\n",
+    "space before the colon": b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n",
+    "no colon": b"GET / HTTP/1.1\r\nHost: x\r\njunk\r\n\r\n",
+    "zero byte": b"GET / HTTP/1.1\r\nHost: x\r\nA: \x00\r\n\r\n",
+    "bare line feed in a value": b"GET / HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n",
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "path that is no ASCII": b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+    "CL and TE": HEAD + b"Content-Length: 5\r\n" + CHUNKED + b"\r\n0\r\n\r\nGET /secret HTTP/1.1\r\nHost: x\r\n\r\n",
+    "TE and CL": HEAD + CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\n",
+    "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n" + BODY,
+    "length is no number": HEAD + b"Content-Length: five\r\n\r\n" + BODY,
+    "negative length": HEAD + b"Content-Length: -1\r\n\r\n" + BODY,
+    "length with a sign": HEAD + b"Content-Length: +5\r\n\r\n" + BODY,
+    "huge length": HEAD + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n" + BODY,
+    "unknown coding": HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunked is not last": HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "chunk size is no number": HEAD + CHUNKED + b"\r\nzz\r\n" + BODY + b"\r\n0\r\n\r\n",
+    "chunk size is too large": HEAD + CHUNKED + b"\r\n" + b"f" * 17 + b"\r\n",
+    "chunk without its end": HEAD + CHUNKED + b"\r\n3\r\nabcdef\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_no_request_is_a_400_and_the_connection_closes(what: str) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            answer = await exchange(live, REFUSED[what])
+            assert status_of(answer) == 400, answer
+            assert answer.count(b"HTTP/1.1 ") == 1, "what stood behind it was not read as a request"
+            assert error_of(answer)["type"] == "invalid_request_error"
+            assert tier.requests == []
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 5000 + b"\r\n", "too_many_headers"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 40_000 + b"\r\n\r\n", "head_too_large"),
+        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 3_000_000, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"b" * 3_000_000, "head_too_large"),
+    ],
+    ids=["thousands of fields", "large field", "large target", "field without an end", "name without an end"],
+)
+def test_large_heads_are_refused(data: bytes, reason: str) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            answer = await exchange(live, data)
+            # A client that goes on sending into a closed connection may lose the answer to the reset.
+            assert answer == b"" or (status_of(answer) == 431 and error_of(answer)["code"] == reason)
+            labels = {"reason": reason}
+            assert live.registry.get_sample_value("tokenwire_gateway_http_refusals_total", labels) == 1
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+def test_a_slow_head_and_a_silent_connection_are_closed() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(header_timeout_s=0.1) as (_, live):
+            assert await exchange(live, b"") == b""
+            assert await exchange(live, b"\r\n\r\n") == b""
+            answer = await exchange(live, b"GET / HTTP/1.1\r\nHost: x\r\nA: b")
+            assert status_of(answer) == 408 and error_of(answer)["code"] == "request_timeout"
+
+            async with connected(live) as (reader, writer):
+                writer.write(b"GET / HTTP/1.1\r\n")
+                async with asyncio.timeout(5), dripping(writer, b"A: b\r\n"):
+                    assert b" 408 " in await reader.readuntil(b"\r\n"), "bytes that drip in buy no time"
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("coding", [b"Content-Length: 1000\r\n\r\n", CHUNKED + b"\r\n3e8\r\n"])
+def test_a_slow_body_is_a_408_and_the_connection_closes(coding: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.http.guard.LINGER_S", 0.2)
+
+    async def main() -> None:
+        async with gateway_over_fake(body_timeout_s=0.1, header_timeout_s=0.2) as (tier, live):
+            async with connected(live) as (reader, writer):
+                writer.write(HEAD + coding)
+                async with asyncio.timeout(5), dripping(writer, b" "):
+                    answer = await reader.readuntil(b"}}")
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await reader.read(-1) == b""
+            assert status_of(answer) == 408
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+            assert tier.requests == []
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+def test_the_rest_of_a_body_that_nobody_wants_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.http.guard.LINGER_S", 0.1)
+
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            async with connected(live) as (reader, writer):
+                writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+                async with asyncio.timeout(5), dripping(writer, b" "):
+                    answer = await reader.readuntil(b"}}")
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await reader.read(-1) == b""
+            assert status_of(answer) == 405
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+def test_a_body_that_comes_whole_behind_its_answer_leaves_the_connection_usable() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            async with connected(live) as (reader, writer), asyncio.timeout(5):
+                writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+                assert b"405" in await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"cd" + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                assert b'{"status":"ok"}' in await reader.read(-1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("cut", [0, 10, len(HEAD), len(GOOD) - 1])
+def test_what_is_cut_short_leaves_nothing(cut: int) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            await exchange(live, GOOD[:cut], half_close=True)
+            assert tier.requests == []
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+def test_idle_connections_are_closed_after_their_time() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(idle_timeout_s=0.1) as (_, live):
+            answer = await exchange(live, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert status_of(answer) == 200
+
+    asyncio.run(main())
+
+
+def test_connections_are_bounded_in_number() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(max_connections=3) as (_, live):
+            await check_well(live)  # httpx keeps this one open
+            async with connected(live), connected(live):
+                answer = await exchange(live, b"")
+                assert status_of(answer) == 503 and b"\r\nretry-after: 1\r\n" in answer
+                assert error_of(answer)["code"] == "too_many_connections"
+                await check_well(live)
+            async with asyncio.timeout(5):
+                while True:
+                    answer = await exchange(live, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    if status_of(answer) == 200:
+                        break
+
+    asyncio.run(main())
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            healthz = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+            answer = await exchange(
+                live, GOOD + healthz + GOOD + healthz.replace(b"\r\n\r\n", b"\r\n" + CLOSE + b"\r\n")
+            )
+            bodies = [piece.partition(b"\r\n\r\n")[2] for piece in answer.split(b"HTTP/1.1 200 OK")[1:]]
+            assert [b"chat.completion" in body for body in bodies] == [True, False, True, False]
+            assert b'{"status":"ok"}' in bodies[1] and b'{"status":"ok"}' in bodies[3]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("behind", [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 1000, b"nonsense\r\n\r\n"])
+def test_nothing_is_written_into_a_running_answer(behind: bytes) -> None:
+    """What is sent behind a request that is being answered is bounded, and may end the connection, and no more."""
+
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            body = json.dumps(STREAM).encode()
+            async with connected(live) as (reader, writer):
+                writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                await tier.until(lambda: tier.num_running == 1)
+                async with asyncio.timeout(5):
+                    answer = await reader.readuntil(b'"a"')
+                    writer.write(behind)
+                    with contextlib.suppress(ConnectionResetError):
+                        answer += await reader.read(-1)
+                assert answer.count(b"HTTP/1.1 ") == 1
+            await tier.until(lambda: tier.num_running == 0)
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+def test_a_request_that_asks_for_http2_is_answered_in_http1() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            upgrade = (
+                b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
+            )
+            length = b"Content-Length: %d\r\n\r\n" % len(BODY)
+            async with connected(live) as (reader, writer), asyncio.timeout(5):
+                writer.write(HEAD + upgrade + length + BODY)
+                assert b" 200 OK" in await reader.readuntil(b"\r\n")
+                assert b"chat.completion" in await reader.readuntil(b"}}}")
+
+    asyncio.run(main())

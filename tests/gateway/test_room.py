@@ -1,0 +1,103 @@
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.room import Room
+from gateway.submission import Submission
+from gateway.text_requests import TextRequest
+from tests.fakes.live_gateway import gateway_over_fake, generate_request
+from tokenwire.errors import InvalidRequest, Overloaded
+from tokenwire.requests import RequestContext, Terminal
+from tokenwire.v1 import common_pb2
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.terminal: Terminal | None = None
+
+    def on_text(self, text: str, num_tokens: int, token_ids: Sequence[int], *more: Any) -> None:
+        pass
+
+    def on_finish(self, terminal: Terminal) -> None:
+        assert self.terminal is None
+        self.terminal = terminal
+
+
+def entered(room: Room, name: str, priority: int = 0, *, num_choices: int = 1, started: bool = False) -> Submission:
+    context = RequestContext(name, priority=priority)
+    submission = Submission(TextRequest(), context, [Sink() for _ in range(num_choices)], room.leave)
+    submission.started = started
+    room.enter(submission)
+    return submission
+
+
+def reason_of(choice: Any) -> str | None:
+    terminal = choice.sink.terminal
+    return terminal.error.reason if terminal is not None else None
+
+
+def test_the_lowest_priority_that_came_last_makes_way() -> None:
+    room = Room(5)
+    submissions = {
+        name: entered(room, name, priority)
+        for name, priority in (("low", -1), ("lowest", -2), ("low too", -1), ("even", 0), ("high", 3))
+    }
+    sinks = {name: list(submission.choices) for name, submission in submissions.items()}
+    for name in ("lowest", "low too", "low"):
+        room.require(1, 1, 0)
+        assert [left for left, (choice,) in sinks.items() if choice.sink.terminal] != []
+        assert reason_of(sinks[name][0]) == "MADE_WAY"
+        entered(room, "new")
+    with pytest.raises(Overloaded) as caught:
+        room.require(1, 1, 0)
+    assert caught.value.reason == "TOO_MANY_REQUESTS" and caught.value.retry_after_s
+    assert room.num_outputs == 5
+
+
+def test_what_has_begun_stays_and_nobody_leaves_in_vain() -> None:
+    room = Room(4)
+    begun = entered(room, "begun", -5, num_choices=2, started=True)
+    waiting = entered(room, "waiting", -5)
+    entered(room, "even")
+    with pytest.raises(Overloaded):
+        room.require(1, 2, 0)
+    assert waiting.choices and begun.choices
+    room.require(1, 1, 0)
+    assert not waiting.choices and begun.choices and room.num_outputs == 3
+
+
+def test_what_never_fits_is_the_callers_fault() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Room(4).require(3, 2, 100)
+    assert caught.value.violations[0].field == "options.num_choices"
+
+
+def test_over_http_and_grpc_the_one_that_makes_way_hears_why() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(max_concurrent_requests=2) as (tier, live):
+
+            async def ask(prompt: str, priority: int) -> httpx.Response:
+                return await live.http.post("/generate", json={"inputs": prompt, "priority": priority})
+
+            begun = asyncio.ensure_future(ask("!hold a", -9))
+            await tier.until(lambda: tier.num_running == 1)
+            waits = asyncio.ensure_future(ask("!hang", -1))
+            await tier.until(lambda: tier.num_running == 2)
+            await live.until(lambda: any(s.started for s in live.server.backends._open))
+            context = common_pb2.RequestContext(priority=1)
+            (*_, last) = [r async for r in live.stub.Generate(generate_request("b", context=context))]
+            assert last.finish.reason == common_pb2.FINISH_REASON_STOP_TOKEN
+            response = await waits
+            assert response.status_code == 429 and response.headers["retry-after"] == "1"
+            assert response.json()["error"]["code"] == "made_way"
+            await tier.until(lambda: tier.num_running == 1)
+            assert not begun.done()
+            begun.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
+            await live.until_idle()
+            assert live.server.backends.room.num_outputs == 0
+
+    asyncio.run(main())

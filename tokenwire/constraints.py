@@ -1,0 +1,94 @@
+"""What an output must look like, as plain values every tier shares.
+
+Knows the forms and how large one may be. Does not know what a grammar, an expression or a schema means: that is found
+out where it is compiled (`model_svc.grammar`).
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tokenwire.errors import FieldViolation
+
+MAX_CHOICES = 4096
+"""Texts of one choice."""
+
+
+class ConstraintForm(Enum):
+    """The forms; the names are those of the wire."""
+
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"
+    REGEX = "regex"
+    CHOICE = "choice"
+    EBNF = "ebnf"
+
+
+MAX_BYTES = {
+    ConstraintForm.JSON_SCHEMA: 262_144,
+    ConstraintForm.REGEX: 16_384,
+    ConstraintForm.CHOICE: 65_536,
+    ConstraintForm.EBNF: 65_536,
+}
+"""UTF-8 bytes of one constraint, the texts of a choice together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the whole output must look like."""
+
+    form: ConstraintForm
+    text: str = ""
+    """The schema, the expression or the grammar; empty for the other forms."""
+    texts: tuple[str, ...] = ()
+    """Of a choice."""
+
+    def violations(self, prefix: str = "constraint") -> list[FieldViolation]:
+        """Everything wrong with the values themselves, one entry per field; empty when all is well."""
+        field = f"{prefix}.{self.form.value}"
+        if self.form is ConstraintForm.JSON_OBJECT:
+            return []
+        if self.form is ConstraintForm.CHOICE:
+            field += ".texts"
+            if not self.texts or len(self.texts) > MAX_CHOICES:
+                description = f"{len(self.texts)} texts are not allowed: 1 to {MAX_CHOICES}"
+                return [FieldViolation(field, description)]
+            if not all(self.texts):
+                return [FieldViolation(field, "an empty text is not allowed: it would end before it begins")]
+        elif not self.text:
+            return [FieldViolation(field, "is empty; leave it out for free text")]
+        return self._text_violations(field)
+
+    def _text_violations(self, field: str) -> list[FieldViolation]:
+        try:
+            num_bytes = sum(len(text.encode()) for text in (self.text, *self.texts))
+        except UnicodeEncodeError:
+            return [FieldViolation(field, "is not valid Unicode: it has half of a surrogate pair")]
+        if num_bytes > MAX_BYTES[self.form]:
+            description = f"{num_bytes} bytes are too many: at most {MAX_BYTES[self.form]}"
+            return [FieldViolation(field, description)]
+        if "\0" in self.text or any("\0" in text for text in self.texts):
+            return [FieldViolation(field, "a NUL character is not allowed")]
+        return []
+
+
+JSON_OBJECT = Constraint(ConstraintForm.JSON_OBJECT)
+
+
+def json_schema(text: str) -> Constraint:
+    """Text that validates against this JSON schema, which is given as JSON."""
+    return Constraint(ConstraintForm.JSON_SCHEMA, text)
+
+
+def regex(expression: str) -> Constraint:
+    """Text that matches this regular expression from start to end."""
+    return Constraint(ConstraintForm.REGEX, expression)
+
+
+def choice(*texts: str) -> Constraint:
+    """Exactly one of these texts."""
+    return Constraint(ConstraintForm.CHOICE, texts=texts)
+
+
+def ebnf(grammar: str) -> Constraint:
+    """Text of this grammar's root rule."""
+    return Constraint(ConstraintForm.EBNF, grammar)
