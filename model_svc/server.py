@@ -52,7 +52,9 @@ class ModelTier:
 
     async def start(self) -> int:
         """Listen (NOT_SERVING), load the model, then serve. Returns the port."""
-        serve_metrics(self._settings.host, self._settings.metrics_port, self._registry)
+        settings = self._settings
+        tls = settings.tls if settings.metrics_tls else None
+        serve_metrics(settings.host, settings.metrics_port, self._registry, tls)
         self.grpc.add(
             model_pb2_grpc.add_ModelServiceServicer_to_server,
             self.servicer,

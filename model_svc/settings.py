@@ -105,6 +105,9 @@ class EngineSettings:
         "off", "draft tokens and verify several at once, for requests that do not say; ngram: what followed the same "
         "tokens before. Changes no token", choices=("off", "ngram"),
     )  # fmt: skip
+    speculation_adaptive: bool = setting(
+        True, "shorten drafts, to none, where they take more time than they save; else always draft what is found"
+    )
     speculation_length: int = setting(8, "most tokens drafted at once for a sequence", minimum=1, maximum=64)
     cuda_graphs: str = setting(
         "auto",

@@ -58,6 +58,9 @@ class EmbeddingAnswer:
 class TokenReceiver(Protocol):
     """Who takes what a model tier says of one choice. Called on the event loop."""
 
+    def on_token(self, token_id: int) -> None:
+        """One new token, and nothing besides."""
+
     def on_tokens(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> None:
         """New tokens, and the log-probabilities that came with them; the prompt's can come before any token."""
 

@@ -127,8 +127,7 @@ class RunningRequest:
     def fail_choice(self, choice: Choice, error: TokenwireError) -> None:
         """End a choice whose text cannot be asked any more."""
         choice.drop_below(CancelReason.CLIENT)
-        num_tokens = choice.text.num_tokens if choice.text is not None else 0
-        usage = Usage(len(self._prompt.token_ids), 0, num_tokens)
+        usage = Usage(len(self._prompt.token_ids), 0, choice.count())
         self.end_choice(choice, "", Terminal(FinishReason.ERROR, usage, error=error))
 
     def end_open(self, choice: Choice, reason: FinishReason, error: TokenwireError | None = None) -> None:
@@ -136,13 +135,13 @@ class RunningRequest:
         if choice.ended:
             return
         if choice.text is not None:
-            self.end_choice(choice, *choice.text.end(reason, error))
+            self.end_choice(choice, *choice.end_text(choice.text, reason, error))
         else:
             self.end_choice(choice, "", Terminal(reason, Usage(len(self._prompt.token_ids)), error=error))
 
     def end_choice(self, choice: Choice, text: str, terminal: Terminal) -> None:
         """The one end of a choice."""
-        choice.ended = True
+        choice.end()
         parsed = choice.text.take_parsed() if choice.text is not None else None
         if text or parsed is not None:
             self._sink.add_text(choice.handle, text, 0, parsed=parsed)
@@ -190,6 +189,7 @@ class RunningRequest:
             self._prompt = replace(self._prompt, token_ids=token_ids)
         for choice in self.choices:
             choice.text = begin_text(self.request, self._tier, self._prompt)
+            choice.direct = None if options.return_token_ids else self._sink.add_text
         if options.sampling.seed is None:
             sampling = replace(options.sampling, seed=secrets.randbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))

@@ -179,9 +179,12 @@ def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
         value = getattr(sampling, name)
         if value is not None:
             setattr(message.sampling, name, value)
-    message.sampling.logit_bias.update(sampling.logit_bias)
-    message.sampling.allowed_token_ids.extend(sampling.allowed_token_ids)
-    message.sampling.banned_sequences.extend(pb.TokenIds(ids=ids) for ids in sampling.banned_sequences)
+    if sampling.logit_bias:
+        message.sampling.logit_bias.update(sampling.logit_bias)
+    if sampling.allowed_token_ids:
+        message.sampling.allowed_token_ids.extend(sampling.allowed_token_ids)
+    if sampling.banned_sequences:
+        message.sampling.banned_sequences.extend(pb.TokenIds(ids=ids) for ids in sampling.banned_sequences)
     if options.stop.max_tokens is not None:
         message.stop.max_tokens = options.stop.max_tokens
     message.stop.stop_token_ids.extend(options.stop.stop_token_ids)

@@ -42,6 +42,8 @@ PROMPTS_SCHEMA = {"anyOf": [TEXT, IDS, {"type": "array", "minItems": 1, "items":
 STOP_SCHEMA = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": MAX_STOP_STRINGS}, {"type": "null"}]}
 """What `_stop_strings` takes."""
 
+UNBUILT_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (None, False)}
+
 
 class StreamOptions(Body):
     """OpenAI's `stream_options`."""

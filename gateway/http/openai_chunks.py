@@ -145,6 +145,11 @@ class OpenAIChunks:
                 self._total.add(event)
         return "".join(pieces), None
 
+    def around_text(self, prompt: int, choice: int) -> tuple[str, str] | None:
+        """What stands around a text alone of this output; None before it has begun."""
+        prefix = self._begun.get(prompt * self._num_choices + choice)
+        return None if prefix is None else (prefix, self._suffix)
+
     def end(self) -> str:
         """The usage, when asked for, and the end mark."""
         if not self._include_usage:

@@ -33,6 +33,7 @@ from tokenwire.errors import FailedPrecondition, Internal, NotFound, Overloaded,
 from tokenwire.requests import MAX_PRIORITY, CancelReason, FinishReason, TokenLogprob
 
 MIN_PRIORITY = -MAX_PRIORITY
+NOTHING_DRAFTED = AfterDrafts([])
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
@@ -206,10 +207,11 @@ class Scheduler:
                 sequence.num_prompt_logprobs = row.prompt_logprob_positions.stop
             if token_id is not None:
                 sequence.token_ids[row.own_end] = token_id
-                num_served = 1
+                num_served, after = 1, output.after_drafts.get(index, NOTHING_DRAFTED)
+                num_accepted = self.drafting.verified(row, token_id, after.token_ids) if row.drafts else 0
                 self._enter_token(sequence, row.own_end, logprobs.get(index), new)
-                if row.drafts:
-                    num_served += self._enter_drafts(row, token_id, output.after_drafts[index], new)
+                if num_accepted:
+                    num_served += self._enter_drafts(row, num_accepted, after, new)
                 served[sequence.tenant] = served.get(sequence.tenant, 0) + num_served
             elif index in output.completed:
                 self._finish(sequence, FinishReason.STOP_TOKEN)
@@ -242,13 +244,9 @@ class Scheduler:
         if reason is not None:
             self._finish(sequence, reason)
 
-    def _enter_drafts(self, row: ScheduledRow, token_id: int, after: AfterDrafts, new: NewTokens) -> int:
-        """Enter what followed the row's first token, `token_id`, as far as it was drafted right.
-
-        The cache holds what was computed of right drafts. Returns how many tokens were entered.
-        """
+    def _enter_drafts(self, row: ScheduledRow, num_accepted: int, after: AfterDrafts, new: NewTokens) -> int:
+        """Enter what followed the row's right drafts, which are in the cache. Returns how many tokens were entered."""
         sequence = row.sequence
-        num_accepted = self.drafting.verified(row, [token_id, *after.token_ids])
         for number in range(num_accepted):
             if sequence.status is SequenceStatus.FINISHED:
                 return number
