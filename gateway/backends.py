@@ -20,12 +20,13 @@ from gateway.room import Room
 from gateway.settings import GatewaySettings
 from gateway.submission import Choice, Sink, Submission
 from gateway.text_requests import TextRequest
-from tokenwire.channels import aio_channel
+from tokenwire.channels import TierChannel
 from tokenwire.errors import Internal, TokenwireError, Unavailable
 from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
+from tokenwire.tls import ClientTls
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tokenwire.version import __version__
 from tokenwire.wire import logprobs_from_wire, parsed_from_wire, terminal_from_wire
@@ -53,12 +54,12 @@ class Backend:
         metrics: GatewayMetrics,
         on_lost: Callable[[Submission, TokenwireError], None],
         changed: Callable[[], None],
+        tls: ClientTls | None = None,
     ) -> None:
         self.target = target
-        self.channel = aio_channel(target)
-        self.stub: Any = tokenizer_pb2_grpc.TokenizerServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self._link: TierChannel[Any] = TierChannel(target, tokenizer_pb2_grpc.TokenizerServiceStub, tls)
         self.session: SessionClient[Choice] = SessionClient(
-            target, self.stub.Session, tokenizer_pb2.SessionRequest, self
+            target, lambda: self._link.refreshed().Session(), tokenizer_pb2.SessionRequest, self
         )
         self.serving = False
         """What the tier's health service says."""
@@ -69,6 +70,11 @@ class Backend:
         self._metrics = metrics
         self._on_lost = on_lost
         self._changed = changed
+
+    @property
+    def stub(self) -> Any:
+        """The tier's methods."""
+        return self._link.stub
 
     @property
     def process(self) -> tuple[str, int]:
@@ -91,7 +97,7 @@ class Backend:
         if self._health is not None:
             await cancel_and_wait(self._health)
         await self.session.close()
-        await self.channel.close()
+        await self._link.close()
 
     def on_ready(self, stream: SessionStream[Choice]) -> None:
         """The session is open."""
@@ -101,6 +107,8 @@ class Backend:
 
     def on_frame(self, stream: SessionStream[Choice], frame: tokenizer_pb2.SessionResponse) -> None:
         """Hand each row to whom it is for, then the terminal events. A frame that makes no sense ends the session."""
+        if frame.models:
+            self.models = list(frame.models)
         handles, texts, counts = frame.handles, frame.texts, frame.num_tokens
         if not len(handles) == len(texts) == len(counts):
             raise Internal(f"{self.target} sent a frame whose columns differ in length", reason="BAD_FRAME")
@@ -113,7 +121,12 @@ class Backend:
             if choice is None:
                 continue
             if not extras or (extra := extras.get(handle)) is None:
-                choice.on_text(text, num_tokens, ())
+                direct = choice.sink.direct
+                if direct is not None and text:
+                    choice.num_tokens += num_tokens
+                    direct(text, num_tokens)
+                else:
+                    choice.on_text(text, num_tokens, ())
             else:
                 logprobs = logprobs_from_wire(extra.logprobs, extra.prompt_logprobs)
                 parsed = parsed_from_wire(extra.reasoning, extra.tool_calls)
@@ -135,8 +148,8 @@ class Backend:
             self._on_lost(submission, error)
 
     async def _watch_health(self) -> None:
-        stub = health_pb2_grpc.HealthStub(self.channel)
         while True:
+            stub = health_pb2_grpc.HealthStub(self._link.channel)
             try:
                 async for response in stub.Watch(health_pb2.HealthCheckRequest()):
                     self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
@@ -160,7 +173,9 @@ class Backends:
         self.room = Room(settings.max_concurrent_requests)
         self._metrics = metrics
         targets = settings.tokenizer_targets.split(",") * settings.sessions_per_target
-        self.tiers = [Backend(target, metrics, self._lost, self.changed.set) for target in targets]
+        self.tiers = [
+            Backend(target, metrics, self._lost, self.changed.set, settings.upstream_tls) for target in targets
+        ]
         self._open: dict[Submission, Backend] = {}
         self._request_ids: set[str] = set()
         self._closing: TokenwireError | None = None
@@ -192,7 +207,7 @@ class Backends:
         return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
 
     def models(self) -> list[common_pb2.ModelCard]:
-        """What the tiers said they serve when their sessions opened."""
+        """What the tiers said last that they serve."""
         cards = {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
         return list(cards.values())
 
@@ -333,6 +348,8 @@ class Backends:
     def _with_unique_id(self, context: RequestContext) -> RequestContext:
         """All callers share the sessions below, where a request id may run once: a second one gets `~2`, and so on."""
         request_id, number = context.request_id, 1
+        if request_id not in self._request_ids:
+            return context
         while request_id in self._request_ids:
             number += 1
             suffix = f"~{number}"

@@ -67,7 +67,7 @@ class Gateway:
                 idle_timeout_s=settings.idle_timeout_s,
             ),
             on_refused=metrics.http_refused,
-            insecure=settings.insecure,
+            tls=settings.tls,
             share_port=place is not None,
         )
         self._watcher: asyncio.Task[None] | None = None
@@ -135,7 +135,7 @@ async def serve(settings: GatewaySettings, place: WorkerPlace | None = None) -> 
     signalled = asyncio.create_task(until_signal(place))
     await asyncio.sleep(0)  # from here on a signal is answered
     gateway = Gateway(settings, place)
-    serve_metrics(settings.host, settings.metrics_port)
+    serve_metrics(settings.host, settings.metrics_port, tls=settings.tls if settings.metrics_tls else None)
     await gateway.start()
     if place is not None:
         place.tell_started()

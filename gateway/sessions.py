@@ -5,10 +5,11 @@ A slow or credit-less client fills its own outbox and nothing else. Does not kno
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from gateway.generation import Generation
 from gateway.metrics import RequestRecord
-from gateway.submission import Choice, Submission
+from gateway.submission import Choice, Direct, Submission
 from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
@@ -35,12 +36,13 @@ class _Running:
 class _HandleSink:
     """Takes one choice's events to its handle in the outbox."""
 
-    __slots__ = ("_handle", "_running", "_session")
+    __slots__ = ("_handle", "_running", "_session", "direct")
 
     def __init__(self, session: "TextServerSession", running: _Running, handle: int) -> None:
         self._session = session
         self._running = running
         self._handle = handle
+        self.direct: Direct | None = None
 
     def on_text(
         self,
@@ -51,8 +53,9 @@ class _HandleSink:
         parsed: Parsed | None = None,
     ) -> None:
         """New text from below."""
-        if (text or parsed is not None) and not self._running.record.started:
+        if self.direct is None and (text or parsed is not None):
             self._running.record.saw_text()
+            self.direct = partial(self._session.outbox.add_text, self._handle)
         self._session.outbox.add_text(self._handle, text, num_tokens, token_ids, logprobs, parsed)
 
     def on_finish(self, terminal: Terminal) -> None:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from tokenwire.settings import WorkerSettings, bytes_of, setting
+from tokenwire.settings import UpstreamSettings, WorkerSettings, bytes_of, setting
 
 TARGET = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):\d{1,5}")
 
@@ -17,7 +17,7 @@ def targets_of(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewaySettings(WorkerSettings):
+class GatewaySettings(UpstreamSettings, WorkerSettings):
     """What the gateway takes."""
 
     port: int = setting(50051, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.metrics import RequestRecord
-from gateway.submission import Submission
+from gateway.submission import Direct, Submission
 from tokenwire.logprobs import SequenceLogprobs, has_room, joined
 from tokenwire.parsed import Parsed, joined_parsed
 from tokenwire.requests import CancelReason, Terminal
@@ -35,12 +35,16 @@ class Event:
 class Output:
     """One choice of one prompt: the sink below a `TextStream`."""
 
-    __slots__ = ("_pending", "_stream", "choice", "prompt")
+    __slots__ = ("_pending", "_stream", "begun", "choice", "direct", "prompt")
 
     def __init__(self, stream: "TextStream", prompt: int, choice: int) -> None:
         self._stream = stream
         self.prompt = prompt
         self.choice = choice
+        self.begun = False
+        """Something of it has come."""
+        self.direct: Direct | None = None
+        """Takes text alone past this output, which must have nothing waiting then."""
         self._pending: deque[Event] = deque()
         """All but the last are as large as a message may be."""
 
@@ -74,11 +78,17 @@ class Output:
         event.terminal = terminal
         self._stream.wake(self)
 
+    @property
+    def waits(self) -> bool:
+        """Whether something waits to be taken."""
+        return bool(self._pending)
+
     def take(self) -> tuple[Event, bool]:
         """What waits longest, and whether more does."""
         return self._pending.popleft(), bool(self._pending)
 
     def _new_event(self) -> Event:
+        self.begun = True
         event = Event(self.prompt, self.choice)
         self._pending.append(event)
         return event

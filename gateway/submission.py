@@ -22,8 +22,15 @@ DEADLINE_GRACE_S = 0.25
 """How long the tiers below may take to say themselves that the time has run out."""
 
 
+Direct = Callable[[str, int], None]
+"""Takes text, not empty, and the number of tokens behind it. Must not block or raise."""
+
+
 class Sink(Protocol):
     """Who receives one choice. Called on the event loop; must not block or raise."""
+
+    direct: Direct | None
+    """Where set: takes text alone, instead of `on_text`. To be set once `on_text` was called."""
 
     def on_text(
         self,

@@ -16,6 +16,20 @@ class ModelAdminServicer(model_pb2_grpc.ModelAdminServiceServicer):
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
 
+    async def LoadAdapter(
+        self, message: model_pb2.LoadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.LoadAdapterResponse:
+        """Load an adapter from below `adapter_folder`; answers once it can be asked for."""
+        await self._engine.load_adapter(message.name, message.path)
+        return model_pb2.LoadAdapterResponse()
+
+    async def UnloadAdapter(
+        self, message: model_pb2.UnloadAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> model_pb2.UnloadAdapterResponse:
+        """Refuse new requests with an adapter; answers once the last one has ended and it is gone."""
+        await self._engine.unload_adapter(message.name)
+        return model_pb2.UnloadAdapterResponse()
+
     async def Pause(
         self, message: model_pb2.PauseRequest, context: grpc.aio.ServicerContext
     ) -> model_pb2.PauseResponse:

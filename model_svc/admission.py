@@ -36,8 +36,16 @@ class TokenRequest:
 class Admission:
     """Turns requests for one loaded model into sequences."""
 
-    def __init__(self, info: RunnerInfo, vocabulary: str, hash_scheme: str) -> None:
+    def __init__(
+        self,
+        info: RunnerInfo,
+        vocabulary: str,
+        hash_scheme: str,
+        check_adapter: Callable[[str], None],
+    ) -> None:
+        """`check_adapter` raises NotFound for an adapter that is not loaded."""
         self.info = info
+        self.check_adapter = check_adapter
         self.hash_scheme = hash_scheme
         """Whose prefixes may be shared, see `tokenwire.block_hash`; empty: no other request's."""
         self.vocabulary = vocabulary
@@ -50,11 +58,14 @@ class Admission:
         """
         self.check_model(request.model, request.vocabulary)
         self._check_generates(request)
+        adapter = request.options.adapter
+        if adapter:
+            self.check_adapter(adapter)
         self._check_tokens(request)
         sampling = self._sampling(request.options)
         stop = self._stop(request)
         ids = [next_id() for _ in range(request.options.num_choices)]
-        root = cache_root(request.context.tenant, request.cache_salt, self.hash_scheme)
+        root = cache_root(request.context.tenant, request.cache_salt, self.hash_scheme, adapter)
         return [
             Sequence(
                 sequence_id=sequence_id,
@@ -67,6 +78,7 @@ class Admission:
                 num_generated_before=request.num_generated_tokens,
                 logprobs=request.options.logprobs,
                 prompt_logprobs=request.options.prompt_logprobs,
+                adapter=adapter,
                 constraint=Matching(grammar) if grammar else None,
                 speculation=request.options.speculation,
                 cache_root=root if self.hash_scheme else f"{ids[0]}\0{root}",

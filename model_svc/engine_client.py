@@ -12,17 +12,19 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from model_svc.adapters import Adapters, folder_below
 from model_svc.cache_events import CacheEventLog
+from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.events import Abort, EngineLoad, Inbox, Ready, Refused, StepResult
 from model_svc.engine.link import HEADER, encode
 from model_svc.engine.sequence import Sequence
 from model_svc.metrics import EngineMetrics
 from model_svc.settings import EngineSettings
-from tokenwire.errors import Overloaded, TokenwireError, Unavailable
+from tokenwire.errors import AlreadyExists, Overloaded, TokenwireError, Unavailable
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage
 from tokenwire.tasks import cancel_and_wait
 
@@ -90,11 +92,15 @@ class EngineClient:
         self._tasks: list[asyncio.Task[None]] = []
         self._paused = self._draining = self._closed = False
         self._was_up = False
+        self.adapters = Adapters(settings.max_adapters, self._send_adapter)
 
     async def start(self) -> RunnerInfo:
         """Start the process and wait until the model is loaded. Raises the engine's refusal, or Unavailable."""
         process = await EngineProcess.start(self.settings)
-        self._adopt(process)
+        if lost := [outcome.error for outcome in process.adapters if outcome.error is not None]:
+            await process.kill()
+            raise lost[0]
+        self._adopt(process, self.settings.adapters)
         self._tasks.append(asyncio.ensure_future(self._supervise(process)))
         return process.info
 
@@ -181,6 +187,9 @@ class EngineClient:
         num_choices = self._num_open_choices.get(sequence.request, 0)
         self._num_open_choices[sequence.request] = num_choices + 1
         self._num_named_ids += sequence.sampling.num_named_ids if not num_choices else 0
+        if sequence.adapter:
+            self.adapters.opened(sequence.adapter)
+            self._metrics.adapter_request(sequence)
         self._num_sent += 1
         self._sent_tokens[self._num_sent] = sequence.num_tokens
         self._outbox.sequences.append(sequence)
@@ -198,12 +207,31 @@ class EngineClient:
         self._outbox.pause = paused
         self._wake.set()
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        """See `Adapters.load`; `path` is below the setting `adapter_folder`. Raises Unavailable too."""
+        if name == self.info.model:
+            message = f"name: {name!r} is the model's own: an adapter needs another"
+            raise AlreadyExists(message, reason="ADAPTER_EXISTS")
+        await self.adapters.load(name, folder_below(self.settings.adapter_folder, path))
+
+    async def unload_adapter(self, name: str) -> None:
+        """See `Adapters.unload`. Raises Unavailable too."""
+        self.info  # noqa: B018  refuses while the engine is down
+        await self.adapters.unload(name)
+
+    def _send_adapter(self, load_or_name: LoadAdapter | str) -> None:
+        if isinstance(load_or_name, LoadAdapter):
+            self._outbox.adapter_loads.append(load_or_name)
+        else:
+            self._outbox.adapter_unloads.append(load_or_name)
+        self._wake.set()
+
     def drain(self) -> None:
         """The tier is shutting down: while paused, what has not started ends with Unavailable."""
         self._draining = self._outbox.draining = True
         self._wake.set()
 
-    def _adopt(self, process: "EngineProcess") -> None:
+    def _adopt(self, process: "EngineProcess", adapters: tuple[tuple[str, str], ...]) -> None:
         self._process, self._info, self.epoch = process, process.info, secrets.randbits(63) | 1
         self._was_up = True
         self.load = EngineLoad(kv_blocks_total=process.info.num_blocks)
@@ -213,6 +241,7 @@ class EngineClient:
         if self._draining:
             self.drain()
         self.cache_events.restart(self.epoch)
+        self.adapters.on_engine(adapters, process.adapters)
         self._on_state(True)
 
     async def _supervise(self, process: "EngineProcess") -> None:
@@ -227,16 +256,18 @@ class EngineClient:
             self.cache_events.restart(0)
             self._metrics.engine_lost()
             self._lose(Unavailable("the engine process was lost", reason="ENGINE_LOST", retry_after_s=RETRY_AFTER_S))
+            self.adapters.on_engine_lost()
             self._on_state(False)
-            process = await self._restart()
-            self._adopt(process)
+            adapters = self.adapters.served
+            process = await self._restart(replace(self.settings, adapters=adapters))
+            self._adopt(process, adapters)
             log.info("the engine process runs again")
 
-    async def _restart(self) -> "EngineProcess":
+    async def _restart(self, settings: EngineSettings) -> "EngineProcess":
         backoff_s = FIRST_BACKOFF_S
         while True:
             try:
-                return await EngineProcess.start(self.settings)
+                return await EngineProcess.start(settings)
             except TokenwireError as error:
                 log.error("the engine does not start: %s; next try in %.1f s", error, backoff_s)
             await asyncio.sleep(backoff_s)
@@ -291,10 +322,14 @@ class EngineClient:
         for ended in result.ended:
             live = self._live.pop(ended.sequence_id)
             self._close_choice(live.sequence)
+            if live.sequence.adapter:
+                self.adapters.closed(live.sequence.adapter)
             live.sink.on_end(live.handle, ended.terminal)
             touched.add(live.sink)
         for sink in touched:
             sink.flush()
+        for outcome in result.adapters:
+            self.adapters.on_outcome(outcome)
         self._metrics.record(result)
 
     def _close_choice(self, sequence: Sequence) -> None:
@@ -309,6 +344,8 @@ class EngineClient:
         lost, self._live, self._num_named_ids = self._live, {}, 0
         self._num_open_choices.clear()
         for live in lost.values():
+            if live.sequence.adapter:
+                self.adapters.closed(live.sequence.adapter)
             earlier = live.sequence.num_generated_before
             usage = Usage(live.sequence.num_prompt_tokens - earlier, 0, earlier + live.num_outputs)
             live.sink.on_end(live.handle, Terminal(FinishReason.ERROR, usage, error=error))
@@ -340,6 +377,8 @@ class EngineProcess:
         self.pid = process.pid
         self.info: RunnerInfo
         """Set once the engine said Ready."""
+        self.adapters: tuple[AdapterOutcome, ...] = ()
+        """Likewise: what became of those that the settings name."""
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> "EngineProcess":
@@ -370,7 +409,7 @@ class EngineProcess:
             await engine.kill()
             raise first.error
         assert isinstance(first, Ready)
-        engine.info = first.info
+        engine.info, engine.adapters = first.info, first.adapters
         return engine
 
     async def read(self) -> Any:

@@ -1,10 +1,13 @@
 """Metrics of the model tier."""
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter
 
 from model_svc.engine.drafting import UNDRAFTED
 from model_svc.engine.events import StepResult
 from model_svc.engine.phase_clock import PHASES
+from model_svc.engine.sequence import Sequence
 from tokenwire.constraints import ConstraintForm
 from tokenwire.requests import FinishReason
 from tokenwire.telemetry import TierMetrics
@@ -35,6 +38,14 @@ class EngineMetrics:
         self.preemptions = tier.gauge("preempted_sequences", "Preemptions since the engine started.")
         self.step_budget = tier.gauge("step_budget_tokens", "Most tokens of a step at present.")
         self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
+        self.adapters = tier.gauge("loaded_adapters", "Adapters that can be asked for.")
+        self.adapters_on_device = tier.gauge("device_adapters", "Adapters on the device.")
+        self.adapter_bytes = tier.gauge("device_adapter_bytes", "What these take.")
+        self.adapter_requests = tier.counter(
+            "adapter_requests_total", "Requests by adapter, of those that are loaded.", ["adapter"]
+        )
+        self._adapter_names: set[str] = set()
+        """Those that have a label: as many as may be loaded at most."""
         self.mask_wait = tier.histogram("mask_wait_seconds", "Time a step waited for constraints' masks.")
         self.masks = tier.counter("constrained_rows_total", "Rows whose next token had to keep to a constraint.")
         self.mask_time = tier.counter("mask_seconds_total", "Time of the threads that fill constraints' masks.")
@@ -44,6 +55,7 @@ class EngineMetrics:
         self._engine_sums = [
             Grown(tier.counter("steps_total", "Engine steps that computed something.")),
             Grown(tier.counter("out_of_memory_total", "Steps for which the device had no memory.")),
+            Grown(tier.counter("adapter_uploads_total", "Times that an adapter was brought to the device.")),
             Grown(tier.counter("drafted_tokens_total", "Tokens drafted and verified.")),
             Grown(tier.counter("accepted_drafts_total", "Drafts that were what the model chose.")),
             Grown(tier.counter("drafted_rows_total", "Decode rows with drafts.")),
@@ -78,15 +90,30 @@ class EngineMetrics:
         self.kv_cached.set(result.load.kv_blocks_cached)
         self.kv_total.set(result.load.kv_blocks_total)
         self.preemptions.set(result.load.num_preemptions)
-        drafts = result.load.drafts
+        load, drafts = result.load, result.load.drafts
         sums = (
-            result.load.step, result.load.num_out_of_memory, drafts.num_drafted, drafts.num_accepted, drafts.num_rows,
-            *drafts.undrafted, *result.phases_s,
+            load.step, load.num_out_of_memory, load.num_adapter_uploads, drafts.num_drafted, drafts.num_accepted,
+            drafts.num_rows, *drafts.undrafted, *result.phases_s,
         )  # fmt: skip
         self.acceptance.set(drafts.acceptance)
         for counter, total in zip(self._engine_sums, sums, strict=True):
             counter.follow(total)
-        self.step_budget.set(result.load.step_budget_tokens)
+        self.step_budget.set(load.step_budget_tokens)
+        self.adapters_on_device.set(load.num_adapters_on_device)
+        self.adapter_bytes.set(load.adapter_bytes)
+
+    def adapter_request(self, sequence: Sequence) -> None:
+        """A request with an adapter goes to the engine; its choices come one by one."""
+        if sequence.request == sequence.sequence_id:
+            self.adapter_requests.labels(sequence.adapter).inc()
+            self._adapter_names.add(sequence.adapter)
+
+    def keep_adapters(self, names: Collection[str]) -> None:
+        """These are loaded; what was counted for others is dropped, so that labels stay few."""
+        self.adapters.set(len(names))
+        for gone in self._adapter_names.difference(names):
+            self.adapter_requests.remove(gone)
+        self._adapter_names.intersection_update(names)
 
     def engine_lost(self) -> None:
         """The next result comes from another engine process, whose sums begin at 0."""

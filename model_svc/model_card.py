@@ -30,7 +30,9 @@ class TierState:
 
     def admission(self) -> Admission:
         """What turns requests into sequences. Raises Unavailable while the engine is down."""
-        return Admission(self._engine.info, self._fingerprint.vocabulary, self.hash_scheme)
+        return Admission(
+            self._engine.info, self._fingerprint.vocabulary, self.hash_scheme, self._engine.adapters.check
+        )  # fmt: skip
 
     def card(self) -> common_pb2.ModelCard:
         """The model. Raises Unavailable while the engine is down."""
@@ -44,6 +46,7 @@ class TierState:
             hash_scheme="" if info.whole_sequences else self.hash_scheme,
             capabilities=capabilities_to_wire(generates=info.generates, embeds=bool(info.embedding_size)),
             embedding_size=info.embedding_size,
+            adapters=self._engine.adapters.names,
         )
 
     def load(self) -> common_pb2.Load:

@@ -2,9 +2,12 @@
 
 import asyncio
 import dataclasses
+import importlib
 import logging
 from pathlib import Path
+from typing import Any
 
+from google.protobuf.runtime_version import VersionError
 from prometheus_client import CollectorRegistry
 
 from model_svc.admin import ModelAdminServicer
@@ -15,7 +18,7 @@ from model_svc.model_card import TierState, fingerprints_of
 from model_svc.service import ModelServicer
 from model_svc.settings import EngineSettings, ModelTierSettings
 from tokenwire import models
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.logs import fields
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.telemetry import REGISTRY, serve_metrics
@@ -35,17 +38,23 @@ class ModelTier:
         engine_settings, folder = resolve(settings)
         vocabulary, template = fingerprints_of(folder) if folder is not None else ("", "")
         self.grpc = GrpcServer(settings)
-        self.engine = EngineClient(engine_settings, self._on_engine, EngineMetrics(registry))
+        self.metrics = EngineMetrics(registry)
+        self.engine = EngineClient(engine_settings, self._on_engine, self.metrics)
         self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
         self.state = TierState(self.engine, vocabulary, template, self.grammars)
         self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
+        self.engine.adapters.on_change = self._on_adapters
+        if settings.vllm_engine:
+            vllm_engine_module().add_to(self.grpc, self.engine, self.state, folder)
         self._settings = settings
         self._registry = registry
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
         """Listen (NOT_SERVING), load the model, then serve. Returns the port."""
-        serve_metrics(self._settings.host, self._settings.metrics_port, self._registry)
+        settings = self._settings
+        tls = settings.tls if settings.metrics_tls else None
+        serve_metrics(settings.host, settings.metrics_port, self._registry, tls)
         self.grpc.add(
             model_pb2_grpc.add_ModelServiceServicer_to_server,
             self.servicer,
@@ -93,6 +102,11 @@ class ModelTier:
         self.grammars.close()
         log.info("stopped")
 
+    def _on_adapters(self) -> None:
+        """Adapters came or went."""
+        self.metrics.keep_adapters(self.engine.adapters.names)
+        self.servicer.announce_card()
+
     def _on_engine(self, up: bool) -> None:
         """The engine came up or was lost: health follows; sessions end with their engine."""
         if not up:
@@ -100,6 +114,22 @@ class ModelTier:
         task = asyncio.ensure_future(self.grpc.set_serving(up))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def vllm_engine_module() -> Any:
+    """The service that another gateway knows; loads the package that has its messages.
+
+    Raises FailedPrecondition where there is none, and where it was made for newer releases of grpcio or protobuf.
+    """
+    try:
+        return importlib.import_module("model_svc.vllm_engine.service")
+    except (
+        ImportError,
+        RuntimeError,
+        VersionError,
+    ) as error:
+        message = f"--vllm-engine: the package smg-grpc-proto cannot be loaded ({error})"
+        raise FailedPrecondition(f"{message}: pip install 'tokenwire[smg]'", reason="PACKAGE_MISSING") from error
 
 
 def resolve(settings: ModelTierSettings) -> tuple[EngineSettings, Path | None]:

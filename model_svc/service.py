@@ -140,6 +140,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 continues=event.continues,
             )
 
+    def announce_card(self) -> None:
+        """What the model's card says has changed: every peer hears of it."""
+        for session in self._sessions:
+            session.announce_card()
+
     def end_sessions(self) -> None:
         """End every session, once its terminal events are sent: their engine is gone, and with it what peers know."""
         for session in self._sessions:

@@ -79,6 +79,7 @@ class TokenSession:
         self._drain: common_pb2.Drain | None = None
         """Drain, until it is sent."""
         self._draining = False
+        self._card_changed = False
         self._wake = asyncio.Event()
         self._half_closed = False
         self._error: TokenwireError | None = None
@@ -116,6 +117,11 @@ class TokenSession:
         """Ask the peer to put new Submits on another stream; this one ends once nothing is open for IDLE_LOAD_S."""
         self._draining = True
         self._drain = common_pb2.Drain(reason="the model tier moves on", grace_ms=round(grace_s * 1000))
+        self._wake.set()
+
+    def announce_card(self) -> None:
+        """What Hello said of the model has changed: say it anew with the next frame."""
+        self._card_changed = True
         self._wake.set()
 
     def end(self, error: TokenwireError) -> None:
@@ -188,6 +194,9 @@ class TokenSession:
         if self._drain is not None:
             frame.drain.CopyFrom(self._drain)
             self._drain = None
+        if self._card_changed:
+            frame.models.append(self._state.card())
+            self._card_changed = False
         if self._frames.has_more or self._error is not None or (self._half_closed and not self._open):
             self._wake.set()  # there is another, or this was the last
         return frame

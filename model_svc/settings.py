@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tokenwire.requests import ADAPTER_NAME_RULE, is_adapter_name
 from tokenwire.settings import ServerSettings, bytes_of, setting
 
 MAX_WEIGHT = 1e6
@@ -23,6 +24,19 @@ def weights_of(text: str) -> tuple[tuple[str, float], ...]:
             allowed = f"each weight a number from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
             raise ValueError(f"NAME=WEIGHT, several separated by commas, {allowed}")
     return tuple(weights.items())
+
+
+def adapters_of(text: str) -> tuple[tuple[str, str], ...]:
+    """`"poet=/adapters/poet,coder=/adapters/coder"` → pairs of name and folder. Raises ValueError."""
+    adapters: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, folder = part.partition("=")
+        if not is_adapter_name(name) or not folder:
+            raise ValueError(f"NAME=FOLDER, several separated by commas, each name {ADAPTER_NAME_RULE}")
+        if name in adapters:
+            raise ValueError(f"one folder for each name; {name!r} has two")
+        adapters[name] = folder
+    return tuple(adapters.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +105,9 @@ class EngineSettings:
         "off", "draft tokens and verify several at once, for requests that do not say; ngram: what followed the same "
         "tokens before. Changes no token", choices=("off", "ngram"),
     )  # fmt: skip
+    speculation_adaptive: bool = setting(
+        True, "shorten drafts, to none, where they take more time than they save; else always draft what is found"
+    )
     speculation_length: int = setting(8, "most tokens drafted at once for a sequence", minimum=1, maximum=64)
     cuda_graphs: str = setting(
         "auto",
@@ -116,11 +133,30 @@ class EngineSettings:
     admission_window_requests: int = setting(
         0, "start new requests once so many wait, or when the window above ends; 0: the window alone", minimum=0
     )
+    adapters: tuple[tuple[str, str], ...] = setting(
+        (), "LoRA adapters (PEFT folders) loaded at start, as NAME=FOLDER,...; requests ask for them by name",
+        parse=adapters_of,
+    )  # fmt: skip
+    adapter_folder: str = setting(
+        "", "folder below which adapters may be loaded while this tier runs; empty: none can be"
+    )
+    max_adapters: int = setting(64, "most adapters that are loaded at once, on the host", minimum=1, maximum=4096)
+    adapter_slots: int = setting(
+        8, "most adapters on the device at once; the least recently used one gives way", minimum=1, maximum=256
+    )
+    adapter_memory: int = setting(
+        256 * 2**20, "most bytes of adapters on the device at once, with K/M/G suffix", minimum=1, parse=bytes_of
+    )
     mock_prefill_tokens_per_s: float = setting(50_000.0, "mock engine: prompt tokens computed per second", minimum=1)
     mock_step_ms: float = setting(20.0, "mock engine: time of one step", minimum=0)
     mock_vocab_size: int = setting(49_152, "mock engine: vocabulary size", minimum=2)
     mock_max_context_tokens: int = setting(8_192, "mock engine: longest prompt plus output", minimum=2)
     mock_kv_blocks: int = setting(65_536, "mock engine: KV blocks", minimum=2)
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether there are adapters, or may be later."""
+        return bool(self.adapters or self.adapter_folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,3 +165,6 @@ class ModelTierSettings(ServerSettings, EngineSettings):
 
     port: int = setting(50053, "gRPC port", minimum=0, maximum=65535)
     metrics_port: int = setting(9466, "Prometheus port; 0 turns it off", minimum=0, maximum=65535)
+    vllm_engine: bool = setting(
+        False, "answer vllm.grpc.engine.VllmEngine too, by which Shepherd Model Gateway (smg) uses workers; extra `smg`"
+    )

@@ -80,10 +80,11 @@ class Conversation:
 
     def num_chars(self) -> int:
         """About how much there is to render."""
-        rest = [self.tools, self.documents, self.template_arguments, [m.tool_calls for m in self.messages]]
+        calls = [message.tool_calls for message in self.messages if message.tool_calls]
+        rest = [part for part in (self.tools, self.documents, self.template_arguments, calls) if part]
         return (
-            sum(len(m.content) + len(m.reasoning) for m in self.messages)
-            + text_size(rest, WEIGHED_CHARS)
+            sum(len(message.content) + len(message.reasoning) for message in self.messages)
+            + (text_size(rest, WEIGHED_CHARS) if rest else 0)
             + 500 * (len(self.messages) + len(self.tools) + len(self.documents))
         )
 

@@ -4,7 +4,7 @@ Keeps the tokens so far, so that another model tier can continue after them whil
 stays as it is. Does not know which model tier it is at, nor when a lost one is replaced.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tokenizer_svc.generation import ChoiceText
@@ -12,7 +12,7 @@ from tokenizer_svc.part import Part
 from tokenwire.errors import TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed
-from tokenwire.requests import CancelReason, Terminal
+from tokenwire.requests import CancelReason, FinishReason, Terminal
 
 
 class ChoiceOwner(Protocol):
@@ -45,8 +45,8 @@ class Choice:
     """Receives for one choice, from one model tier after the other."""
 
     __slots__ = (
-        "_num_repeated", "_owner", "cancelled", "ended", "handle", "index", "num_prompt_logprobs", "num_refusals",
-        "num_resumes", "part", "text", "token_ids",
+        "_num_repeated", "_owner", "_whole_texts", "cancelled", "direct", "ended", "handle", "index",
+        "num_prompt_logprobs", "num_refusals", "num_resumes", "part", "text", "token_ids",
     )  # fmt: skip
 
     def __init__(self, owner: ChoiceOwner, index: int, handle: int) -> None:
@@ -67,7 +67,11 @@ class Choice:
         self.num_refusals = 0
         self.ended = False
         """Its terminal event was sent."""
+        self.direct: Callable[[int, str, int], None] | None = None
+        """Takes handle, text and number of tokens past the owner, where the owner need not see them."""
         self._owner = owner
+        self._whole_texts: Sequence[str] = ()
+        """By id: the next token's text; empty where the token has to be pushed."""
         self._num_repeated = 0
         """How many of the prompt's log-probabilities come once more."""
 
@@ -80,10 +84,37 @@ class Choice:
         """It is submitted, asking for the prompt's log-probabilities, all of them, or not."""
         self._num_repeated = self.num_prompt_logprobs if prompt_logprobs else 0
 
+    def end(self) -> None:
+        """Its terminal event is sent: nothing more is taken."""
+        self.ended = True
+        self._whole_texts = ()
+
+    def count(self) -> int:
+        """Output tokens so far; those after a stop string do not count."""
+        if self.text is None:
+            return 0
+        if self.text.is_plain:
+            self.text.skip(len(self.token_ids) - self.text.num_tokens)
+        return self.text.num_tokens
+
+    def end_text(self, text: ChoiceText, reason: FinishReason, error: TokenwireError | None) -> tuple[str, Terminal]:
+        """The rest of its text, and its end without a terminal event from a model tier."""
+        self.count()
+        return text.end(reason, error)
+
     def drop_below(self, reason: CancelReason) -> None:
         """Ask the model tier for its end, where one has it, and hear no more of it."""
         if self.part is not None:
             self.part.drop(self.index, reason)
+
+    def on_token(self, token_id: int) -> None:
+        """As `on_tokens` with this one alone. After the first, what is whole text by itself touches nothing else."""
+        texts = self._whole_texts
+        if token_id < len(texts) and (text := texts[token_id]) and self.direct is not None:
+            self.token_ids.append(token_id)
+            self.direct(self.handle, text, 1)
+        else:
+            self.on_tokens((token_id,))
 
     def on_tokens(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> None:
         """New tokens from a model tier."""
@@ -93,6 +124,7 @@ class Choice:
         self.token_ids += token_ids
         if text.is_plain:
             self._owner.on_text(self, text.push_plain(token_ids), token_ids)
+            self._whole_texts = text.whole_texts
             return
         if logprobs is not None and logprobs.prompt:
             logprobs = self._without_repeated(logprobs)

@@ -87,6 +87,17 @@ class Detokenizer:
         return text
 
     @property
+    def whole_texts(self) -> Sequence[str]:
+        """By token id: what `push` would give for that token next; empty where only `push` can tell.
+
+        As long as its entry is not empty, a token need not be pushed: what follows does not depend on it, but for
+        `position`.
+        """
+        if self._held or self._own_texts is None:
+            return ()
+        return self._tokenizer.plain_texts or () if self._skip else self._own_texts
+
+    @property
     def position(self) -> int:
         """Where the next token begins in the text, in characters; inside a character, where that one begins.
 

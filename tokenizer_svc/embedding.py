@@ -103,7 +103,7 @@ async def embed(call: EmbeddingCall, tier: Tier) -> tuple[list[Vector], Usage]:
 
     Raises NotFound, FailedPrecondition, InvalidRequest, Overloaded, Unavailable, DeadlineExceeded.
     """
-    tier.check_model(call.model)
+    tier.check_base(call.model)
     inputs = call.inputs
     sizes = [len(each) for each in (*inputs.texts, *inputs.token_ids)]
     refuse_inputs(sizes, inputs.field, what="inputs")

@@ -92,6 +92,15 @@ class ChoiceText:
         self.num_tokens += len(token_ids)
         return self._detokenizer.push(token_ids)
 
+    @property
+    def whole_texts(self) -> Sequence[str]:
+        """As `Detokenizer.whole_texts`: for these tokens of a plain choice `skip` will do."""
+        return self._detokenizer.whole_texts if self.is_plain else ()
+
+    def skip(self, num_tokens: int) -> None:
+        """So many tokens came whose text was taken from `whole_texts`."""
+        self.num_tokens += num_tokens
+
     def _push_with_logprobs(
         self, texts: LogprobTexts, token_ids: Sequence[int], logprobs: SequenceLogprobs
     ) -> TextDelta:

@@ -60,7 +60,9 @@ class Part:
         self._turn_away = turn_away
 
     def suits(self, replica: Replica) -> bool:
-        """Whether it fits this replica's context, and was not lost there just now."""
+        """Whether the replica has its adapter and a context that it fits, and it was not lost there just now."""
+        if self.query.adapter and self.query.adapter not in replica.adapters:
+            return False
         if replica is self.avoided and time.monotonic() < self._avoid_until_s:
             return False
         return not replica.max_context_tokens or self.num_wanted_tokens <= replica.max_context_tokens

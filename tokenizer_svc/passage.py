@@ -125,9 +125,10 @@ class Passage:
     def _part(self, choices: range, *, avoided: Replica | None = None, loss: TokenwireError | None = None) -> Part:
         """Choices that go down together; where one has output already, it goes alone."""
         request, prompt_ids, output = self._request, self._prompt_ids, self._choices[choices.start].token_ids
+        token_ids = prompt_ids + output if output else prompt_ids
         part = Part(
             request.context,
-            RoutingQuery(prompt_ids + output if output else prompt_ids, request.cache_salt, request.context.tenant),
+            RoutingQuery(token_ids, request.cache_salt, request.context.tenant, request.options.adapter),
             choices,
             num_generated_tokens=len(output),
             num_wanted_tokens=len(prompt_ids) + (self._max_tokens or 1),
@@ -203,6 +204,9 @@ class Passage:
 
     def _turn_away(self, part: Part, error: TokenwireError) -> None:
         """A part is not sent down any more: its choices end, where there was a loss with that as the reason."""
+        adapter = self._request.options.adapter
+        if adapter and adapter not in self._tier.adapters:
+            error = self._tier.adapter_missing(adapter)  # unloaded meanwhile
         for choice in self._choices_of(part):
             if not choice.ended:
                 self._end(choice, FinishReason.ERROR, part.loss or error)

@@ -38,7 +38,7 @@ class PrefixCache:
 
     def choose(self, query: RoutingQuery, among: Sequence[Replica]) -> Pick:
         """As Policy says; the prompt counts as cached there from now on."""
-        blocks = PromptBlocks(query.token_ids, query.tenant, query.cache_salt)
+        blocks = PromptBlocks(query.token_ids, query.tenant, query.cache_salt, query.adapter)
         cached = blocks.cached_tokens([replica.cache for replica in among])
         longest = max(cached)
         candidates = random.sample(range(len(among)), 2)

@@ -16,9 +16,10 @@ MAX_NOTED_BLOCKS = 256
 
 
 class PromptBlocks:
-    """One prompt under its tenant and salt."""
+    """One prompt under its tenant, salt and adapter."""
 
-    def __init__(self, token_ids: Sequence[int], tenant: str, cache_salt: str) -> None:
+    def __init__(self, token_ids: Sequence[int], tenant: str, cache_salt: str, adapter: str = "") -> None:
+        self._adapter = adapter
         self._token_ids = token_ids
         self._tenant = tenant
         self._cache_salt = cache_salt
@@ -49,7 +50,7 @@ class PromptBlocks:
     def _chain(self, scheme: str, block_size: int) -> "_Chain":
         kind = (scheme, block_size)
         if kind not in self._chains:
-            root = cache_root(self._tenant, self._cache_salt, scheme)
+            root = cache_root(self._tenant, self._cache_salt, scheme, self._adapter)
             self._chains[kind] = _Chain(self._token_ids, block_size, root)
         return self._chains[kind]
 

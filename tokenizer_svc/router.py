@@ -58,6 +58,9 @@ class EmbeddingAnswer:
 class TokenReceiver(Protocol):
     """Who takes what a model tier says of one choice. Called on the event loop."""
 
+    def on_token(self, token_id: int) -> None:
+        """One new token, and nothing besides."""
+
     def on_tokens(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> None:
         """New tokens, and the log-probabilities that came with them; the prompt's can come before any token."""
 
@@ -95,6 +98,8 @@ class Replica(Protocol):
     """Values of an embedding; 0: it gives none, or that is not known."""
     breaker: Breaker
     """Whether requests to it fail."""
+    adapters: frozenset[str]
+    """Adapters that it has, or had when it was last heard of."""
     cache: CacheView
     """What its prefix cache holds."""
 
@@ -133,6 +138,8 @@ class RoutingQuery:
     token_ids: Sequence[int] = ()
     cache_salt: str = ""
     tenant: str = ""
+    adapter: str = ""
+    """Only replicas that have it can take the request; empty: all can."""
 
 
 class PickReason(Enum):

@@ -7,7 +7,7 @@ must not hang the request), a cancel or an error. Speaks plain values: text and 
 
 import asyncio
 import logging
-import secrets
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from tokenizer_svc.choice import Choice
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.passage import Passage, lost_with
 from tokenizer_svc.prompt import fit_prompt
-from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt
+from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt, with_adapter
 from tokenizer_svc.tier import Tier
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
@@ -33,6 +33,9 @@ from tokenwire.requests import (
 )
 
 log = logging.getLogger(__name__)
+
+SEEDS = random.Random()
+"""Of requests that bring none."""
 
 
 class TextSink(Protocol):
@@ -127,8 +130,7 @@ class RunningRequest:
     def fail_choice(self, choice: Choice, error: TokenwireError) -> None:
         """End a choice whose text cannot be asked any more."""
         choice.drop_below(CancelReason.CLIENT)
-        num_tokens = choice.text.num_tokens if choice.text is not None else 0
-        usage = Usage(len(self._prompt.token_ids), 0, num_tokens)
+        usage = Usage(len(self._prompt.token_ids), 0, choice.count())
         self.end_choice(choice, "", Terminal(FinishReason.ERROR, usage, error=error))
 
     def end_open(self, choice: Choice, reason: FinishReason, error: TokenwireError | None = None) -> None:
@@ -136,19 +138,19 @@ class RunningRequest:
         if choice.ended:
             return
         if choice.text is not None:
-            self.end_choice(choice, *choice.text.end(reason, error))
+            self.end_choice(choice, *choice.end_text(choice.text, reason, error))
         else:
             self.end_choice(choice, "", Terminal(reason, Usage(len(self._prompt.token_ids)), error=error))
 
     def end_choice(self, choice: Choice, text: str, terminal: Terminal) -> None:
         """The one end of a choice."""
-        choice.ended = True
+        choice.end()
         parsed = choice.text.take_parsed() if choice.text is not None else None
         if text or parsed is not None:
             self._sink.add_text(choice.handle, text, 0, parsed=parsed)
         self._sink.finish(choice.handle, replace(terminal, tokenizer_timings=self._timings()))
         metrics = self._tier.metrics
-        metrics.requests.labels(terminal.reason.value).inc()
+        metrics.requests_of(terminal.reason.value).inc()
         metrics.output_tokens.inc(terminal.usage.completion_tokens)
         self._num_output_tokens += terminal.usage.completion_tokens
         self._ends[terminal.reason.value] += 1
@@ -163,6 +165,7 @@ class RunningRequest:
     async def _prepare(self) -> None:
         """Check, encode, have it sent down."""
         try:
+            self.request = with_adapter(self.request, self._tier)
             self._prompt = await encode_prompt(self.request, self._tier)
             self._make_choices()
             self._tier.metrics.prompt_tokens.inc(len(self._prompt.token_ids))
@@ -189,8 +192,9 @@ class RunningRequest:
             self._prompt = replace(self._prompt, token_ids=token_ids)
         for choice in self.choices:
             choice.text = begin_text(self.request, self._tier, self._prompt)
+            choice.direct = None if options.return_token_ids else self._sink.add_text
         if options.sampling.seed is None:
-            sampling = replace(options.sampling, seed=secrets.randbits(64))
+            sampling = replace(options.sampling, seed=SEEDS.getrandbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))
 
     def _fail(self, error: TokenwireError) -> None:

@@ -46,6 +46,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         for session in self._sessions:
             session.drain("the tokenizer tier stops", grace_s)
 
+    def announce_card(self) -> None:
+        """What the model's card says has changed: every peer hears of it."""
+        for session in self._sessions:
+            session.announce_card()
+
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         """Texts to token ids."""
         self._tier.check_model(request.model)

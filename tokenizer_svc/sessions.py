@@ -31,6 +31,7 @@ def model_card(tier: Tier) -> common_pb2.ModelCard:
         fingerprint=fingerprint(tier),
         max_context_tokens=tier.max_context_tokens,
         vocab_size=tier.tokenizer.vocab_size,
+        adapters=sorted(tier.adapters),
         capabilities=capabilities_to_wire(generates=tier.generates, embeds=bool(tier.embedding_size)),
         embedding_size=tier.embedding_size,
     )
@@ -86,6 +87,10 @@ class TextSession:
     def drain(self, reason: str, grace_s: float) -> None:
         """Ask the peer to put new Submits on another stream."""
         self._outbox.drain(reason, round(grace_s * 1000))
+
+    def announce_card(self) -> None:
+        """What Hello said of the model has changed."""
+        self._outbox.announce([model_card(self._tier)])
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
         """What has come since the last frame; None once half-closed and everything has ended."""

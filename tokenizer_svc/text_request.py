@@ -3,7 +3,7 @@
 Plain values; knows neither the wire nor what becomes of the request.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizer_svc.chat_template import Conversation
 from tokenizer_svc.detokenizer import Detokenizer
@@ -34,6 +34,14 @@ class TextRequest:
     cache_salt: str = ""
     vocabulary: str = ""
     """Fingerprint of what the client means by token ids; empty: not checked."""
+
+
+def with_adapter(request: TextRequest, tier: Tier) -> TextRequest:
+    """The request with the adapter that it asks for as its model among its options. Raises NotFound, InvalidRequest."""
+    adapter = tier.adapter_of(request.model, request.options.adapter)
+    if adapter == request.options.adapter:
+        return request
+    return replace(request, options=replace(request.options, adapter=adapter))
 
 
 def check_request(request: TextRequest, tier: Tier) -> None:

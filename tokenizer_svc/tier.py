@@ -9,7 +9,7 @@ from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Router
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.errors import NotFound, Overloaded
+from tokenwire.errors import FieldViolation, InvalidRequest, NotFound, Overloaded
 
 RETRY_AFTER_S = 1.0
 
@@ -37,9 +37,43 @@ class Tier:
     """Choices of the requests that have not ended."""
 
     def check_model(self, name: str) -> None:
-        """Raise NotFound unless `name` is ours or empty."""
+        """Raise NotFound unless `name` is ours, an adapter's or empty."""
+        if name and name != self.model and name not in self.adapters:
+            served = ", ".join(map(repr, (self.model, *sorted(self.adapters))))
+            raise NotFound(f"model: {name!r} is not served here; served: {served}", reason="MODEL_NOT_FOUND")
+
+    def check_base(self, name: str) -> None:
+        """Raise NotFound unless `name` is ours or empty: what is asked for is done without adapters."""
         if name and name != self.model:
-            raise NotFound(f"model: {name!r} is not served here; served is {self.model!r}", reason="MODEL_NOT_FOUND")
+            raise NotFound(f"model: {name!r} is not served so; served is {self.model!r}", reason="MODEL_NOT_FOUND")
+
+    def adapter_of(self, model: str, adapter: str) -> str:
+        """The adapter that a request asks for by `options.adapter` or as its model; empty: none.
+
+        Raises NotFound where no model tier has it, InvalidRequest where the two contradict each other.
+        """
+        self.check_model(model)
+        asked = model if model and model != self.model else ""
+        if adapter and asked and adapter != asked:
+            description = f"{adapter!r} contradicts the model, which is the adapter {asked!r}"
+            raise InvalidRequest(
+                f"options.adapter: {description}", violations=[FieldViolation("options.adapter", description)]
+            )
+        found = adapter or asked
+        if found and found not in self.adapters:
+            raise self.adapter_missing(found)
+        return found
+
+    def adapter_missing(self, name: str) -> NotFound:
+        """The error for an adapter that no model tier has."""
+        known = ", ".join(sorted(self.adapters)) or "none"
+        message = f"options.adapter: {name!r} is not loaded by any model tier; loaded: {known}"
+        return NotFound(message, reason="ADAPTER_NOT_FOUND")
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Adapters that some model tier has, as far as is known."""
+        return frozenset().union(*(replica.adapters for replica in self.router.replicas))
 
     def admit(self, num_choices: int) -> None:
         """Count a request's choices in; raises Overloaded when too many run. Who is admitted leaves once by `leave`."""

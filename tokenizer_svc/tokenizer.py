@@ -74,6 +74,8 @@ class Tokenizer:
         """The byte that each token of byte fallback stands for, by its id; empty without byte fallback."""
         self.own_texts = _own_texts(backend, self.vocab_size) if kinds == {"ByteLevel"} else None
         """By id: a token's text, empty where its bytes are not whole characters. None where it depends on others."""
+        self.plain_texts = _without(self.own_texts, self.special_ids) if self.own_texts is not None else None
+        """The same where special tokens are left out: empty for these too."""
         self.boundaries = Boundaries(backend)
         self.affixes = affixes(backend)
         """Ids that come before and behind a text's own; None where they depend on the text."""
@@ -190,6 +192,10 @@ def _own_texts(backend: tokenizers.Tokenizer, vocab_size: int) -> list[str]:
     """For byte-level decoders, which write the tokens' bytes one behind the other. Some 0.1 s for 100,000 tokens."""
     texts = backend.decode_batch([(token_id,) for token_id in range(vocab_size)], skip_special_tokens=False)
     return ["" if REPLACEMENT in text else text for text in texts]
+
+
+def _without(texts: Sequence[str], left_out: Collection[int]) -> list[str]:
+    return ["" if token_id in left_out else text for token_id, text in enumerate(texts)]
 
 
 def _guarded(encode: Any, value: Any, add_special_tokens: bool) -> Any:

@@ -77,7 +77,11 @@ def conversation_from_wire(message: tokenizer_pb2.Conversation, path: str = "con
         documents=tuple(
             _json_object(text, f"{path}.documents_json[{i}]") for i, text in enumerate(message.documents_json)
         ),
-        template_arguments=_json_object(message.template_arguments_json or "{}", f"{path}.template_arguments_json"),
+        template_arguments=(
+            _json_object(message.template_arguments_json, f"{path}.template_arguments_json")
+            if message.template_arguments_json
+            else {}
+        ),
         add_generation_prompt=message.add_generation_prompt if message.HasField("add_generation_prompt") else None,
         continue_final_message=message.continue_final_message,
         parallel_tool_calls=message.parallel_tool_calls if message.HasField("parallel_tool_calls") else True,

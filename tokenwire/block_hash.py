@@ -17,9 +17,18 @@ TENANT_SCHEME = "tokenwire-1-tenant"
 HASH_BYTES = 8
 
 
-def cache_root(tenant: str, cache_salt: str, scheme: str) -> str:
-    """What a request's first block is chained to: requests of different roots never share a block."""
-    return f"{tenant if scheme == TENANT_SCHEME else ''}\0{cache_salt}"
+def cache_root(tenant: str, cache_salt: str, scheme: str, adapter: str = "") -> str:
+    """What a request's first block is chained to: requests of different roots never share a block.
+
+    `adapter`: the adapter that its keys and values are computed with; empty: none.
+    """
+    root = f"{tenant if scheme == TENANT_SCHEME else ''}\0{cache_salt}"
+    return f"{root}\0{adapter}" if adapter else root
+
+
+def is_root_of(root: str, adapter: str) -> bool:
+    """Whether this is the root of requests with this adapter."""
+    return root.count("\0") > 1 and root.rpartition("\0")[2] == adapter
 
 
 def root_hash(root: str) -> int:

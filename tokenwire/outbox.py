@@ -3,87 +3,38 @@
 Text that arrives while the peer is busy is merged, so a slow reader costs one row and slows nobody. A sequence with
 credit keeps its rows apart until they are granted; text, what was split from it, token ids and log-probabilities follow
 the last of the tokens they stand for, and the terminal event follows the text. What is too large for one frame is
-spread over several. Does not know where text comes from.
+spread over several. Text alone, of a sequence without a limit, waits in the columns that the next frame is made of: it
+costs two dictionary entries and no object. Does not know where text comes from.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from tokenwire.logprobs import SequenceLogprobs, has_room, joined
-from tokenwire.parsed import Parsed, joined_parsed
+from tokenwire.logprobs import SequenceLogprobs, has_room
+from tokenwire.outbox_rows import Row, Waiting, cut, drop_ungranted, extras_of, take_row
+from tokenwire.parsed import Parsed
 from tokenwire.requests import FinishReason, Terminal
 from tokenwire.v1 import common_pb2, tokenizer_pb2
-from tokenwire.wire import logprob_to_wire, terminal_to_wire, tool_call_to_wire
+from tokenwire.wire import terminal_to_wire
 
 MAX_FRAME_CHARS = 512 * 1024
 """A frame is closed when its text reaches this, so that it fits a client's default limit of 4 MiB."""
-LOGPROB_CHARS = 16
-"""What one entry of log-probabilities counts as."""
-
-
-@dataclass(slots=True)
-class _Row:
-    """Text that is not sent yet, and the tokens behind it."""
-
-    text: str
-    num_tokens: int
-    token_ids: list[int]
-    logprobs: SequenceLogprobs | None = None
-    parsed: Parsed | None = None
-
-    def add(
-        self,
-        text: str,
-        num_tokens: int,
-        token_ids: Sequence[int],
-        logprobs: SequenceLogprobs | None,
-        parsed: Parsed | None,
-    ) -> None:
-        """Merge with what came later."""
-        self.text += text
-        self.num_tokens += num_tokens
-        self.token_ids.extend(token_ids)
-        if logprobs is not None:
-            self.logprobs = joined(self.logprobs, logprobs)
-        if parsed is not None:
-            self.parsed = joined_parsed(self.parsed, parsed)
-
-    @property
-    def num_chars(self) -> int:
-        """How much it counts for in a frame."""
-        logprobs = LOGPROB_CHARS * self.logprobs.num_entries if self.logprobs is not None else 0
-        return len(self.text) + logprobs + (self.parsed.num_chars if self.parsed is not None else 0)
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """One open sequence."""
-
-    credit: int | None
-    """Tokens that may be sent; None: no limit."""
-    rows: deque[_Row] = field(default_factory=deque)
-    terminal: Terminal | None = None
-    taken_back: bool = False
-    dropped: bool = False
-    """Text was lost to the peer's taking it back."""
-
-    @property
-    def sendable(self) -> bool:
-        if not self.rows:
-            return self.terminal is not None
-        return self.credit is None or self.credit > 0 or self.rows[0].num_tokens == 0  # a held-back end needs no credit
 
 
 class TextOutbox:
     """Rows and terminal events of one session's open sequences, by handle. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._open: dict[int, _Waiting] = {}
+        self._open: dict[int, Waiting] = {}
+        self._plain: set[int] = set()
+        """Handles whose text goes into the columns: without a limit, and nothing but text has come."""
+        self._texts: dict[int, str] = {}
+        self._counts: dict[int, int] = {}
+        """Columns of the next frame: text and tokens by handle, in one order."""
         self._sendable: dict[int, None] = {}
         """Handles with something to send, in the order in which they became so."""
         self._drain: common_pb2.Drain | None = None
+        self._models: Sequence[common_pb2.ModelCard] = ()
         self._ending = False
         self._wake = asyncio.Event()
         self.num_undelivered = 0
@@ -96,7 +47,9 @@ class TextOutbox:
 
     def open(self, handle: int, credit: int | None = None) -> None:
         """Begin a sequence. `credit`: tokens that may be sent before the first `grant`; None: no limit."""
-        self._open[handle] = _Waiting(credit)
+        self._open[handle] = Waiting(credit)
+        if credit is None:
+            self._plain.add(handle)
 
     def add_text(
         self,
@@ -111,6 +64,11 @@ class TextOutbox:
 
         `logprobs` and `parsed` belong to the outbox then.
         """
+        if handle in self._plain:
+            if not token_ids and logprobs is None and parsed is None:
+                self._add_plain(handle, text, num_tokens)
+                return
+            self._leave_columns(handle)
         waiting = self._open.get(handle)
         if waiting is None or waiting.terminal is not None:
             return
@@ -119,12 +77,12 @@ class TextOutbox:
             return
         if logprobs is not None:
             *before, logprobs = logprobs.pieces()
-            waiting.rows.extend(_Row("", 0, [], piece) for piece in before)
+            waiting.rows.extend(Row("", 0, [], piece) for piece in before)
         last = waiting.rows[-1] if waiting.rows and waiting.credit is None else None
         if last is not None and (logprobs is None or has_room(last.logprobs, logprobs)):
             last.add(text, num_tokens, token_ids, logprobs, parsed)
         else:
-            waiting.rows.append(_Row(text, num_tokens, [*token_ids], logprobs, parsed))
+            waiting.rows.append(Row(text, num_tokens, [*token_ids], logprobs, parsed))
         self._mark(handle, waiting)
 
     def finish(self, handle: int, terminal: Terminal) -> None:
@@ -135,9 +93,10 @@ class TextOutbox:
         waiting = self._open.get(handle)
         if waiting is None or waiting.terminal is not None:
             return
+        self._plain.discard(handle)
         if terminal.reason is FinishReason.DEADLINE and waiting.credit is not None:
-            _drop_ungranted(waiting, waiting.credit)
-        waiting.terminal = _cut(terminal) if waiting.dropped else terminal
+            drop_ungranted(waiting, waiting.credit)
+        waiting.terminal = cut(terminal) if waiting.dropped else terminal
         self.num_undelivered += 1
         self._mark(handle, waiting)
 
@@ -150,6 +109,7 @@ class TextOutbox:
 
     def discard_text(self, handle: int) -> None:
         """The peer takes the sequence back: text that waits is dropped, the terminal event waits for nothing."""
+        self._leave_columns(handle)
         waiting = self._open.get(handle)
         if waiting is not None:
             waiting.taken_back = True
@@ -157,13 +117,18 @@ class TextOutbox:
                 waiting.dropped = True
                 waiting.rows.clear()
                 if waiting.terminal is not None:
-                    waiting.terminal = _cut(waiting.terminal)
+                    waiting.terminal = cut(waiting.terminal)
             self._mark(handle, waiting)
 
     def drain(self, reason: str, grace_ms: int = 0) -> None:
         """Tell the peer to go elsewhere; frames end when nothing is open any more."""
         self._drain = common_pb2.Drain(reason=reason, grace_ms=grace_ms)
         self.end()
+
+    def announce(self, models: Sequence[common_pb2.ModelCard]) -> None:
+        """Tell the peer what takes the place of the models that Hello named."""
+        self._models = models
+        self._wake.set()
 
     def end(self) -> None:
         """Nothing more will be opened: frames end when nothing is open any more."""
@@ -172,19 +137,52 @@ class TextOutbox:
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
         """Wait for something to send and take all of it; None once ending and every sequence has ended."""
-        while not self._sendable and self._drain is None:
+        while not (self._texts or self._sendable or self._models) and self._drain is None:
             if self._ending and not self._open:
                 return None
             self._wake.clear()
             await self._wake.wait()
-        frame = tokenizer_pb2.SessionResponse()
+        frame = tokenizer_pb2.SessionResponse(models=self._models)
+        self._models = ()
         if self._drain is not None:
             frame.drain.CopyFrom(self._drain)
             self._drain = None
         self._fill(frame)
         return frame
 
-    def _mark(self, handle: int, waiting: _Waiting) -> None:
+    def _add_plain(self, handle: int, text: str, num_tokens: int) -> None:
+        texts = self._texts
+        if handle in texts:
+            texts[handle] += text
+            self._counts[handle] += num_tokens
+            return
+        if not texts:
+            self._wake.set()
+        texts[handle] = text
+        self._counts[handle] = num_tokens
+
+    def _leave_columns(self, handle: int) -> None:
+        """From now on the sequence's text waits in rows, as does what there is of it."""
+        self._plain.discard(handle)
+        if handle in self._texts:
+            waiting = self._open[handle]
+            waiting.rows.append(Row(self._texts.pop(handle), self._counts.pop(handle), []))
+            self._mark(handle, waiting)
+
+    def _take_columns(self) -> tuple[dict[int, str], dict[int, int]]:
+        """As much of them as fits a frame, half of which is left to rows where there are any."""
+        texts, counts = self._texts, self._counts
+        self._texts, self._counts = {}, {}
+        most = MAX_FRAME_CHARS // 2 if self._sendable else MAX_FRAME_CHARS
+        num_chars = 0
+        for handle in list(texts) if sum(map(len, texts.values())) > most else ():
+            if num_chars >= most:
+                self._texts[handle], self._counts[handle] = texts.pop(handle), counts.pop(handle)
+            else:
+                num_chars += len(texts[handle])
+        return texts, counts
+
+    def _mark(self, handle: int, waiting: Waiting) -> None:
         if (waiting.credit is None and waiting.rows) or waiting.sendable:
             self._sendable[handle] = None
             self._wake.set()
@@ -193,24 +191,21 @@ class TextOutbox:
 
     def _fill(self, frame: tokenizer_pb2.SessionResponse) -> None:
         """Move what may be sent into the frame, one row per sequence: what else one has goes with the next frame."""
-        handles: list[int] = []
-        texts: list[str] = []
-        counts: list[int] = []
-        num_chars = 0
+        texts, counts = self._take_columns()
+        num_chars = sum(map(len, texts.values())) if self._sendable else 0
         left: list[int] = []
         sendable, self._sendable = self._sendable, {}
         for handle in sendable:
-            if num_chars >= MAX_FRAME_CHARS:
+            if num_chars >= MAX_FRAME_CHARS or handle in self._texts:
                 self._sendable[handle] = None
                 continue
             waiting = self._open[handle]
-            row = _take_row(waiting)
+            row = take_row(waiting)
             if row is not None:
-                handles.append(handle)
-                texts.append(row.text)
-                counts.append(row.num_tokens)
+                texts[handle] = row.text
+                counts[handle] = row.num_tokens
                 if row.logprobs is not None or row.parsed is not None or row.token_ids:
-                    frame.extras.append(_extras(handle, row))
+                    frame.extras.append(extras_of(handle, row))
                     num_chars += row.num_chars
                 else:
                     num_chars += len(row.text)
@@ -220,58 +215,8 @@ class TextOutbox:
                 frame.finishes.append(terminal_to_wire(waiting.terminal, handle))
                 del self._open[handle]
                 self.num_undelivered -= 1
-        frame.handles.extend(handles)
-        frame.texts.extend(texts)
-        frame.num_tokens.extend(counts)
+        frame.handles.extend(texts)
+        frame.texts.extend(texts.values())
+        frame.num_tokens.extend(counts.values())
         for handle in left:
             self._mark(handle, self._open[handle])
-
-
-def _extras(handle: int, row: _Row) -> tokenizer_pb2.Extras:
-    """What stands beside a row's text."""
-    extras = tokenizer_pb2.Extras(handle=handle, token_ids=row.token_ids)
-    if row.logprobs is not None:
-        extras.logprobs.extend(map(logprob_to_wire, row.logprobs.tokens))
-        extras.prompt_logprobs.extend(map(logprob_to_wire, row.logprobs.prompt))
-    if row.parsed is not None:
-        extras.reasoning = row.parsed.reasoning
-        extras.tool_calls.extend(map(tool_call_to_wire, row.parsed.tool_calls))
-    return extras
-
-
-def _drop_ungranted(waiting: _Waiting, credit: int) -> None:
-    """Keep the rows that may be sent as they are."""
-    kept: deque[_Row] = deque()
-    for row in waiting.rows:
-        credit -= row.num_tokens
-        if credit < 0:
-            break
-        kept.append(row)
-    waiting.rows = kept
-
-
-def _cut(terminal: Terminal) -> Terminal:
-    """What a sequence ends with whose text did not all arrive: an ordinary end becomes CANCELLED."""
-    if terminal.reason in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH):
-        return Terminal(FinishReason.CANCELLED, usage=terminal.usage)
-    return terminal
-
-
-def _take_row(waiting: _Waiting) -> _Row | None:
-    """What credit and a frame allow, as one row. Text whose last token is not granted yet stays behind."""
-    if not waiting.rows:
-        return None
-    if waiting.credit is None:
-        return waiting.rows.popleft()
-    taken = _Row("", 0, [])
-    while waiting.sendable and waiting.rows and has_room(taken.logprobs, waiting.rows[0].logprobs):
-        row = waiting.rows[0]
-        granted = min(row.num_tokens, waiting.credit)
-        waiting.credit -= granted
-        if granted < row.num_tokens:
-            row.num_tokens -= granted
-            taken.num_tokens += granted
-            break
-        taken.add(row.text, granted, row.token_ids, row.logprobs, row.parsed)
-        waiting.rows.popleft()
-    return taken

@@ -3,15 +3,17 @@
 Does not know the wire; `tokenwire.wire` turns these into messages and back.
 """
 
-import secrets
+import random
+import re
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 from tokenwire.constraints import Constraint
 from tokenwire.embeddings import Vector
 from tokenwire.errors import FieldViolation, TokenwireError
-from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
+from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams, refuse
 
 MAX_REQUEST_ID_CHARS = 128
 MAX_PRIORITY = 100
@@ -19,9 +21,14 @@ MAX_TIMEOUT_S = 1e9
 """About thirty years: what every clock and transport on the way can count. A longer limit is none."""
 MAX_NAME_BYTES = 256
 """Of a tenant and of a cache salt: the engine remembers them."""
+ADAPTER_NAME_RULE = "1 to 128 ASCII letters, digits and . _ / : -, the first a letter or digit"
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 1024
 MAX_CHOICES = 128
+_IDS = random.Random()
+"""Seeded by the kernel, once per process."""
+NUM_REMEMBERED = 256
+"""Options that are not looked at anew, of those seen last."""
 
 
 class FinishReason(Enum):
@@ -161,6 +168,11 @@ def name_violations(field: str, name: str) -> list[FieldViolation]:
     return [FieldViolation(field, f"{name[:40]!r}… is not allowed: {allowed}")]
 
 
+def is_adapter_name(name: str) -> bool:
+    """Whether an adapter may be called so."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}", name) is not None
+
+
 def is_unicode(text: str) -> bool:
     """Whether the text can be sent: UTF-8 has no lone surrogates."""
     try:
@@ -170,9 +182,14 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def new_id(prefix: str, num_digits: int) -> str:
+    """An id nobody else has: the prefix and so many hex digits. No secret: the kernel is not asked for each."""
+    return f"{prefix}{_IDS.getrandbits(4 * num_digits):0{num_digits}x}"
+
+
 def new_request_id() -> str:
     """A request id nobody else has: "req-" and 16 hex digits."""
-    return "req-" + secrets.token_hex(8)
+    return new_id("req-", 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +209,24 @@ class GenerationOptions:
     """Log-probability of each sampled token, and of this many likeliest ones; None: none."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens but the first."""
+    adapter: str = ""
+    """Name of a loaded adapter; empty: none."""
     constraint: Constraint | None = None
     """What the output must look like; None: free text."""
     speculation: bool | None = None
     """Whether tokens may be drafted ahead, which changes none of them; None: as the server does by default."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it can be remembered: nothing in it is as long as a client likes."""
+        return self.constraint is None and not self.stop_strings and self.sampling.num_named_ids == 0
+
+    def refuse_violations(self) -> None:
+        """Raise InvalidRequest naming everything wrong. Most requests have the options of one before them."""
+        if self.is_short:
+            _refuse_once(self)
+        else:
+            refuse(self.violations())
 
     def violations(self, prefix: str = "options") -> list[FieldViolation]:
         """Everything wrong with these values, one entry per field."""
@@ -210,6 +241,9 @@ class GenerationOptions:
         if not 1 <= self.num_choices <= MAX_CHOICES:
             allowed = f"an integer from 1 to {MAX_CHOICES}"
             found.append(FieldViolation(f"{prefix}.num_choices", f"{self.num_choices} is not allowed: {allowed}"))
+        if self.adapter and not is_adapter_name(self.adapter):
+            description = f"{self.adapter[:80]!r} is not allowed: {ADAPTER_NAME_RULE}"
+            found.append(FieldViolation(f"{prefix}.adapter", description))
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= MAX_LOGPROBS:
@@ -218,3 +252,9 @@ class GenerationOptions:
         if self.constraint is not None:
             found += self.constraint.violations(f"{prefix}.constraint")
         return found
+
+
+@lru_cache(NUM_REMEMBERED)
+def _refuse_once(options: GenerationOptions) -> None:
+    """Of equal options, what raises is looked at each time and what does not, once."""
+    refuse(options.violations())

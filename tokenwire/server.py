@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from tokenwire.addresses import is_free, is_loopback, join_host_port
 from tokenwire.channels import server_options
 from tokenwire.errors import FailedPrecondition, TokenwireError
+from tokenwire.grpc_tls import server_credentials
 from tokenwire.interceptor import TypedErrors
 from tokenwire.settings import ServerSettings
 from tokenwire.worker_place import WorkerPlace
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 WATCHERS_S = 0.2
 """How long those who watch have to hear that the server does not serve any more."""
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Python's own, 700, looks for garbage several times per request, and almost all that a request made goes without."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -39,7 +42,9 @@ class GrpcServer:
 
     def __init__(self, settings: ServerSettings, *, share_port: bool = False) -> None:
         """`share_port`: this is one of several workers, for whom the port is held."""
-        refuse_public_without_auth(settings.host, settings.insecure)
+        refuse_public_without_auth(settings)
+        tls = settings.tls
+        self._credentials = server_credentials(tls) if tls is not None else None
         self.settings = settings
         self.port = 0
         self.services: list[str] = []
@@ -68,7 +73,10 @@ class GrpcServer:
         if not self._share_port and not is_free(self.settings.port, self.settings.host):
             raise refusal
         try:
-            self.port = self.server.add_insecure_port(address)
+            if self._credentials is None:
+                self.port = self.server.add_insecure_port(address)
+            else:
+                self.port = self.server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise refusal from error
         await self.set_serving(False)
@@ -100,6 +108,7 @@ async def until_signal(place: WorkerPlace | None = None) -> str:
     A worker leaves SIGINT to its parent, which a terminal sends it too, and goes when the parent is gone.
     """
     gc.freeze()  # what start-up made stays as long as the process does, and need not be looked through again
+    gc.set_threshold(*GC_THRESHOLDS)
     loop = asyncio.get_running_loop()
     received: asyncio.Future[str] = loop.create_future()
 
@@ -132,9 +141,21 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         raise SystemExit(1) from None
 
 
-def refuse_public_without_auth(host: str, insecure: bool) -> None:
-    """Raise FailedPrecondition when others could reach this address and nobody said that this is wanted."""
-    if insecure or is_loopback(host):
+def refuse_public_without_auth(settings: ServerSettings) -> None:
+    """Raise FailedPrecondition when others could reach this address, nobody is asked, and nobody said that it is meant.
+
+    An address that is meant to be open is told in the log where keys would cross the network in the clear.
+    """
+    host = settings.host
+    if is_loopback(host):
         return
-    message = f"--host {host} can be reached by others, and this tier asks nobody who they are"
-    raise FailedPrecondition(f"{message}: add --insecure if the network around it is trusted", reason="INSECURE_HOST")
+    if settings.asks_who:
+        if settings.tls is None:
+            log.warning("--host %s without TLS: what callers show crosses the network as it is", host)
+        return
+    if not settings.insecure:
+        message = f"--host {host} can be reached by others, and this tier asks nobody who they are"
+        raise FailedPrecondition(
+            f"{message}: {settings.ways_to_ask}, or add --insecure if the network around it is trusted",
+            reason="INSECURE_HOST",
+        )

@@ -9,6 +9,7 @@ from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed, ToolCall
 from tokenwire.requests import (
+    NUM_REMEMBERED,
     CancelReason,
     FinishReason,
     GatewayTimings,
@@ -36,8 +37,6 @@ CANCEL_TO_WIRE: dict[CancelReason, pb.CancelReason] = {
 }
 CANCEL_FROM_WIRE = {number: reason for reason, number in CANCEL_TO_WIRE.items()}
 
-NUM_REMEMBERED = 256
-"""Options that are not read anew, of the messages seen last."""
 MAX_REMEMBERED_BYTES = 512
 """Longer messages are read each time."""
 
@@ -129,6 +128,7 @@ def _options_from_wire(message: pb.GenerationOptions) -> GenerationOptions:
         num_choices=message.num_choices or 1,
         logprobs=output.logprobs if output.HasField("logprobs") else None,
         prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
+        adapter=message.adapter,
         constraint=constraint_from_wire(message.constraint),
         speculation=message.speculation if message.HasField("speculation") else None,
     )
@@ -165,23 +165,35 @@ def constraint_to_wire(constraint: Constraint, message: pb.Constraint) -> None:
 def refuse_unbuilt(message: pb.GenerationOptions) -> None:
     """Raise Unsupported for the first field that asks for something this release does not do."""
     asked = ["output.echo"] if message.output.echo else []
-    asked += ["adapter"] if message.adapter else []
     if asked:
         violations = [FieldViolation(f"options.{name}", "not built in this release; leave it out") for name in asked]
         raise Unsupported(f"options.{asked[0]} is not built in this release; leave it out", violations=violations)
 
 
+def shared_options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
+    """As `options_to_wire`, of options that many requests have: the message is shared, and to be copied."""
+    return _remembered_message(options) if options.is_short else options_to_wire(options)
+
+
+@lru_cache(NUM_REMEMBERED)
+def _remembered_message(options: GenerationOptions) -> pb.GenerationOptions:
+    return options_to_wire(options)
+
+
 def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
     """How to generate, as a message."""
-    message = pb.GenerationOptions(num_choices=options.num_choices)
+    message = pb.GenerationOptions(num_choices=options.num_choices, adapter=options.adapter)
     sampling = options.sampling
     for name in SCALARS:
         value = getattr(sampling, name)
         if value is not None:
             setattr(message.sampling, name, value)
-    message.sampling.logit_bias.update(sampling.logit_bias)
-    message.sampling.allowed_token_ids.extend(sampling.allowed_token_ids)
-    message.sampling.banned_sequences.extend(pb.TokenIds(ids=ids) for ids in sampling.banned_sequences)
+    if sampling.logit_bias:
+        message.sampling.logit_bias.update(sampling.logit_bias)
+    if sampling.allowed_token_ids:
+        message.sampling.allowed_token_ids.extend(sampling.allowed_token_ids)
+    if sampling.banned_sequences:
+        message.sampling.banned_sequences.extend(pb.TokenIds(ids=ids) for ids in sampling.banned_sequences)
     if options.stop.max_tokens is not None:
         message.stop.max_tokens = options.stop.max_tokens
     message.stop.stop_token_ids.extend(options.stop.stop_token_ids)

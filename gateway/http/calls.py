@@ -10,7 +10,7 @@ from gateway.generation import Generation
 from gateway.http.connection import Connection, connection_of
 from gateway.http.fields import GenerationFields
 from gateway.metrics import RequestRecord
-from gateway.streams import Event, TextStream
+from gateway.streams import Event, Output, TextStream
 from gateway.text_requests import TextRequest
 from tokenwire.errors import Cancelled, TokenwireError
 from tokenwire.requests import RequestContext, deadline_after
@@ -86,11 +86,20 @@ class HttpCall:
         """Whether every event has been taken."""
         return self._stream is not None and self._stream.over
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """From now on call this when something has come, when the client can take more, and when it has gone."""
+    def listen(self, listener: Callable[[], None], on_paused: Callable[[], None]) -> None:
+        """From now on call this when something has come, when the client can take more, and when it has gone.
+
+        `on_paused`: what to call when the client does not keep up.
+        """
         assert self._stream is not None, "open comes first"
         self._stream.listen(listener)
         self.connection.on_writable = listener
+        self.connection.on_paused = on_paused
+
+    @property
+    def outputs(self) -> list[Output]:
+        """Those of all prompts."""
+        return [] if self._stream is None else [output for choices in self._stream.outputs for output in choices]
 
     def close(self, error: BaseException | None = None) -> None:
         """Take back what still runs below, count and log. Later calls change nothing."""

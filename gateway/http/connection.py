@@ -24,6 +24,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.on_writable: Callable[[], None] = _nothing
         """Called when what was paused may be written to again."""
+        self.on_paused: Callable[[], None] = _nothing
+        """Called when the client does not keep up."""
         self.on_gone: Callable[[], None] = _nothing
         """Called when the client has gone. Set by `watch`."""
 
@@ -45,12 +47,17 @@ class Connection(HttpToolsProtocol):
 
     def release(self) -> None:
         """The answer is over: nobody is told anything any more."""
-        self.on_gone = self.on_writable = _nothing
+        self.on_gone = self.on_paused = self.on_writable = _nothing
 
     def on_message_begin(self) -> None:
         """A request begins: it can find its connection."""
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self.on_paused()
 
     def resume_writing(self) -> None:
         """The client reads again."""

@@ -24,7 +24,6 @@ from tokenwire.sampling import (
     MAX_TOKENS,
     SamplingParams,
     StopParams,
-    refuse,
 )
 
 UINT32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -42,6 +41,8 @@ PROMPTS_SCHEMA = {"anyOf": [TEXT, IDS, {"type": "array", "minItems": 1, "items":
 """What `prompts_of` takes."""
 STOP_SCHEMA = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": MAX_STOP_STRINGS}, {"type": "null"}]}
 """What `_stop_strings` takes."""
+
+UNBUILT_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (None, False)}
 
 
 class StreamOptions(Body):
@@ -161,7 +162,7 @@ class GenerationFields(Body):
             constraint=constraint_of(self.response_format, self.structured_outputs),
             speculation=self.speculation,
         )
-        refuse(options.violations())
+        options.refuse_violations()
         return options
 
     def requests(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[TextRequest]:

@@ -116,6 +116,10 @@ class GenerateChunks:
             pieces.append(f"{head},{json_text(_end(event.prompt, event.terminal))[1:]}\n\n")
         return "".join(pieces), None
 
+    def around_text(self, prompt: int, choice: int) -> tuple[str, str]:
+        """What stands around a text alone of this output."""
+        return f'data: {{"index":{prompt},"text":', "}\n\n"
+
     def end(self) -> str:
         """The end mark."""
         return DONE

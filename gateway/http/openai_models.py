@@ -1,4 +1,7 @@
-"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them, with what each model does besides."""
+"""GET /v1/models and /v1/models/{id}, as OpenAI's API reference has them, with what each model does besides.
+
+Adapters are listed too; their `parent` is the model.
+"""
 
 from typing import Any
 
@@ -21,9 +24,9 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
         with generation.record("http.models") as record:
             record.request_id = request_id
             models = await generation.backends.list_models(timeout_s=TIMEOUT_S, request_id=request_id)
-        return [
-            {
-                "id": card.name,
+        found: list[dict[str, Any]] = []
+        for card in models:
+            about = {
                 "object": "model",
                 "created": started,
                 "owned_by": "tokenwire",
@@ -31,8 +34,9 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
                 "capabilities": capability_names(card),
                 "embedding_size": card.embedding_size,
             }
-            for card in models
-        ]
+            found.append({"id": card.name, **about})
+            found += [adapter_object(name, card.name, about) for name in card.adapters]
+        return found
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> Response:
@@ -50,3 +54,8 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
         raise NotFound(f"model {name!r} is not served here; served: {known}", reason="MODEL_NOT_FOUND")
 
     return router
+
+
+def adapter_object(name: str, parent: str, about: dict[str, Any]) -> dict[str, Any]:
+    """An adapter of a model, which does what the model does but embed."""
+    return {"id": name, **about, "capabilities": ["generate"], "embedding_size": 0, "root": parent, "parent": parent}

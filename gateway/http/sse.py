@@ -12,7 +12,7 @@ Does not know what the events say; a `Chunks` writes them.
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from starlette.responses import Response
@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.http.calls import HttpCall
 from gateway.http.errors import error_object
+from gateway.http.text_events import TextEvents
 from gateway.streams import Event
 from tokenwire.errors import Cancelled, TokenwireError
 
@@ -40,6 +41,9 @@ class Chunks(Protocol):
 
     def render(self, events: Sequence[Event]) -> tuple[str, TokenwireError | None]:
         """What these events add to the answer, and the error that ends it."""
+
+    def around_text(self, prompt: int, choice: int) -> tuple[str, str] | None:
+        """What stands around a text, as JSON, in an event of that alone; None before the output has begun."""
 
     def end(self) -> str:
         """What stands behind the last event."""
@@ -75,8 +79,12 @@ class EventStream(Response):
         self._first = first
         self._error = error
         self._prompt_field = prompt_field
+        self._rest = ""
+        """The last events' text."""
         self._quiet = False
         """Nothing was written since the last look."""
+        self._direct: list[TextEvents] = []
+        """What writes past this, and tells for itself whether it has."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,6 +109,11 @@ class EventStream(Response):
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call, connection = self._call, self._call.connection
 
+        def fail(error: Exception) -> None:
+            self._stop_direct()
+            if not over.done():
+                over.set_exception(error)
+
         def advance() -> None:
             """Write what has come, where the client can take it; called from within whatever brought it."""
             if over.done():
@@ -109,25 +122,50 @@ class EventStream(Response):
                 while (connection.writable or call.gone) and self._write():
                     pass
                 if self._error is not None or call.over:
+                    self._stop_direct()
                     over.set_result(None)
+                elif connection.writable:
+                    self._go_direct(fail)
             except Exception as error:  # this answer's alone: what brought the news has others to serve
-                over.set_exception(error)
+                fail(error)
 
-        call.listen(advance)
+        call.listen(advance, on_paused=self._stop_direct)
         advance()
         if call.keep_alive_s is not None:
             self._keep_alive(call.keep_alive_s)
         try:
             await over
         finally:
+            self._stop_direct()
             if self._timer is not None:
                 self._timer.cancel()
 
+    def _go_direct(self, on_failure: Callable[[Exception], None]) -> None:
+        """From now on text alone is written where it comes, of every output that has begun and has nothing waiting."""
+        if not self._call.record.started:
+            return
+        for output in self._call.outputs:
+            if output.direct is None and output.begun and not output.waits:
+                around = self._chunks.around_text(output.prompt, output.choice)
+                if around is not None:
+                    output.direct = TextEvents(self._call.connection, *around, on_failure)
+                    self._direct.append(output.direct)
+
+    def _stop_direct(self) -> None:
+        """Text waits in its output again."""
+        if self._direct:
+            for output in self._call.outputs:
+                output.direct = None
+            self._direct.clear()
+            self._quiet = False
+
     def _keep_alive(self, interval_s: float) -> None:
         """Write a comment where nothing was written since the last look, and look again."""
-        if self._quiet and self._call.connection.writable:
+        if self._quiet and self._call.connection.writable and all(events.quiet for events in self._direct):
             self._call.connection.write_chunk(KEEP_ALIVE.encode())
         self._quiet = True
+        for events in self._direct:
+            events.quiet = True
         self._timer = asyncio.get_running_loop().call_later(interval_s, self._keep_alive, interval_s)
 
     def _write(self) -> bool:
@@ -137,13 +175,16 @@ class EventStream(Response):
         if not events:
             return False
         text, self._error = self._chunks.render(events)
+        if self._error is not None or call.over:
+            self._rest = text  # goes with the end, in one write
+            return False
         if text:
             self._quiet = False
             call.connection.write_chunk(text.encode())
-        return self._error is None and call.has_more
+        return call.has_more
 
     def _last(self) -> str:
         if self._error is None:
-            return self._chunks.end()
+            return self._rest + self._chunks.end()
         self._call.failed(self._error)
-        return data_line({"error": error_object(self._error, self._prompt_field)})
+        return self._rest + data_line({"error": error_object(self._error, self._prompt_field)})

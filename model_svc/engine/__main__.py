@@ -9,11 +9,14 @@ import logging
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 
+from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from model_svc.engine.batch import ModelRunner, RunnerInfo
 from model_svc.engine.drafting import DraftLimits
-from model_svc.engine.engine import Engine
-from model_svc.engine.events import Ready, Refused
+from model_svc.engine.engine import ADAPTER_POLL_S, Engine
+from model_svc.engine.events import Inbox, Ready, Refused
 from model_svc.engine.link import EngineLink
 from model_svc.engine.scheduler import Limits
 from model_svc.settings import EngineSettings
@@ -51,18 +54,28 @@ def build(link: EngineLink, settings: EngineSettings) -> Engine | None:
     except TokenwireError as error:
         link.send(Refused(error))
         return None
-    link.send(Ready(runner.info))
+    link.send(Ready(runner.info, load_adapters(engine, settings.adapters)))
     return engine
 
 
-def engine_of(settings: EngineSettings, runner: ModelRunner) -> Engine:
-    """The engine over this runner, as the settings say."""
+def load_adapters(engine: Engine, adapters: tuple[tuple[str, str], ...]) -> tuple[AdapterOutcome, ...]:
+    """Have these adapters, by name and folder, read before anything runs; what became of each."""
+    engine.take(Inbox(adapter_loads=[LoadAdapter(name, folder) for name, folder in adapters]))
+    outcomes: list[AdapterOutcome] = []
+    while engine.adapters is not None and engine.adapters.num_loading:
+        time.sleep(ADAPTER_POLL_S)
+        outcomes += engine.take_adapters()
+    return tuple(outcomes)
+
+
+def engine_of(settings: EngineSettings, runner: ModelRunner, now_s: Callable[[], float] = time.perf_counter) -> Engine:
+    """The engine over this runner, as the settings say; `now_s` is what it times its steps with."""
     on_gpu, whole = runner.info.device.startswith("cuda"), settings.tensor_parallel == 1
     overlap = settings.overlap == "on" or (settings.overlap == "auto" and on_gpu and whole)
     if overlap and not whole:
         message = "overlap: steps of several ranks (tensor_parallel) are not overlapped; leave it auto"
         raise FailedPrecondition(message, reason="OVERLAP_OF_RANKS")
-    return Engine(runner, limits_of(settings, runner.info), overlap=overlap)
+    return Engine(runner, limits_of(settings, runner.info), overlap=overlap, adapters=runner.adapters, now_s=now_s)
 
 
 def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
@@ -73,7 +86,11 @@ def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
         window_s=settings.admission_window_ms / 1000,
         window_requests=settings.admission_window_requests,
         tenant_weights=dict(settings.tenant_weights),
-        drafts=DraftLimits(settings.speculation_length if info.takes_drafts else 0, settings.speculation != "off"),
+        drafts=DraftLimits(
+            max_drafts=settings.speculation_length if info.takes_drafts else 0,
+            by_default=settings.speculation != "off",
+            adaptive=settings.speculation_adaptive,
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from model_svc.engine.adapters import AdapterStore
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.bench import GrammarBench
@@ -152,6 +153,10 @@ class RunnerInfo:
     attention: str
     phases_s: dict[str, float]
     """Seconds each start-up phase took, in order."""
+    num_adapter_slots: int = 0
+    """Adapters that the device can hold at once; 0: none are served."""
+    max_adapter_bytes: int = 0
+    """What these may take together."""
     takes_drafts: bool = False
     """Whether rows may have drafts."""
     generates: bool = True
@@ -173,6 +178,8 @@ class ModelRunner(Protocol):
     """The only caller of the device."""
 
     info: RunnerInfo
+    adapters: AdapterStore | None
+    """None: sequences with an adapter are not run."""
     phases: PhaseClock
     """The engine's too. A runner laps prepare, forward and sample in `launch`, and wait in `collect`."""
     grammars: GrammarBench | None

@@ -5,7 +5,7 @@ device.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -147,6 +147,12 @@ class BlockPool:
                 self.num_cached -= 1
                 self._free.move_to_end(gone.block, last=False)
             gone.block = -1
+
+    def forget_roots(self, is_meant: Callable[[str], bool]) -> None:
+        """What continues the roots that are meant is cached no more. Linear in the blocks."""
+        for cached in list(self._cached):
+            if cached is not None and isinstance(cached.parent, str) and is_meant(cached.parent):
+                self.forget(cached.block)
 
     def take_changes(self) -> tuple[list[int], list[int]]:
         """Hashes that became cached, and hashes that are no more, since the last call; none is in both."""

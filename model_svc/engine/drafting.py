@@ -8,19 +8,24 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from model_svc.engine.batch import ScheduledRow
+from model_svc.engine.batch import ScheduledBatch, ScheduledRow
+from model_svc.engine.draft_lengths import KINDS, DraftLengths
 from model_svc.engine.kv_cache_manager import KVCacheManager
 from model_svc.engine.ngram_drafts import NgramDrafter
 from model_svc.engine.sequence import PENDING, Sequence
 
 MOST_DRAFTS_PER_STEP = 256
 """Drafts of all rows of a step; each has logits of its own, a row of the vocabulary's size."""
+LONG_MATCH = 4
+"""Tokens in common with an earlier place from which on its drafts are a kind of their own."""
 SUSPENDED_STEPS = 1000
 MEMORY = 0.99
 """What a row counts in the acceptance of late, against the row after it."""
 
-Undrafted = Literal["off", "constraint", "penalties", "pending", "no_match", "no_room", "failed"]
-UNDRAFTED: tuple[Undrafted, ...] = ("off", "constraint", "penalties", "pending", "no_match", "no_room", "failed")
+Undrafted = Literal["off", "constraint", "penalties", "pending", "no_match", "no_room", "no_gain", "measured", "failed"]
+UNDRAFTED: tuple[Undrafted, ...] = (
+    "off", "constraint", "penalties", "pending", "no_match", "no_room", "no_gain", "measured", "failed",
+)  # fmt: skip
 """Why a decode row has no drafts:
 
 - off: the request, or the server's default, does not want any;
@@ -29,6 +34,8 @@ UNDRAFTED: tuple[Undrafted, ...] = ("off", "constraint", "penalties", "pending",
 - pending: its last token was still on its way when the step was made;
 - no_match: nothing was found to draft;
 - no_room: it may make one token more only, or the step's budget or the free KV blocks hold no draft;
+- no_gain: as far as is known a draft would cost more than it saves;
+- measured: the step was made without drafts to see how long that takes, or to make good what drafts had lost;
 - failed: a row of it with drafts gave no number that a token can be drawn from.
 """
 
@@ -56,6 +63,8 @@ class DraftLimits:
     """Most drafts of a row; 0: nobody drafts, whatever a request says."""
     by_default: bool = False
     """Whether requests that do not say so are drafted for."""
+    adaptive: bool = True
+    """Whether there are only as many as pay, see `DraftLengths`; else as many as there may be."""
 
 
 class Lookup(Protocol):
@@ -76,8 +85,11 @@ class Drafting:
         self._kv = kv
         self._max_context_tokens = max_context_tokens
         self.lookup: Lookup = NgramDrafter()
-        self._in_flight: set[int] = set()
-        """Ids of sequences with drafts whose step has been launched and not entered."""
+        self.lengths = DraftLengths(limits.max_drafts) if limits.adaptive else None
+        self._in_flight: dict[int, int] = {}
+        """By id of each sequence with drafts whose step has been launched and not entered: their kind."""
+        self._kinds: dict[int, int] = {}
+        """By id: the kind of the drafts in the step that is being made."""
         self._given_up: set[int] = set()
         """Ids of sequences that are not drafted for any more."""
         self._num_suspended = 0
@@ -95,7 +107,7 @@ class Drafting:
 
     def needs_known_tokens(self, running: Rows[Sequence]) -> bool:
         """Whether the next step must not be launched before the tokens on their way are known."""
-        return bool(self._in_flight) or any(self._obstacle(sequence) in (None, "pending") for sequence in running)
+        return bool(self._in_flight) or any(map(self._is_drafting, running))
 
     def draft(self, rows: list[ScheduledRow], budget: int) -> list[ScheduledRow]:
         """Add drafts to a step's rows, up to `budget` in all. A block for each row stays free of them."""
@@ -104,6 +116,9 @@ class Drafting:
         if self._num_suspended:
             self._num_suspended -= 1
             return rows
+        self._kinds = {}
+        if self.lengths is not None:
+            self.lengths.begin_step(sum([row.samples and row.num_new_tokens == 1 for row in rows]))
         left = min(budget, MOST_DRAFTS_PER_STEP)
         made: list[ScheduledRow] = []
         for row in rows:
@@ -117,14 +132,21 @@ class Drafting:
 
     def launched(self, rows: Rows[ScheduledRow]) -> None:
         """A step is on its way."""
-        self._in_flight.update(row.sequence.sequence_id for row in rows if row.drafts)
+        for row in rows:
+            if row.drafts:
+                self._in_flight[row.sequence.sequence_id] = self._kinds[row.sequence.sequence_id]
 
-    def verified(self, row: ScheduledRow, token_ids: Rows[int]) -> int:
-        """How many of the row's drafts are what was sampled, its first token in front, before one that is not."""
-        self._in_flight.discard(row.sequence.sequence_id)
-        pairs = zip(row.drafts, token_ids, strict=False)
-        num_equal = next((at for at, (draft, token_id) in enumerate(pairs) if draft != token_id), len(row.drafts))
-        num_accepted = min(num_equal, len(token_ids) - 1)
+    def verified(self, row: ScheduledRow, token_id: int, after: Rows[int]) -> int:
+        """How many of the row's drafts are right: the first is what was sampled, each next what was `after` the last.
+
+        To be called before the sequence can have ended with any of them.
+        """
+        kind = self._in_flight.pop(row.sequence.sequence_id)
+        pairs = zip(row.drafts, (token_id, *after), strict=False)
+        num_equal = next((at for at, (draft, sampled) in enumerate(pairs) if draft != sampled), len(row.drafts))
+        num_accepted = min(num_equal, len(after))
+        if self.lengths is not None:
+            self.lengths.verified(row.sequence.sequence_id, kind, len(row.drafts), num_accepted)
         self._num_rows += 1
         self._num_drafted += len(row.drafts)
         self._num_accepted += num_accepted
@@ -132,9 +154,16 @@ class Drafting:
         self._lately_accepted = MEMORY * self._lately_accepted + num_accepted
         return num_accepted
 
+    def took(self, batch: ScheduledBatch, num_tokens: int, seconds: float) -> None:
+        """A step has given so many tokens after so long."""
+        if self.lengths is not None and all([row.samples and row.num_own_tokens == 1 for row in batch.rows]):
+            num_rows, num_drafts = len(batch.rows), batch.num_drafts
+            num_drafted_rows = sum([bool(row.drafts) for row in batch.rows]) if num_drafts else 0
+            self.lengths.observe(num_rows, num_drafted_rows, num_drafts, max(0, num_tokens - num_rows), seconds)
+
     def give_up(self, sequence: Sequence) -> None:
         """A row with drafts of it has failed: never again."""
-        self._in_flight.discard(sequence.sequence_id)
+        self._in_flight.pop(sequence.sequence_id, None)
         self._given_up.add(sequence.sequence_id)
 
     def suspend(self) -> None:
@@ -143,26 +172,41 @@ class Drafting:
 
     def forget(self, sequence: Sequence) -> None:
         """It has ended."""
-        self._in_flight.discard(sequence.sequence_id)
+        self._in_flight.pop(sequence.sequence_id, None)
         self._given_up.discard(sequence.sequence_id)
         self.lookup.forget(sequence)
+        if self.lengths is not None:
+            self.lengths.forget(sequence.sequence_id)
 
     def _drafts(self, sequence: Sequence, left: int, spare: int) -> list[int]:
         """What to verify for a sequence; nothing, counted by reason."""
-        why_not = self._obstacle(sequence)
-        drafts: list[int] = []
-        if why_not is None:
-            outputs_left = sequence.num_outputs_left(self._max_context_tokens)
-            num_drafts = self._room(sequence, min(self.limits.max_drafts, outputs_left - 1, left), spare)
-            if num_drafts < 1:
-                why_not = "no_room"
-            else:
-                drafts, _ = self.lookup.find(sequence, num_drafts)
-                if not drafts:
-                    why_not = "no_match"
-        if why_not is not None:
-            self._undrafted[why_not] += 1
+        found = self._obstacle(sequence) or self._found(sequence, left, spare)
+        drafts = [] if isinstance(found, str) else found
+        if isinstance(found, str):
+            self._undrafted[found] += 1
+        if self.lengths is not None and found not in ("off", "failed"):
+            self.lengths.considered(sequence.sequence_id, len(drafts))
         return drafts
+
+    def _found(self, sequence: Sequence, left: int, spare: int) -> list[int] | Undrafted:
+        """What to verify for a sequence that nothing keeps from it, or why there is nothing. May give it blocks."""
+        outputs_left = sequence.num_outputs_left(self._max_context_tokens)
+        most = min(self.limits.max_drafts, outputs_left - 1, left)
+        if most < 1:
+            return "no_room"
+        drafts, num_matching = self.lookup.find(sequence, most)
+        if not drafts:
+            return "no_match"
+        kind = KINDS.index("short_match" if num_matching < LONG_MATCH else "long_match")
+        if self.lengths is not None:
+            if not self.lengths.is_drafting:
+                return "measured"
+            drafts = drafts[: self.lengths.most(sequence.sequence_id, kind)]
+            if not drafts:
+                return "no_gain"
+        drafts = drafts[: self._room(sequence, len(drafts), spare)]
+        self._kinds[sequence.sequence_id] = kind
+        return drafts or "no_room"
 
     def _room(self, sequence: Sequence, num_drafts: int, spare: int) -> int:
         """For how many of the drafts the sequence has blocks, or gets free ones."""
@@ -173,6 +217,12 @@ class Drafting:
             missing = 0
         held = len(sequence.block_table) * self._kv.block_size - num_tokens
         return num_drafts if not missing else min(num_drafts, held)
+
+    def _is_drafting(self, sequence: Sequence) -> bool:
+        """Whether drafts are to be looked for once its tokens are known."""
+        if self._obstacle(sequence) not in (None, "pending"):
+            return False
+        return self.lengths is None or not self.lengths.is_idle(sequence.sequence_id)
 
     def _obstacle(self, sequence: Sequence) -> Undrafted | None:
         """What keeps this sequence from being drafted for, if anything does."""

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from model_svc.engine.adapters import AdapterOutcome, AdapterStore
 from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch
-from model_svc.engine.events import Inbox, NewTokens, StepResult
+from model_svc.engine.events import EngineLoad, Inbox, NewTokens, StepResult
 from model_svc.engine.scheduler import Limits, Scheduler
 from model_svc.engine.sequence import Sequence, SequenceStatus
 from tokenwire.errors import Internal
@@ -20,10 +21,15 @@ log = logging.getLogger(__name__)
 MAX_FAILED_STEPS = 3
 """Steps that may fail in a row before the engine gives up on its device."""
 
+ADAPTER_POLL_S = 0.01
+"""How often an idle engine looks whether an adapter has been read."""
+
 
 class Launched(NamedTuple):
     """A step on its way."""
 
+    began_s: float
+    """When it began to be scheduled, in `Engine.now_s`."""
     batch: ScheduledBatch
     token: Any
     """What the runner's `collect` needs."""
@@ -42,9 +48,13 @@ class Engine:
         limits: Limits,
         *,
         overlap: bool = False,
+        adapters: AdapterStore | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`clock` is what deadlines and waiting go by; `now_s` is what steps are timed with."""
         self.runner = runner
+        self.adapters = adapters
         self.phases = runner.phases
         self.scheduler = Scheduler(runner.info, limits, clock)
         self.overlap = overlap
@@ -52,15 +62,24 @@ class Engine:
         self._in_flight: Launched | None = None
         """What was launched and not collected."""
         self._num_failed_steps = 0
+        self._now_s = now_s
+        self._collected_s = 0.0
+        """When the last step was."""
+        self._outcomes: list[AdapterOutcome] = []
+        """Of adapters that were unloaded."""
 
     @property
     def has_work(self) -> bool:
         """Whether any sequence is open, or its end not reported, or a step not collected."""
-        return self.scheduler.has_work or self._in_flight is not None
+        read = self.adapters is not None and self.adapters.has_outcomes
+        return read or self.scheduler.has_work or self._in_flight is not None
 
     def idle_s(self) -> float | None:
         """Seconds until a step would do something, if nothing new comes: 0 now, None never."""
-        return 0.0 if self._in_flight is not None else self.scheduler.idle_s()
+        idle_s = 0.0 if self._in_flight is not None else self.scheduler.idle_s()
+        if self.adapters is not None and self.adapters.num_loading:
+            return ADAPTER_POLL_S if idle_s is None else min(idle_s, ADAPTER_POLL_S)
+        return idle_s
 
     def take(self, inbox: Inbox) -> None:
         """Take in new sequences, then what is taken back."""
@@ -71,6 +90,13 @@ class Engine:
             self.add(sequence)
         for abort in inbox.aborts:
             self.scheduler.abort(abort.sequence_id, abort.reason)
+        if self.adapters is not None:
+            for load in inbox.adapter_loads:
+                self.adapters.begin(load)
+            for name in inbox.adapter_unloads:
+                self.scheduler.forget_adapter(name)
+                self.adapters.remove(name)
+                self._outcomes.append(AdapterOutcome(name, unloaded=True))
 
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in."""
@@ -81,6 +107,16 @@ class Engine:
         if sequence.constraint is not None and self.runner.grammars is None:
             self.scheduler.fail(sequence, Internal("a constrained sequence came to a runner without a vocabulary"))
 
+    def take_adapters(self) -> list[AdapterOutcome]:
+        """What became of adapters since the last call; those that were read can be used from now on."""
+        outcomes, self._outcomes = self._outcomes, []
+        if self.adapters is not None and self.adapters.has_outcomes:
+            for outcome in self.adapters.take_outcomes():
+                if outcome.error is None:
+                    self.scheduler.adapters.add(outcome.name, outcome.num_bytes)
+                outcomes.append(outcome)
+        return outcomes
+
     def step(self) -> StepResult:
         """Compute one step. A step that raises ends its own sequences with an error; the third in a row is raised.
 
@@ -88,13 +124,14 @@ class Engine:
         """
         started_s = time.perf_counter()
         self.phases.lap("schedule")  # what came has been taken in
-        new = NewTokens()
+        new, outcomes = NewTokens(), self.take_adapters()
         if self._in_flight is not None and not self.scheduler.can_run_ahead:
             new = self._collect(self._in_flight)
             self._in_flight = None
+        began_s = self._now_s()
         batch = self.scheduler.schedule()
         self.phases.lap("schedule")
-        launched = self._launch(batch)
+        launched = self._launch(batch, began_s)
         if self._in_flight is not None:
             new = self._collect(self._in_flight)
         if launched is not None and not self.overlap:
@@ -105,7 +142,7 @@ class Engine:
         return StepResult(
             new=new,
             ended=self.scheduler.take_ended(),
-            load=self.scheduler.load(),
+            load=self.load(),
             num_received=self.num_received,
             stored_hashes=stored,
             removed_hashes=removed,
@@ -114,9 +151,15 @@ class Engine:
             num_batch_sequences=len(batch.rows),
             step_s=time.perf_counter() - started_s,
             phases_s=tuple(self.phases.seconds.values()),
+            adapters=outcomes,
         )
 
-    def _launch(self, batch: ScheduledBatch) -> Launched | None:
+    def load(self) -> EngineLoad:
+        """How busy the engine is."""
+        load = self.scheduler.load()
+        return load if self.adapters is None else load._replace(num_adapter_uploads=self.adapters.num_uploads)
+
+    def _launch(self, batch: ScheduledBatch, began_s: float) -> Launched | None:
         """Begin a step. None when there is nothing to compute, or it failed."""
         if not batch.rows:
             return None
@@ -134,7 +177,7 @@ class Engine:
             return None
         self.scheduler.launched(batch)
         self.phases.lap("schedule")
-        return Launched(batch, launched)
+        return Launched(began_s, batch, launched)
 
     def _collect(self, launched: Launched) -> NewTokens:
         """Enter what a step made."""
@@ -146,6 +189,10 @@ class Engine:
         self._num_failed_steps = 0
         new = self.scheduler.update(launched.batch, output)
         new.masks = output.masks
+        now_s = self._now_s()
+        took_s = now_s - max(launched.began_s, self._collected_s)
+        self.scheduler.drafting.took(launched.batch, len(new.token_ids), took_s)
+        self._collected_s = now_s
         self.phases.lap("publish")
         return new
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from model_svc.engine.batch import MaskTimes, RunnerInfo
 from model_svc.engine.drafting import DraftCounts
 from model_svc.engine.phase_clock import PHASES
@@ -33,6 +34,9 @@ class Inbox:
     """Stop (True) or go on (False) starting new sequences; None: as before."""
     draining: bool = False
     """The tier is shutting down; holds from then on."""
+    adapter_loads: list[LoadAdapter] = field(default_factory=list)
+    adapter_unloads: list[str] = field(default_factory=list)
+    """Names of adapters that no sequence uses any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Ready:
     """From the engine, first: the model is loaded."""
 
     info: RunnerInfo
+    adapters: tuple[AdapterOutcome, ...] = ()
+    """What became of those that the settings name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,12 @@ class EngineLoad(NamedTuple):
     """Steps for which the device had no memory, since the engine started."""
     step_budget_tokens: int = 0
     """Most tokens of a step at present: less than was set, for a while, after running out of memory."""
+    num_adapters: int = 0
+    num_adapters_on_device: int = 0
+    adapter_bytes: int = 0
+    """What the latter take."""
+    num_adapter_uploads: int = 0
+    """Times that an adapter was brought to the device, since the engine started."""
     drafts: DraftCounts = DraftCounts()
 
 
@@ -111,3 +123,5 @@ class StepResult(NamedTuple):
     """Of the steps whose tokens are in this result."""
     phases_s: tuple[float, ...] = (0.0,) * len(PHASES)
     """Seconds the engine has spent in each of `PHASES` since it started, but for sending this result."""
+    adapters: Rows[AdapterOutcome] = ()
+    """Adapters that were loaded, or not, or unloaded since the last result."""

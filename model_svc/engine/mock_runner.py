@@ -10,13 +10,16 @@ import math
 import time
 import zlib
 from array import array
+from pathlib import Path
 
+from model_svc.adapter_config import read_adapter_config
+from model_svc.engine.adapters import AdapterOutcome, AdapterStore, LoadAdapter
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
 from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
-from tokenwire.errors import FailedPrecondition
+from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.noise import uniform
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import NEUTRAL
@@ -37,11 +40,52 @@ def build_runner(settings: EngineSettings) -> "MockRunner":
     return MockRunner(settings)
 
 
-def mock_token(prompt: list[int], seed: int | None, choice: int, position: int, vocab_size: int) -> int:
-    """The token at an output position: a hash of the prompt, and of seed and choice when sampled (seed is not None)."""
-    digest = zlib.crc32(array("I", prompt).tobytes())
+def mock_token(
+    prompt: list[int], seed: int | None, choice: int, position: int, vocab_size: int, adapter: str = ""
+) -> int:
+    """The token at an output position: a hash of prompt and adapter; if sampled (`seed` given), of seed and choice."""
+    digest = zlib.crc32(adapter.encode(), zlib.crc32(array("I", prompt).tobytes()))
     noise = uniform(digest if seed is None else digest ^ seed, 0 if seed is None else choice, position)
     return int(noise * vocab_size)
+
+
+class MockAdapterStore:
+    """Adapters whose files are looked at and whose weights nobody needs. See `AdapterStore`."""
+
+    num_uploads = 0
+
+    def __init__(self) -> None:
+        self._outcomes: list[AdapterOutcome] = []
+
+    def begin(self, load: LoadAdapter) -> None:
+        """Look at its files at once."""
+        error: TokenwireError | None = None
+        try:
+            read_adapter_config(Path(load.folder))
+        except TokenwireError as refusal:
+            error = refusal
+        self._outcomes.append(AdapterOutcome(load.name, error=error, num_bytes=1))
+
+    @property
+    def num_loading(self) -> int:
+        """See `AdapterStore`."""
+        return len(self._outcomes)
+
+    @property
+    def has_outcomes(self) -> bool:
+        """See `AdapterStore`."""
+        return bool(self._outcomes)
+
+    def take_outcomes(self) -> list[AdapterOutcome]:
+        """See `AdapterStore`."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def remove(self, name: str) -> None:
+        """There is nothing to remove."""
+
+    def close(self) -> None:
+        """Nothing is being read."""
 
 
 def mock_vector(token_ids: list[int], options: EmbeddingOptions) -> Vector:
@@ -61,6 +105,7 @@ class MockRunner:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.phases = PhaseClock()
+        self.adapters: AdapterStore | None = MockAdapterStore() if settings.takes_adapters else None
         self._settings = settings
         self._done_s = 0.0
         """When the last step launched is done, on the monotonic clock."""
@@ -79,6 +124,8 @@ class MockRunner:
             dtype="none",
             attention="none",
             phases_s={},
+            num_adapter_slots=settings.adapter_slots if settings.takes_adapters else 0,
+            max_adapter_bytes=settings.adapter_memory if settings.takes_adapters else 0,
             embedding_size=EMBEDDING_SIZE,
             pooling=Pooling.LAST,
         )
@@ -125,7 +172,8 @@ class MockRunner:
         sequence = row.sequence
         seed = sequence.sampling.seed if sequence.sampling.temperature else None
         size = self.info.vocab_size
-        token_id = mock_token(original_prompt(sequence), seed, sequence.choice, sequence.num_outputs, size)
+        prompt, adapter = original_prompt(sequence), sequence.adapter
+        token_id = mock_token(prompt, seed, sequence.choice, sequence.num_outputs, size, adapter)
         early = sequence.num_outputs < sequence.stop.min_tokens
         barred = sequence.stop.stop_token_ids if early else ()
         allowed = sequence.sampling.allowed_token_ids or range(size)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from model_svc.engine.adapter_slots import AdapterSlots
 from model_svc.engine.admission_window import AdmissionWindow
 from model_svc.engine.batch import AfterDrafts, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.deadlines import Deadlines
@@ -27,13 +28,17 @@ from model_svc.engine.step_budget import StepBudget
 from model_svc.engine.stop_checker import reason_to_stop
 from model_svc.engine.terminal import FINISH_OF_CANCEL, terminal_of
 from model_svc.engine.waiting_queue import WaitingQueue, is_new, rank
-from tokenwire.errors import FailedPrecondition, Internal, Overloaded, TokenwireError, Unavailable
+from tokenwire.block_hash import is_root_of
+from tokenwire.errors import FailedPrecondition, Internal, NotFound, Overloaded, TokenwireError, Unavailable
 from tokenwire.requests import MAX_PRIORITY, CancelReason, FinishReason, TokenLogprob
 
 MIN_PRIORITY = -MAX_PRIORITY
+NOTHING_DRAFTED = AfterDrafts([])
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
+ADAPTER_PATIENCE_S = 2.0
+"""How long a sequence whose adapter finds no slot is overtaken by others with adapters."""
 CONSTRAINT_POLL_S = 0.001
 """How often an engine that has nothing else to do looks whether a new sequence's constraint is ready."""
 
@@ -91,6 +96,7 @@ class Scheduler:
         self._needing_tokens: set[int] = set()
         """Ids of open sequences whose next step cannot be launched before their last token is known."""
         self._free_slots = list(range(limits.max_batch_size))
+        self.adapters = AdapterSlots(info.num_adapter_slots, info.max_adapter_bytes)
         self._deadlines = Deadlines(self.sequences)
 
     @property
@@ -136,6 +142,14 @@ class Scheduler:
         self._deadlines.add(sequence)
         if unreachable is not None:
             self.fail(sequence, unreachable)
+        elif sequence.adapter and sequence.adapter not in self.adapters:
+            message = f"options.adapter: {sequence.adapter!r} is not loaded"
+            self.fail(sequence, NotFound(message, reason="ADAPTER_NOT_FOUND"))
+
+    def forget_adapter(self, name: str) -> None:
+        """An adapter that no sequence uses is gone, and what was computed with it."""
+        self.adapters.remove(name)
+        self.kv.pool.forget_roots(lambda root: is_root_of(root, name))
 
     def abort(self, sequence_id: int, reason: CancelReason) -> None:
         """End a sequence now; its blocks are free at once. Unknown or finished ones are ignored."""
@@ -193,10 +207,11 @@ class Scheduler:
                 sequence.num_prompt_logprobs = row.prompt_logprob_positions.stop
             if token_id is not None:
                 sequence.token_ids[row.own_end] = token_id
-                num_served = 1
+                num_served, after = 1, output.after_drafts.get(index, NOTHING_DRAFTED)
+                num_accepted = self.drafting.verified(row, token_id, after.token_ids) if row.drafts else 0
                 self._enter_token(sequence, row.own_end, logprobs.get(index), new)
-                if row.drafts:
-                    num_served += self._enter_drafts(row, token_id, output.after_drafts[index], new)
+                if num_accepted:
+                    num_served += self._enter_drafts(row, num_accepted, after, new)
                 served[sequence.tenant] = served.get(sequence.tenant, 0) + num_served
             elif index in output.completed:
                 self._finish(sequence, FinishReason.STOP_TOKEN)
@@ -229,13 +244,9 @@ class Scheduler:
         if reason is not None:
             self._finish(sequence, reason)
 
-    def _enter_drafts(self, row: ScheduledRow, token_id: int, after: AfterDrafts, new: NewTokens) -> int:
-        """Enter what followed the row's first token, `token_id`, as far as it was drafted right.
-
-        The cache holds what was computed of right drafts. Returns how many tokens were entered.
-        """
+    def _enter_drafts(self, row: ScheduledRow, num_accepted: int, after: AfterDrafts, new: NewTokens) -> int:
+        """Enter what followed the row's right drafts, which are in the cache. Returns how many tokens were entered."""
         sequence = row.sequence
-        num_accepted = self.drafting.verified(row, [token_id, *after.token_ids])
         for number in range(num_accepted):
             if sequence.status is SequenceStatus.FINISHED:
                 return number
@@ -297,6 +308,9 @@ class Scheduler:
             paused=self.paused,
             num_out_of_memory=self.budget.num_out_of_memory,
             step_budget_tokens=self.budget.max_tokens,
+            num_adapters=len(self.adapters),
+            num_adapters_on_device=self.adapters.num_on_device,
+            adapter_bytes=self.adapters.bytes_on_device,
             drafts=self.drafting.counts(),
         )
 
@@ -316,6 +330,7 @@ class Scheduler:
         slots = sorted([s.slot for s in self.running] + self._free_slots)
         if slots != list(range(self.limits.max_batch_size)):
             raise AssertionError("a slot is lost, or has two owners")
+        self.adapters.check_integrity([(s.adapter, s.adapter_slot) for s in self.running if s.adapter])
 
     def _unreachable(self, sequence: Sequence) -> Overloaded | None:
         """Why a new sequence with a deadline should not wait: even at the best it would start too late."""
@@ -404,7 +419,7 @@ class Scheduler:
         A sequence gets the blocks of its whole prompt at once, so that what is being prefilled cannot starve itself.
         """
         self._update_window(now_s)
-        num_passed_over = 0
+        num_passed_over, adapter_starves = 0, False
         candidates = self.waiting.in_order()
         if self.waiting.num_new == len(self.waiting) and (self.paused or not self._window.lets_any_in(self.waiting)):
             candidates = iter(())
@@ -420,6 +435,10 @@ class Scheduler:
                 num_passed_over += 1
                 continue
             if self.kv.awaits_prefix(sequence):
+                num_passed_over += 1
+                continue
+            if sequence.adapter and (adapter_starves or not self.adapters.has_room(sequence.adapter)):
+                adapter_starves = adapter_starves or now_s - sequence.arrival_s > ADAPTER_PATIENCE_S
                 num_passed_over += 1
                 continue
             if self.budget.max_tokens <= self._num_tokens_before(sequence):
@@ -463,6 +482,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             sequence.status = SequenceStatus.RUNNING
             sequence.slot = heapq.heappop(self._free_slots)
+            sequence.adapter_slot = self.adapters.hold(sequence.adapter) if sequence.adapter else -1
             bisect.insort(self.running, sequence, key=rank)
         return placement
 
@@ -483,6 +503,9 @@ class Scheduler:
         self.kv.release(sequence)
         heapq.heappush(self._free_slots, sequence.slot)
         sequence.slot = -1
+        if sequence.adapter:
+            self.adapters.release(sequence.adapter)
+            sequence.adapter_slot = -1
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: TokenwireError | None = None) -> None:
         if sequence.status is SequenceStatus.RUNNING:

@@ -67,6 +67,10 @@ class Sequence:
     """Whether tokens may be drafted for it, which changes none of them; None: as the server does by default."""
     cache_root: str = ""
     """Sequences share cached prefixes only with those of the same root (see `tokenwire.block_hash.cache_root`)."""
+    adapter: str = ""
+    """The adapter it is computed with; empty: none."""
+    adapter_slot: int = -1
+    """Where on the device that is while it runs; -1: nowhere."""
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     """Tokens whose keys and values are in the cache, or will be once the steps that are launched are done."""

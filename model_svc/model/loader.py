@@ -6,6 +6,7 @@ that is `probe`'s to find out.
 
 import inspect
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from model_svc.model.hidden_states import last_hidden_states
 from model_svc.model.paged import PagedStep
 from model_svc.model.ranks import Ranks
 from model_svc.model.sharding import check_heads, shard
+from model_svc.model.step_adapters import StepAdapters
 from tokenwire.errors import FailedPrecondition, NotFound
 from tokenwire.sampling import SamplingParams
 
@@ -40,6 +42,13 @@ class Decoder(Protocol):
         self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep
     ) -> tuple[Tensor, Tensor]:
         """See `LoadedModel.logits_and_hidden`."""
+
+
+class Adapters(Protocol):
+    """What adds adapters' products to those of a model's layers."""
+
+    def applied(self, step: StepAdapters | None) -> AbstractContextManager[None]:
+        """Within, the layers add what the step's adapters do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,8 @@ class LoadedModel:
     """Values of a hidden state; 0 where its config does not say."""
     decoder: Decoder | None = None
     """What computes in place of `module`, attention included, whatever the backend; None: the module."""
+    adapters: Adapters | None = None
+    """What adapts `module`; None: nothing does. A decoder sees to a step's adapters by itself."""
 
     def logits(
         self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep, backend: AttentionBackend
@@ -75,7 +86,8 @@ class LoadedModel:
         if self.decoder is not None:
             return self.decoder.logits(token_ids, positions, keep, step)
         arguments = {"logits_to_keep": keep} if self.takes_logits_to_keep else {}
-        with self.handover.carrying(AttentionCall(step, backend)):
+        adapted = nullcontext() if self.adapters is None else self.adapters.applied(step.adapters)
+        with self.handover.carrying(AttentionCall(step, backend)), adapted:
             output = self.module(
                 input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False,
                 return_dict=True, **arguments,

@@ -74,23 +74,28 @@ class MergedPart(nn.Module):
     def __init__(self, merged: MergedLinear, index: int) -> None:
         super().__init__()
         self._merged = (merged,)  # in a tuple, so that it is not registered here too
-        self._index = index
+        self.index = index
         self.in_features, self.out_features = merged.in_features, merged.sizes[index]
+
+    @property
+    def merged(self) -> MergedLinear:
+        """What computes for it."""
+        return self._merged[0]
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., out_features]."""
-        return self._merged[0].take(self._index, input)
+        return self.merged.take(self.index, input)
 
     @property
     def weight(self) -> Tensor:
         """The layer's own, for models that look at it."""
-        return self._merged[0].rows(self._index, self._merged[0].whole.weight)
+        return self.merged.rows(self.index, self.merged.whole.weight)
 
     @property
     def bias(self) -> Tensor | None:
         """The layer's own."""
-        bias = self._merged[0].whole.bias
-        return None if bias is None else self._merged[0].rows(self._index, bias)
+        bias = self.merged.whole.bias
+        return None if bias is None else self.merged.rows(self.index, bias)
 
 
 def merge_linears(model: LoadedModel) -> int:

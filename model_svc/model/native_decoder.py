@@ -15,7 +15,9 @@ from model_svc.model.loader import LoadedModel
 from model_svc.model.merged_linear import MergedLinear, MergedPart
 from model_svc.model.native_linear import NativeLinear
 from model_svc.model.paged import PagedKV, PagedStep
+from model_svc.model.step_adapters import step_rows
 from model_svc.native import kernels
+from model_svc.native.adapters import AdapterTable
 from model_svc.native.decoder import Caches, LayerParts, Layers, Norm, StepTensors
 from model_svc.native.packing import PackedWeight
 
@@ -36,6 +38,11 @@ class NativeDecoder:
         self._head: PackedWeight = model.module.lm_head.packed
         self._kv: PagedKV | None = None
         self._layers: Layers | None = None
+        self._tables: dict[int, AdapterTable] = {}
+
+    def adapt(self, tables: dict[int, AdapterTable]) -> None:
+        """From now on steps may have adapters. `tables`: of each layer's, by the id of its packed weight."""
+        self._tables, self._layers = tables, None
 
     def logits(self, token_ids: Tensor, positions: Tensor, keep: Tensor, step: PagedStep) -> Tensor:
         """As `LoadedModel.logits`: [S, vocab_size]."""
@@ -50,7 +57,8 @@ class NativeDecoder:
         normed = self._over(step.kv).run(
             StepTensors(
                 step.slots, step.table.contiguous(), step.lengths, step.query_starts, cos[0], sin[0], hidden
-            )
+            ),
+            None if step.adapters is None else step_rows(step.adapters),
         )  # fmt: skip
         logits = torch.empty(len(keep), self._head.num_outputs, dtype=hidden.dtype)
         if len(keep):
@@ -61,7 +69,9 @@ class NativeDecoder:
         """The layers over that cache, made when it is first seen: there is one while a server lives."""
         if self._layers is None or self._kv is not kv:
             caches = [Caches(layer.key, layer.value) for layer in kv.layers]
-            self._kv, self._layers = kv, Layers(self._parts, caches, self._final_norm, gelu=self._gelu)
+            self._kv, self._layers = kv, Layers(
+                self._parts, caches, self._final_norm, self._tables, gelu=self._gelu
+            )  # fmt: skip
         return self._layers
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model_svc.model.loader import LoadedModel
 from model_svc.model.merged_linear import mergeable
 from model_svc.native import kernels
+from model_svc.native.kernels import Adapted
 from model_svc.native.packing import PackedWeight, pack
 
 Pack = Callable[[Tensor, Tensor | None], PackedWeight]
@@ -28,12 +29,14 @@ class NativeLinear(nn.Module):
         self.packed = pack(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
         self.register_buffer("storage", self.packed.storage, persistent=False)
         self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.adapted: Callable[[], Adapted | None] = no_adapters
+        """Gives what adapters add to the product now."""
 
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
         rows = input.reshape(-1, self.in_features).contiguous()
         output = torch.empty(len(rows), self.out_features, dtype=rows.dtype)
-        kernels.linear(rows, self.packed, output)
+        kernels.linear(rows, self.packed, output, adapted=self.adapted())
         return output.view(*input.shape[:-1], self.out_features)
 
     @property
@@ -48,6 +51,11 @@ class NativeLinear(nn.Module):
     def bias(self) -> Tensor | None:
         """[out_features]."""
         return None if self.packed.bias is None else self.packed.bias[: self.out_features].to(self.packed.dtype)
+
+
+def no_adapters() -> None:
+    """Nothing is added."""
+    return None
 
 
 def pack_linears(model: LoadedModel) -> int:

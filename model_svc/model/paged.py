@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_svc.model.step_adapters import StepAdapters
+
 Ints = NDArray[np.int64]
 
 SMALLEST_SPLIT_TOKENS = 256
@@ -191,6 +193,8 @@ class PagedStep:
     """[N], on the host: each row's tokens in this step."""
     recorded: bool = False
     """Whether `lengths` will be others when this is computed again: `contexts` are bounds, not what they are now."""
+    adapters: StepAdapters | None = None
+    """Which tokens go through which adapter; None: none does."""
 
     def without_decodes(self) -> "PagedStep":
         """The rows with several tokens as a step of their own."""
@@ -198,6 +202,7 @@ class PagedStep:
         return PagedStep(
             self.kv, self.slots[rows], self.table[rows], self.lengths[rows], self.query_starts[rows] - count, 0,
             self.contexts[rows], self.num_new[rows],
+            adapters=None if self.adapters is None else self.adapters.part(slice(count, None)),
         )  # fmt: skip
 
     @cached_property
@@ -260,11 +265,15 @@ def plan_step(
     table: Tensor,
     lengths: Tensor,
     query_starts: Tensor,
+    *,
+    adapters: StepAdapters | None = None,
 ) -> PagedStep:
     """The plan for rows already in `row_order`: the arrays are on the host, the tensors `PagedStep`'s."""
     num_decodes = int(np.count_nonzero(num_new == 1))
     contexts = tuple((num_computed + num_new).tolist())
-    return PagedStep(kv, slots, table, lengths, query_starts, num_decodes, contexts, tuple(num_new.tolist()))
+    return PagedStep(
+        kv, slots, table, lengths, query_starts, num_decodes, contexts, tuple(num_new.tolist()), adapters=adapters
+    )  # fmt: skip
 
 
 def query_starts_of(num_new: Ints) -> Ints:

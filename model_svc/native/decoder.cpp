@@ -6,7 +6,7 @@ extern "C" {
 
 void tokenwire_linear(
     int kind, const void* x, const void* weight, const float* scale, const float* bias, const void* residual, void* out,
-    int64_t num_rows, int64_t num_outputs, int64_t num_inputs);
+    int64_t num_rows, int64_t num_outputs, int64_t num_inputs, const void* adapters, const void* row_adapters);
 void tokenwire_rms_norm(
     int is_bf16, const void* x, const void* weight, float eps, void* out, void* residual, int64_t num_rows,
     int64_t size);
@@ -26,6 +26,7 @@ struct Weight {
     const void* packed;
     const float* scale;
     const float* bias;
+    const void* adapters;  // by slot, see adapters.h; null: there are none
 };
 
 struct Layer {
@@ -57,6 +58,7 @@ struct Step {
     void* gate_up;    // [T, widest gate_up]
     void* activated;  // [T, half of it]
     const void* final_norm;
+    const void* row_adapters;  // see adapters.h; null: no token has one
     float final_eps;
 };
 
@@ -66,7 +68,7 @@ void tokenwire_decoder(const Layer* layers, const Step* step) {
     const auto linear = [&](const Weight& weight, const void* x, void* out, const void* residual) {
         tokenwire_linear(
             static_cast<int>(weight.kind), x, weight.packed, weight.scale, weight.bias, residual, out, T,
-            weight.num_outputs, weight.num_inputs);
+            weight.num_outputs, weight.num_inputs, weight.adapters, step->row_adapters);
     };
     const auto norm = [&](const void* weight, float eps) {
         tokenwire_rms_norm(

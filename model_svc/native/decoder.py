@@ -4,12 +4,13 @@ The caller keeps the tensors alive that a `Layer` points to. Knows shapes; which
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from model_svc.native.adapters import AdapterTable, StepRows
 from model_svc.native.library import library
 from model_svc.native.packing import PackedWeight
 
@@ -46,7 +47,7 @@ class Weight(ctypes.Structure):
 
     _fields_ = [
         ("kind", _SIZE), ("num_outputs", _SIZE), ("num_inputs", _SIZE),
-        ("packed", _POINTER), ("scale", _POINTER), ("bias", _POINTER),
+        ("packed", _POINTER), ("scale", _POINTER), ("bias", _POINTER), ("adapters", _POINTER),
     ]  # fmt: skip
 
 
@@ -74,7 +75,7 @@ class Step(ctypes.Structure):
             (name, _POINTER)
             for name in (
                 "slots", "table", "lengths", "query_starts", "cos", "sin", "hidden", "normed", "qkv", "query",
-                "attended", "gate_up", "activated", "final_norm",
+                "attended", "gate_up", "activated", "final_norm", "row_adapters",
             )
         ),
         ("final_eps", _FLOAT),
@@ -105,10 +106,19 @@ class StepTensors(NamedTuple):
 class Layers:
     """The layers of one decoder over one cache."""
 
-    def __init__(self, parts: Sequence[LayerParts], caches: Sequence[Caches], final_norm: Norm, *, gelu: bool) -> None:
-        """Raises ValueError where the sizes do not fit together."""
-        self._held = (parts, caches, final_norm)  # the structures hold addresses only
-        self._layers = (Layer * len(parts))(*(_layer(part, cache) for part, cache in zip(parts, caches, strict=True)))
+    def __init__(
+        self,
+        parts: Sequence[LayerParts],
+        caches: Sequence[Caches],
+        final_norm: Norm,
+        tables: Mapping[int, AdapterTable],
+        *,
+        gelu: bool,
+    ) -> None:
+        """`tables`: of adapters, by the id of the weight they change. Raises ValueError where sizes do not fit."""
+        self._held = (parts, caches, final_norm, tables)  # the structures hold addresses only
+        layers = (_layer(part, cache, tables) for part, cache in zip(parts, caches, strict=True))
+        self._layers = (Layer * len(parts))(*layers)
         self._final_norm, self._gelu = final_norm, gelu
         self._block_size = caches[0].key.shape[1]
         self._widths = [
@@ -123,8 +133,11 @@ class Layers:
             )
         ]  # fmt: skip
 
-    def run(self, step: StepTensors) -> Tensor:
-        """[T, hidden]: what the final norm gives. Writes the tokens' keys and values into the cache."""
+    def run(self, step: StepTensors, rows: StepRows | None = None) -> Tensor:
+        """[T, hidden]: what the final norm gives. Writes the tokens' keys and values into the cache.
+
+        `rows`: the tokens' adapters; None: no token has one.
+        """
         num_tokens, dtype = len(step.hidden), step.hidden.dtype
         normed = torch.empty_like(step.hidden)
         scratch = [torch.empty(num_tokens * width, dtype=dtype) for width in self._widths]
@@ -133,13 +146,14 @@ class Layers:
             raise ValueError("a decoder takes contiguous tensors")
         call = Step(
             dtype == torch.bfloat16, self._gelu, len(self._layers), num_tokens, len(step.lengths), step.table.shape[1],
-            self._block_size, *(tensor.data_ptr() for tensor in tensors), self._final_norm.eps,
+            self._block_size, *(tensor.data_ptr() for tensor in tensors), None if rows is None else rows.address,
+            self._final_norm.eps,
         )  # fmt: skip
         library().tokenwire_decoder(self._layers, ctypes.byref(call))
         return normed
 
 
-def _layer(parts: LayerParts, cache: Caches) -> Layer:
+def _layer(parts: LayerParts, cache: Caches, tables: Mapping[int, AdapterTable]) -> Layer:
     num_kv_heads, key_size = cache.key.shape[2:]
     value_size = cache.value.shape[3]
     num_heads, rest = divmod(parts.qkv.num_outputs - num_kv_heads * (key_size + value_size), key_size)
@@ -155,17 +169,21 @@ def _layer(parts: LayerParts, cache: Caches) -> Layer:
         sizes = [(part.num_outputs, part.num_inputs) for part in parts if isinstance(part, PackedWeight)]
         raise ValueError(f"the sizes of a layer do not fit together: {sizes}, heads of {key_size} and {value_size}")
     head_norm = parts.query_norm or parts.key_norm
+    weights = (parts.qkv, parts.attention_output, parts.gate_up, parts.down)
     return Layer(
         parts.attention_norm.weight.data_ptr(), parts.mlp_norm.weight.data_ptr(),
         None if parts.query_norm is None else parts.query_norm.weight.data_ptr(),
         None if parts.key_norm is None else parts.key_norm.weight.data_ptr(),
-        *(_weight(part) for part in (parts.qkv, parts.attention_output, parts.gate_up, parts.down)),
+        *(_weight(part, tables.get(id(part))) for part in weights),
         cache.key.data_ptr(), cache.value.data_ptr(), parts.rotated, parts.window or 0, num_heads, num_kv_heads,
         key_size, value_size, parts.attention_norm.eps, parts.mlp_norm.eps,
         0.0 if head_norm is None else head_norm.eps, parts.scale,
     )  # fmt: skip
 
 
-def _weight(packed: PackedWeight) -> Weight:
+def _weight(packed: PackedWeight, table: AdapterTable | None) -> Weight:
     scale, bias = (None if part is None else part.data_ptr() for part in (packed.scale, packed.bias))
-    return Weight(packed.kind, packed.num_outputs, packed.num_inputs, packed.storage.data_ptr(), scale, bias)
+    return Weight(
+        packed.kind, packed.num_outputs, packed.num_inputs, packed.storage.data_ptr(), scale, bias,
+        None if table is None else table.address,
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model_svc.native.adapters import AdapterTable, StepRows
 from model_svc.native.library import library
 from model_svc.native.packing import PackedWeight
 
@@ -27,16 +28,29 @@ class PagedHeads(NamedTuple):
     value_size: int
 
 
-def linear(x: Tensor, weight: PackedWeight, out: Tensor, residual: Tensor | None = None) -> None:
+class Adapted(NamedTuple):
+    """What tokens' adapters add to a product."""
+
+    table: AdapterTable
+    """The layer's, whose shapes are not checked."""
+    rows: StepRows
+
+
+def linear(
+    x: Tensor, weight: PackedWeight, out: Tensor, residual: Tensor | None = None, adapted: Adapted | None = None
+) -> None:
     """Product: out [T, N] = x [T, K] Wᵀ + bias + `residual` [T, N], which may be `out`; in fp32, rounded once."""
     num_rows = x.shape[0]
     _fits("x", x, (num_rows, weight.num_inputs), weight.dtype)
     _fits("out", out, (num_rows, weight.num_outputs), weight.dtype)
     if residual is not None:
         _fits("residual", residual, (num_rows, weight.num_outputs), weight.dtype)
+    if adapted is not None and adapted.rows.num_tokens != num_rows:
+        raise ValueError(f"adapted: {adapted.rows.num_tokens} tokens do not fit {num_rows} rows")
     library().tokenwire_linear(
         weight.kind, x.data_ptr(), weight.storage.data_ptr(), _pointer(weight.scale), _pointer(weight.bias),
         _pointer(residual), out.data_ptr(), num_rows, weight.num_outputs, weight.num_inputs,
+        *((None, None) if adapted is None else (adapted.table.address, adapted.rows.address)),
     )  # fmt: skip
 
 

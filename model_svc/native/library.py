@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 
 _INT, _SIZE, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 SIGNATURES = {
-    "tokenwire_linear": [_INT] + [_POINTER] * 6 + [_SIZE] * 3,
+    "tokenwire_linear": [_INT] + [_POINTER] * 6 + [_SIZE] * 3 + [_POINTER] * 2,
     "tokenwire_rms_norm": [_INT, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _SIZE, _SIZE],
     "tokenwire_activate_mul": [_INT, _INT, _POINTER, _POINTER, _SIZE, _SIZE],
     "tokenwire_rope_store": [_INT] + [_POINTER] * 9 + [_FLOAT] + [_SIZE] * 5,

@@ -2,7 +2,9 @@
 //
 // Weights lie in blocks of 48 outputs. Within a block: units [K / unit size][48] for fp32, bf16 and int8 (there a pair of
 // bytes stands for a unit); for int4 [K / 32] groups of 960 bytes, see Int4Group. K is never split, so a row's output
-// does not depend on the other rows or on the number of threads.
+// does not depend on the other rows or on the number of threads. What a token's adapter adds (adapters.h) is added before
+// the sum is rounded.
+#include "adapters.h"
 #include "simd.h"
 
 namespace tokenwire {
@@ -37,10 +39,20 @@ struct Call {
     void* out;              // [T, N]
     int64_t num_rows, num_outputs, num_inputs;
     float* group_sums;      // int4: [T, K / GROUP]
+    Adapted adapted;
 };
 
 template <class T, int R>
 inline void finish(const Call& call, int64_t first_row, int64_t block, __m512 (&sums)[R][VECTORS]) {
+    if (call.scale)
+        for (int v = 0; v < VECTORS; ++v) {
+            const __m512 scale = _mm512_loadu_ps(call.scale + block * BLOCK + v * LANES);
+            for (int row = 0; row < R; ++row) sums[row][v] = _mm512_mul_ps(sums[row][v], scale);
+        }
+    if (call.adapted.rows)
+        for (int row = 0; row < R; ++row)
+            if (const Adapter* adapter = call.adapted.of(first_row + row))
+                adapter_up<T>(call.adapted, *adapter, first_row + row, block, sums[row]);
     for (int v = 0; v < VECTORS; ++v) {
         const int64_t output = block * BLOCK + v * LANES;
         const __mmask16 mask = first_lanes(call.num_outputs - output);
@@ -49,7 +61,6 @@ inline void finish(const Call& call, int64_t first_row, int64_t block, __m512 (&
         for (int row = 0; row < R; ++row) {
             const int64_t at = (first_row + row) * call.num_outputs + output;
             __m512 sum = sums[row][v];
-            if (call.scale) sum = _mm512_mul_ps(sum, _mm512_loadu_ps(call.scale + output));
             if (call.bias) sum = _mm512_add_ps(sum, bias);
             if (call.residual) sum = _mm512_add_ps(sum, load(static_cast<const T*>(call.residual) + at, mask));
             store(static_cast<T*>(call.out) + at, sum, mask);
@@ -60,13 +71,6 @@ inline void finish(const Call& call, int64_t first_row, int64_t block, __m512 (&
 template <class T>
 inline const char* row_at(const Call& call, int64_t row) {
     return reinterpret_cast<const char*>(static_cast<const T*>(call.x) + row * call.num_inputs);
-}
-
-// The last unit of an odd number of bf16 inputs: the second half is 0.
-inline __m512i half_unit(const char* from) {
-    uint16_t half;
-    std::memcpy(&half, from, sizeof half);
-    return _mm512_set1_epi32(half);
 }
 
 template <class T, int R>
@@ -271,10 +275,12 @@ void sum_groups(const Call& call, int64_t row) {
 
 extern "C" void tokenwire_linear(
     int kind, const void* x, const void* weight, const float* scale, const float* bias, const void* residual, void* out,
-    int64_t num_rows, int64_t num_outputs, int64_t num_inputs) {
+    int64_t num_rows, int64_t num_outputs, int64_t num_inputs, const void* adapters, const void* row_adapters) {
     using namespace tokenwire;
-    static thread_local Scratch scratch;
-    Call call{x, weight, scale, bias, residual, out, num_rows, num_outputs, num_inputs, nullptr};
+    static thread_local Scratch scratch, hidden;
+    Call call{x, weight, scale, bias, residual, out, num_rows, num_outputs, num_inputs, nullptr, {}};
+    call.adapted = adapted(static_cast<const Adapter*>(adapters), static_cast<const RowAdapters*>(row_adapters));
+    if (call.adapted.rows) call.adapted.hidden = hidden.get<float>(num_rows * call.adapted.most_ranks);
     if (kind == INT4) call.group_sums = scratch.get<float>(num_rows * (num_inputs / GROUP));
     const int64_t num_blocks = (num_outputs + BLOCK - 1) / BLOCK;
     const int threads =
@@ -287,6 +293,13 @@ extern "C" void tokenwire_linear(
         if (kind == INT4) {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < num_rows; ++row) sum_groups(call, row);
+        }
+        if (call.adapted.rows) {
+#pragma omp for schedule(static)
+            for (int64_t item = 0; item < call.adapted.num_items; ++item) {
+                if (kind == FP32) adapter_down_item<float>(call.adapted, item, x, num_inputs);
+                else adapter_down_item<bf16>(call.adapted, item, x, num_inputs);
+            }
         }
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < num_blocks * num_parts; ++item) {

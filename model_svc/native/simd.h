@@ -83,6 +83,13 @@ inline __m512i broadcast_unit(const void* from) {
     return _mm512_set1_epi32(unit);
 }
 
+// The last unit of an odd number of bf16 inputs: the second half is 0.
+inline __m512i half_unit(const char* from) {
+    uint16_t half;
+    std::memcpy(&half, from, sizeof half);
+    return _mm512_set1_epi32(half);
+}
+
 // sums[row][v] += rows · packed over `num_units`; `step` is the number of 32-bit units from one packed unit to the next.
 template <class T, int R, int V>
 inline void multiply(

@@ -11,11 +11,11 @@ from operator import attrgetter
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
 
-MOVING = ("num_computed_tokens", "num_prompt_logprobs", "slot")
+MOVING = ("num_computed_tokens", "num_prompt_logprobs", "slot", "adapter_slot")
 """Fields that the scheduler changes and the runner reads, besides the two lists `token_ids` and `block_table`."""
 CONSTANT = (
     "sequence_id", "num_prompt_tokens", "sampling", "stop", "choice", "num_generated_before", "logprobs",
-    "prompt_logprobs", "constraint", "embedding",
+    "prompt_logprobs", "constraint", "embedding", "adapter",
 )  # fmt: skip
 """Fields that the runner reads and nobody changes."""
 UNREAD = (

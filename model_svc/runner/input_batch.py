@@ -15,6 +15,7 @@ from torch import Tensor
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import PENDING
 from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, query_starts_of, row_order
+from model_svc.model.step_adapters import StepAdapters, step_adapters
 from model_svc.runner.block_tables import NUM_ARRAYS, BlockTables
 from tokenwire.errors import Internal
 
@@ -84,8 +85,11 @@ class InputBatch:
     `max_tokens` and `max_rows` bound a step, the latter slots too; `max_blocks` bounds a block table.
     """
 
-    def __init__(self, kv: PagedKV, *, max_tokens: int, max_rows: int, max_blocks: int) -> None:
+    def __init__(
+        self, kv: PagedKV, *, max_tokens: int, max_rows: int, max_blocks: int, num_adapter_slots: int = 0
+    ) -> None:
         self.kv = kv
+        self.num_adapter_slots = num_adapter_slots
         self.max_tokens, self.max_rows, self.max_blocks = max_tokens, max_rows, max_blocks
         self._tables = BlockTables(max_rows, max_blocks, kv.device)
         capacity = 6 * max_tokens + (2 * max_blocks + 8) * max_rows + 1
@@ -131,7 +135,8 @@ class InputBatch:
         token_ids, positions_up, slots_up, kept_up, targets_up, lengths, starts_up, sampled_slots, pending_at, of = up
         if pending:  # each computes that token alone, and such rows come first
             token_ids.index_copy_(0, pending_at, last_tokens.index_select(0, of))
-        step = plan_step(self.kv, num_computed, num_new, slots_up, table, lengths, starts_up)
+        adapters = self._adapters(rows, num_new) if self.num_adapter_slots else None
+        step = plan_step(self.kv, num_computed, num_new, slots_up, table, lengths, starts_up, adapters=adapters)
         return StepInput(
             token_ids, positions_up, kept_up, order[sampled_at].tolist(), sampled_slots,
             int(np.count_nonzero(sampled_at < step.num_decodes)), drafts_before(rows) if batch.num_drafts else None,
@@ -141,6 +146,11 @@ class InputBatch:
     def forget(self) -> None:
         """After a step that failed: what is kept by slot may be half written."""
         self._tables.forget()
+
+    def _adapters(self, rows: list[ScheduledRow], num_new: Ints) -> StepAdapters | None:
+        """Which tokens go through which adapter."""
+        slots = np.array([row.sequence.adapter_slot for row in rows], dtype=np.int64)
+        return step_adapters(np.repeat(slots, num_new), self.num_adapter_slots, self.kv.device)
 
     def _check(self, batch: ScheduledBatch) -> None:
         rows, block_size = batch.rows, self.kv.block_size

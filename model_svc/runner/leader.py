@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from model_svc.engine.adapters import AdapterStore
 from model_svc.engine.batch import ModelRunner, ScheduledBatch, StepOutput
 from model_svc.model.device import resolve_device
 from model_svc.model.loader import check_ranks
@@ -31,6 +32,7 @@ class LeadingRunner:
         num_ranks = len(followers.pids) + 1
         self.info = replace(runner.info, device=f"{runner.info.device} ({num_ranks} ranks)")
         self.phases = runner.phases
+        self.adapters: AdapterStore | None = None
         self.grammars = runner.grammars
         self._runner = runner
         self._meeting = meeting

@@ -7,13 +7,16 @@ nor the wire.
 import numpy as np
 import torch
 
+from model_svc.engine.adapters import AdapterStore
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.bench import GrammarBench, StepMasks
+from model_svc.model.adapters import AdapterBank
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV, PagedStep
+from model_svc.runner.adapter_store import TorchAdapterStore
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.input_batch import InputBatch, StepInput
 from model_svc.runner.logits import LogitsChanger
@@ -40,9 +43,12 @@ class TorchModelRunner:
         info: RunnerInfo,
         graphs: DecodeGraphs | None = None,
         grammars: GrammarBench | None = None,
+        bank: AdapterBank | None = None,
     ) -> None:
         self.info = info
         self.grammars = grammars
+        self._bank = bank
+        self.adapters: AdapterStore | None = None if bank is None else TorchAdapterStore(bank, info.max_adapter_bytes)
         self.phases = PhaseClock()
         self._graphs = graphs
         self._model = model
@@ -75,6 +81,10 @@ class TorchModelRunner:
             self._clean_fresh_blocks(batch)
         if self._broken_ends:
             self._clean_after_drafts(batch)
+        if self._bank is not None:
+            for row in batch.rows:
+                if row.sequence.adapter:
+                    self._bank.place(row.sequence.adapter_slot, row.sequence.adapter)
         inputs = self._input_batch.build(batch, self._last_tokens)
         block_tables = [row.sequence.block_table for row in batch.rows]
         embedded = self._pooler.plan(batch)
@@ -136,7 +146,9 @@ class TorchModelRunner:
         on_gpu = self._model.device.type == "cuda"
         if self.grammars is not None:
             self.grammars.close()
-        del self._model, self._kv, self._input_batch, self._changer, self._graphs
+        if self.adapters is not None:
+            self.adapters.close()
+        del self._model, self._kv, self._input_batch, self._changer, self._graphs, self._bank
         if on_gpu:
             torch.cuda.empty_cache()
 

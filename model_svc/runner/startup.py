@@ -17,6 +17,7 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.bench import GrammarBench
 from model_svc.grammar.vocabulary import load_vocabulary
+from model_svc.model.adapters import AdapterBank
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
 from model_svc.model.compiled import WARM_TOKENS, compile_layers, compiling
@@ -27,6 +28,7 @@ from model_svc.model.probe import kv_specs
 from model_svc.model.quantized import check_quantization
 from model_svc.model.ranks import Ranks
 from model_svc.model.sentence_files import embedding_defaults
+from model_svc.runner.adapted_model import check_adapters, with_adapters
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
 from model_svc.runner.gpu_check import check_gpu
@@ -70,6 +72,7 @@ def start_runner(
     device = resolve_device(settings.device) if ranks is None else ranks.device
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
     check_combination(settings)
+    check_adapters(settings)
     check_quantization(settings.quantization, device)
     if device.type == "cuda":
         with timed(phases_s, "device"):
@@ -102,6 +105,7 @@ def start_runner(
         if ranks is not None:
             size = KVSize(*ranks.smallest(size.num_blocks, size.max_context_tokens))
         model = probed(model, backend, specs, settings.block_size, size.max_context_tokens)
+        model, bank = with_adapters(settings, model)
     with timed(phases_s, "kv"):
         kv = make_cache(settings, model, specs, size)
     graphs = make_graphs(settings, model, backend, kv, size, limits)
@@ -110,7 +114,7 @@ def start_runner(
             graphs = record_graphs(graphs, lazily=settings.lazy_graphs)
     with timed(phases_s, "vocabulary"):
         grammars = make_grammars(settings, model)
-    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars)
+    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars, bank)
     cache_bytes = size.num_blocks * sum(spec.num_bytes(settings.block_size, model.dtype) for spec in specs)
     log.info(memory_plan(model, cache_bytes, step_memory, graphs_recorded=not settings.lazy_graphs).line())
     with timed(phases_s, "warmup"):
@@ -156,6 +160,7 @@ def make_runner(
     phases_s: dict[str, float],
     graphs: DecodeGraphs | None,
     grammars: GrammarBench | None = None,
+    bank: AdapterBank | None = None,
 ) -> TorchModelRunner:
     """A runner over that cache."""
     input_batch = InputBatch(
@@ -163,10 +168,10 @@ def make_runner(
         max_tokens=limits.max_step_tokens,
         max_rows=limits.max_batch_size,
         max_blocks=-(-size.max_context_tokens // settings.block_size),
+        num_adapter_slots=settings.adapter_slots if bank is not None else 0,
     )
-    return TorchModelRunner(
-        model, kv, backend, input_batch, runner_info(settings, model, backend, size, limits, phases_s), graphs, grammars
-    )
+    info = runner_info(settings, model, backend, size, limits, phases_s)
+    return TorchModelRunner(model, kv, backend, input_batch, info, graphs, grammars, bank)
 
 
 def make_grammars(settings: EngineSettings, model: LoadedModel) -> GrammarBench | None:
@@ -270,6 +275,8 @@ def runner_info(
         dtype=str(model.dtype).removeprefix("torch."),
         attention=backend.name,
         phases_s=phases_s,
+        num_adapter_slots=settings.adapter_slots if settings.takes_adapters else 0,
+        max_adapter_bytes=settings.adapter_memory if settings.takes_adapters else 0,
         takes_drafts=True,
         embedding_size=model.hidden_size,
         pooling=embedding_defaults(Path(settings.model)).pooling_of(generates=True) if model.hidden_size else None,

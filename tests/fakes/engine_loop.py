@@ -25,7 +25,8 @@ class RecordingRunner:
     """Keeps the log-probabilities that a runner gives out, by sequence id. `info` may differ from the runner's own."""
 
     def __init__(self, runner: ModelRunner, info: RunnerInfo) -> None:
-        self.runner, self.info, self.phases, self.grammars = runner, info, runner.phases, runner.grammars
+        self.runner, self.info, self.phases = runner, info, runner.phases
+        self.grammars, self.adapters = runner.grammars, runner.adapters
         self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
 
@@ -67,7 +68,8 @@ class EngineLoop:
     ) -> None:
         self.runner = RecordingRunner(runner, info or runner.info)
         self.step_tokens = step_tokens
-        self.engine = Engine(self.runner, Limits(batch, step_tokens, drafts=drafts), overlap=overlap)
+        limits = Limits(batch, step_tokens, drafts=drafts)
+        self.engine = Engine(self.runner, limits, overlap=overlap, adapters=runner.adapters)
         self.terminals: dict[int, Terminal] = {}
 
     def run(

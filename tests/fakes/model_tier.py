@@ -86,6 +86,7 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         caches: bool = False,
         block_size: int = 4,
         reason: FinishReason = FinishReason.LENGTH,
+        adapters: Sequence[str] = (),
         embedding_size: int = 0,
         on_embed: Callable[[Any], TokenwireError | None] = lambda request: None,
     ) -> None:
@@ -99,6 +100,7 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
             vocab_size=vocab_size,
             hash_scheme=SHARED_SCHEME if caches else "",
             block_size=block_size,
+            adapters=adapters,
             capabilities=capabilities_to_wire(generates=True, embeds=bool(embedding_size)),
             embedding_size=embedding_size,
         )
@@ -136,6 +138,12 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
+
+    async def change_adapters(self, *names: str) -> None:
+        """These it has from now on, and says so."""
+        self.card.adapters[:] = names
+        for session in self.sessions:
+            await session.send(Frame(models=[self.card]))
 
     async def kill(self) -> None:
         """Gone, without a word to anybody."""
@@ -204,7 +212,9 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
             )
 
     def _keep(self, request: model_pb2.TokenRequest) -> None:
-        root = cache_root(request.context.tenant, request.cache_salt, self.card.hash_scheme)
+        root = cache_root(
+            request.context.tenant, request.cache_salt, self.card.hash_scheme, request.options.adapter
+        )  # fmt: skip
         hashes = block_hashes(root, request.token_ids, self.card.block_size)
         self.cache.record([each for each in hashes if each not in self.cache.held], [])
 

@@ -18,6 +18,7 @@ class FakeReplica:
     embedding_size: int = 0
     breaker: Breaker = field(default_factory=Breaker)
     cache: CacheView = field(default_factory=CacheView)
+    adapters: frozenset[str] = frozenset()
     room: int = 1_000_000
     """Sequences that may be submitted."""
     leases_room: bool = True

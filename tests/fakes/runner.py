@@ -61,6 +61,7 @@ class FakeRunner:
 
     def __init__(self, info: RunnerInfo) -> None:
         self.info = info
+        self.adapters = None
         self.phases = PhaseClock()
         self.cache: dict[tuple[int, int], tuple[int, int]] = {}
         self.batches: list[ScheduledBatch] = []

@@ -68,7 +68,10 @@ class Submitted:
         self.made[choice] += len(ids)
         if ids:
             logprobs = SequenceLogprobs(logprobs_of(ids, options.logprobs)) if options.logprobs is not None else None
-            receiver.on_tokens(ids, logprobs)
+            if len(ids) == 1 and logprobs is None:
+                receiver.on_token(ids[0])
+            else:
+                receiver.on_tokens(ids, logprobs)
         if self.made[choice] == limit and num_tokens > len(ids):
             self.finish(choice, FinishReason.LENGTH)
 
@@ -103,6 +106,7 @@ class ScriptedReplica:
         self.embedding_size = 0
         self.breaker = Breaker()
         self.cache = CacheView()
+        self.adapters: frozenset[str] = frozenset()
         self.ready = True
         self.load = 0.0
         self.leases_room = True

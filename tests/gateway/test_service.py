@@ -5,7 +5,7 @@ import pytest
 
 from tests.fakes.live_gateway import gateway_over_fake, generate_request, live_gateway
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
-from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unavailable, Unsupported
+from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unavailable
 from tokenwire.requests import CancelReason
 from tokenwire.status import from_rpc_error, from_wire
 from tokenwire.v1 import common_pb2 as pb
@@ -114,7 +114,7 @@ def test_chat_and_token_ids() -> None:
         (generate_request("a", context=pb.RequestContext(request_id="x" * 129)), InvalidRequest, "context.request_id"),
         (generate_request("a", context=pb.RequestContext(priority=101)), InvalidRequest, "context.priority"),
         (generate_request("a", model="other"), NotFound, None),
-        (generate_request("a", options=pb.GenerationOptions(adapter="x")), Unsupported, "options.adapter"),
+        (generate_request("a", options=pb.GenerationOptions(adapter=" x")), InvalidRequest, "options.adapter"),
     ],
 )
 def test_bad_input_is_the_status_of_the_call_and_disturbs_nobody(request_message, kind, field) -> None:

@@ -2,9 +2,6 @@ import asyncio
 import os
 import signal
 
-import grpc
-import pytest
-
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
 from tokenwire.requests import FinishReason
 from tokenwire.v1 import model_pb2, model_pb2_grpc
@@ -51,15 +48,5 @@ def test_a_pause_outlives_the_engine_process() -> None:
             async with asyncio.timeout(20):
                 while live.tier.engine.epoch in (0, epoch) or not await paused(live):
                     await asyncio.sleep(0.01)
-
-    asyncio.run(main())
-
-
-def test_what_is_not_built_says_so() -> None:
-    async def main() -> None:
-        async with live_model_tier() as live:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await admin(live).LoadAdapter(model_pb2.LoadAdapterRequest(name="x", path="/y"))
-            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
     asyncio.run(main())

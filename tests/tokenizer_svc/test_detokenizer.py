@@ -67,6 +67,19 @@ def test_random_ids_of_a_byte_level_vocabulary_equal_decode(data: st.DataObject,
     assert streamed(tokenizer, ids, skip=skip) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), skip=st.booleans(), family=st.sampled_from(FAMILIES))
+def test_tokens_that_are_whole_texts_need_not_be_pushed(data: st.DataObject, skip: bool, family: str) -> None:
+    tokenizer = tokenizer_of(family)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=40))
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip)
+    text = ""
+    for token_id in ids:
+        whole = detokenizer.whole_texts
+        text += (whole[token_id] if token_id < len(whole) else "") or detokenizer.push([token_id])
+    assert text + detokenizer.flush() == streamed(tokenizer, ids, skip=skip)
+
+
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=30), family=st.sampled_from(FAMILIES), chunk=st.integers(1, 5))
 def test_any_text_in_any_family_equals_decode(text: str, family: str, chunk: int) -> None:

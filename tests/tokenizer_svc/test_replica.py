@@ -25,6 +25,9 @@ class Receiver:
         self.terminal: Terminal | None = None
         self.failed: TokenwireError | None = None
 
+    def on_token(self, token_id: int) -> None:
+        self.on_tokens([token_id])
+
     def on_tokens(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> None:
         if self.broken:
             raise ZeroDivisionError

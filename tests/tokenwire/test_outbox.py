@@ -42,7 +42,7 @@ def test_text_that_waits_is_merged_into_one_row_per_sequence_and_the_terminal_fo
     outbox.add_text(1, "b", 2, [8, 9])
     outbox.finish(1, LENGTH)
     frame = take(outbox)
-    assert rows(frame) == [(1, "ab", 3), (2, "x", 1)]
+    assert sorted(rows(frame)) == [(1, "ab", 3), (2, "x", 1)]
     assert [(e.handle, list(e.token_ids)) for e in frame.extras] == [(1, [7, 8, 9])]
     assert [(f.handle, f.reason) for f in frame.finishes] == [(1, pb.FINISH_REASON_LENGTH)]
     assert outbox.num_open == 1
@@ -196,7 +196,7 @@ def test_log_probabilities_are_merged_with_their_text() -> None:
     outbox.add_text(1, "bc", 2, [8, 9], logprobs(8, 9))
     outbox.add_text(1, "held back", 0)
     frame = take(outbox)
-    assert rows(frame) == [(1, "abcheld back", 3), (2, "x", 1)]
+    assert sorted(rows(frame)) == [(1, "abcheld back", 3), (2, "x", 1)]
     assert logprob_ids(frame) == [(1, [7, 8, 9], [4, 5])] and list(frame.extras[0].token_ids) == [7, 8, 9]
 
 
@@ -281,3 +281,56 @@ def test_what_is_split_from_the_text_fills_frames_as_text_does() -> None:
         outbox.open(handle)
         outbox.add_text(handle, "", 1, parsed=Parsed("x" * (MAX_FRAME_CHARS // 2)))
     assert [len(take(outbox).handles) for _ in range(3)] == [2, 2, 2]
+
+
+def test_text_that_waits_keeps_its_order_when_more_than_text_comes_behind_it() -> None:
+    outbox = TextOutbox()
+    outbox.open(1)
+    outbox.open(2)
+    outbox.add_text(1, "a", 1)
+    outbox.add_text(2, "x", 1)
+    outbox.add_text(1, "b", 1, [8], logprobs(8))
+    outbox.add_text(1, "c", 1)
+    frame = take(outbox)
+    assert sorted(rows(frame)) == [(1, "abc", 3), (2, "x", 1)]
+    assert logprob_ids(frame) == [(1, [8], [])]
+
+
+def test_text_alone_that_does_not_fit_waits_for_the_next_frame_and_its_terminal_with_it() -> None:
+    outbox = TextOutbox()
+    for handle in (1, 2, 3):
+        outbox.open(handle)
+        outbox.add_text(handle, "x" * MAX_FRAME_CHARS, 1)
+        outbox.finish(handle, LENGTH)
+    outbox.add_text(3, "late", 1)
+    found = [take(outbox) for _ in range(3)]
+    assert [list(frame.handles) for frame in found] == [[1], [2], [3]]
+    ended = [finish.handle for frame in found for finish in frame.finishes]
+    while outbox.num_open:
+        ended += [finish.handle for finish in take(outbox).finishes]
+    assert ended == [1, 2, 3] and all(set(frame.texts[0]) == {"x"} for frame in found)
+
+
+def test_rows_and_text_alone_share_a_frame_when_there_is_much_of_both() -> None:
+    outbox = TextOutbox()
+    for handle in range(1, 9):
+        outbox.open(handle, credit=9 if handle > 4 else None)
+        outbox.add_text(handle, "x" * (MAX_FRAME_CHARS // 4), 1)
+    first = take(outbox)
+    assert {handle > 4 for handle in first.handles} == {True, False}
+    assert sum(map(len, first.texts)) <= MAX_FRAME_CHARS
+    rest = list(first.handles)
+    while len(rest) < 8:
+        rest += take(outbox).handles
+    assert sorted(rest) == list(range(1, 9))
+
+
+def test_text_alone_that_its_reader_takes_back_is_dropped_and_an_ordinary_end_becomes_cancelled() -> None:
+    outbox = TextOutbox()
+    outbox.open(1)
+    outbox.add_text(1, "held", 1)
+    outbox.discard_text(1)
+    outbox.add_text(1, "late", 1)
+    outbox.finish(1, LENGTH)
+    frame = take(outbox)
+    assert rows(frame) == [] and [f.reason for f in frame.finishes] == [pb.FINISH_REASON_CANCELLED]

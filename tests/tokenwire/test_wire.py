@@ -55,6 +55,7 @@ def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
         logprobs=0,
         prompt_logprobs=20,
         speculation=False,
+        adapter="mine",
     )  # fmt: skip
     assert options_from_wire(options_to_wire(full)) == full
     assert options_from_wire(pb.GenerationOptions()) == GenerationOptions()
@@ -64,7 +65,6 @@ def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
 def unbuilt() -> dict[str, pb.GenerationOptions]:
     return {
         "output.echo": pb.GenerationOptions(output=pb.OutputOptions(echo=True)),
-        "adapter": pb.GenerationOptions(adapter="mine"),
     }
 
 
@@ -85,7 +85,9 @@ def test_every_field_of_the_options_is_either_read_or_refused() -> None:
         "OutputOptions": {
             "logprobs", "prompt_logprobs", "return_token_ids", "skip_special_tokens", "spaces_between_special_tokens",
         },
-        "GenerationOptions": {"sampling", "stop", "output", "num_choices", "constraint", "speculation"},
+        "GenerationOptions": {
+            "sampling", "stop", "output", "num_choices", "constraint", "speculation", "adapter",
+        },
         "Constraint": {form.value for form in ConstraintForm},
     }  # fmt: skip
     refused = {name.split()[0].split(".")[-1] for name in unbuilt()}

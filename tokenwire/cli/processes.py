@@ -45,7 +45,7 @@ class TierProcess:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tokenwire.cli.tier", str(self._grace_s), self.tier.module, *self.tier.arguments,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+            env={**dict(self.tier.environ), **os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
         )  # fmt: skip
         self._output = asyncio.create_task(self._read_output())
 
@@ -130,7 +130,7 @@ class TierGroup:
         began = time.monotonic()
 
         async def ready(tier: Tier) -> None:
-            await wait_serving(tier.target)
+            await wait_serving(tier.target, tls=tier.tls)
             on_ready(tier, time.monotonic() - began)
 
         async def all_ready() -> None:

@@ -16,6 +16,8 @@ class CallOptions(TypedDict, total=False):
 
     model: str
     """Name of the model; absent: the only one there is."""
+    adapter: str
+    """Name of a loaded LoRA adapter; absent: the plain model."""
     max_tokens: int
     """Most tokens to generate; absent: as many as the context holds."""
     temperature: float
@@ -116,6 +118,7 @@ def generation_options(given: CallOptions) -> GenerationOptions:
         num_choices=given.get("num_choices", 1),
         logprobs=given.get("logprobs"),
         prompt_logprobs=given.get("prompt_logprobs"),
+        adapter=given.get("adapter", ""),
         speculation=given.get("speculation"),
         constraint=constraint_of(given),
     )

@@ -82,7 +82,7 @@ class ModelServiceSessionRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[_common_pb2.Hello, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[TokenSubmit, _Mapping]]] = ..., cancels: _Optional[_Iterable[_Union[_common_pb2.Cancel, _Mapping]]] = ..., demand: _Optional[_Iterable[_Union[_common_pb2.Demand, _Mapping]]] = ..., drain: _Optional[_Union[_common_pb2.Drain, _Mapping]] = ...) -> None: ...
 
 class ModelServiceSessionResponse(_message.Message):
-    __slots__ = ("hello", "handles", "counts", "token_ids", "logprobs", "finishes", "load", "credit", "drain")
+    __slots__ = ("hello", "handles", "counts", "token_ids", "logprobs", "finishes", "load", "credit", "drain", "models")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class ModelServiceSessionResponse(_message.Message):
     LOAD_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     hello: _common_pb2.Hello
     handles: _containers.RepeatedScalarFieldContainer[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
@@ -101,7 +102,8 @@ class ModelServiceSessionResponse(_message.Message):
     load: _common_pb2.Load
     credit: _common_pb2.AdmissionCredit
     drain: _common_pb2.Drain
-    def __init__(self, hello: _Optional[_Union[_common_pb2.Hello, _Mapping]] = ..., handles: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[SequenceLogprobs, _Mapping]]] = ..., finishes: _Optional[_Iterable[_Union[_common_pb2.Finish, _Mapping]]] = ..., load: _Optional[_Union[_common_pb2.Load, _Mapping]] = ..., credit: _Optional[_Union[_common_pb2.AdmissionCredit, _Mapping]] = ..., drain: _Optional[_Union[_common_pb2.Drain, _Mapping]] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelCard]
+    def __init__(self, hello: _Optional[_Union[_common_pb2.Hello, _Mapping]] = ..., handles: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[SequenceLogprobs, _Mapping]]] = ..., finishes: _Optional[_Iterable[_Union[_common_pb2.Finish, _Mapping]]] = ..., load: _Optional[_Union[_common_pb2.Load, _Mapping]] = ..., credit: _Optional[_Union[_common_pb2.AdmissionCredit, _Mapping]] = ..., drain: _Optional[_Union[_common_pb2.Drain, _Mapping]] = ..., models: _Optional[_Iterable[_Union[_common_pb2.ModelCard, _Mapping]]] = ...) -> None: ...
 
 class SequenceLogprobs(_message.Message):
     __slots__ = ("handle", "tokens", "prompt")

@@ -358,14 +358,15 @@ class ModelAdminServiceServicer(object):
     """
 
     def LoadAdapter(self, request, context):
-        """Load a LoRA adapter.
+        """Load a LoRA adapter, beside the requests that run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadAdapter(self, request, context):
-        """Unload a LoRA adapter once no request uses it.
+        """Refuse new requests with a LoRA adapter at once, and unload it when the last one that runs has ended. A call that ends
+        before that stops nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -135,7 +135,7 @@ class SessionRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[_common_pb2.Hello, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., cancels: _Optional[_Iterable[_Union[_common_pb2.Cancel, _Mapping]]] = ..., credits: _Optional[_Iterable[_Union[_common_pb2.Credit, _Mapping]]] = ..., drain: _Optional[_Union[_common_pb2.Drain, _Mapping]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("hello", "handles", "texts", "num_tokens", "extras", "finishes", "drain")
+    __slots__ = ("hello", "handles", "texts", "num_tokens", "extras", "finishes", "drain", "models")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class SessionResponse(_message.Message):
     EXTRAS_FIELD_NUMBER: _ClassVar[int]
     FINISHES_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     hello: _common_pb2.Hello
     handles: _containers.RepeatedScalarFieldContainer[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
@@ -150,7 +151,8 @@ class SessionResponse(_message.Message):
     extras: _containers.RepeatedCompositeFieldContainer[Extras]
     finishes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Finish]
     drain: _common_pb2.Drain
-    def __init__(self, hello: _Optional[_Union[_common_pb2.Hello, _Mapping]] = ..., handles: _Optional[_Iterable[int]] = ..., texts: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., extras: _Optional[_Iterable[_Union[Extras, _Mapping]]] = ..., finishes: _Optional[_Iterable[_Union[_common_pb2.Finish, _Mapping]]] = ..., drain: _Optional[_Union[_common_pb2.Drain, _Mapping]] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelCard]
+    def __init__(self, hello: _Optional[_Union[_common_pb2.Hello, _Mapping]] = ..., handles: _Optional[_Iterable[int]] = ..., texts: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[_Iterable[int]] = ..., extras: _Optional[_Iterable[_Union[Extras, _Mapping]]] = ..., finishes: _Optional[_Iterable[_Union[_common_pb2.Finish, _Mapping]]] = ..., drain: _Optional[_Union[_common_pb2.Drain, _Mapping]] = ..., models: _Optional[_Iterable[_Union[_common_pb2.ModelCard, _Mapping]]] = ...) -> None: ...
 
 class Extras(_message.Message):
     __slots__ = ("handle", "token_ids", "logprobs", "reasoning", "tool_calls", "prompt_logprobs")

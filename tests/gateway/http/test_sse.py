@@ -3,9 +3,12 @@
 import asyncio
 import json
 import socket
+from collections.abc import Callable
+from json.encoder import encode_basestring
 
 import pytest
 
+from gateway.http import text_events
 from gateway.http.connection import Connection
 from gateway.http.openai_chunks import OpenAIChunks
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake
@@ -92,7 +95,7 @@ def test_a_slow_reader_that_leaves_is_taken_back_below(small_buffers: None) -> N
     asyncio.run(main())
 
 
-def test_a_bug_with_one_answer_ends_that_answer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def break_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     render = OpenAIChunks.render
 
     def with_a_bug(self: OpenAIChunks, events):
@@ -102,17 +105,35 @@ def test_a_bug_with_one_answer_ends_that_answer_alone(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(OpenAIChunks, "render", with_a_bug)
 
+
+def break_text_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_a_bug(text: str) -> str:
+        if "boom" in text:
+            raise ZeroDivisionError
+        return encode_basestring(text)
+
+    monkeypatch.setattr(text_events, "encode_basestring", with_a_bug)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "text"), [(break_rendering, "boom b c"), (break_text_events, "a boom c")], ids=["first", "later"]
+)
+def test_a_bug_with_one_answer_ends_that_answer_alone(
+    monkeypatch: pytest.MonkeyPatch, break_it: Callable[[pytest.MonkeyPatch], None], text: str
+) -> None:
+    break_it(monkeypatch)
+
     async def main() -> None:
         async with gateway_over_fake() as (tier, live):
 
-            async def ask(text: str) -> str:
-                body = {"messages": [{"role": "user", "content": f"!step {text}"}], "stream": True}
+            async def ask(prompt: str) -> str:
+                body = {"messages": [{"role": "user", "content": f"!step {prompt}"}], "stream": True}
                 try:
                     return (await live.http.post("/v1/chat/completions", json=body)).text
                 except Exception as error:
                     return type(error).__name__
 
-            asked = [asyncio.ensure_future(ask(text)) for text in ("a b c", "a boom c", "d e f")]
+            asked = [asyncio.ensure_future(ask(prompt)) for prompt in ("a b c", text, "d e f")]
             await tier.until(lambda: tier.num_running == 3)
             while not all(each.done() for each in asked):
                 tier.step()

@@ -55,5 +55,5 @@ def test_a_decode_tells_one_token_whatever_the_context() -> None:
     encoder.encode(ScheduledBatch((ScheduledRow(sequence, 5000),)))
     sequence.token_ids.append(7)
     message = encoder.encode(ScheduledBatch((ScheduledRow(sequence, 1),)))
-    assert message.sequences == [Continued(1, [7], 313, [], (0, 0, -1))]
+    assert message.sequences == [Continued(1, [7], 313, [], (0, 0, -1, -1))]
     assert len(pickle.dumps(message)) < 500
