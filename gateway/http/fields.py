@@ -23,7 +23,6 @@ from tokenwire.sampling import (
     MAX_TOKENS,
     SamplingParams,
     StopParams,
-    refuse,
 )
 
 UINT32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -158,7 +157,7 @@ class GenerationFields(Body):
             prompt_logprobs=prompt_logprobs,
             speculation=self.speculation,
         )
-        refuse(options.violations())
+        options.refuse_violations()
         return options
 
     def requests(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[TextRequest]:
