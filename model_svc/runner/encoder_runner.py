@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from model_svc.engine.adapters import AdapterStore
-from model_svc.engine.batch import RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.batch import DraftModel, RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.grammar.bench import GrammarBench
 from model_svc.model.encoder import Encoder, packed_row
@@ -33,6 +33,7 @@ class EncoderRunner:
     """Runs one encoder on one device. Not safe for several threads."""
 
     adapters: AdapterStore | None = None
+    draft_model: DraftModel | None = None
     grammars: GrammarBench | None = None
 
     def __init__(self, model: Encoder, backend: EncoderBackend, info: RunnerInfo) -> None:

@@ -126,7 +126,7 @@ def test_a_cpu_computes_in_float32_unless_told_otherwise(tmp_path: Path) -> None
     ("setting", "value"),
     [
         ("tensor_parallel", 2), ("compile", "on"), ("quantization", "int8"), ("kv_memory", 1 << 20),
-        ("attention", "native"), ("merge_linears", "on"), ("speculation", "ngram"),
+        ("attention", "native"), ("merge_linears", "on"), ("speculation", "ngram"), ("draft_model", "small"),
         ("adapters", (("a", "/a"),)), ("adapter_folder", "/adapters"),
     ],
 )  # fmt: skip
@@ -160,7 +160,7 @@ class Small:
     def __init__(self, runner: ModelRunner, most: int) -> None:
         self.runner, self.most = runner, most
         self.info, self.phases = runner.info, runner.phases
-        self.adapters = self.grammars = None
+        self.adapters = self.grammars = self.draft_model = None
 
     def launch(self, batch: ScheduledBatch) -> Any:
         if batch.num_tokens > self.most:
