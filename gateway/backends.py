@@ -379,6 +379,8 @@ class Backends:
     def _with_unique_id(self, context: RequestContext) -> RequestContext:
         """All callers share the sessions below, where a request id may run once: a second one gets `~2`, and so on."""
         request_id, number = context.request_id, 1
+        if request_id not in self._request_ids:
+            return context
         while request_id in self._request_ids:
             number += 1
             suffix = f"~{number}"

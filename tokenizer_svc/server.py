@@ -165,8 +165,9 @@ class TokenizerTier:
         self._changed.set()
 
     def _on_pick(self, pick: Pick) -> None:
-        self.metrics.picks.labels(pick.reason.value).inc()
-        self.metrics.expected_cached_tokens.inc(pick.num_cached_tokens)
+        self.metrics.picks_of(pick.reason.value).inc()
+        if pick.num_cached_tokens:
+            self.metrics.expected_cached_tokens.inc(pick.num_cached_tokens)
 
     async def _watch(self) -> None:
         """Healthy while at least one model tier takes requests."""

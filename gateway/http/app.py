@@ -16,18 +16,20 @@ from gateway.http.openai_chat import chat_handler
 from gateway.http.openai_completions import completion_handler
 from gateway.http.openai_embeddings import embedding_handler
 from gateway.http.openai_models import model_routes
+from gateway.http.openapi import description_routes
 from gateway.http.request_ids import RequestIds
 from gateway.identity.identifier import Identifier
 
 
 def make_app(generation: Generation, registry: CollectorRegistry, identifier: Identifier | None = None) -> ASGIApp:
-    """The application over this generation. Bodies are checked by hand, so it publishes no schema of its own.
+    """The application over this generation. Bodies are checked by hand, and described by `gateway.http.openapi`.
 
     `identifier`: asks callers who they are; None: nobody is asked.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(model_routes(generation, int(time.time())))
     app.include_router(health_routes(generation, registry))
+    app.include_router(description_routes())
     install_error_handlers(app)
     handlers = {
         "/v1/chat/completions": chat_handler(generation),

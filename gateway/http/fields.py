@@ -23,7 +23,6 @@ from tokenwire.sampling import (
     MAX_TOKENS,
     SamplingParams,
     StopParams,
-    refuse,
 )
 
 UINT32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -41,6 +40,8 @@ PROMPTS_SCHEMA = {"anyOf": [TEXT, IDS, {"type": "array", "minItems": 1, "items":
 """What `prompts_of` takes."""
 STOP_SCHEMA = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": MAX_STOP_STRINGS}, {"type": "null"}]}
 """What `_stop_strings` takes."""
+
+UNBUILT_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (None, False)}
 
 
 class StreamOptions(Body):
@@ -156,7 +157,7 @@ class GenerationFields(Body):
             prompt_logprobs=prompt_logprobs,
             speculation=self.speculation,
         )
-        refuse(options.violations())
+        options.refuse_violations()
         return options
 
     def requests(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[TextRequest]:
