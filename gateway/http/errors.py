@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 HTTP_NAMES = {
     "stop_strings": "stop",
     "num_choices": "n",
+    "ebnf": "grammar",
+    "texts": "choice",
     "timeout_ms": "timeout",
     "request_id": "x-request-id",
 }
