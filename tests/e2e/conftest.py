@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def reference(model_folder: Path) -> Reference:
 
 @pytest.fixture(scope="session")
 def stack(model_folder: Path) -> Iterator[Stack]:
+    with running_stack() as found:
+        yield found
+
+
+@contextmanager
+def running_stack(**environment: str) -> Iterator[Stack]:
+    """The stack, with these variables too."""
     gateway, http, tokenizer, model = free_ports(4)
     command = [
         sys.executable, "-m", "tokenwire.cli.main", "up", "--dtype", "float32", "--port", str(gateway),
@@ -51,7 +59,9 @@ def stack(model_folder: Path) -> Iterator[Stack]:
         "--gateway-metrics-port", "0", "--tokenizer-metrics-port", "0", "--model-metrics-port", "0",
     ]  # fmt: skip
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "NO_COLOR": "1"})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "NO_COLOR": "1", **environment}
+        )
         running = Stack(f"127.0.0.1:{gateway}", f"http://127.0.0.1:{http}", f"127.0.0.1:{model}", Path(log.name))
         try:
             wait_until_serving(running, process)
