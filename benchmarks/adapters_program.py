@@ -1,6 +1,7 @@
 """Run by `benchmarks.adapters`: times batches with adapters and without in one process, and prints JSON.
 
-    python -m benchmarks.adapters_program '{"batches": [8], "ranks": [16], "rounds": 5, "threads": 2, "quantization": "none"}'
+    python -m benchmarks.adapters_program '{"batches": [8], "ranks": [16], "rounds": 5, "threads": 2,
+                                            "quantization": "none"}'
 
 A pair is a batch without adapters and the same batch with three adapters and none by turns, one after the other, in
 either order. Progress goes to stderr.

@@ -1,12 +1,13 @@
 """What the tiers above the model cost, beside Shepherd Model Gateway on the same cores: `make bench-frontend`.
 
     python -m benchmarks.peers install smg          # the peer, outside the repository
-    python -m benchmarks.frontend                   # fifteen minutes; ten with --rounds 2
-    python -m benchmarks.frontend --short           # two
+    python -m benchmarks.frontend                   # twenty minutes; fourteen with --rounds 2
+    python -m benchmarks.frontend --short           # three
 
-A mock engine stands behind gateway and tokenizer_svc, and an equally fast mock of its own worker behind the peer. Both
-are driven over OpenAI's streamed chat completions by the same client, ours over one gRPC Session too; at 20 ms a token
-and as fast as it goes. Writes benchmarks/results/frontend.json and .md; --short writes short-frontend.
+A mock of the model tier's Session stands behind gateway and tokenizer_svc, and an equally light mock of its own worker
+behind the peer. Both are driven over OpenAI's streamed chat completions by the same client, ours over one gRPC Session
+too; at 20 ms a token and as fast as it goes. Our whole stack, with the model tier's scheduler around the mock engine,
+runs beside them. Writes benchmarks/results/frontend.json and .md; --short writes short-frontend.
 """
 
 import argparse

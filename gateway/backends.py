@@ -8,24 +8,26 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.identity.identity import identity_of_call
 from gateway.metrics import GatewayMetrics
 from gateway.room import Room
 from gateway.settings import GatewaySettings
 from gateway.submission import Choice, Sink, Submission
 from gateway.text_requests import TextRequest
-from tokenwire.channels import aio_channel
+from tokenwire.channels import TierChannel
 from tokenwire.errors import Internal, TokenwireError, Unavailable
 from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
+from tokenwire.tls import ClientTls
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tokenwire.version import __version__
 from tokenwire.wire import logprobs_from_wire, parsed_from_wire, terminal_from_wire
@@ -44,6 +46,21 @@ def with_retry_time(error: TokenwireError) -> TokenwireError:
     return error
 
 
+def visible(cards: Iterable[common_pb2.ModelCard]) -> list[common_pb2.ModelCard]:
+    """Those that the caller may use, without the adapters that they may not. The cards themselves are left alone."""
+    who = identity_of_call()
+    if who.models is None:
+        return list(cards)
+    shown: list[common_pb2.ModelCard] = []
+    for card in cards:
+        adapters = list(filter(who.may_use, card.adapters))
+        if adapters or who.may_use(card.name):
+            shown.append(common_pb2.ModelCard())
+            shown[-1].CopyFrom(card)
+            shown[-1].adapters[:] = adapters
+    return shown
+
+
 class Backend:
     """One tokenizer tier: its channel, its session, and whether it says that it can answer."""
 
@@ -53,12 +70,12 @@ class Backend:
         metrics: GatewayMetrics,
         on_lost: Callable[[Submission, TokenwireError], None],
         changed: Callable[[], None],
+        tls: ClientTls | None = None,
     ) -> None:
         self.target = target
-        self.channel = aio_channel(target)
-        self.stub: Any = tokenizer_pb2_grpc.TokenizerServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self._link: TierChannel[Any] = TierChannel(target, tokenizer_pb2_grpc.TokenizerServiceStub, tls)
         self.session: SessionClient[Choice] = SessionClient(
-            target, self.stub.Session, tokenizer_pb2.SessionRequest, self
+            target, lambda: self._link.refreshed().Session(), tokenizer_pb2.SessionRequest, self
         )
         self.serving = False
         """What the tier's health service says."""
@@ -69,6 +86,11 @@ class Backend:
         self._metrics = metrics
         self._on_lost = on_lost
         self._changed = changed
+
+    @property
+    def stub(self) -> Any:
+        """The tier's methods."""
+        return self._link.stub
 
     @property
     def process(self) -> tuple[str, int]:
@@ -91,7 +113,7 @@ class Backend:
         if self._health is not None:
             await cancel_and_wait(self._health)
         await self.session.close()
-        await self.channel.close()
+        await self._link.close()
 
     def on_ready(self, stream: SessionStream[Choice]) -> None:
         """The session is open."""
@@ -142,8 +164,8 @@ class Backend:
             self._on_lost(submission, error)
 
     async def _watch_health(self) -> None:
-        stub = health_pb2_grpc.HealthStub(self.channel)
         while True:
+            stub = health_pb2_grpc.HealthStub(self._link.channel)
             try:
                 async for response in stub.Watch(health_pb2.HealthCheckRequest()):
                     self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
@@ -167,7 +189,9 @@ class Backends:
         self.room = Room(settings.max_concurrent_requests)
         self._metrics = metrics
         targets = settings.tokenizer_targets.split(",") * settings.sessions_per_target
-        self.tiers = [Backend(target, metrics, self._lost, self.changed.set) for target in targets]
+        self.tiers = [
+            Backend(target, metrics, self._lost, self.changed.set, settings.upstream_tls) for target in targets
+        ]
         self._open: dict[Submission, Backend] = {}
         self._request_ids: set[str] = set()
         self._closing: TokenwireError | None = None
@@ -199,9 +223,17 @@ class Backends:
         return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
 
     def models(self) -> list[common_pb2.ModelCard]:
-        """What the tiers said last that they serve."""
-        cards = {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
-        return list(cards.values())
+        """What the tiers said last that they serve, as far as the caller may use it."""
+        return visible(self._served().values())
+
+    def _served(self) -> dict[str, common_pb2.ModelCard]:
+        return {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
+
+    def _refuse_model(self, name: str, adapter: str = "") -> None:
+        """Raise NotFound for a model that the caller may not use."""
+        who = identity_of_call()
+        if who.models is not None:
+            who.refuse_model(name, adapter, self._served())
 
     def missing(self) -> str:
         """What keeps the gateway from answering, for people; empty when nothing does."""
@@ -242,6 +274,7 @@ class Backends:
         """
         if self._closing is not None:
             raise self._closing
+        self._refuse_model(request.model, request.options.adapter)
         self.room.require(1, len(sinks), context.priority)
         backend = self._choose()
         context = self._with_unique_id(context)
@@ -253,14 +286,19 @@ class Backends:
         return submission
 
     async def call(self, method: str, request: Any, *, timeout_s: float | None, request_id: str) -> Any:
-        """A unary call to a tier, raw; tried on another one when the first is lost. Raises its error."""
+        """A unary call to a tier, raw; tried on another one when the first is lost. Raises its error, and NotFound."""
+        if not isinstance(request, tokenizer_pb2.ListModelsRequest):
+            self._refuse_model(request.model)
         tried: list[Backend] = []
         while True:
             backend = self._choose(tried)
             tried.append(backend)
             try:
                 metadata = (("x-request-id", request_id),)
-                return await getattr(backend.stub, method)(request, timeout=timeout_s, metadata=metadata)
+                response = await getattr(backend.stub, method)(request, timeout=timeout_s, metadata=metadata)
+                if isinstance(response, tokenizer_pb2.ListModelsResponse):
+                    return tokenizer_pb2.ListModelsResponse(models=visible(response.models))
+                return response
             except grpc.aio.AioRpcError as rpc_error:
                 error = with_retry_time(from_rpc_error(rpc_error))
                 if not isinstance(error, Unavailable) or len(tried) >= min(MAX_TRIES, len(self.tiers)):
@@ -269,7 +307,8 @@ class Backends:
     async def stream(
         self, method: str, request: Any, *, timeout_s: float | None, request_id: str
     ) -> AsyncIterator[Any]:
-        """The answers of a streaming call to a tier, raw. Not tried again. Raises its error."""
+        """The answers of a streaming call to a tier, raw. Not tried again. Raises its error, and NotFound."""
+        self._refuse_model(getattr(request, "model", ""))
         backend = self._choose()
         call = getattr(backend.stub, method)(request, timeout=timeout_s, metadata=(("x-request-id", request_id),))
         try:
@@ -340,6 +379,8 @@ class Backends:
     def _with_unique_id(self, context: RequestContext) -> RequestContext:
         """All callers share the sessions below, where a request id may run once: a second one gets `~2`, and so on."""
         request_id, number = context.request_id, 1
+        if request_id not in self._request_ids:
+            return context
         while request_id in self._request_ids:
             number += 1
             suffix = f"~{number}"

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from functools import cache
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry
@@ -26,11 +27,21 @@ class GatewayMetrics:
         self.requests = make.counter("requests_total", "Requests by API and how they ended", ["api", "outcome"])
         self.first_text = make.histogram("first_text_seconds", "From receipt to the first text", ["api"])
         self.duration = make.histogram("request_seconds", "From receipt to the end", ["api"])
+        self.requests_of = cache(self.requests.labels)
+        self.first_text_of = cache(self.first_text.labels)
+        self.duration_of = cache(self.duration.labels)
         self.output_tokens = make.counter("output_tokens_total", "Tokens generated for clients")
         self._http_refusals = make.counter("http_refusals_total", "HTTP requests that were not let in", ["reason"])
+        self._identity_refusals = make.counter(
+            "identity_refusals_total", "Callers that were not let in for what they showed", ["reason"]
+        )
         self.embedded = make.counter("embedded_total", "Inputs embedded for clients")
         self.embedded_tokens = make.counter("embedded_tokens_total", "Their tokens")
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
+
+    def identity_refused(self, reason: str) -> None:
+        """Count a caller that was not let in for what it showed, or did not show."""
+        self._identity_refusals.labels(reason).inc()
 
     def http_refused(self, reason: str) -> None:
         """Count an HTTP request that was not let in."""
@@ -66,7 +77,7 @@ class RequestRecord:
         if not self.started:
             self.started = True
             self._first_text_s = time.monotonic() - self._arrival_s
-            self._metrics.first_text.labels(self.api).observe(self._first_text_s)
+            self._metrics.first_text_of(self.api).observe(self._first_text_s)
 
     def timings(self) -> GatewayTimings:
         """Where the time went, by now."""
@@ -99,8 +110,8 @@ class RequestRecord:
             return
         self._closed = True
         total_s = time.monotonic() - self._arrival_s
-        self._metrics.requests.labels(self.api, self._outcome).inc()
-        self._metrics.duration.labels(self.api).observe(total_s)
+        self._metrics.requests_of(self.api, self._outcome).inc()
+        self._metrics.duration_of(self.api).observe(total_s)
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(

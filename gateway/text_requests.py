@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tokenwire.parsed import ToolCall
 from tokenwire.requests import GenerationOptions
 from tokenwire.v1 import tokenizer_pb2
-from tokenwire.wire import options_to_wire, tool_call_to_wire
+from tokenwire.wire import shared_options_to_wire, tool_call_to_wire
 
 TextRequest = tokenizer_pb2.TextRequest
 """Its context is filled in when it is sent."""
@@ -66,7 +66,8 @@ def text_request(
     split_special_tokens: bool = False,
 ) -> TextRequest:
     """The request for one prompt. Token ids must fit 32 bits."""
-    request = TextRequest(model=model, options=options_to_wire(options), truncate=truncate, cache_salt=cache_salt)
+    shared = shared_options_to_wire(options)
+    request = TextRequest(model=model, options=shared, truncate=truncate, cache_salt=cache_salt)
     request.split_special_tokens = split_special_tokens
     if isinstance(prompt, str):
         request.text = prompt

@@ -9,6 +9,7 @@ import pytest
 
 from scripts.module_table import page_with_table
 from scripts.settings_table import TIERS, with_table
+from tokenwire.cli.doctor import SHARED_VARIABLES
 from tokenwire.cli.main import cli
 from tokenwire.settings import argument_parser
 
@@ -51,7 +52,7 @@ def test_commands_and_their_options_exist() -> None:
 
 
 def test_environment_variables_exist() -> None:
-    known = {"TOKENWIRE_HOME", "TOKENWIRE_LOG", "TOKENWIRE_TARGET"}
+    known = set(SHARED_VARIABLES)
     for tier, _, settings in TIERS:
         known |= {f"TOKENWIRE_{tier.upper()}_{field.name.upper()}" for field in dataclasses.fields(settings)}
     assert set(re.findall(r"\bTOKENWIRE_[A-Z_]*[A-Z]\b(?!_)(?!_?<)", README)) <= known

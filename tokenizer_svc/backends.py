@@ -18,13 +18,14 @@ from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.held_queue import Held
 from tokenizer_svc.outcomes import Outcomes
 from tokenizer_svc.router import EmbeddingAnswer, EmbeddingSubmission, TokenReceiver, TokenSubmission
-from tokenwire.channels import aio_channel
+from tokenwire.channels import TierChannel
 from tokenwire.embedding_wire import embedding_options_to_wire, generates, vectors_from_wire
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
 from tokenwire.logs import fields
 from tokenwire.requests import CancelReason
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
+from tokenwire.tls import ClientTls
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 from tokenwire.wire import context_to_wire, logprobs_from_wire, options_to_wire, terminal_from_wire, usage_from_wire
 
@@ -80,11 +81,12 @@ class ModelReplica:
         breaker: Breaker | None = None,
         follow_cache: bool = False,
         flow: Flow | None = None,
+        tls: ClientTls | None = None,
     ) -> None:
         """`vocabulary`: our fingerprint. `on_change` is called when `ready` may have changed.
 
         `breaker`: a plain one where none is given. `follow_cache`: whether to subscribe to its cache events. `flow` is
-        told of room; None: nothing is held.
+        told of room; None: nothing is held. `tls`: None: it is called without.
         """
         self.target = target
         self.max_context_tokens = 0
@@ -102,7 +104,8 @@ class ModelReplica:
         """Those that have not ended."""
         self._vocabulary = vocabulary
         self._on_change = on_change
-        self._channel: grpc.aio.Channel | None = None
+        self._tls = tls
+        self._link: TierChannel[Any] | None = None
         self._client: SessionClient[TokenReceiver] | None = None
         self._refused_as: tuple[str, int] | None = None
         """Vocabulary and epoch of the last refusal, so that it is logged once."""
@@ -120,9 +123,11 @@ class ModelReplica:
 
     def start(self) -> None:
         """Begin connecting in the background."""
-        self._channel = aio_channel(self.target)
-        open_session = model_pb2_grpc.ModelServiceStub(self._channel).Session  # type: ignore[no-untyped-call]
-        self._client = SessionClient(self.target, open_session, model_pb2.ModelServiceSessionRequest, self)
+        link: TierChannel[Any] = TierChannel(self.target, model_pb2_grpc.ModelServiceStub, self._tls)
+        self._link = link
+        self._client = SessionClient(
+            self.target, lambda: link.refreshed().Session(), model_pb2.ModelServiceSessionRequest, self
+        )
         self._client.start()
 
     async def close(self) -> None:
@@ -132,8 +137,8 @@ class ModelReplica:
             await self._follower.close()
         if self._client is not None:
             await self._client.close()
-        if self._channel is not None:
-            await self._channel.close()
+        if self._link is not None:
+            await self._link.close()
 
     @property
     def _stream(self) -> Stream | None:
@@ -225,9 +230,9 @@ class ModelReplica:
     async def _embed(self, submission: EmbeddingSubmission) -> EmbeddingAnswer:
         end = self._outcomes.on_call()
         try:
-            stub: Any = model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            assert self._link is not None, "embed only on a ready replica"
             metadata = (("x-request-id", submission.context.request_id),)
-            response = await stub.Embed(embedding_to_wire(submission), metadata=metadata)
+            response = await self._link.stub.Embed(embedding_to_wire(submission), metadata=metadata)
             end(None)
         except grpc.aio.AioRpcError as rpc_error:
             error = from_rpc_error(rpc_error)
@@ -370,9 +375,8 @@ class ModelReplica:
 
     def _follow_cache(self, epoch: int, card: common_pb2.ModelCard) -> None:
         self.cache.connect(epoch, card.hash_scheme, card.block_size)
-        if self._follower is not None and card.hash_scheme and self._channel is not None:
-            stub = model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
-            self._follower.follow(stub.SubscribeCacheEvents)
+        if self._follower is not None and card.hash_scheme and self._link is not None:
+            self._follower.follow(self._link.stub.SubscribeCacheEvents)
 
     def _take_load(self, stream: Stream, load: common_pb2.Load) -> None:
         self._num_reported = load.running + load.queued

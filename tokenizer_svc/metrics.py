@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import CollectorRegistry
 
@@ -18,6 +19,7 @@ class TokenizerMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         tier = TierMetrics("tokenizer", registry)
         self.requests = tier.counter("choices_total", "Choices that ended, by finish reason", ["reason"])
+        self.requests_of = cache(self.requests.labels)
         self.errors = tier.counter("errors_total", "Choices that ended in an error, by its reason", ["reason"])
         self.retries = tier.counter("retries_total", "Requests sent down again, their model tier lost before a token")
         self.resumes = tier.counter(
@@ -37,6 +39,7 @@ class TokenizerMetrics:
         self.encode = tier.histogram("encode_seconds", "Template and encoding of one prompt")
         self.queue = tier.histogram("encode_queue_seconds", "From receipt of a prompt until its encoding began")
         self.picks = tier.counter("picks_total", "Model tiers chosen for a request, by why that one", ["reason"])
+        self.picks_of = cache(self.picks.labels)
         self.expected_cached_tokens = tier.counter(
             "expected_cached_tokens_total", "Prompt tokens that the model tier chosen was thought to have cached"
         )

@@ -7,7 +7,7 @@ must not hang the request), a cancel or an error. Speaks plain values: text and 
 
 import asyncio
 import logging
-import secrets
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +33,9 @@ from tokenwire.requests import (
 )
 
 log = logging.getLogger(__name__)
+
+SEEDS = random.Random()
+"""Of requests that bring none."""
 
 
 class TextSink(Protocol):
@@ -147,7 +150,7 @@ class RunningRequest:
             self._sink.add_text(choice.handle, text, 0, parsed=parsed)
         self._sink.finish(choice.handle, replace(terminal, tokenizer_timings=self._timings()))
         metrics = self._tier.metrics
-        metrics.requests.labels(terminal.reason.value).inc()
+        metrics.requests_of(terminal.reason.value).inc()
         metrics.output_tokens.inc(terminal.usage.completion_tokens)
         self._num_output_tokens += terminal.usage.completion_tokens
         self._ends[terminal.reason.value] += 1
@@ -191,7 +194,7 @@ class RunningRequest:
             choice.text = begin_text(self.request, self._tier, self._prompt)
             choice.direct = None if options.return_token_ids else self._sink.add_text
         if options.sampling.seed is None:
-            sampling = replace(options.sampling, seed=secrets.randbits(64))
+            sampling = replace(options.sampling, seed=SEEDS.getrandbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))
 
     def _fail(self, error: TokenwireError) -> None:

@@ -157,6 +157,7 @@ class TokenizerTier:
             breaker=Breaker(self.settings.breaker_failures, on_open=self.metrics.ejections.inc),
             follow_cache=needs_cache_events(self.settings.routing_policy),
             flow=self.tier.dispatcher,
+            tls=self.settings.upstream_tls,
         )
 
     def _on_replicas(self) -> None:
@@ -164,8 +165,9 @@ class TokenizerTier:
         self._changed.set()
 
     def _on_pick(self, pick: Pick) -> None:
-        self.metrics.picks.labels(pick.reason.value).inc()
-        self.metrics.expected_cached_tokens.inc(pick.num_cached_tokens)
+        self.metrics.picks_of(pick.reason.value).inc()
+        if pick.num_cached_tokens:
+            self.metrics.expected_cached_tokens.inc(pick.num_cached_tokens)
 
     async def _watch(self) -> None:
         """Healthy while at least one model tier takes requests."""
@@ -190,7 +192,7 @@ async def serve(settings: TokenizerTierSettings, folder: Path, place: WorkerPlac
     signalled = asyncio.create_task(until_signal(place))
     await asyncio.sleep(0)  # from here on a signal is answered
     tier = TokenizerTier(settings, folder, share_port=place is not None)
-    serve_metrics(settings.host, settings.metrics_port)
+    serve_metrics(settings.host, settings.metrics_port, tls=settings.tls if settings.metrics_tls else None)
     await tier.start()
     if place is not None:
         place.tell_started()

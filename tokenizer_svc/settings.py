@@ -6,7 +6,7 @@ from tokenizer_svc.parsers.families import TOOL_FORMATS
 from tokenizer_svc.parsers.reasoning import REASONING_TAGS
 from tokenizer_svc.policies import POLICIES
 from tokenizer_svc.targets import Target, parse_targets
-from tokenwire.settings import WorkerSettings, setting
+from tokenwire.settings import UpstreamSettings, WorkerSettings, setting
 
 
 def targets_of(text: str) -> str:
@@ -15,7 +15,7 @@ def targets_of(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerTierSettings(WorkerSettings):
+class TokenizerTierSettings(UpstreamSettings, WorkerSettings):
     """Everything `python -m tokenizer_svc` accepts."""
 
     port: int = setting(50052, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)

@@ -9,6 +9,10 @@ from typing import Any
 
 import grpc
 
+from tokenwire.channels import sync_channel
+from tokenwire.grpc_tls import channel_credentials, channel_options
+from tokenwire.tls import ClientTls
+
 METHOD = "/grpc.health.v1.Health/Check"
 SERVING = b"\x08\x01"
 """HealthCheckResponse with status (field 1, varint) SERVING (1)."""
@@ -21,16 +25,16 @@ RECONNECT_OPTIONS = [
 """A server that is starting is looked for often."""
 
 
-def is_serving(target: str, timeout_s: float = 5.0) -> bool:
+def is_serving(target: str, timeout_s: float = 5.0, tls: ClientTls | None = None) -> bool:
     """Whether the server at `host:port` says SERVING. Raises grpc.RpcError when it cannot be asked."""
-    with grpc.insecure_channel(target) as channel:
+    with sync_channel(target, tls) as channel:
         answer: bytes = channel.unary_unary(METHOD)(b"", timeout=timeout_s)
     return answer == SERVING
 
 
-async def wait_serving(target: str, interval_s: float = 0.05) -> None:
+async def wait_serving(target: str, interval_s: float = 0.05, tls: ClientTls | None = None) -> None:
     """Return once the server at `host:port` says SERVING. Waits forever: cancel it."""
-    async with grpc.aio.insecure_channel(target, options=RECONNECT_OPTIONS) as channel:
+    async with _often_connecting(target, tls) as channel:
         check: Any = channel.unary_unary(METHOD)
         while True:
             try:
@@ -39,3 +43,10 @@ async def wait_serving(target: str, interval_s: float = 0.05) -> None:
             except grpc.RpcError:
                 pass  # not listening yet; whoever waits also watches the process
             await asyncio.sleep(interval_s)
+
+
+def _often_connecting(target: str, tls: ClientTls | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=RECONNECT_OPTIONS)
+    options = [*RECONNECT_OPTIONS, *channel_options(tls)]
+    return grpc.aio.secure_channel(target, channel_credentials(tls), options=options)

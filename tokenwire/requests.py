@@ -3,16 +3,17 @@
 Does not know the wire; `tokenwire.wire` turns these into messages and back.
 """
 
+import random
 import re
-import secrets
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 from tokenwire.constraints import Constraint
 from tokenwire.embeddings import Vector
 from tokenwire.errors import FieldViolation, TokenwireError
-from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams
+from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams, refuse
 
 MAX_REQUEST_ID_CHARS = 128
 MAX_PRIORITY = 100
@@ -24,6 +25,10 @@ ADAPTER_NAME_RULE = "1 to 128 ASCII letters, digits and . _ / : -, the first a l
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 1024
 MAX_CHOICES = 128
+_IDS = random.Random()
+"""Seeded by the kernel, once per process."""
+NUM_REMEMBERED = 256
+"""Options that are not looked at anew, of those seen last."""
 
 
 class FinishReason(Enum):
@@ -177,9 +182,14 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def new_id(prefix: str, num_digits: int) -> str:
+    """An id nobody else has: the prefix and so many hex digits. No secret: the kernel is not asked for each."""
+    return f"{prefix}{_IDS.getrandbits(4 * num_digits):0{num_digits}x}"
+
+
 def new_request_id() -> str:
     """A request id nobody else has: "req-" and 16 hex digits."""
-    return "req-" + secrets.token_hex(8)
+    return new_id("req-", 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +216,18 @@ class GenerationOptions:
     speculation: bool | None = None
     """Whether tokens may be drafted ahead, which changes none of them; None: as the server does by default."""
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it can be remembered: nothing in it is as long as a client likes."""
+        return self.constraint is None and not self.stop_strings and self.sampling.num_named_ids == 0
+
+    def refuse_violations(self) -> None:
+        """Raise InvalidRequest naming everything wrong. Most requests have the options of one before them."""
+        if self.is_short:
+            _refuse_once(self)
+        else:
+            refuse(self.violations())
+
     def violations(self, prefix: str = "options") -> list[FieldViolation]:
         """Everything wrong with these values, one entry per field."""
         found = self.sampling.violations(f"{prefix}.sampling") + self.stop.violations(f"{prefix}.stop")
@@ -230,3 +252,9 @@ class GenerationOptions:
         if self.constraint is not None:
             found += self.constraint.violations(f"{prefix}.constraint")
         return found
+
+
+@lru_cache(NUM_REMEMBERED)
+def _refuse_once(options: GenerationOptions) -> None:
+    """Of equal options, what raises is looked at each time and what does not, once."""
+    refuse(options.violations())

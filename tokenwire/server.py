@@ -8,7 +8,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from tokenwire.addresses import is_free, is_loopback, join_host_port
 from tokenwire.channels import server_options
 from tokenwire.errors import FailedPrecondition, TokenwireError
+from tokenwire.grpc_tls import server_credentials
 from tokenwire.interceptor import TypedErrors
 from tokenwire.settings import ServerSettings
 from tokenwire.worker_place import WorkerPlace
@@ -39,9 +40,20 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class GrpcServer:
     """One tier's server. Health starts as NOT_SERVING; the tier says when it can answer."""
 
-    def __init__(self, settings: ServerSettings, *, share_port: bool = False) -> None:
-        """`share_port`: this is one of several workers, for whom the port is held."""
-        refuse_public_without_auth(settings.host, settings.insecure)
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        share_port: bool = False,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        """`share_port`: this is one of several workers, for whom the port is held.
+
+        `interceptors`: of every call, behind the one that answers typed errors.
+        """
+        refuse_public_without_auth(settings)
+        tls = settings.tls
+        self._credentials = server_credentials(tls) if tls is not None else None
         self.settings = settings
         self.port = 0
         self.services: list[str] = []
@@ -49,7 +61,7 @@ class GrpcServer:
         options = server_options(settings.max_message_bytes, share_port=share_port)
         typed_errors = TypedErrors()
         self._running = typed_errors.running
-        self.server = grpc.aio.server(interceptors=[typed_errors], options=options)
+        self.server = grpc.aio.server(interceptors=[typed_errors, *interceptors], options=options)
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         channelz.add_channelz_servicer(self.server)
@@ -70,7 +82,10 @@ class GrpcServer:
         if not self._share_port and not is_free(self.settings.port, self.settings.host):
             raise refusal
         try:
-            self.port = self.server.add_insecure_port(address)
+            if self._credentials is None:
+                self.port = self.server.add_insecure_port(address)
+            else:
+                self.port = self.server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise refusal from error
         await self.set_serving(False)
@@ -135,9 +150,21 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         raise SystemExit(1) from None
 
 
-def refuse_public_without_auth(host: str, insecure: bool) -> None:
-    """Raise FailedPrecondition when others could reach this address and nobody said that this is wanted."""
-    if insecure or is_loopback(host):
+def refuse_public_without_auth(settings: ServerSettings) -> None:
+    """Raise FailedPrecondition when others could reach this address, nobody is asked, and nobody said that it is meant.
+
+    An address that is meant to be open is told in the log where keys would cross the network in the clear.
+    """
+    host = settings.host
+    if is_loopback(host):
         return
-    message = f"--host {host} can be reached by others, and this tier asks nobody who they are"
-    raise FailedPrecondition(f"{message}: add --insecure if the network around it is trusted", reason="INSECURE_HOST")
+    if settings.asks_who:
+        if settings.tls is None:
+            log.warning("--host %s without TLS: what callers show crosses the network as it is", host)
+        return
+    if not settings.insecure:
+        message = f"--host {host} can be reached by others, and this tier asks nobody who they are"
+        raise FailedPrecondition(
+            f"{message}: {settings.ways_to_ask}, or add --insecure if the network around it is trusted",
+            reason="INSECURE_HOST",
+        )

@@ -14,7 +14,7 @@ import grpc
 
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError, Unavailable
 from tokenwire.requests import CancelReason
-from tokenwire.status import from_rpc_error
+from tokenwire.status import TLS_FAILED, from_rpc_error
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.v1 import common_pb2
 from tokenwire.version import __version__
@@ -139,6 +139,8 @@ class SessionClient(Generic[R]):
         self._listener = listener
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._told = ""
+        """The problem with TLS that was logged last."""
 
     def start(self) -> None:
         """Begin connecting in the background."""
@@ -246,7 +248,11 @@ class SessionClient(Generic[R]):
     def _lose(self, stream: SessionStream[R] | None, error: TokenwireError) -> None:
         self.last_error = error
         if stream is None:
+            if error.reason == TLS_FAILED and error.message != self._told:
+                log.warning("%s cannot be reached: %s", self.target, error)
+                self._told = error.message
             return
+        self._told = ""
         if self.stream is stream:
             self.stream = None
         receivers, stream.receivers = stream.receivers, {}

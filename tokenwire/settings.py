@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
+from tokenwire.errors import FailedPrecondition
+from tokenwire.tls import ClientTls, ServerTls
+
 S = TypeVar("S")
 
 SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?$")
@@ -37,12 +40,47 @@ def setting(
 class ServerSettings:
     """What every tier's server takes."""
 
-    host: str = setting("127.0.0.1", "address to listen on; anything but loopback needs --insecure")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; beyond loopback callers must be asked who they are, or --insecure given"
+    )
     port: int = setting(0, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)
     metrics_port: int = setting(0, "Prometheus port; 0 turns it off", minimum=0, maximum=65535)
-    insecure: bool = setting(False, "listen beyond loopback without authentication")
+    insecure: bool = setting(False, "listen beyond loopback without asking who calls")
+    tls_certificate: str = setting(
+        "", "file with the certificate to show and its chain, PEM, read again when it changes; empty: no TLS"
+    )
+    tls_key: str = setting("", "file with the certificate's key, PEM")
+    tls_client_ca: str = setting(
+        "", "file with CAs, PEM; every client must show a certificate of one of them; empty: none is asked for"
+    )
+    metrics_tls: bool = setting(False, "the metrics port speaks TLS too, and asks for the same certificates")
     drain_timeout_s: float = setting(30.0, "on SIGTERM, seconds to let running requests finish", minimum=0)
     max_message_bytes: int = setting(16 * 2**20, "largest gRPC message accepted", minimum=1024)
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """What the tier's ports show; None: they do not speak TLS. Raises FailedPrecondition for half of it."""
+        if not (self.tls_certificate or self.tls_key):
+            if self.tls_client_ca or self.metrics_tls:
+                given = "--tls-client-ca" if self.tls_client_ca else "--metrics-tls"
+                raise FailedPrecondition(f"{given} needs --tls-certificate and --tls-key", reason="TLS_SETTINGS")
+            return None
+        if not (self.tls_certificate and self.tls_key):
+            missing = "--tls-key" if self.tls_certificate else "--tls-certificate"
+            raise FailedPrecondition(
+                f"TLS needs a certificate and its key: {missing} is missing", reason="TLS_SETTINGS"
+            )
+        return ServerTls(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
+    @property
+    def asks_who(self) -> bool:
+        """Whether every caller must show who it is."""
+        return bool(self.tls_client_ca)
+
+    @property
+    def ways_to_ask(self) -> str:
+        """What makes `asks_who` true, for people."""
+        return "ask for client certificates with --tls-client-ca"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +90,30 @@ class WorkerSettings(ServerSettings):
     workers: int = setting(
         1, "processes that share the ports; bounds on concurrent requests hold for each of them", minimum=1, maximum=256
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamSettings:
+    """What a tier takes that calls another one."""
+
+    upstream_tls_ca: str = setting(
+        "", 'file with the CAs that the tiers below are checked against, PEM, or "system"; empty: no TLS to them'
+    )
+    upstream_tls_certificate: str = setting("", "file with the certificate to show to the tiers below, PEM")
+    upstream_tls_key: str = setting("", "file with that certificate's key, PEM")
+    upstream_tls_name: str = setting(
+        "", "name that the certificates of the tiers below must have, where it is not the host that is called"
+    )
+
+    @property
+    def upstream_tls(self) -> ClientTls | None:
+        """How the tiers below are called; None: without TLS. Raises FailedPrecondition for half of it."""
+        rest = (self.upstream_tls_certificate, self.upstream_tls_key, self.upstream_tls_name)
+        if not self.upstream_tls_ca:
+            if any(rest):
+                raise FailedPrecondition("TLS to the tiers below needs --upstream-tls-ca", reason="TLS_SETTINGS")
+            return None
+        return ClientTls(self.upstream_tls_ca, *rest)
 
 
 class SettingError(Exception):

@@ -10,11 +10,15 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status as RpcStatus
 
-from tokenwire.errors import BY_CODE, FieldViolation, MessageTooLarge, Overloaded, TokenwireError
+from tokenwire.errors import BY_CODE, FieldViolation, MessageTooLarge, Overloaded, TokenwireError, Unavailable
+from tokenwire.tls_problems import tls_problem
 from tokenwire.v1 import common_pb2
 
 DOMAIN = "tokenwire"
 """ErrorInfo.domain: whose `reason` strings these are."""
+
+TLS_FAILED = "TLS_FAILED"
+"""Reason of an Unavailable where a connection failed over TLS."""
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata in which gRPC carries a google.rpc.Status."""
@@ -79,6 +83,8 @@ def from_rpc_error(error: grpc.RpcError) -> TokenwireError:
     message = error.details() if hasattr(error, "details") else str(error)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (message or ""):
         return MessageTooLarge(f"message too large: {message}")
+    if code is grpc.StatusCode.UNAVAILABLE and (problem := tls_problem(message or "")):
+        return Unavailable(f"{problem} ({message})", reason=TLS_FAILED)
     return BY_CODE.get(code.name, TokenwireError)(message or code.name)
 
 

@@ -9,6 +9,7 @@ from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed, ToolCall
 from tokenwire.requests import (
+    NUM_REMEMBERED,
     CancelReason,
     FinishReason,
     GatewayTimings,
@@ -36,8 +37,6 @@ CANCEL_TO_WIRE: dict[CancelReason, pb.CancelReason] = {
 }
 CANCEL_FROM_WIRE = {number: reason for reason, number in CANCEL_TO_WIRE.items()}
 
-NUM_REMEMBERED = 256
-"""Options that are not read anew, of the messages seen last."""
 MAX_REMEMBERED_BYTES = 512
 """Longer messages are read each time."""
 
@@ -169,6 +168,16 @@ def refuse_unbuilt(message: pb.GenerationOptions) -> None:
     if asked:
         violations = [FieldViolation(f"options.{name}", "not built in this release; leave it out") for name in asked]
         raise Unsupported(f"options.{asked[0]} is not built in this release; leave it out", violations=violations)
+
+
+def shared_options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:
+    """As `options_to_wire`, of options that many requests have: the message is shared, and to be copied."""
+    return _remembered_message(options) if options.is_short else options_to_wire(options)
+
+
+@lru_cache(NUM_REMEMBERED)
+def _remembered_message(options: GenerationOptions) -> pb.GenerationOptions:
+    return options_to_wire(options)
 
 
 def options_to_wire(options: GenerationOptions) -> pb.GenerationOptions:

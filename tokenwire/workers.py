@@ -117,14 +117,19 @@ async def serve_workers(module: str, settings: WorkerSettings, port_names: Seque
     """
     signalled = asyncio.create_task(until_signal())
     await asyncio.sleep(0)  # from here on a signal is answered
-    refuse_public_without_auth(settings.host, settings.insecure)
+    refuse_public_without_auth(settings)
     with ExitStack() as held:
         flags: list[str] = []
         for name in port_names:
             reserved = held.enter_context(reserve(settings.host, getattr(settings, name), name))
             flags += [f"--{name.replace('_', '-')}", str(reserved.getsockname()[1])]
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="tokenwire-metrics-")))
-        serve_metrics(settings.host, settings.metrics_port, merged_registry(folder))
+        serve_metrics(
+            settings.host,
+            settings.metrics_port,
+            merged_registry(folder),
+            settings.tls if settings.metrics_tls else None,
+        )
         command = [sys.executable, "-m", module, *sys.argv[1:], *flags, "--metrics-port", "0"]
         workers = [Worker(number, command, folder) for number in range(settings.workers)]
         log.info("starting workers", extra=fields(workers=len(workers), ports=" ".join(flags)))

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 
-from benchmarks.contenders import llama, ours, smg, transformers_serve, vllm_cpu
+from benchmarks.contenders import llama, ours, ours_edge, smg, transformers_serve, vllm_cpu
 from benchmarks.contenders.running import Running
 from benchmarks.contenders.spec import Spec
 
 OURS = "ours"
 START: dict[str, Callable[[Spec, int, Callable[[str], None]], Running]] = {
     OURS: ours.start,
+    ours_edge.EDGE: ours_edge.start,
     vllm_cpu.PEER: vllm_cpu.start,
     transformers_serve.PEER: transformers_serve.start,
     llama.PEER: llama.start,

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,6 +73,32 @@ class ServerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class WithOthers(ServerProcess):
+    """A process that takes others along when it is stopped, the last first."""
+
+    def __init__(
+        self, command: Sequence[str], environ: Mapping[str, str], cwd: Path, others: Sequence[ServerProcess]
+    ) -> None:
+        super().__init__(command, environ, cwd)
+        self._others = others
+
+    def stop(self) -> None:
+        try:
+            super().stop()
+        finally:
+            for other in reversed(self._others):
+                other.stop()
+
+
+def until_listens(process: ServerProcess, what: str, timeout_s: float = 20.0) -> None:
+    """Wait until it says that it is listening. Raises Absent."""
+    ends_s = time.monotonic() + timeout_s
+    while "listening" not in process.said():
+        if process.status is not None or time.monotonic() > ends_s:
+            raise Absent(f"{what} did not start: {process.last_words()}")
+        time.sleep(0.02)
 
 
 def environment(**changed: str) -> dict[str, str]:

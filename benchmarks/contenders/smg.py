@@ -1,13 +1,13 @@
 """Shepherd Model Gateway in gRPC mode, before a mock of the worker that it speaks to: installed and started."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.contenders.peer_homes import home, python_of, versions
-from benchmarks.contenders.process import ServerProcess, environment
+from benchmarks.contenders.process import ServerProcess, WithOthers, environment, until_listens
 from benchmarks.contenders.running import Running, until_answers
-from benchmarks.contenders.spec import Absent, Spec
+from benchmarks.contenders.spec import Spec
 from benchmarks.loadgen.measure import Target
 from tokenwire.cli.tiers import free_ports
 from tokenwire.model_catalog import DEFAULT_MODEL
@@ -17,21 +17,6 @@ PEER = "smg"
 PACKAGES = ("smg==1.13.0", "smg-grpc-proto", "h2", "uvloop")
 WORKER = Path(__file__).parent / "smg_worker.py"
 SERVED = "model"
-WORKER_START_S = 20.0
-
-
-class WithWorker(ServerProcess):
-    """The gateway's process, which takes its worker along when it is stopped."""
-
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str], cwd: Path, worker: ServerProcess) -> None:
-        super().__init__(command, environ, cwd)
-        self._worker = worker
-
-    def stop(self) -> None:
-        try:
-            super().stop()
-        finally:
-            self._worker.stop()
 
 
 def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None) -> Running:
@@ -46,13 +31,13 @@ def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None)
     began_s = time.perf_counter()
     worker = ServerProcess(command, environment(), home())
     try:
-        until_listens(worker)
+        until_listens(worker, "its mock worker")
         gateway = [
             str(python.with_name("smg")), "launch", "--host", "127.0.0.1", "--port", str(port),
             "--worker-urls", f"grpc://127.0.0.1:{worker_port}", "--model-path", folder,
             "--prometheus-port", str(metrics_port), "--log-level", "warn",
         ]  # fmt: skip
-        process = WithWorker(gateway, environment(), home(), worker)
+        process = WithOthers(gateway, environment(), home(), [worker])
     except BaseException:
         worker.stop()
         raise
@@ -64,12 +49,3 @@ def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None)
         raise
     recorded = {name: value for name, value in given.items() if name != "model"}
     return Running(spec.label, target, process, found, recorded, startup_s, answer)
-
-
-def until_listens(worker: ServerProcess) -> None:
-    """Wait for the mock's line. Raises Absent."""
-    ends_s = time.monotonic() + WORKER_START_S
-    while "listening" not in worker.said():
-        if worker.status is not None or time.monotonic() > ends_s:
-            raise Absent(f"its mock worker did not start: {worker.last_words()}")
-        time.sleep(0.02)

@@ -78,10 +78,11 @@ def remarks(record: Mapping[str, Any]) -> str:
     lines = [
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, Python {machine['python']}, "
         f"commit {machine['commit'] or 'unknown'}, {record['date']}. Everything shares these cores: client, frontends, "
-        "mock engines.",
+        "mocks.",
         f"- Prompts of {record['prompt_tokens']} tokens as text and what the chat template adds, outputs of "
         f"{record['output_tokens']}; {record['rounds']} round(s) in turn, medians.",
-        "- Edge: gateway and tokenizer_svc together, or smg; the mock engine or mock worker behind it is told apart.",
+        "- Edge: gateway and tokenizer_svc together, or smg. What is behind it is told apart: a mock worker each.",
+        "- Whole stack: the same gateway and tokenizer_svc before our model tier, its scheduler over the mock engine.",
     ]
     for pace in record["paces"]:
         for each in pace["about"]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.contenders import kinds, smg
+from benchmarks.contenders import kinds, ours_edge, smg
 from benchmarks.contenders.running import Running
 from benchmarks.contenders.spec import Absent, Spec
 from benchmarks.loadgen.failures import in_one_line
@@ -16,13 +16,19 @@ from benchmarks.loadgen.work import Work
 
 Say = Callable[[str], None]
 
-OURS, OURS_SESSION, PEER, DIRECT = "tokenwire http", "tokenwire session", "smg http", "mock engine directly"
+OURS, OURS_SESSION, PEER, DIRECT = "tokenwire http", "tokenwire session", "smg http", "mock worker directly"
+STACK = "tokenwire http, whole stack"
+"""With our own model tier and its scheduler around the mock engine; all others have a mock worker behind them."""
 MAX_STREAMS = 1024
 """That the mock engine computes at once: more than any load has."""
 OPTIONS = {
     "engine": "mock", "prefill": "1000000000", "batch": str(MAX_STREAMS), "step_tokens": "131072",
 }  # fmt: skip
-"""Of our own stack: a prompt takes no time, and every stream is in every step."""
+"""Of the whole stack: a prompt takes no time, and every stream is in every step."""
+
+
+FIRST_OF = {ours_edge.EDGE: OURS, smg.PEER: PEER, kinds.OURS: STACK}
+"""What is absent when a kind of contender is."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,18 @@ def measure_pace(pace: Pace, work: Work, num_rounds: int, say: Say) -> tuple[lis
     running: list[Running] = []
     takers: list[Taker] = []
     try:
+        step_ms = f"{pace.step_ms:g}"
         for spec in (
-            Spec("ours", {**OPTIONS, "step_ms": f"{pace.step_ms:g}"}),
-            Spec(smg.PEER, {"step_ms": f"{pace.step_ms:g}"}),
+            Spec(ours_edge.EDGE, {"step_ms": step_ms}),
+            Spec(smg.PEER, {"step_ms": step_ms}),
+            Spec(kinds.OURS, {**OPTIONS, "step_ms": step_ms}),
         ):
             say(f"{pace.label}: starting {spec.kind}")
             try:
                 running.append(kinds.start(spec, say))
             except Absent as error:
                 say(f"  {spec.kind} is left out: {error}")
-                takers.append(Taker(PEER if spec.kind == smg.PEER else OURS, None, absent=str(error)))
+                takers.append(Taker(FIRST_OF[spec.kind], None, absent=str(error)))
             else:
                 takers += takers_of(running[-1])
         for number in range(num_rounds):
@@ -82,8 +90,10 @@ def measure_pace(pace: Pace, work: Work, num_rounds: int, say: Say) -> tuple[lis
 def takers_of(running: Running) -> list[Taker]:
     """Everything that is measured of one stack."""
     target = running.target
-    if "worker" in target.tiers:
+    if "smg" in target.tiers:
         return [Taker(PEER, target)]
+    if "model" in target.tiers:
+        return [Taker(STACK, replace(target, api="chat", address=running.addresses["chat"]))]
 
     def at(api: str) -> Target:
         return replace(target, api=api, address=running.addresses[api])
@@ -92,7 +102,7 @@ def takers_of(running: Running) -> list[Taker]:
 
 
 def one_turn(taker: Taker, target: Target, pace: Pace, work: Work, number: int, say: Say) -> None:
-    """One contender under all loads; the engine itself with one stream alone, for the latency below everything."""
+    """One contender under all loads; the worker itself with one stream alone, for the latency below everything."""
     loads: Sequence[Load] = pace.loads
     form = work
     if taker.name == DIRECT:

@@ -24,7 +24,9 @@ class Body(BaseModel):
     Fields without a name here are in `model_extra`; `refuse_extras` judges them.
     """
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 B = TypeVar("B", bound=Body)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from gateway.http.body import NOT_BUILT, Body, invalid, refuse_extras
 from gateway.text_requests import Message, Tool
@@ -24,6 +24,24 @@ UNBUILT_ROLES = {"function"}
 SAME_ROLES = {"developer": "system"}
 """OpenAI's newer word for the same role, which templates do not know."""
 MAX_TOOLS = 256
+IGNORED_IN_CALLS = frozenset({"index"})
+"""Streamed calls have it, and some clients send them back as they came."""
+CONTENT_SCHEMA = {
+    "anyOf": [
+        {"type": ["string", "null"]},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+                "additionalProperties": False,
+            },
+        },
+    ]
+}
+"""What `_content` takes."""
 
 
 class FunctionCallFields(Body):
@@ -45,7 +63,7 @@ class ChatMessageFields(Body):
     """One message of the conversation."""
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: Any = None
+    content: Annotated[Any, WithJsonSchema(CONTENT_SCHEMA)] = None
     name: str | None = None
     tool_calls: list[ToolCallFields] | None = None
     tool_call_id: str | None = None
@@ -124,7 +142,7 @@ def _tool(tool: ToolFields, where: str) -> Tool:
 
 
 def _call(call: ToolCallFields, where: str, index: int) -> ToolCall:
-    refuse_extras(call, {}, frozenset({"index"}), prefix=f"{where}.")
+    refuse_extras(call, {}, IGNORED_IN_CALLS, prefix=f"{where}.")
     refuse_extras(call.function, {}, prefix=f"{where}.function.")
     if call.type != "function":
         raise invalid(f"{where}.type", f"{call.type!r:.80} is not allowed: 'function'")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from gateway.http.body import Body, invalid
+from gateway.http.structured import ResponseFormat, StructuredOutputs, constraint_of
 from gateway.text_requests import Prompt, TextRequest, text_request
 from tokenwire.requests import MAX_CHOICES, MAX_NAME_BYTES, MAX_PRIORITY, MAX_STOP_STRINGS, GenerationOptions
 from tokenwire.sampling import (
@@ -23,7 +24,6 @@ from tokenwire.sampling import (
     MAX_TOKENS,
     SamplingParams,
     StopParams,
-    refuse,
 )
 
 UINT32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -41,6 +41,8 @@ PROMPTS_SCHEMA = {"anyOf": [TEXT, IDS, {"type": "array", "minItems": 1, "items":
 """What `prompts_of` takes."""
 STOP_SCHEMA = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": MAX_STOP_STRINGS}, {"type": "null"}]}
 """What `_stop_strings` takes."""
+
+UNBUILT_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (None, False)}
 
 
 class StreamOptions(Body):
@@ -113,6 +115,9 @@ class GenerationFields(Body):
     spaces_between_special_tokens: bool | None = None
     """Keep the spaces that the decoder puts between special tokens; true unless given."""
     include_stop_str_in_output: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    """What the output must look like, beyond what `response_format` can say."""
     split_special_tokens: bool | None = None
     """What stands for special tokens in the prompt is plain text."""
     cache_salt: Name | None = None
@@ -154,9 +159,10 @@ class GenerationFields(Body):
             num_choices=1 if self.n is None else self.n,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            constraint=constraint_of(self.response_format, self.structured_outputs),
             speculation=self.speculation,
         )
-        refuse(options.violations())
+        options.refuse_violations()
         return options
 
     def requests(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[TextRequest]:

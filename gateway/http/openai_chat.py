@@ -15,7 +15,7 @@ from gateway.http.body import invalid, read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.chat_answers import message_object, reasoning_delta, tool_calls_delta
 from gateway.http.chat_messages import ChatMessageFields, ToolFields, json_text, message_of, tools_of
-from gateway.http.fields import AccountFields, GenerationFields, StreamOptions, TokenCount
+from gateway.http.fields import UNBUILT_STREAM_OPTIONS, AccountFields, GenerationFields, StreamOptions, TokenCount
 from gateway.http.front import Handler
 from gateway.http.logprobs import chat_logprobs
 from gateway.http.openai_chunks import ChunkShape, OpenAIChunks, answer_head, collect
@@ -31,7 +31,6 @@ UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
     "moderation": (None,),
     "prediction": (None,),
     "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -141,5 +140,5 @@ def refuse_stream_options(stream_options: StreamOptions | None, stream: bool) ->
         return False
     if not stream:
         raise invalid("stream_options", "is allowed with stream true alone")
-    refuse_extras(stream_options, {"include_obfuscation": (None, False)}, prefix="stream_options.")
+    refuse_extras(stream_options, UNBUILT_STREAM_OPTIONS, prefix="stream_options.")
     return stream_options.include_usage

@@ -4,7 +4,6 @@ Per text: one JSON-escaped string between a prefix and a suffix made once per ou
 log-probabilities are asked for.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from gateway.http.sse import DONE, json_text
 from gateway.streams import Event
 from tokenwire.errors import TokenwireError
 from tokenwire.parsed import Parsed, joined_parsed
-from tokenwire.requests import FinishReason, TokenLogprob
+from tokenwire.requests import FinishReason, TokenLogprob, new_id
 
 SERVICE_TIER = "default"
 """The one tier that every request is served in."""
@@ -73,7 +72,7 @@ class AnswerHead:
 def answer_head(backends: Backends, kind: str, id_prefix: str, model: str, service_tier: str | None) -> AnswerHead:
     """The head of a new answer. `kind`: its `object`; `model`, `service_tier`: as the request has them."""
     return AnswerHead(
-        id=f"{id_prefix}-{secrets.token_hex(12)}",
+        id=new_id(f"{id_prefix}-", 24),
         object=kind,
         model=model or backends.default_model,
         system_fingerprint=backends.system_fingerprint(model),

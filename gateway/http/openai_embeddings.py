@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Request, Response
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from gateway.embedding import embed
 from gateway.generation import Generation
 from gateway.http.body import Body, invalid, read_body, refuse_extras
 from gateway.http.connection import connection_of
-from gateway.http.fields import prompts_of
+from gateway.http.fields import PROMPTS_SCHEMA, prompts_of
 from gateway.http.front import Handler
 from gateway.http.openai_usage import embedding_usage_object
 from gateway.metrics import RequestRecord
@@ -36,7 +36,7 @@ VECTORS_PER_TURN = 32
 class EmbeddingBody(Body):
     """The body."""
 
-    input: Any
+    input: Annotated[Any, WithJsonSchema(PROMPTS_SCHEMA)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None

@@ -24,7 +24,8 @@ class RequestIds:
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == HEADER), "")
         answer = self._app
         try:
-            refuse(RequestContext(given).violations())
+            if given:
+                refuse(RequestContext(given).violations())
         except TokenwireError as error:
             answer, given = error_response(error), ""
         request_id = given or new_request_id()

@@ -14,7 +14,7 @@ import uvicorn
 from gateway.http.guard import GuardedConnection, HttpLimits
 from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
-from tokenwire.server import refuse_public_without_auth
+from tokenwire.tls import ServerTls, server_context
 
 
 class _Uvicorn(uvicorn.Server):
@@ -37,14 +37,14 @@ class HttpServer:
         *,
         limits: HttpLimits,
         on_refused: Callable[[str], None],
-        insecure: bool,
+        tls: ServerTls | None = None,
         share_port: bool = False,
     ) -> None:
-        """`share_port`: this is one of several workers, for whom the port is held.
+        """`share_port`: this is one of several workers, for whom the port is held. Raises FailedPrecondition.
 
-        `on_refused`: told the reason of each request that is not let in.
+        `on_refused`: told the reason of each request that is not let in. Whether anybody may be let in without being
+        asked is the gRPC server's to say, which listens on the same host.
         """
-        refuse_public_without_auth(host, insecure)
         self.port = port
         self._host = host
         self._share_port = share_port
@@ -64,6 +64,9 @@ class HttpServer:
             access_log=False,
             server_header=False,
         )
+        config.load()
+        if tls is not None:
+            config.ssl = server_context(tls)
         self._uvicorn = _Uvicorn(config)
 
     def bind(self) -> int:

@@ -79,6 +79,8 @@ class EventStream(Response):
         self._first = first
         self._error = error
         self._prompt_field = prompt_field
+        self._rest = ""
+        """The last events' text."""
         self._quiet = False
         """Nothing was written since the last look."""
         self._direct: list[TextEvents] = []
@@ -173,13 +175,16 @@ class EventStream(Response):
         if not events:
             return False
         text, self._error = self._chunks.render(events)
+        if self._error is not None or call.over:
+            self._rest = text  # goes with the end, in one write
+            return False
         if text:
             self._quiet = False
             call.connection.write_chunk(text.encode())
-        return self._error is None and call.has_more
+        return call.has_more
 
     def _last(self) -> str:
         if self._error is None:
-            return self._chunks.end()
+            return self._rest + self._chunks.end()
         self._call.failed(self._error)
-        return data_line({"error": error_object(self._error, self._prompt_field)})
+        return self._rest + data_line({"error": error_object(self._error, self._prompt_field)})

@@ -8,12 +8,16 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gateway.http.body import body_of, invalid, refuse_extras
 from gateway.http.fields import GenerationFields
 from gateway.kserve.model import PARAMETER_TENSORS
+from gateway.kserve.structured import NAMES, constraint_of
 from gateway.kserve.tensors import Tensor
+from tokenwire.requests import GenerationOptions
+from tokenwire.sampling import refuse
 
 JSON_INPUT = "sampling_parameters"
 
@@ -45,11 +49,8 @@ UNBUILT: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "detokenize": (None, True),
     "early_stopping": (None, False),
-    "guided_decoding": (None,),
     "length_penalty": (None, 1),
-    "lora_name": (None,),
     "prompt_logprobs": (None,),
-    "structured_outputs": (None,),
     "use_beam_search": (None, False),
 }
 """Known to one of the backends and not built, with the values that change nothing."""
@@ -62,6 +63,22 @@ class InferFields(GenerationFields):
 
     logprobs: int | None = None
     """How many of the likeliest tokens beside each."""
+    lora_name: str | None = None
+    """An adapter of the model."""
+    structured_outputs: Any = None
+    guided_decoding: Any = None
+    """What the output must look like; see `structured.py`."""
+
+    def full_options(self) -> GenerationOptions:
+        """How to generate, checked, with what only this protocol's fields say. Raises InvalidRequest."""
+        found = [constraint_of(name, value) for name in NAMES if (value := getattr(self, name)) is not None]
+        if len(found) > 1:
+            raise invalid(NAMES[0], f"{' and '.join(NAMES)} are two words for one thing: give one of them")
+        options = replace(
+            self.options(logprobs=self.logprobs), adapter=self.lora_name or "", constraint=found[0] if found else None
+        )
+        refuse(options.violations())
+        return options
 
 
 def fields_of(model: str, parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> InferFields:

@@ -83,7 +83,7 @@ def read_request(message: pb.ModelInferRequest) -> InferRequest:
     stream = _asked(tensors, "stream")
     fields = fields_of(message.model_name, parameters, tensors)
     outputs = _outputs(message, tensors)
-    options = fields.options(logprobs=fields.logprobs)
+    options = fields.full_options()
     if not message.outputs and stream and len(texts) * options.num_choices > 1:
         outputs |= ROW_OUTPUTS
     if options.num_choices > 1 and len(texts) > 1:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from model_svc.engine.batch import ModelRunner, RunnerInfo
@@ -67,14 +68,14 @@ def load_adapters(engine: Engine, adapters: tuple[tuple[str, str], ...]) -> tupl
     return tuple(outcomes)
 
 
-def engine_of(settings: EngineSettings, runner: ModelRunner) -> Engine:
-    """The engine over this runner, as the settings say."""
+def engine_of(settings: EngineSettings, runner: ModelRunner, now_s: Callable[[], float] = time.perf_counter) -> Engine:
+    """The engine over this runner, as the settings say; `now_s` is what it times its steps with."""
     on_gpu, whole = runner.info.device.startswith("cuda"), settings.tensor_parallel == 1
     overlap = settings.overlap == "on" or (settings.overlap == "auto" and on_gpu and whole)
     if overlap and not whole:
         message = "overlap: steps of several ranks (tensor_parallel) are not overlapped; leave it auto"
         raise FailedPrecondition(message, reason="OVERLAP_OF_RANKS")
-    return Engine(runner, limits_of(settings, runner.info), overlap=overlap, adapters=runner.adapters)
+    return Engine(runner, limits_of(settings, runner.info), overlap=overlap, adapters=runner.adapters, now_s=now_s)
 
 
 def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
@@ -85,7 +86,13 @@ def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
         window_s=settings.admission_window_ms / 1000,
         window_requests=settings.admission_window_requests,
         tenant_weights=dict(settings.tenant_weights),
-        drafts=DraftLimits(settings.speculation_length if info.takes_drafts else 0, settings.speculation != "off"),
+        drafts=DraftLimits(
+            max_drafts=settings.speculation_length if info.takes_drafts else 0,
+            by_default=settings.speculation != "off",
+            by_lookup=settings.speculation in ("off", "ngram", "auto"),
+            by_model=settings.speculation in ("off", "draft", "auto"),
+            adaptive=settings.speculation_adaptive,
+        ),
     )
 
 

@@ -28,6 +28,8 @@ ADAPTER_POLL_S = 0.01
 class Launched(NamedTuple):
     """A step on its way."""
 
+    began_s: float
+    """When it began to be scheduled, in `Engine.now_s`."""
     batch: ScheduledBatch
     token: Any
     """What the runner's `collect` needs."""
@@ -48,16 +50,21 @@ class Engine:
         overlap: bool = False,
         adapters: AdapterStore | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`clock` is what deadlines and waiting go by; `now_s` is what steps are timed with."""
         self.runner = runner
         self.adapters = adapters
         self.phases = runner.phases
-        self.scheduler = Scheduler(runner.info, limits, clock)
+        self.scheduler = Scheduler(runner.info, limits, clock, runner.draft_model)
         self.overlap = overlap
         self.num_received = 0
         self._in_flight: Launched | None = None
         """What was launched and not collected."""
         self._num_failed_steps = 0
+        self._now_s = now_s
+        self._collected_s = 0.0
+        """When the last step was."""
         self._outcomes: list[AdapterOutcome] = []
         """Of adapters that were unloaded."""
 
@@ -121,9 +128,10 @@ class Engine:
         if self._in_flight is not None and not self.scheduler.can_run_ahead:
             new = self._collect(self._in_flight)
             self._in_flight = None
+        began_s = self._now_s()
         batch = self.scheduler.schedule()
         self.phases.lap("schedule")
-        launched = self._launch(batch)
+        launched = self._launch(batch, began_s)
         if self._in_flight is not None:
             new = self._collect(self._in_flight)
         if launched is not None and not self.overlap:
@@ -151,7 +159,7 @@ class Engine:
         load = self.scheduler.load()
         return load if self.adapters is None else load._replace(num_adapter_uploads=self.adapters.num_uploads)
 
-    def _launch(self, batch: ScheduledBatch) -> Launched | None:
+    def _launch(self, batch: ScheduledBatch, began_s: float) -> Launched | None:
         """Begin a step. None when there is nothing to compute, or it failed."""
         if not batch.rows:
             return None
@@ -169,7 +177,7 @@ class Engine:
             return None
         self.scheduler.launched(batch)
         self.phases.lap("schedule")
-        return Launched(batch, launched)
+        return Launched(began_s, batch, launched)
 
     def _collect(self, launched: Launched) -> NewTokens:
         """Enter what a step made."""
@@ -181,6 +189,10 @@ class Engine:
         self._num_failed_steps = 0
         new = self.scheduler.update(launched.batch, output)
         new.masks = output.masks
+        now_s = self._now_s()
+        took_s = now_s - max(launched.began_s, self._collected_s)
+        self.scheduler.drafting.took(launched.batch, len(new.token_ids), took_s)
+        self._collected_s = now_s
         self.phases.lap("publish")
         return new
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from model_svc.engine.adapter_slots import AdapterSlots
 from model_svc.engine.admission_window import AdmissionWindow
-from model_svc.engine.batch import AfterDrafts, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.batch import AfterDrafts, DraftModel, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.deadlines import Deadlines
 from model_svc.engine.drafting import Drafting, DraftLimits, is_penalised
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
@@ -33,6 +33,7 @@ from tokenwire.errors import FailedPrecondition, Internal, NotFound, Overloaded,
 from tokenwire.requests import MAX_PRIORITY, CancelReason, FinishReason, TokenLogprob
 
 MIN_PRIORITY = -MAX_PRIORITY
+NOTHING_DRAFTED = AfterDrafts([])
 MAX_PROMPT_LOGPROBS_PER_STEP = 512
 """Prompt positions of a step whose logits are kept, each a row of the vocabulary's size."""
 
@@ -62,7 +63,13 @@ class Scheduler:
     Raises FailedPrecondition when the pool cannot hold one sequence of the full context. `clock` is monotonic seconds.
     """
 
-    def __init__(self, info: RunnerInfo, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        info: RunnerInfo,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        draft_model: DraftModel | None = None,
+    ) -> None:
         if info.num_blocks * info.block_size < info.max_context_tokens:
             held = info.num_blocks * info.block_size
             message = f"the KV cache holds {held} tokens, less than one context of {info.max_context_tokens}"
@@ -73,7 +80,7 @@ class Scheduler:
         self.limits = limits
         self.budget = StepBudget(limits.max_step_tokens, limits.max_batch_size)
         self.kv = KVCacheManager(info.num_blocks, info.block_size)
-        self.drafting = Drafting(limits.drafts, self.kv, info.max_context_tokens)
+        self.drafting = Drafting(limits.drafts, self.kv, info.max_context_tokens, draft_model)
         self.shares = FairShare(limits.tenant_weights)
         self.sequences: dict[int, Sequence] = {}
         self.waiting = WaitingQueue(self.shares)
@@ -206,10 +213,11 @@ class Scheduler:
                 sequence.num_prompt_logprobs = row.prompt_logprob_positions.stop
             if token_id is not None:
                 sequence.token_ids[row.own_end] = token_id
-                num_served = 1
+                num_served, after = 1, output.after_drafts.get(index, NOTHING_DRAFTED)
+                num_accepted = self.drafting.verified(row, token_id, after.token_ids) if row.drafts else 0
                 self._enter_token(sequence, row.own_end, logprobs.get(index), new)
-                if row.drafts:
-                    num_served += self._enter_drafts(row, token_id, output.after_drafts[index], new)
+                if num_accepted:
+                    num_served += self._enter_drafts(row, num_accepted, after, new)
                 served[sequence.tenant] = served.get(sequence.tenant, 0) + num_served
             elif index in output.completed:
                 self._finish(sequence, FinishReason.STOP_TOKEN)
@@ -242,13 +250,9 @@ class Scheduler:
         if reason is not None:
             self._finish(sequence, reason)
 
-    def _enter_drafts(self, row: ScheduledRow, token_id: int, after: AfterDrafts, new: NewTokens) -> int:
-        """Enter what followed the row's first token, `token_id`, as far as it was drafted right.
-
-        The cache holds what was computed of right drafts. Returns how many tokens were entered.
-        """
+    def _enter_drafts(self, row: ScheduledRow, num_accepted: int, after: AfterDrafts, new: NewTokens) -> int:
+        """Enter what followed the row's right drafts, which are in the cache. Returns how many tokens were entered."""
         sequence = row.sequence
-        num_accepted = self.drafting.verified(row, [token_id, *after.token_ids])
         for number in range(num_accepted):
             if sequence.status is SequenceStatus.FINISHED:
                 return number

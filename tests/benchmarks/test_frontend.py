@@ -11,7 +11,7 @@ from benchmarks.contenders.process import ServerProcess
 from benchmarks.contenders.running import Running
 from benchmarks.frontend_suite import turns
 from benchmarks.frontend_suite.summary import bars, by_load
-from benchmarks.frontend_suite.turns import DIRECT, OURS, OURS_SESSION, PEER, Pace, takers_of
+from benchmarks.frontend_suite.turns import DIRECT, OURS, OURS_SESSION, PEER, STACK, Pace, takers_of
 from benchmarks.loadgen.figures import slowest_to_median
 from benchmarks.loadgen.grpc_messages import shares_of_first_text
 from benchmarks.loadgen.http_chat import ChatClient, CountedEvents
@@ -121,15 +121,15 @@ def run_of(concurrency: int, cpu_s: float, tiers: tuple[str, ...], **fields: Any
 
 
 def test_figures_and_bars() -> None:
-    tiers = ("gateway", "tokenizer", "model")
+    tiers = ("gateway", "tokenizer", "worker")
     ours = by_load([[run_of(1, 0.01, tiers), run_of(128, 0.01, tiers)]] * 3)
     assert ours[128]["edge_cpu_s_per_million_tokens"] == 20.0, "two tiers of 10 each; the model's is told apart"
-    assert ours[128]["cpu_s_per_million_tokens"] == {"gateway": 10.0, "tokenizer": 10.0, "model": 10.0}
+    assert ours[128]["cpu_s_per_million_tokens"] == {"gateway": 10.0, "tokenizer": 10.0, "worker": 10.0}
     assert ours[128]["edge_cpu_s_per_1000_requests"] == 0.2
     assert ours[128]["events_per_token"] == 0.99
     peer = by_load([[run_of(128, 0.025, ("smg", "worker"), output_tokens_per_s=1000.0)]])
     session = by_load([[run_of(128, 0.006, tiers)]])
-    direct = by_load([[run_of(1, 0.01, ("model",), ttft_ms={"p50": 1.5, "p99": 2.0})]])
+    direct = by_load([[run_of(1, 0.01, ("worker",), ttft_ms={"p50": 1.5, "p99": 2.0})]])
     figures = {OURS: ours, PEER: peer, OURS_SESSION: session, DIRECT: direct}
     found = {each["what"]: (each["value"], each["holds"]) for each in bars(figures, figures)}
     assert found["paced, c=128: CPU-s per million tokens against smg's"] == (0.8, True)
@@ -153,9 +153,10 @@ def test_a_run_with_a_missing_peer_says_so_and_stops_what_it_started(monkeypatch
     process = Stopped()
 
     def start(spec: Any, say: Any) -> Running:
-        if spec.kind != "ours":
+        if spec.kind == "smg":
             raise turns.Absent("not installed")
-        target = Target("http", "127.0.0.1:1", "m", tiers={"gateway": 1, "tokenizer": 2, "model": 3})
+        last = "worker" if spec.kind == "ours-edge" else "model"
+        target = Target("http", "127.0.0.1:1", "m", tiers={"gateway": 1, "tokenizer": 2, last: 3})
         running = Running(spec.label, target, process, {"tokenwire": "0"}, {"engine": "mock"})
         running.addresses = {api: "127.0.0.1:1" for api in ("chat", "session", "tokens")}
         return running
@@ -170,7 +171,7 @@ def test_a_run_with_a_missing_peer_says_so_and_stops_what_it_started(monkeypatch
     assert process.stopped
     for pace in record["paces"]:
         assert pace["absent"] == {PEER: "not installed"}
-        assert set(pace["figures"]) == {OURS, OURS_SESSION, DIRECT} and set(pace["figures"][DIRECT]) == {1}
+        assert set(pace["figures"]) == {OURS, OURS_SESSION, DIRECT, STACK} and set(pace["figures"][DIRECT]) == {1}
     text = frontend.text_of(record)
     assert "smg http was not measured: not installed" in text and "not measured" in text
 

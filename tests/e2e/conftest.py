@@ -45,23 +45,22 @@ def reference(model_folder: Path) -> Reference:
 
 @pytest.fixture(scope="session")
 def stack(model_folder: Path) -> Iterator[Stack]:
-    with running_stack() as found:
-        yield found
+    with running_stack("--dtype", "float32") as running:
+        yield running
 
 
 @contextmanager
-def running_stack(**environment: str) -> Iterator[Stack]:
-    """The stack, with these variables too."""
+def running_stack(*flags: str, **environment: str) -> Iterator[Stack]:
+    """`tokenwire up` with these flags and variables; ends with the block."""
     gateway, http, tokenizer, model = free_ports(4)
     command = [
-        sys.executable, "-m", "tokenwire.cli.main", "up", "--dtype", "float32", "--port", str(gateway),
+        sys.executable, "-m", "tokenwire.cli.main", "up", *flags, "--port", str(gateway),
         "--http-port", str(http), "--tokenizer-port", str(tokenizer), "--model-port", str(model),
         "--gateway-metrics-port", "0", "--tokenizer-metrics-port", "0", "--model-metrics-port", "0",
     ]  # fmt: skip
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "NO_COLOR": "1", **environment}
-        )
+        variables = {**os.environ, "NO_COLOR": "1", **environment}
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables)
         running = Stack(f"127.0.0.1:{gateway}", f"http://127.0.0.1:{http}", f"127.0.0.1:{model}", Path(log.name))
         try:
             wait_until_serving(running, process)

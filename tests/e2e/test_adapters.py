@@ -59,7 +59,7 @@ def adapted(adapters: Path) -> Iterator[Stack]:
         "TOKENWIRE_MODEL_ADAPTERS": f"one={adapters / 'one'}", "TOKENWIRE_MODEL_ADAPTER_FOLDER": str(adapters),
         "TOKENWIRE_MODEL_ADAPTER_SLOTS": "3",
     }  # fmt: skip
-    with running_stack(**variables) as found:
+    with running_stack("--dtype", "float32", **variables) as found:
         for name in ("two", "three"):
             assert run("load", name, name, "--model-target", found.model_target) == (0, f"loaded {name}\n")
         yield found

@@ -1,6 +1,7 @@
 """The real gateway on free loopback ports over fake tokenizer tiers, with clients for both of its sides."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from gateway.server import Gateway
 from gateway.settings import GatewaySettings
 from tests.fakes.live_tokenizer_tier import LiveTokenizerTier
 from tests.fakes.tokenizer_tier import FakeTokenizerTier, fake_tokenizer_tier
+from tokenwire.channels import aio_channel
+from tokenwire.tls import ClientTls
 from tokenwire.v1 import gateway_pb2, gateway_pb2_grpc
 
 
@@ -23,6 +26,8 @@ class LiveGateway:
     registry: CollectorRegistry
     channel: grpc.aio.Channel
     http: httpx.AsyncClient
+    tls: ClientTls | None = None
+    """How its clients call."""
 
     @property
     def stub(self) -> Any:
@@ -34,7 +39,7 @@ class LiveGateway:
 
     @property
     def http_url(self) -> str:
-        return f"http://127.0.0.1:{self.server.http.port}"
+        return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.server.http.port}"
 
     async def until(self, condition: Any) -> None:
         """Wait until something is true; at most 10 s."""
@@ -63,21 +68,31 @@ def generate_request(*prompts: str, **fields: Any) -> gateway_pb2.GenerateReques
     return gateway_pb2.GenerateRequest(prompts=[gateway_pb2.Prompt(text=text) for text in prompts], **fields)
 
 
+def client_context(tls: ClientTls | None) -> ssl.SSLContext | bool:
+    """What httpx takes as `verify`."""
+    if tls is None:
+        return True
+    context = ssl.create_default_context(cafile=tls.ca)
+    if tls.certificate:
+        context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
 @asynccontextmanager
 async def live_gateway(
-    *tiers: FakeTokenizerTier | LiveTokenizerTier, wait: bool = True, **settings: Any
+    *tiers: FakeTokenizerTier | LiveTokenizerTier, wait: bool = True, tls: ClientTls | None = None, **settings: Any
 ) -> AsyncIterator[LiveGateway]:
     targets = ",".join(tier.target for tier in tiers) or "127.0.0.1:1"
     values = {"port": 0, "http_port": 0, "metrics_port": 0, "tokenizer_targets": targets, "drain_timeout_s": 1.0}
     registry = CollectorRegistry()
     server = Gateway(GatewaySettings(**{**values, **settings}), registry=registry)
     await server.start()
-    url = f"http://127.0.0.1:{server.http.port}"
+    url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.http.port}"
     async with (
-        grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc.port}") as channel,
-        httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as http,
+        aio_channel(f"127.0.0.1:{server.grpc.port}", tls) as channel,
+        httpx.AsyncClient(base_url=url, timeout=10, trust_env=False, verify=client_context(tls)) as http,
     ):
-        live = LiveGateway(server, registry, channel, http)
+        live = LiveGateway(server, registry, channel, http, tls)
         try:
             if wait:
                 await live.until_ready()

@@ -275,8 +275,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def ListModels(self, request: Any, context: Any) -> Any:
         return tokenizer_pb2.ListModelsResponse(models=[self.card()])
 
-    async def start(self, port: int = 0, *, serving: bool = True) -> None:
-        self.server = GrpcServer(ServerSettings(port=port, drain_timeout_s=0.2))
+    async def start(self, port: int = 0, *, serving: bool = True, tls: dict[str, str] | None = None) -> None:
+        self.server = GrpcServer(ServerSettings(port=port, drain_timeout_s=0.2, **(tls or {})))
         descriptor = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
         self.server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, self, descriptor)
         self.port = await self.server.start()

@@ -24,7 +24,7 @@ from tokenwire.sampling import NEUTRAL, SamplingParams, StopParams
 
 Runners = Callable[[str], ModelRunner]
 
-ALWAYS = DraftLimits(max_drafts=6, by_default=True)
+ALWAYS = DraftLimits(max_drafts=6, by_default=True, adaptive=False)
 NUM_PROMPTS = 200
 NUM_OUTPUTS = 24
 CHUNK = 48
@@ -126,3 +126,14 @@ def test_requests_beside_each_other_with_drafts_and_without(runners: Runners) ->
         results.append(made_of(loop, made))
     assert results[0] == results[1]
     assert loops[1].engine.scheduler.drafting.counts().num_accepted > 0
+
+
+def test_lengths_that_adapt_change_no_token(runners: Runners) -> None:
+    """Whatever steps take on the machine that runs this."""
+    runner = runners("qwen3")
+    prompts = [prompt + prompt for prompt in PROMPTS[:60]]
+    for sampling in (GREEDY, FILTERED):
+        # Each with a prefix cache of its own, and the one after the other: they write into the same memory.
+        plain, loop = EngineLoop(runner), EngineLoop(runner, drafts=replace(ALWAYS, adaptive=True))
+        wanted, made = plain.run(prompts, 60, sampling=sampling), loop.run(prompts, 60, sampling=sampling)
+        assert made_of(loop, made) == made_of(plain, wanted)

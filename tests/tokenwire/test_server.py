@@ -233,9 +233,9 @@ def test_a_taken_port_is_refused_with_what_to_do() -> None:
 
 def test_beyond_the_loopback_only_when_told() -> None:
     with pytest.raises(FailedPrecondition, match=r"--host 0\.0\.0\.0 .* add --insecure"):
-        refuse_public_without_auth("0.0.0.0", False)
-    refuse_public_without_auth("0.0.0.0", True)
-    refuse_public_without_auth("localhost", False)
+        refuse_public_without_auth(ServerSettings(host="0.0.0.0"))
+    refuse_public_without_auth(ServerSettings(host="0.0.0.0", insecure=True))
+    refuse_public_without_auth(ServerSettings(host="localhost"))
     assert [is_loopback(host) for host in ("127.0.0.2", "::1", "10.0.0.1", "::")] == [True, True, False, False]
     assert [join_host_port(host, 1) for host in ("h", "::1")] == ["h:1", "[::1]:1"]
 

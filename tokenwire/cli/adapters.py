@@ -8,7 +8,8 @@ from typing import Any
 import click
 import grpc
 
-from tokenwire.channels import client_options
+from tokenwire.channels import sync_channel
+from tokenwire.cli.options import given_tls, tls_options
 from tokenwire.client.options import refuse_timeout
 from tokenwire.errors import Unavailable
 from tokenwire.status import from_rpc_error
@@ -16,7 +17,7 @@ from tokenwire.v1 import model_pb2, model_pb2_grpc
 
 DEFAULT_MODEL_TARGET = "127.0.0.1:50053"
 
-tier_option = click.option(
+target_option = click.option(
     "--model-target", default=DEFAULT_MODEL_TARGET, show_default=True,
     metavar="HOST:PORT", help="The model tier's gRPC address; with several tiers, ask each.",
 )  # fmt: skip
@@ -29,12 +30,12 @@ timeout_option = click.option(
 @contextmanager
 def asking(target: str) -> Iterator[grpc.Channel]:
     """A channel to a model tier; what it answers becomes a typed error, and one that is not there says what to do."""
-    with grpc.insecure_channel(target, options=client_options()) as channel:
+    with sync_channel(target, given_tls()) as channel:
         try:
             yield channel
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(rpc_error)
-            if isinstance(error, Unavailable) and "failed to connect" in error.message.lower():
+            if error.reason == Unavailable.default_reason and "failed to connect" in error.message.lower():
                 raise Unavailable(f"no model tier answers at {target}: name one with --model-target") from None
             raise error from None
 
@@ -52,7 +53,8 @@ def adapters() -> None:
 @adapters.command()
 @click.argument("name")
 @click.argument("path")
-@tier_option
+@target_option
+@tls_options
 @timeout_option
 def load(name: str, path: str, model_target: str, timeout_s: float) -> None:
     """Load the PEFT adapter in the folder PATH, below the tier's adapter_folder, to be asked for as NAME."""
@@ -64,7 +66,8 @@ def load(name: str, path: str, model_target: str, timeout_s: float) -> None:
 
 @adapters.command()
 @click.argument("name")
-@tier_option
+@target_option
+@tls_options
 @timeout_option
 def unload(name: str, model_target: str, timeout_s: float) -> None:
     """Take NAME back: nothing new may ask for it, and it is gone when the last request that uses it has ended."""
@@ -75,7 +78,8 @@ def unload(name: str, model_target: str, timeout_s: float) -> None:
 
 
 @adapters.command("list")
-@tier_option
+@target_option
+@tls_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_adapters(model_target: str, as_json: bool) -> None:
     """Print the names of the adapters that can be asked for, one a line."""

@@ -36,7 +36,10 @@ PORTS = (
 )
 """Tier, setting, default, and whether gRPC is spoken there."""
 MODULES = {"gateway": "gateway", "tokenizer": "tokenizer_svc", "model": "model_svc"}
-SHARED_VARIABLES = ("TOKENWIRE_HOME", "TOKENWIRE_LOG", "TOKENWIRE_TARGET")
+SHARED_VARIABLES = (
+    "TOKENWIRE_HOME", "TOKENWIRE_LOG", "TOKENWIRE_TARGET", "TOKENWIRE_API_KEY", "TOKENWIRE_TLS_CA",
+    "TOKENWIRE_TLS_CERTIFICATE", "TOKENWIRE_TLS_KEY", "TOKENWIRE_TLS_NAME",
+)  # fmt: skip
 LEAST_OPEN_FILES = 4096
 PROCESS_TIMEOUT_S = 120
 

@@ -6,11 +6,13 @@ import click
 import grpc
 
 from tokenwire.cli.adapters import adapters
+from tokenwire.cli.certs import certs
 from tokenwire.cli.chat import chat
 from tokenwire.cli.doctor import doctor
 from tokenwire.cli.generate import count_tokens, detokenize, generate, tokenize
+from tokenwire.cli.keys import keys
 from tokenwire.cli.models import models
-from tokenwire.cli.options import target_option
+from tokenwire.cli.options import given_tls, target_option
 from tokenwire.cli.up import demo, up
 from tokenwire.client.options import refuse_timeout
 from tokenwire.errors import TokenwireError
@@ -44,7 +46,7 @@ def health(target: str, timeout_s: float) -> None:
     """Ask any tier whether it can answer: exit 0 if so, else 1."""
     refuse_timeout(timeout_s)
     try:
-        serving = is_serving(target, timeout_s)
+        serving = is_serving(target, timeout_s, given_tls())
     except grpc.RpcError as error:
         raise from_rpc_error(error) from None
     click.echo("SERVING" if serving else "NOT_SERVING")
@@ -52,7 +54,7 @@ def health(target: str, timeout_s: float) -> None:
         raise SystemExit(1)
 
 
-for command in (up, demo, chat, generate, tokenize, detokenize, count_tokens, models, adapters, doctor):
+for command in (up, demo, chat, generate, tokenize, detokenize, count_tokens, models, adapters, doctor, certs, keys):
     cli.add_command(command)
 
 if __name__ == "__main__":

@@ -10,13 +10,76 @@ import click
 from tokenwire.client import CallOptions, Client
 from tokenwire.client.clients import DEFAULT_TARGET
 from tokenwire.errors import Unavailable
+from tokenwire.status import TLS_FAILED
+from tokenwire.tls import ClientTls
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-target_option = click.option(
-    "--target", envvar="TOKENWIRE_TARGET", default=DEFAULT_TARGET, show_default=True, show_envvar=True,
-    metavar="HOST:PORT", help="The gateway's gRPC address.",
+KEPT = "tokenwire.connection"
+"""Where the context of a command keeps how to connect."""
+
+
+def _keep(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    ctx.meta.setdefault(KEPT, {})[parameter.name] = value
+    return value
+
+
+def given_tls() -> ClientTls | None:
+    """TLS as this command was told to use it; None: without. Raises UsageError for half of it."""
+    given = click.get_current_context().meta[KEPT]
+    certificate, key, name = given["tls_certificate"], given["tls_key"], given["tls_name"]
+    if not given["tls_ca"]:
+        if certificate or key or name:
+            raise click.UsageError("TLS needs --tls-ca: a file of CAs, or system")
+        return None
+    return ClientTls(given["tls_ca"], certificate, key, name)
+
+
+TARGET_OPTIONS = (
+    click.option(
+        "--target", envvar="TOKENWIRE_TARGET", default=DEFAULT_TARGET, show_default=True, show_envvar=True,
+        metavar="HOST:PORT", help="The gateway's gRPC address.",
+    ),
+    click.option(
+        "--api-key", envvar="TOKENWIRE_API_KEY", default="", show_envvar=True, expose_value=False, callback=_keep,
+        metavar="KEY", help="Who calls: an API key or a JWT. Other users of this machine see what stands here.",
+    ),
 )  # fmt: skip
+TLS_OPTIONS = (
+    click.option(
+        "--tls-ca", envvar="TOKENWIRE_TLS_CA", default="", show_envvar=True, expose_value=False, callback=_keep,
+        metavar="FILE", help='Use TLS, and trust these CAs; "system": those of this machine.',
+    ),
+    click.option(
+        "--tls-certificate", envvar="TOKENWIRE_TLS_CERTIFICATE", default="", show_envvar=True, expose_value=False,
+        callback=_keep, metavar="FILE", help="Certificate to show.",
+    ),
+    click.option(
+        "--tls-key", envvar="TOKENWIRE_TLS_KEY", default="", show_envvar=True, expose_value=False, callback=_keep,
+        metavar="FILE", help="Its key.",
+    ),
+    click.option(
+        "--tls-name", envvar="TOKENWIRE_TLS_NAME", default="", show_envvar=True, expose_value=False, callback=_keep,
+        metavar="NAME", help="Name that the server's certificate must have, where it is not the host in --target.",
+    ),
+)  # fmt: skip
+"""How: what `given_tls` finds."""
+
+
+def target_option(command: F) -> F:
+    """Add the options of every command that calls a gateway."""
+    for option in reversed((*TARGET_OPTIONS, *TLS_OPTIONS)):
+        command = option(command)
+    return command
+
+
+def tls_options(command: F) -> F:
+    """Add the options of a command that calls another tier, and names it by an option of its own."""
+    for option in reversed(TLS_OPTIONS):
+        command = option(command)
+    return command
+
+
 model_option = click.option("--model", default="", help="Name of the model, where there are several.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 stats_option = click.option("--stats", is_flag=True, help="Print counts and speed on standard error.")
@@ -65,11 +128,12 @@ def given_options(values: dict[str, Any], *, as_json: bool) -> CallOptions:
 @contextmanager
 def connected(target: str) -> Iterator[Client]:
     """A client; a gateway that is not there is answered with what to do."""
-    with Client(target) as client:
+    api_key = click.get_current_context().meta[KEPT]["api_key"]
+    with Client(target, api_key=api_key, tls=given_tls()) as client:
         try:
             yield client
         except Unavailable as error:
-            if "failed to connect" in error.message.lower():
+            if error.reason != TLS_FAILED and "failed to connect" in error.message.lower():
                 message = f"nothing answers at {target}: start it with `tokenwire up`"
                 raise Unavailable(f"{message}, or name another gateway with --target") from None
             raise

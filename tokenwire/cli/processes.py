@@ -130,7 +130,7 @@ class TierGroup:
         began = time.monotonic()
 
         async def ready(tier: Tier) -> None:
-            await wait_serving(tier.target)
+            await wait_serving(tier.target, tls=tier.tls)
             on_ready(tier, time.monotonic() - began)
 
         async def all_ready() -> None:

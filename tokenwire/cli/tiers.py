@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tokenwire.addresses import is_free
 from tokenwire.cli.ports import holder
 from tokenwire.errors import FailedPrecondition
+from tokenwire.tls import ClientTls
 
 LOOPBACK = "127.0.0.1"
 NEEDED_MODULES = ("fastapi", "grpc_health", "grpc_reflection", "jinja2", "prometheus_client", "tokenizers", "uvloop")
@@ -46,6 +48,8 @@ class UpSettings:
     model_replicas: int = 1
     gateway_workers: int = 1
     tokenizer_workers: int = 1
+    tls_folder: str = ""
+    """What `tokenwire certs make` wrote; empty: the tiers speak without TLS."""
     replicas: tuple[Replica, ...] = ()
     """Where there are several, each one's place (see `replicas.py`); empty for a single one."""
 
@@ -73,6 +77,8 @@ class Tier:
     arguments: tuple[str, ...]
     environ: tuple[tuple[str, str], ...] = ()
     """What this process's own environment does not say otherwise."""
+    tls: ClientTls | None = None
+    """How its health is asked for."""
 
 
 def require_installed(engine: str) -> None:
@@ -130,7 +136,9 @@ def tiers_of(settings: UpSettings) -> list[Tier]:
             *given("--tokenizer-targets", tokenizer_target), *(("--insecure",) if settings.insecure else ()), *drain,
             "--workers", str(settings.gateway_workers),
             "--sessions-per-target", str(sessions_for(settings.tokenizer_workers)),
+            *server_tls(settings, "gateway", ask=False), *upstream_tls(settings, "gateway"),
         ),
+        tls=caller_tls(settings),
     )  # fmt: skip
     tokenizer = Tier(
         "tokenizer", "tokenizer_svc", tokenizer_target,
@@ -139,8 +147,9 @@ def tiers_of(settings: UpSettings) -> list[Tier]:
             "--metrics-port", str(settings.tokenizer_metrics_port), *given("--model", settings.model),
             *given("--model-targets", ",".join(model.target for model in models)), *drain,
             "--workers", str(settings.tokenizer_workers),
+            *server_tls(settings, "tokenizer"), *upstream_tls(settings, "tokenizer"),
         ),
-        TOKENIZER_ENVIRON,
+        TOKENIZER_ENVIRON, tls=caller_tls(settings),
     )  # fmt: skip
     return [gateway, tokenizer, *models]
 
@@ -158,9 +167,39 @@ def model_tier(settings: UpSettings, name: str, replica: Replica) -> Tier:
             *given("--host", LOOPBACK), *given("--port", replica.port), "--metrics-port", str(replica.metrics_port),
             *given("--model", settings.model), *given("--dtype", settings.dtype), *given("--engine", settings.engine),
             *given("--device", replica.device), *given("--threads", replica.threads),
-            "--drain-timeout-s", str(settings.drain_timeout_s),
+            "--drain-timeout-s", str(settings.drain_timeout_s), *server_tls(settings, "model"),
         ),
+        tls=caller_tls(settings),
     )  # fmt: skip
+
+
+def server_tls(settings: UpSettings, name: str, *, ask: bool = True) -> Sequence[str]:
+    """Flags for the certificate that a tier shows, and whether its callers must show one of the same CA."""
+    if not settings.tls_folder:
+        return ()
+    folder = Path(settings.tls_folder)
+    shown = ("--tls-certificate", str(folder / f"{name}.pem"), "--tls-key", str(folder / f"{name}-key.pem"))
+    return (*shown, "--tls-client-ca", str(folder / "ca.pem")) if ask else shown
+
+
+def upstream_tls(settings: UpSettings, name: str) -> Sequence[str]:
+    """Flags for calling the tier below with this tier's own certificate."""
+    if not settings.tls_folder:
+        return ()
+    folder = Path(settings.tls_folder)
+    shown = folder / f"{name}.pem", folder / f"{name}-key.pem"
+    return (
+        "--upstream-tls-ca", str(folder / "ca.pem"),
+        "--upstream-tls-certificate", str(shown[0]), "--upstream-tls-key", str(shown[1]),
+    )  # fmt: skip
+
+
+def caller_tls(settings: UpSettings) -> ClientTls | None:
+    """How `tokenwire up` itself and clients call a tier."""
+    if not settings.tls_folder:
+        return None
+    folder = Path(settings.tls_folder)
+    return ClientTls(str(folder / "ca.pem"), str(folder / "client.pem"), str(folder / "client-key.pem"))
 
 
 def given(flag: str, value: object) -> Sequence[str]:

@@ -8,6 +8,8 @@
                 case TextDelta(text=text, index=index): ...
                 case Finished(terminal=terminal): ...
 
+    Client("gateway.example:50051", api_key="…", tls=ClientTls(ca="ca.pem"))      # or ClientTls(): this machine's CAs
+
 Knows only the gateway's contract: no tokenizer, no model, no retry.
 """
 
@@ -29,12 +31,14 @@ from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.parsed import ToolCall
 from tokenwire.requests import FinishReason, Terminal, TokenLogprob, Usage
+from tokenwire.tls import ClientTls
 
 __all__ = [
     "AsyncClient",
     "AsyncStream",
     "CallOptions",
     "Client",
+    "ClientTls",
     "EmbedOptions",
     "Embeddings",
     "Encoding",

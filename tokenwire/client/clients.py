@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from tokenwire.channels import client_options
+from tokenwire.channels import aio_channel, sync_channel
 from tokenwire.client import messages as m
 from tokenwire.client.conversations import conversation_of
 from tokenwire.client.embeddings import Embeddings, EmbedOptions, embed_request, embeddings
@@ -18,24 +18,35 @@ from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, Render
 from tokenwire.client.options import CallOptions
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.status import from_rpc_error
+from tokenwire.tls import ClientTls
 from tokenwire.v1 import gateway_pb2_grpc
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 UNARY_TIMEOUT_S = 30.0
 
 
+def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that says who calls; nothing for an empty key."""
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+
 class Client:
     """A gateway, for ordinary code; may be shared by threads. Close it, or use it in a `with` block."""
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, *, api_key: str = "", tls: ClientTls | None = None) -> None:
+        """`api_key`: an API key or a JWT, sent with every call. `tls`: None: without; its files are read here, once.
+
+        Raises FailedPrecondition for TLS files that cannot be used.
+        """
         self.target = target
-        self._channel = grpc.insecure_channel(target, options=client_options())
+        self._metadata = bearer(api_key)
+        self._channel = sync_channel(target, tls)
         self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> Stream:
         """Continue one prompt, or several at once whose events carry `index`. Raises InvalidRequest."""
         sent = m.generate_call(prompts, options)
-        return Stream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s))
+        return Stream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
 
     def chat(
         self,
@@ -67,7 +78,7 @@ class Client:
             continue_final_message=continue_final_message,
         )
         sent = m.chat_call(conversation, options)
-        return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
+        return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
 
     def tokenize(
         self,
@@ -136,7 +147,7 @@ class Client:
 
     def tokenizer(self, model: str = "") -> TokenizerFiles:
         """The files of a model's tokenizer, to tokenize without the server."""
-        call = self._stub.GetTokenizer(m.tokenizer_request(model), timeout=UNARY_TIMEOUT_S)
+        call = self._stub.GetTokenizer(m.tokenizer_request(model), timeout=UNARY_TIMEOUT_S, metadata=self._metadata)
         try:
             return m.tokenizer_files(list(call))
         except grpc.RpcError as error:
@@ -158,7 +169,7 @@ class Client:
 
     def _unary(self, method: Any, request: Any, timeout_s: float | None = UNARY_TIMEOUT_S) -> Any:
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 
@@ -166,15 +177,20 @@ class Client:
 class AsyncClient:
     """A gateway, for asyncio. Belongs to the loop it was made in; close it, or use it in an `async with` block."""
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, *, api_key: str = "", tls: ClientTls | None = None) -> None:
+        """`api_key`: an API key or a JWT, sent with every call. `tls`: None: without; its files are read here, once.
+
+        Raises FailedPrecondition for TLS files that cannot be used.
+        """
         self.target = target
-        self._channel = grpc.aio.insecure_channel(target, options=client_options())
+        self._metadata = bearer(api_key)
+        self._channel = aio_channel(target, tls)
         self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> AsyncStream:
         """As `Client.generate`."""
         sent = m.generate_call(prompts, options)
-        return AsyncStream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s))
+        return AsyncStream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
 
     def chat(
         self,
@@ -199,7 +215,7 @@ class AsyncClient:
             continue_final_message=continue_final_message,
         )
         sent = m.chat_call(conversation, options)
-        return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s))
+        return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
 
     async def tokenize(
         self,
@@ -268,7 +284,7 @@ class AsyncClient:
 
     async def tokenizer(self, model: str = "") -> TokenizerFiles:
         """As `Client.tokenizer`."""
-        call = self._stub.GetTokenizer(m.tokenizer_request(model), timeout=UNARY_TIMEOUT_S)
+        call = self._stub.GetTokenizer(m.tokenizer_request(model), timeout=UNARY_TIMEOUT_S, metadata=self._metadata)
         try:
             return m.tokenizer_files([response async for response in call])
         except grpc.RpcError as error:
@@ -292,7 +308,7 @@ class AsyncClient:
 
     async def _unary(self, method: Any, request: Any, timeout_s: float | None = UNARY_TIMEOUT_S) -> Any:
         try:
-            return await method(request, timeout=timeout_s)
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 

@@ -7,12 +7,14 @@ so that the scheme holds; tiers say what they measure. Requires the `server` ext
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from ssl import SSLSocket, TLSVersion
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from tokenwire.errors import FailedPrecondition
+from tokenwire.tls import ServerFiles, ServerTls, keep_fresh
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -66,12 +68,27 @@ def merged_registry(folder: Path) -> CollectorRegistry:
     return registry
 
 
-def serve_metrics(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
+def serve_metrics(host: str, port: int, registry: CollectorRegistry = REGISTRY, tls: ServerTls | None = None) -> None:
     """Answer `GET /metrics` on this port from a thread of its own; port 0 serves none. Raises FailedPrecondition."""
     if port == 0:
         return
+    files = ServerFiles(tls) if tls is not None else None
     try:
-        start_http_server(port, addr=host, registry=registry)
+        if tls is None or files is None:
+            start_http_server(port, addr=host, registry=registry)
+            return
+        server, _ = start_http_server(
+            port,
+            addr=host,
+            registry=registry,
+            certfile=tls.certificate,
+            keyfile=tls.key,
+            client_cafile=tls.client_ca or None,
+            client_auth_required=bool(tls.client_ca),
+            tls_min_version=TLSVersion.TLSv1_2,
+        )
+        assert isinstance(server.socket, SSLSocket)
+        keep_fresh(server.socket.context, files)
     except OSError as error:
         message = f"metrics port {port} on {host} cannot be used ({error.strerror}): give another with --metrics-port"
         raise FailedPrecondition(message, reason="PORT_IN_USE") from error

@@ -5,6 +5,7 @@ import pytest
 
 from gateway.kserve.request import InferRequest, read_request
 from tests.fakes.inference import add_input, flag, infer_request, streamed
+from tokenwire import constraints
 from tokenwire.errors import InvalidRequest, NotFound
 from tokenwire.kserve import inference_pb2 as pb
 
@@ -76,8 +77,17 @@ def test_lists_come_as_json_in_parameters() -> None:
         ({"n": 0}, "num_choices|n: 0 is not allowed"),
         ({"best_of": 2}, "best_of: is not built"),
         ({"use_beam_search": True}, "use_beam_search: is not built"),
-        ({"lora_name": "x"}, "lora_name: is not built"),
-        ({"structured_outputs": "{}"}, "structured_outputs: is not built"),
+        ({"lora_name": "no/good\n"}, "adapter: .* is not allowed"),
+        ({"structured_outputs": "{}"}, "structured_outputs: it has nothing: one of json, regex"),
+        ({"structured_outputs": "{"}, "structured_outputs: it is not JSON"),
+        ({"structured_outputs": "[1]"}, "structured_outputs: .1. is not allowed: an object"),
+        ({"structured_outputs": '{"regex": "a", "choice": ["b"]}'}, "structured_outputs: it has regex, choice"),
+        ({"structured_outputs": '{"odd": 1}'}, "structured_outputs.odd: there is no such form"),
+        ({"structured_outputs": '{"regex": 5}'}, "structured_outputs.regex: 5 is not allowed: a text"),
+        ({"structured_outputs": '{"choice": [1]}'}, "structured_outputs.choice: .1. is not allowed: a list of texts"),
+        ({"structured_outputs": '{"choice": []}'}, "choice.texts: 0 texts are not allowed|texts: 0 texts"),
+        ({"structured_outputs": '{"json": 1}'}, "structured_outputs.json: 1 is not allowed: a JSON schema"),
+        ({"structured_outputs": '{"regex": "a"}', "guided_decoding": '{"regex": "b"}'}, "are two words for one thing"),
         ({"stream": True}, "stream: it does not belong"),
         ({"model": "m"}, "model: it does not belong"),
         ({"stop_token_ids": "[1"}, "stop_token_ids: .* is not allowed"),
@@ -208,6 +218,27 @@ def test_priority_timeout_and_version() -> None:
     empty.parameters["seed"].SetInParent()
     with pytest.raises(InvalidRequest, match="seed: it has no value"):
         read_request(empty)
+
+
+@pytest.mark.parametrize(
+    ("given", "constraint"),
+    [
+        ({"json": {"type": "object"}}, constraints.json_schema('{"type": "object"}')),
+        ({"json": '{"type": "object"}', "regex": None}, constraints.json_schema('{"type": "object"}')),
+        ({"regex": "a+"}, constraints.regex("a+")),
+        ({"choice": ["a", "b"]}, constraints.choice("a", "b")),
+        ({"grammar": "root ::= x"}, constraints.ebnf("root ::= x")),
+        ({"json_object": True, "disable_any_whitespace": False}, constraints.JSON_OBJECT),
+    ],
+)
+def test_structured_outputs(given: dict[str, Any], constraint: constraints.Constraint) -> None:
+    for name in ("structured_outputs", "guided_decoding"):
+        assert read_request(with_json({name: given})).options.constraint == constraint
+        assert read("a", **{name: json.dumps(given)}).options.constraint == constraint
+
+
+def test_an_adapter() -> None:
+    assert read("a", lora_name="poet").options.adapter == "poet"
 
 
 def test_choices_of_several_texts_are_refused() -> None:

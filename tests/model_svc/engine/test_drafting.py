@@ -13,7 +13,7 @@ from tests.fakes.drafts import ScriptedLookup
 from tests.fakes.scheduling import GREEDY, Harness, expected_output, sequence
 from tokenwire.requests import CancelReason, FinishReason
 
-ALWAYS = DraftLimits(max_drafts=4, by_default=True)
+ALWAYS = DraftLimits(max_drafts=4, by_default=True, adaptive=False)
 
 
 def drafting_harness(
@@ -94,7 +94,7 @@ def test_nobody_is_preempted_for_a_draft() -> None:
 
 
 def test_who_is_drafted_for() -> None:
-    harness = drafting_harness(right=1.0, limits={"drafts": DraftLimits(max_drafts=4)})
+    harness = drafting_harness(right=1.0, limits={"drafts": DraftLimits(max_drafts=4, adaptive=False)})
     silent, asking = sequence([1, 2], max_tokens=9), sequence([3, 4], max_tokens=9, speculation=True)
     penalised = sequence([5, 6], max_tokens=9, speculation=True, sampling=replace(GREEDY, presence_penalty=0.1))
     harness.add(silent, asking, penalised)
