@@ -99,7 +99,7 @@ async def over_grpc_stream(live: LiveGateway, headers: Metadata, **context: Any)
 
 
 async def over_session(live: LiveGateway, headers: Metadata, **context: Any) -> None:
-    """A call that has ended while its first message is written gets INTERNAL from grpc itself: it is made again then."""
+    """A call that ended while its first message was written gets INTERNAL from grpc itself: it is made again."""
     while True:
         call = live.stub.Session(metadata=headers, timeout=10)
         try:
