@@ -20,6 +20,8 @@ from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import refuse
 
 JSON_INPUT = "sampling_parameters"
+MAX_JSON_CHARS = 2**20
+"""Of the object: it is read at once, and a schema in it may be a quarter of that."""
 
 OTHER_NAMES = {"random_seed": "seed", "stop_words": "stop", "min_length": "min_tokens", "num_return_sequences": "n"}
 """TensorRT-LLM's words."""
@@ -117,6 +119,8 @@ def _given(parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iter
 
 
 def _json_object(text: str) -> dict[str, Any]:
+    if len(text) > MAX_JSON_CHARS:
+        raise invalid(JSON_INPUT, f"{len(text)} characters are too many: at most {MAX_JSON_CHARS}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -132,12 +132,23 @@ def test_what_changes_nothing_is_accepted(neutral: dict[str, Any]) -> None:
         (b'{"temperature": NaN}', "temperature: nan is not allowed"),
         (b'{"stop": 5}', "stop: 5 is not allowed"),
         (b'{"max_tokens": {"a": 1}}', "max_tokens: "),
+        (b" " * (2**20 + 1), "sampling_parameters: 1048577 characters are too many"),
         (b'{"seed": 1' + b"0" * 5000 + b"}", "sampling_parameters: it is not JSON"),
     ],
 )
 def test_bad_json_is_refused(text: bytes, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         read_request(with_json(text))
+
+
+def test_more_than_there_can_be_is_refused_unread() -> None:
+    with pytest.raises(InvalidRequest, match="parameters: 65 are too many: at most 64"):
+        read("a", **{f"p{number}": 1 for number in range(65)})
+    request = infer_request("a")
+    for _ in range(9):
+        request.outputs.add(name="text_output")
+    with pytest.raises(InvalidRequest, match="outputs: 9 are too many: there are 8"):
+        read_request(request)
 
 
 def test_two_meanings_of_one_name_are_refused() -> None:
