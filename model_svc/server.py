@@ -133,7 +133,7 @@ def vllm_engine_module() -> Any:
 
 
 def resolve(settings: ModelTierSettings) -> tuple[EngineSettings, Path | None]:
-    """The engine's settings with the model as a folder and the served name filled in; the mock needs no folder.
+    """The engine's settings with the models as folders and the served name filled in; the mock needs no folder.
 
     Downloads or converts the model when it is absent. Raises NotFound and what else `tokenwire.models` raises.
     """
@@ -141,6 +141,8 @@ def resolve(settings: ModelTierSettings) -> tuple[EngineSettings, Path | None]:
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EngineSettings)}
     values["served_name"] = settings.served_name or models.served_name(settings.model)
     values["model"] = str(folder or settings.model)
+    if folder is not None and settings.draft_model:
+        values["draft_model"] = str(models.resolve(settings.draft_model))
     return EngineSettings(**values), folder
 
 

@@ -103,8 +103,15 @@ class EngineSettings:
     )
     speculation: str = setting(
         "off", "draft tokens and verify several at once, for requests that do not say; ngram: what followed the same "
-        "tokens before. Changes no token", choices=("off", "ngram"),
+        "tokens before; draft: the draft model's; auto: ngram, else the draft model's. Changes no token",
+        choices=("off", "ngram", "draft", "auto"),
     )  # fmt: skip
+    draft_model: str = setting(
+        "", "smaller model with the same vocabulary, named as --model is, that drafts; its cache is part of --kv-memory"
+    )
+    draft_quantization: str = setting(
+        "none", "as --quantization, of the draft model", choices=("none", "int8", "int4", "fp8")
+    )
     speculation_adaptive: bool = setting(
         True, "shorten drafts, to none, where they take more time than they save; else always draft what is found"
     )

@@ -8,22 +8,29 @@ from pathlib import Path
 QUESTION = "What is the capital of France?"
 
 
-def examples(model: str, grpc_target: str, http_target: str, tls_folder: str = "") -> list[tuple[str, str]]:
-    """Title and command of each. `tls_folder`: where the CA is that clients trust; empty: without TLS."""
+def examples(
+    model: str, grpc_target: str, http_target: str, tls_folder: str = "", *, asks_who: bool = False
+) -> list[tuple[str, str]]:
+    """Title and command of each. `tls_folder`: where the CA is that clients trust; empty: without TLS.
+
+    `asks_who`: they send the key in TOKENWIRE_API_KEY, which the command line does by itself.
+    """
     ca = shown_path(Path(tls_folder).resolve() / "ca.pem") if tls_folder else ""
     url = f"--cacert {ca} https://{http_target}" if ca else f"http://{http_target}"
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{QUESTION}"}}], "temperature": 0}}'
     python = shown_path(Path(sys.executable))
     tls = f', tls=ClientTls("{ca}")' if ca else ""
+    key = ', api_key=os.environ["TOKENWIRE_API_KEY"]' if asks_who else ""
+    authorization = ' -H "Authorization: Bearer $TOKENWIRE_API_KEY"' if asks_who else ""
     program = (
-        f"from tokenwire.client import Client{', ClientTls' if ca else ''}; "
-        f'print(Client("{grpc_target}"{tls}).chat("{QUESTION}", temperature=0).text())'
+        f"{'import os; ' if asks_who else ''}from tokenwire.client import Client{', ClientTls' if ca else ''}; "
+        f'print(Client("{grpc_target}"{key}{tls}).chat("{QUESTION}", temperature=0).text())'
     )
     call = f"{command_name()} chat --target {grpc_target}{f' --tls-ca {ca}' if ca else ''}"
     return [
         (
             "curl",
-            f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+            f"curl -s {url}/v1/chat/completions{authorization} -H 'Content-Type: application/json' -d '{body}'",
         ),
         ("Python", f"{python} -c '{program}'"),
         ("CLI", f'{call} --temperature 0 "{QUESTION}"'),
