@@ -148,6 +148,7 @@ class EngineSettings:
         "", "folder below which adapters may be loaded while this tier runs; empty: none can be"
     )
     max_adapters: int = setting(64, "most adapters that are loaded at once, on the host", minimum=1, maximum=4096)
+    max_adapter_rank: int = setting(64, "highest rank of an adapter", minimum=1, maximum=512)
     adapter_slots: int = setting(
         8, "most adapters on the device at once; the least recently used one gives way", minimum=1, maximum=256
     )

@@ -159,7 +159,7 @@ def verdict_on(constraint: Constraint, vocabulary: Vocabulary) -> tuple[Verdict,
     num_bytes = 2 * (len(constraint.text) + sum(map(len, constraint.texts))) + 1024
     grammar, error = "", None
     try:
-        grammar = grammar_of(constraint)
+        grammar = grammar_of(constraint, vocabulary.special)
         check(constraint, grammar, vocabulary)
     except TokenwireError as refused:
         grammar, error = "", refused

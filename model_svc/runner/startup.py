@@ -28,7 +28,7 @@ from model_svc.model.probe import kv_specs
 from model_svc.model.quantized import check_quantization
 from model_svc.model.ranks import Ranks
 from model_svc.model.sentence_files import embedding_defaults
-from model_svc.runner.adapted_model import check_adapters, with_adapters
+from model_svc.runner.adapted_model import adapter_bytes, check_adapters, with_adapters
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.draft_model import DraftModel
 from model_svc.runner.draft_start import check_draft_model, draft_settings, load_draft_model
@@ -105,7 +105,7 @@ def start_runner(
             kv_memory_bytes=settings.kv_memory,
             max_context_tokens=context, context_is_wish=not settings.max_context_tokens,
             max_batch_size=limits.max_batch_size, gpu_memory_share=settings.gpu_memory_share,
-            step_bytes=step_memory.total_bytes if step_memory else 0, num_ranks=num_ranks,
+            step_bytes=step_memory.total_bytes + adapter_bytes(settings) if step_memory else 0, num_ranks=num_ranks,
         )  # fmt: skip
         if ranks is not None:
             size = KVSize(*ranks.smallest(size.num_blocks, size.max_context_tokens))
@@ -114,7 +114,7 @@ def start_runner(
     with timed(phases_s, "kv"):
         kv = make_cache(settings, model, specs, size)
         draft_model = make_draft_model(settings, model, draft, draft_specs, backend, size, limits)
-    graphs = make_graphs(settings, model, backend, kv, size, limits)
+    graphs = make_graphs(settings, model, backend, kv, size, limits, settings.adapter_slots if bank is not None else 0)
     if graphs is not None:
         with timed(phases_s, "graphs"):
             graphs = record_graphs(graphs, lazily=settings.lazy_graphs)
@@ -168,6 +168,7 @@ def make_graphs(
     kv: PagedKV,
     size: KVSize,
     limits: StepLimits,
+    num_adapter_slots: int = 0,
 ) -> DecodeGraphs | None:
     """Graphs that are still to be recorded, where they are wanted."""
     if not wants_graphs(settings, model.device):
@@ -175,6 +176,7 @@ def make_graphs(
     return DecodeGraphs(
         model, kv, backend, record_on_cuda(model.device), max_batch_size=limits.max_batch_size,
         max_blocks=-(-size.max_context_tokens // settings.block_size), scratch_block=size.num_blocks,
+        num_adapter_slots=num_adapter_slots,
     )  # fmt: skip
 
 
@@ -305,7 +307,7 @@ def runner_info(
         attention=backend.name,
         phases_s=phases_s,
         num_adapter_slots=settings.adapter_slots if settings.takes_adapters else 0,
-        max_adapter_bytes=settings.adapter_memory if settings.takes_adapters else 0,
+        max_adapter_bytes=adapter_bytes(settings),
         takes_drafts=True,
         embedding_size=model.hidden_size,
         pooling=embedding_defaults(Path(settings.model)).pooling_of(generates=True) if model.hidden_size else None,

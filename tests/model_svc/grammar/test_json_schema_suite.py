@@ -19,7 +19,7 @@ UNSUPPORTED = {
 
 @cache
 def single_bytes() -> Vocabulary:
-    return vocabulary_of({byte: bytes([byte]) for byte in range(256)}, set(), 256)
+    return vocabulary_of({byte: bytes([byte]) for byte in range(256)}, {}, 256)
 
 
 def verdict(schema: object) -> Verdict:
