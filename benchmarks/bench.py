@@ -21,12 +21,14 @@ from typing import Any
 
 from benchmarks.compare import compare, default_work, say
 from benchmarks.contenders.spec import spec_of
+from benchmarks.grammars import measure_grammars
 from benchmarks.loadgen.measure import Load
 from benchmarks.machine import wait_until_quiet
 from benchmarks.program import as_program, refuse_unwritable
 from benchmarks.startup import measure_startup
 from benchmarks.steps import measure_steps
 from benchmarks.window import WINDOWS_MS, measure_windows
+from tokenwire import models
 
 OURS = "ours:dtype=bfloat16"
 MOCK = "engine=mock,step_ms=20,prefill=200000,batch=128"
@@ -93,6 +95,11 @@ def run_steps(full: bool, name: str, out: Path | None) -> Any:
     return measure_steps([1, 8, 32], 128, 3 if full else 1, name=name, out=out)
 
 
+def run_grammars(name: str, out: Path | None) -> Any:
+    """What constraints cost."""
+    return measure_grammars(models.resolve("default"), [1, 8, 32], name=name, out=out)
+
+
 def parts(full: bool, out: Path | None) -> dict[str, Callable[[], Any]]:
     """Every part by name, in order."""
 
@@ -103,6 +110,7 @@ def parts(full: bool, out: Path | None) -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {part.name: named(part) for part in (FULL if full else SHORT)}
     found["window"] = lambda: run_window(full, f"{prefix}window", out)
     found["steps"] = lambda: run_steps(full, f"{prefix}steps", out)
+    found["grammars"] = lambda: run_grammars(f"{prefix}grammars", out)
     found["startup"] = lambda: run_startup(full, f"{prefix}startup", out)
     return found
 

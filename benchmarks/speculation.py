@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--speculation", default="ngram")
     parser.add_argument("--draft-model", default="", help="folder of a draft model")
+    parser.add_argument("--draft-quantization", default="none")
     parser.add_argument("--length", type=one_or_more, default=8, help="most drafts")
     parser.add_argument("--fixed-length", action="store_true", help="do not adapt the length")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, timed in CPU seconds")
@@ -137,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = {
         "pairs": given.pairs, "batches": given.batch, "requests": given.requests, "tokens": given.tokens,
         "cases": given.cases, "model": given.model, "dtype": given.dtype, "quantization": given.quantization,
-        "speculation": given.speculation, "draft_model": given.draft_model, "length": given.length,
+        "speculation": given.speculation, "draft_model": given.draft_model,
+        "draft_quantization": given.draft_quantization, "length": given.length,
         "adaptive": not given.fixed_length, "cpu_time": given.cpu_time,
         "threads": 1 if given.cpu_time else num_cores(),
     }  # fmt: skip

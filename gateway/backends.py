@@ -8,13 +8,14 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.identity.identity import identity_of_call
 from gateway.metrics import GatewayMetrics
 from gateway.room import Room
 from gateway.settings import GatewaySettings
@@ -43,6 +44,21 @@ def with_retry_time(error: TokenwireError) -> TokenwireError:
     if isinstance(error, Unavailable) and error.retry_after_s is None:
         error.retry_after_s = RETRY_AFTER_S
     return error
+
+
+def visible(cards: Iterable[common_pb2.ModelCard]) -> list[common_pb2.ModelCard]:
+    """Those that the caller may use, without the adapters that they may not. The cards themselves are left alone."""
+    who = identity_of_call()
+    if who.models is None:
+        return list(cards)
+    shown: list[common_pb2.ModelCard] = []
+    for card in cards:
+        adapters = list(filter(who.may_use, card.adapters))
+        if adapters or who.may_use(card.name):
+            shown.append(common_pb2.ModelCard())
+            shown[-1].CopyFrom(card)
+            shown[-1].adapters[:] = adapters
+    return shown
 
 
 class Backend:
@@ -207,9 +223,17 @@ class Backends:
         return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
 
     def models(self) -> list[common_pb2.ModelCard]:
-        """What the tiers said last that they serve."""
-        cards = {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
-        return list(cards.values())
+        """What the tiers said last that they serve, as far as the caller may use it."""
+        return visible(self._served().values())
+
+    def _served(self) -> dict[str, common_pb2.ModelCard]:
+        return {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
+
+    def _refuse_model(self, name: str, adapter: str = "") -> None:
+        """Raise NotFound for a model that the caller may not use."""
+        who = identity_of_call()
+        if who.models is not None:
+            who.refuse_model(name, adapter, self._served())
 
     def missing(self) -> str:
         """What keeps the gateway from answering, for people; empty when nothing does."""
@@ -250,6 +274,7 @@ class Backends:
         """
         if self._closing is not None:
             raise self._closing
+        self._refuse_model(request.model, request.options.adapter)
         self.room.require(1, len(sinks), context.priority)
         backend = self._choose()
         context = self._with_unique_id(context)
@@ -261,14 +286,19 @@ class Backends:
         return submission
 
     async def call(self, method: str, request: Any, *, timeout_s: float | None, request_id: str) -> Any:
-        """A unary call to a tier, raw; tried on another one when the first is lost. Raises its error."""
+        """A unary call to a tier, raw; tried on another one when the first is lost. Raises its error, and NotFound."""
+        if not isinstance(request, tokenizer_pb2.ListModelsRequest):
+            self._refuse_model(request.model)
         tried: list[Backend] = []
         while True:
             backend = self._choose(tried)
             tried.append(backend)
             try:
                 metadata = (("x-request-id", request_id),)
-                return await getattr(backend.stub, method)(request, timeout=timeout_s, metadata=metadata)
+                response = await getattr(backend.stub, method)(request, timeout=timeout_s, metadata=metadata)
+                if isinstance(response, tokenizer_pb2.ListModelsResponse):
+                    return tokenizer_pb2.ListModelsResponse(models=visible(response.models))
+                return response
             except grpc.aio.AioRpcError as rpc_error:
                 error = with_retry_time(from_rpc_error(rpc_error))
                 if not isinstance(error, Unavailable) or len(tried) >= min(MAX_TRIES, len(self.tiers)):
@@ -277,7 +307,8 @@ class Backends:
     async def stream(
         self, method: str, request: Any, *, timeout_s: float | None, request_id: str
     ) -> AsyncIterator[Any]:
-        """The answers of a streaming call to a tier, raw. Not tried again. Raises its error."""
+        """The answers of a streaming call to a tier, raw. Not tried again. Raises its error, and NotFound."""
+        self._refuse_model(getattr(request, "model", ""))
         backend = self._choose()
         call = getattr(backend.stub, method)(request, timeout=timeout_s, metadata=(("x-request-id", request_id),))
         try:

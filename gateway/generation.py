@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gateway.backends import Backends
+from gateway.identity.identity import identity_of_call
 from gateway.metrics import GatewayMetrics, RequestRecord
 from gateway.settings import GatewaySettings
 from gateway.streams import TextStream
@@ -70,8 +71,11 @@ class Generation:
             raise Unavailable("the gateway is shutting down; send it elsewhere", reason="DRAINING", retry_after_s=1.0)
 
     def caller(self, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
-        """Who asks, with the time limits that hold here."""
-        return caller_of(context, call_deadline_s, self.settings.default_timeout_s)
+        """Who asks, as whom they are known here, with the time limits that hold here.
+
+        Raises PermissionDenied for what they may not ask for, and Unauthenticated when what they showed has lapsed.
+        """
+        return caller_of(identity_of_call().restrict(context), call_deadline_s, self.settings.default_timeout_s)
 
     def open(self, record: RequestRecord, caller: Caller, requests: Sequence[TextRequest]) -> TextStream:
         """Send prompts of equal options down. Close the stream.

@@ -32,9 +32,16 @@ class GatewayMetrics:
         self.duration_of = cache(self.duration.labels)
         self.output_tokens = make.counter("output_tokens_total", "Tokens generated for clients")
         self._http_refusals = make.counter("http_refusals_total", "HTTP requests that were not let in", ["reason"])
+        self._identity_refusals = make.counter(
+            "identity_refusals_total", "Callers that were not let in for what they showed", ["reason"]
+        )
         self.embedded = make.counter("embedded_total", "Inputs embedded for clients")
         self.embedded_tokens = make.counter("embedded_tokens_total", "Their tokens")
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
+
+    def identity_refused(self, reason: str) -> None:
+        """Count a caller that was not let in for what it showed, or did not show."""
+        self._identity_refusals.labels(reason).inc()
 
     def http_refused(self, reason: str) -> None:
         """Count an HTTP request that was not let in."""

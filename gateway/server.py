@@ -11,6 +11,7 @@ from gateway.generation import Generation
 from gateway.http.app import make_app
 from gateway.http.guard import HttpLimits
 from gateway.http.server import HttpServer
+from gateway.identity.grpc_gate import GrpcGate
 from gateway.kserve.service import InferenceService
 from gateway.metrics import GatewayMetrics
 from gateway.service import GenerationService
@@ -43,7 +44,10 @@ class Gateway:
         self.generation = Generation(settings, self.backends, metrics)
         self.service = GenerationService(self.generation)
         self.inference = InferenceService(self.generation)
-        self.grpc = GrpcServer(settings, share_port=place is not None)
+        keyring = settings.keyring()
+        identifier = settings.identifier(keyring, metrics)
+        gates = [] if identifier is None else [GrpcGate(identifier, open_health=settings.open_health)]
+        self.grpc = GrpcServer(settings, share_port=place is not None, interceptors=gates)
         self.grpc.add(
             gateway_pb2_grpc.add_GenerationServiceServicer_to_server,
             self.service,
@@ -54,7 +58,9 @@ class Gateway:
             self.inference,
             inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
         )
-        app = make_app(self.generation, registry if place is None else merged_registry(place.metrics_folder))
+        app = make_app(
+            self.generation, registry if place is None else merged_registry(place.metrics_folder), identifier
+        )
         self.http = HttpServer(
             app,
             settings.host,

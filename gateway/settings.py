@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from gateway.identity.settings import IdentitySettings
 from tokenwire.settings import UpstreamSettings, WorkerSettings, bytes_of, setting
 
 TARGET = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):\d{1,5}")
@@ -17,7 +18,7 @@ def targets_of(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewaySettings(UpstreamSettings, WorkerSettings):
+class GatewaySettings(IdentitySettings, UpstreamSettings, WorkerSettings):
     """What the gateway takes."""
 
     port: int = setting(50051, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)
@@ -59,3 +60,16 @@ class GatewaySettings(UpstreamSettings, WorkerSettings):
         minimum=0,
     )
     default_timeout_s: float = setting(0.0, "time limit of requests that bring none; 0: none", minimum=0)
+
+    @property
+    def asks_who(self) -> bool:
+        """As its base; by key and token too. Raises FailedPrecondition for an identity file that cannot be used."""
+        if self.tls_client_ca or self.jwt_jwks:
+            return True
+        keyring = self.keyring()
+        return keyring is not None and keyring.asks
+
+    @property
+    def ways_to_ask(self) -> str:
+        """As its base."""
+        return "ask for keys or tokens with --identity-file or --jwt-jwks, for client certificates with --tls-client-ca"

@@ -2,9 +2,12 @@
 
 import asyncio
 import dataclasses
+import importlib
 import logging
 from pathlib import Path
+from typing import Any
 
+from google.protobuf.runtime_version import VersionError
 from prometheus_client import CollectorRegistry
 
 from model_svc.admin import ModelAdminServicer
@@ -15,7 +18,7 @@ from model_svc.model_card import TierState, fingerprints_of
 from model_svc.service import ModelServicer
 from model_svc.settings import EngineSettings, ModelTierSettings
 from tokenwire import models
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.logs import fields
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.telemetry import REGISTRY, serve_metrics
@@ -41,6 +44,8 @@ class ModelTier:
         self.state = TierState(self.engine, vocabulary, template, self.grammars)
         self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
         self.engine.adapters.on_change = self._on_adapters
+        if settings.vllm_engine:
+            vllm_engine_module().add_to(self.grpc, self.engine, self.state, folder)
         self._settings = settings
         self._registry = registry
         self._background: set[asyncio.Task[None]] = set()
@@ -72,7 +77,8 @@ class ModelTier:
             "serving",
             extra=fields(
                 model=info.model, device=info.device, dtype=info.dtype, attention=info.attention,
-                max_context_tokens=info.max_context_tokens, kv_blocks=info.num_blocks, block_size=info.block_size,
+                max_context_tokens=info.max_context_tokens, kv_blocks=0 if info.whole_sequences else info.num_blocks,
+                block_size=0 if info.whole_sequences else info.block_size,
                 **{f"{phase}_s": seconds for phase, seconds in info.phases_s.items()},
             ),
         )  # fmt: skip
@@ -111,8 +117,24 @@ class ModelTier:
         task.add_done_callback(self._background.discard)
 
 
+def vllm_engine_module() -> Any:
+    """The service that another gateway knows; loads the package that has its messages.
+
+    Raises FailedPrecondition where there is none, and where it was made for newer releases of grpcio or protobuf.
+    """
+    try:
+        return importlib.import_module("model_svc.vllm_engine.service")
+    except (
+        ImportError,
+        RuntimeError,
+        VersionError,
+    ) as error:
+        message = f"--vllm-engine: the package smg-grpc-proto cannot be loaded ({error})"
+        raise FailedPrecondition(f"{message}: pip install 'tokenwire[smg]'", reason="PACKAGE_MISSING") from error
+
+
 def resolve(settings: ModelTierSettings) -> tuple[EngineSettings, Path | None]:
-    """The engine's settings with the model as a folder and the served name filled in; the mock needs no folder.
+    """The engine's settings with the models as folders and the served name filled in; the mock needs no folder.
 
     Downloads or converts the model when it is absent. Raises NotFound and what else `tokenwire.models` raises.
     """
@@ -120,6 +142,8 @@ def resolve(settings: ModelTierSettings) -> tuple[EngineSettings, Path | None]:
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EngineSettings)}
     values["served_name"] = settings.served_name or models.served_name(settings.model)
     values["model"] = str(folder or settings.model)
+    if folder is not None and settings.draft_model:
+        values["draft_model"] = str(models.resolve(settings.draft_model))
     return EngineSettings(**values), folder
 
 

@@ -103,8 +103,15 @@ class EngineSettings:
     )
     speculation: str = setting(
         "off", "draft tokens and verify several at once, for requests that do not say; ngram: what followed the same "
-        "tokens before. Changes no token", choices=("off", "ngram"),
+        "tokens before; draft: the draft model's; auto: ngram, else the draft model's. Changes no token",
+        choices=("off", "ngram", "draft", "auto"),
     )  # fmt: skip
+    draft_model: str = setting(
+        "", "smaller model with the same vocabulary, named as --model is, that drafts; its cache is part of --kv-memory"
+    )
+    draft_quantization: str = setting(
+        "none", "as --quantization, of the draft model", choices=("none", "int8", "int4", "fp8")
+    )
     speculation_adaptive: bool = setting(
         True, "shorten drafts, to none, where they take more time than they save; else always draft what is found"
     )
@@ -141,6 +148,7 @@ class EngineSettings:
         "", "folder below which adapters may be loaded while this tier runs; empty: none can be"
     )
     max_adapters: int = setting(64, "most adapters that are loaded at once, on the host", minimum=1, maximum=4096)
+    max_adapter_rank: int = setting(64, "highest rank of an adapter", minimum=1, maximum=512)
     adapter_slots: int = setting(
         8, "most adapters on the device at once; the least recently used one gives way", minimum=1, maximum=256
     )
@@ -165,3 +173,6 @@ class ModelTierSettings(ServerSettings, EngineSettings):
 
     port: int = setting(50053, "gRPC port", minimum=0, maximum=65535)
     metrics_port: int = setting(9466, "Prometheus port; 0 turns it off", minimum=0, maximum=65535)
+    vllm_engine: bool = setting(
+        False, "answer vllm.grpc.engine.VllmEngine too, by which Shepherd Model Gateway (smg) uses workers; extra `smg`"
+    )

@@ -16,6 +16,7 @@ from tokenizer_svc.parsers.parts import Kind, Part
 from tokenizer_svc.parsers.reasoning import REASONING_TAGS, ReasoningTags
 from tokenizer_svc.parsers.tool_formats import ToolFormat
 from tokenizer_svc.tokenizer import Tokenizer
+from tokenwire.constraints import FreeText
 from tokenwire.errors import FailedPrecondition, FieldViolation
 from tokenwire.parsed import Parsed, ToolCall
 
@@ -141,6 +142,12 @@ class AnswerFormat:
                 reason="TOOL_FORMAT_UNKNOWN",
                 violations=[FieldViolation(field, description)],
             )
+
+    def free_text(self, source: object, prompt: str) -> FreeText | None:
+        """What an answer to `source`, rendered as `prompt`, may begin with before its content; None: nothing."""
+        if self.reasoning is None or not isinstance(source, Conversation):
+            return None
+        return FreeText(self.reasoning.opening, self.reasoning.closing, self.reasoning.begun_by(prompt))
 
     def split(self, source: object, prompt: str, *, skip_special_tokens: bool = True) -> AnswerSplitter | None:
         """Begin an answer to `source`, rendered as `prompt`; None where nothing is split from it."""

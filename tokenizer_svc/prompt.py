@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from tokenwire.errors import FieldViolation, InvalidRequest
 
+TOO_LONG = "CONTEXT_LENGTH_EXCEEDED"
+"""The reason where prompt and output do not fit the context; OpenAI's clients look for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
@@ -63,6 +66,7 @@ def fit_prompt(
         raise _invalid(
             "options.stop.max_tokens",
             f"{wanted} is not allowed: the context holds {max_context_tokens} tokens, the prompt's included",
+            TOO_LONG,
         )
     room = max_context_tokens - wanted
     if len(token_ids) <= room:
@@ -74,13 +78,16 @@ def fit_prompt(
             "options.stop.max_tokens",
             f"{max_tokens} is not allowed: after a prompt of {len(token_ids)} tokens the context of "
             f"{max_context_tokens} holds at most {max_context_tokens - len(token_ids)} more",
+            TOO_LONG,
         )
     raise _invalid(
         "input",
         f"the prompt has {len(token_ids)} tokens, the context holds {max_context_tokens} with at least one for the "
         "output: shorten it or set truncate",
+        TOO_LONG,
     )
 
 
-def _invalid(field: str, description: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+def _invalid(field: str, description: str, reason: str = "") -> InvalidRequest:
+    violations = [FieldViolation(field, description)]
+    return InvalidRequest(f"{field}: {description}", reason=reason, violations=violations)

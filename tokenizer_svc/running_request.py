@@ -196,6 +196,10 @@ class RunningRequest:
         if options.sampling.seed is None:
             sampling = replace(options.sampling, seed=SEEDS.getrandbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))
+        if options.constraint is not None and options.constraint.before is None:
+            before = self._tier.answers.free_text(self.request.input, self._prompt.text)
+            constraint = replace(options.constraint, before=before)
+            self.request = replace(self.request, options=replace(self.request.options, constraint=constraint))
 
     def _fail(self, error: TokenwireError) -> None:
         for choice in self.choices:

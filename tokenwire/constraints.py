@@ -32,6 +32,30 @@ MAX_BYTES = {
 """UTF-8 bytes of one constraint, the texts of a choice together."""
 
 
+MAX_MARKER_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FreeText:
+    """Text that may come before the form and that nothing is asked of, such as reasoning."""
+
+    opening: str
+    """What it begins with, when it comes."""
+    closing: str
+    """What it ends with."""
+    is_open: bool = False
+    """The prompt has begun it: it comes, and without its opening."""
+
+    def violations(self, field: str) -> list[FieldViolation]:
+        """Everything wrong with the markers."""
+        found = []
+        for name, text, fewest in (("opening", self.opening, 0 if self.is_open else 1), ("closing", self.closing, 1)):
+            if not fewest <= len(text.encode(errors="replace")) <= MAX_MARKER_BYTES or "\0" in text:
+                allowed = f"{fewest} to {MAX_MARKER_BYTES} bytes, none of them zero"
+                found.append(FieldViolation(f"{field}.{name}", f"{text[:80]!r} is not allowed: {allowed}"))
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """What the whole output must look like."""
@@ -41,10 +65,14 @@ class Constraint:
     """The schema, the expression or the grammar; empty for the other forms."""
     texts: tuple[str, ...] = ()
     """Of a choice."""
+    before: FreeText | None = None
+    """What may come before the form; None: nothing."""
 
     def violations(self, prefix: str = "constraint") -> list[FieldViolation]:
         """Everything wrong with the values themselves, one entry per field; empty when all is well."""
         field = f"{prefix}.{self.form.value}"
+        if self.before is not None and (found := self.before.violations(f"{prefix}.before")):
+            return found
         if self.form is ConstraintForm.JSON_OBJECT:
             return []
         if self.form is ConstraintForm.CHOICE:

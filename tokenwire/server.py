@@ -8,7 +8,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -40,8 +40,17 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class GrpcServer:
     """One tier's server. Health starts as NOT_SERVING; the tier says when it can answer."""
 
-    def __init__(self, settings: ServerSettings, *, share_port: bool = False) -> None:
-        """`share_port`: this is one of several workers, for whom the port is held."""
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        share_port: bool = False,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        """`share_port`: this is one of several workers, for whom the port is held.
+
+        `interceptors`: of every call, behind the one that answers typed errors.
+        """
         refuse_public_without_auth(settings)
         tls = settings.tls
         self._credentials = server_credentials(tls) if tls is not None else None
@@ -52,7 +61,7 @@ class GrpcServer:
         options = server_options(settings.max_message_bytes, share_port=share_port)
         typed_errors = TypedErrors()
         self._running = typed_errors.running
-        self.server = grpc.aio.server(interceptors=[typed_errors], options=options)
+        self.server = grpc.aio.server(interceptors=[typed_errors, *interceptors], options=options)
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         channelz.add_channelz_servicer(self.server)

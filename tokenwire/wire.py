@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection
 from functools import lru_cache
 
-from tokenwire.constraints import Constraint, ConstraintForm
+from tokenwire.constraints import Constraint, ConstraintForm, FreeText
 from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed, ToolCall
@@ -142,18 +142,23 @@ def constraint_from_wire(message: pb.Constraint) -> Constraint | None:
     if name is None:
         return None
     form = ConstraintForm(name)
+    given = message.before
+    before = FreeText(given.opening, given.closing, given.is_open) if message.HasField("before") else None
     if form is ConstraintForm.CHOICE:
-        return Constraint(form, texts=tuple(message.choice.texts))
+        return Constraint(form, texts=tuple(message.choice.texts), before=before)
     if form is ConstraintForm.JSON_OBJECT:
         if not message.json_object:
             description = "false is not allowed: true, or leave the constraint out"
             refuse([FieldViolation("options.constraint.json_object", description)])
-        return Constraint(form)
-    return Constraint(form, getattr(message, name))
+        return Constraint(form, before=before)
+    return Constraint(form, getattr(message, name), before=before)
 
 
 def constraint_to_wire(constraint: Constraint, message: pb.Constraint) -> None:
     """Write what the output must look like into an empty message."""
+    if (before := constraint.before) is not None:
+        message.before.opening, message.before.closing = before.opening, before.closing
+        message.before.is_open = before.is_open
     if constraint.form is ConstraintForm.CHOICE:
         message.choice.texts.extend(constraint.texts)
     elif constraint.form is ConstraintForm.JSON_OBJECT:

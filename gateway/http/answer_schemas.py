@@ -169,6 +169,6 @@ ANSWERS: dict[str, Schema] = {
     ),
     "Models": record({"object": {"const": "list"}, "data": array(ref("Model"))}),
     "Alive": record({"status": {"const": "ok"}}),
-    "Ready": record({"status": {"const": "ready"}, "models": array(STRING)}),
-    "NotReady": record({"status": {"const": "not ready"}, "missing": STRING}),
+    "Ready": record({"status": {"const": "ready"}}, {"models": array(STRING)}),
+    "NotReady": record({"status": {"const": "not ready"}}, {"missing": STRING}),
 }

@@ -11,16 +11,21 @@ from gateway.http.errors import install_error_handlers
 from gateway.http.front import Front
 from gateway.http.generate import generate_handler
 from gateway.http.health import health_routes
+from gateway.http.identity_gate import IdentityGate
 from gateway.http.openai_chat import chat_handler
 from gateway.http.openai_completions import completion_handler
 from gateway.http.openai_embeddings import embedding_handler
 from gateway.http.openai_models import model_routes
 from gateway.http.openapi import description_routes
 from gateway.http.request_ids import RequestIds
+from gateway.identity.identifier import Identifier
 
 
-def make_app(generation: Generation, registry: CollectorRegistry) -> ASGIApp:
-    """The application over this generation. Bodies are checked by hand, and described by `gateway.http.openapi`."""
+def make_app(generation: Generation, registry: CollectorRegistry, identifier: Identifier | None = None) -> ASGIApp:
+    """The application over this generation. Bodies are checked by hand, and described by `gateway.http.openapi`.
+
+    `identifier`: asks callers who they are; None: nobody is asked.
+    """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(model_routes(generation, int(time.time())))
     app.include_router(health_routes(generation, registry))
@@ -32,4 +37,8 @@ def make_app(generation: Generation, registry: CollectorRegistry) -> ASGIApp:
         "/v1/embeddings": embedding_handler(generation),
         "/generate": generate_handler(generation),
     }
-    return RequestIds(Front(app, handlers))
+    front: ASGIApp = Front(app, handlers)
+    if identifier is not None:
+        settings = generation.settings
+        front = IdentityGate(front, identifier, open_health=settings.open_health, open_metrics=settings.open_metrics)
+    return RequestIds(front)

@@ -23,6 +23,7 @@ from tokenwire.errors import (
     InvalidRequest,
     NotFound,
     TokenwireError,
+    Unauthenticated,
     Unsupported,
 )
 from tokenwire.requests import FinishReason, Terminal
@@ -32,10 +33,16 @@ log = logging.getLogger(__name__)
 HTTP_NAMES = {
     "stop_strings": "stop",
     "num_choices": "n",
+    "ebnf": "grammar",
+    "texts": "choice",
     "timeout_ms": "timeout",
     "request_id": "x-request-id",
 }
 """Fields whose name over HTTP is not the last word of their path on the wire."""
+
+CHALLENGE = 'Bearer realm="tokenwire"'
+INVALID_TOKEN = 'error="invalid_token"'
+"""What a 401 asks for (RFC 6750), and that what was sent did not do."""
 
 PROMPT_FIELDS = {
     "/v1/chat/completions": "messages",
@@ -127,6 +134,8 @@ def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONR
     headers = {}
     if isinstance(error, FINAL):
         headers["x-should-retry"] = "false"
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = CHALLENGE if error.reason == "NO_CREDENTIALS" else f"{CHALLENGE}, {INVALID_TOKEN}"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     body = {"error": error_object(error, prompt_field)}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from gateway.http.body import Body, invalid
+from gateway.http.structured import ResponseFormat, StructuredOutputs, constraint_of
 from gateway.text_requests import Prompt, TextRequest, text_request
 from tokenwire.requests import MAX_CHOICES, MAX_NAME_BYTES, MAX_PRIORITY, MAX_STOP_STRINGS, GenerationOptions
 from tokenwire.sampling import (
@@ -114,6 +115,9 @@ class GenerationFields(Body):
     spaces_between_special_tokens: bool | None = None
     """Keep the spaces that the decoder puts between special tokens; true unless given."""
     include_stop_str_in_output: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    """What the output must look like, beyond what `response_format` can say."""
     split_special_tokens: bool | None = None
     """What stands for special tokens in the prompt is plain text."""
     cache_salt: Name | None = None
@@ -155,6 +159,7 @@ class GenerationFields(Body):
             num_choices=1 if self.n is None else self.n,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            constraint=constraint_of(self.response_format, self.structured_outputs),
             speculation=self.speculation,
         )
         options.refuse_violations()

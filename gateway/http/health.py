@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 
 from gateway.generation import Generation
+from gateway.identity.identity import NOBODY, identity_of_call
 from tokenwire.telemetry import CONTENT_TYPE, exposition
 
 
@@ -19,12 +20,14 @@ def health_routes(generation: Generation, registry: CollectorRegistry) -> APIRou
 
     @router.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
-        """Requests would be answered; 503 and what is missing otherwise."""
+        """Requests would be answered; 503 otherwise. What is served or missing is told to callers that are known."""
         missing = "the gateway is shutting down" if generation.draining else generation.backends.missing()
+        status, code = ("not ready", 503) if missing else ("ready", 200)
+        if identity_of_call() is NOBODY.who:
+            return JSONResponse({"status": status}, status_code=code)
         if missing:
-            return JSONResponse({"status": "not ready", "missing": missing}, status_code=503)
-        models = [card.name for card in generation.backends.models()]
-        return JSONResponse({"status": "ready", "models": models})
+            return JSONResponse({"status": status, "missing": missing}, status_code=code)
+        return JSONResponse({"status": status, "models": [card.name for card in generation.backends.models()]})
 
     @router.get("/metrics")
     async def metrics() -> Response:

@@ -31,7 +31,6 @@ UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
     "moderation": (None,),
     "prediction": (None,),
     "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }

@@ -31,7 +31,6 @@ OBJECT = "text_completion"
 
 UNBUILT_COMPLETION: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
-    "response_format": (None, {"type": "text"}),
     "suffix": (None,),
 }
 

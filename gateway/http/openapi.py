@@ -33,6 +33,11 @@ UNBUILT: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
 IGNORED: Mapping[type[BaseModel], frozenset[str]] = {ToolCallFields: IGNORED_IN_CALLS}
 
 ERROR_RESPONSES = {"4XX": "bad input, or too much of it", "5XX": "not built, not there now, or ours"}
+BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key or a token, where the gateway asks who calls; it answers 401 then",
+}
 REQUEST_ID = {
     "name": "x-request-id",
     "in": "header",
@@ -83,7 +88,8 @@ def description() -> dict[str, Any]:
                 )
             },
         },
-        "components": {"schemas": {**_request_schemas(), **ANSWERS}},
+        "components": {"schemas": {**_request_schemas(), **ANSWERS}, "securitySchemes": {"bearer": BEARER}},
+        "security": [{"bearer": []}, {}],
     }
 
 

@@ -8,17 +8,28 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gateway.http.body import body_of, invalid, refuse_extras
 from gateway.http.fields import GenerationFields
 from gateway.kserve.model import PARAMETER_TENSORS
 from gateway.kserve.tensors import Tensor
+from tokenwire.requests import GenerationOptions
+from tokenwire.sampling import refuse
 
 JSON_INPUT = "sampling_parameters"
+MAX_JSON_CHARS = 2**20
+"""Of the object: it is read at once, and a schema in it may be a quarter of that."""
 
-OTHER_NAMES = {"random_seed": "seed", "stop_words": "stop", "min_length": "min_tokens", "num_return_sequences": "n"}
-"""TensorRT-LLM's words."""
+OTHER_NAMES = {
+    "random_seed": "seed",
+    "stop_words": "stop",
+    "min_length": "min_tokens",
+    "num_return_sequences": "n",
+    "guided_decoding": "structured_outputs",
+}
+"""TensorRT-LLM's words, and an earlier one of vLLM's."""
 
 INTEGER_NAMES = {"top_k", "seed", "n", "max_tokens", "min_tokens", "logprobs", "beam_width", "best_of"}
 NUMBER_NAMES = {
@@ -28,7 +39,9 @@ FLAG_NAMES = {
     "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output", "truncate",
     "split_special_tokens", "speculation", "use_beam_search", "early_stopping", "detokenize",
 }  # fmt: skip
-JSON_NAMES = {"stop_token_ids", "logit_bias", "allowed_token_ids", "banned_sequences"}
+JSON_NAMES = {
+    "stop_token_ids", "logit_bias", "allowed_token_ids", "banned_sequences", "structured_outputs", "response_format",
+}  # fmt: skip
 """Lists and objects, which a parameter carries as JSON text."""
 
 ELSEWHERE = {
@@ -45,11 +58,8 @@ UNBUILT: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "detokenize": (None, True),
     "early_stopping": (None, False),
-    "guided_decoding": (None,),
     "length_penalty": (None, 1),
-    "lora_name": (None,),
     "prompt_logprobs": (None,),
-    "structured_outputs": (None,),
     "use_beam_search": (None, False),
 }
 """Known to one of the backends and not built, with the values that change nothing."""
@@ -62,6 +72,14 @@ class InferFields(GenerationFields):
 
     logprobs: int | None = None
     """How many of the likeliest tokens beside each."""
+    lora_name: str | None = None
+    """An adapter of the model."""
+
+    def full_options(self) -> GenerationOptions:
+        """How to generate, checked, with what only this protocol's fields say. Raises InvalidRequest."""
+        options = replace(self.options(logprobs=self.logprobs), adapter=self.lora_name or "")
+        refuse(options.violations())
+        return options
 
 
 def fields_of(model: str, parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> InferFields:
@@ -100,6 +118,8 @@ def _given(parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iter
 
 
 def _json_object(text: str) -> dict[str, Any]:
+    if len(text) > MAX_JSON_CHARS:
+        raise invalid(JSON_INPUT, f"{len(text)} characters are too many: at most {MAX_JSON_CHARS}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

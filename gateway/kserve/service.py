@@ -3,7 +3,7 @@
 Speaks the wire; what a request means is read in `request.py`, and it goes the way of every other request from there.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
@@ -17,9 +17,13 @@ from gateway.kserve.request import EMPTY_FINAL, read_request, refuse_version
 from tokenwire.errors import NotFound, TokenwireError
 from tokenwire.kserve import inference_pb2 as pb
 from tokenwire.kserve import inference_pb2_grpc
+from tokenwire.v1 import common_pb2
 from tokenwire.version import __version__
 
 REQUEST_ID, TRACEPARENT = "x-request-id", "traceparent"
+
+STATUS_ERRORS = "triton_grpc_error"
+"""Metadata with which Triton's clients ask for an error on a stream as the call's status."""
 
 
 class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -51,7 +55,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, message: pb.ModelReadyRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelReadyResponse:
         """Whether this model can be asked; one that is not served is not ready."""
-        served = any(card.name == message.name for card in self._backends.models())
+        served = message.name in _names(self._backends.models())
         return pb.ModelReadyResponse(ready=self._ready and served and message.version in ("", VERSION))
 
     async def ServerMetadata(
@@ -68,7 +72,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
             record.request_id = request_id_of(_metadata(context, REQUEST_ID))
             record.model = message.name
             cards = await self._backends.list_models(timeout_s=context.time_remaining(), request_id=record.request_id)
-            names = [card.name for card in cards]
+            names = _names(cards)
             if message.name not in names:
                 served = ", ".join(names) or "none"
                 raise NotFound(
@@ -114,13 +118,19 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> None:
         """Many requests, each with as many answers as it takes."""
         self._generation.refuse_when_draining()
-        stream = InferStream(self._generation, self._streams.discard)
+        errors_end_call = _metadata(context, STATUS_ERRORS).lower() == "true"
+        stream = InferStream(self._generation, self._streams.discard, errors_end_call=errors_end_call)
         self._streams.add(stream)
         await stream.run(messages, context, _metadata(context, TRACEPARENT))
 
     @property
     def _ready(self) -> bool:
         return self._backends.ready and not self._generation.draining
+
+
+def _names(cards: Iterable[common_pb2.ModelCard]) -> list[str]:
+    """What can be asked for as a model: models and their adapters."""
+    return [name for card in cards for name in (card.name, *card.adapters)]
 
 
 def _metadata(context: grpc.aio.ServicerContext, name: str) -> str:

@@ -89,6 +89,8 @@ def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
         drafts=DraftLimits(
             max_drafts=settings.speculation_length if info.takes_drafts else 0,
             by_default=settings.speculation != "off",
+            by_lookup=settings.speculation in ("off", "ngram", "auto"),
+            by_model=settings.speculation in ("off", "draft", "auto"),
             adaptive=settings.speculation_adaptive,
         ),
     )

@@ -1,5 +1,6 @@
 """What the scheduler hands to the runner, and what comes back. The seam between pure Python and the device."""
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -174,6 +175,28 @@ class OutOfMemory(Exception):
     """The device had no memory for a step. Nothing of it counts; a smaller one may be run."""
 
 
+class DraftModel(Protocol):
+    """A second model that drafts for the one that is served."""
+
+    def most(self, sequence: Sequence) -> int:
+        """How many tokens it may propose for a sequence."""
+
+    def num_behind(self, sequence: Sequence) -> int:
+        """Tokens of the sequence that it has to compute before it can propose one."""
+
+    def propose(self, wanted: Rows[tuple[Sequence, int]]) -> list[list[int]]:
+        """Up to so many tokens that may follow each sequence's. Blocks hold them already. Raises OutOfMemory.
+
+        Nothing for a sequence that it could not catch up with yet.
+        """
+
+    def forget(self, sequence: Sequence) -> None:
+        """It has ended."""
+
+    def close(self) -> None:
+        """Give the device back."""
+
+
 class ModelRunner(Protocol):
     """The only caller of the device."""
 
@@ -182,6 +205,8 @@ class ModelRunner(Protocol):
     """None: sequences with an adapter are not run."""
     phases: PhaseClock
     """The engine's too. A runner laps prepare, forward and sample in `launch`, and wait in `collect`."""
+    draft_model: DraftModel | None
+    """None: there is none."""
     grammars: GrammarBench | None
     """What makes new sequences' constraints ready; None where outputs cannot be constrained."""
 

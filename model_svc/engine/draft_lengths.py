@@ -37,6 +37,8 @@ MOST_SAVED_SHARE = 0.03
 """More than this of the time is not held in favour of drafts: what helped before may help no more."""
 MOST_LATE = 2.0
 """A step counts at most this many times what was expected: one that something else held up is not the drafts' doing."""
+CATCH_UP_TOKENS = 16
+"""Tokens of a context that a draft model is taken to compute in the time of a step."""
 IDLE_ROWS, IDLE_EVERY = 8, 16
 """A sequence without drafts for so long is looked at every so many rows, where looking costs more than a look-up."""
 
@@ -80,6 +82,8 @@ class Prices:
     per_row: float
     per_draft: float
     added: Added
+    plain_s: float
+    """What it takes without."""
 
 
 class DraftLengths:
@@ -113,10 +117,13 @@ class DraftLengths:
             and self._lost_s <= MOST_LOST_SHARE * self._spent_s
         ):  # fmt: skip
             added, tokens_per_s = self.costs.added(num_rows), num_rows / plain_s
-            self._prices = Prices(tokens_per_s * added.per_row, tokens_per_s * added.per_draft, added)
+            self._prices = Prices(tokens_per_s * added.per_row, tokens_per_s * added.per_draft, added, plain_s)
 
-    def most(self, sequence_id: int, kind: int) -> int:
-        """How many drafts of that kind to verify for a sequence in this step. 0: none pay."""
+    def most(self, sequence_id: int, kind: int, num_behind: int = 0) -> int:
+        """How many drafts of that kind to verify for a sequence in this step. 0: none pay.
+
+        `num_behind`: tokens that would have to be computed first, once.
+        """
         known = self._of(sequence_id)
         if self._prices is None:
             return 0
@@ -128,7 +135,7 @@ class DraftLengths:
             length += 1
         if gain > 0:
             return length
-        cost_s = prices.added.per_row + prices.added.per_draft
+        cost_s = prices.added.per_row + prices.added.per_draft + prices.plain_s * num_behind / CATCH_UP_TOKENS
         lost_s = self._lost_s + self._probed_s + cost_s
         if known.num_rows < known.next_probe or lost_s > PROBE_SHARE * self._spent_s:
             return 0
@@ -156,11 +163,24 @@ class DraftLengths:
         if num_accepted:
             known.probe_every = FIRST_PROBE
 
-    def observe(self, num_rows: int, num_drafted_rows: int, num_drafts: int, num_accepted: int, seconds: float) -> None:
-        """A step of decodes alone took so long."""
+    def observe(
+        self,
+        num_rows: int,
+        num_drafted_rows: int,
+        num_drafts: int,
+        num_accepted: int,
+        seconds: float,
+        *,
+        caught_up: bool = False,
+    ) -> None:
+        """A step of decodes alone took so long. `caught_up`: a draft model computed contexts in it, once for ever."""
         plain_s = self.costs.plain_s(num_rows)
         self._spent_s = LEDGER_MEMORY * self._spent_s + seconds
         self._lost_s *= LEDGER_MEMORY
+        if caught_up:
+            if plain_s is not None:
+                self._lost_s += max(0.0, seconds - plain_s * (1 + num_accepted / num_rows))
+            return
         if num_drafts and plain_s is not None:
             added = self.costs.added(num_rows)
             expected_s = plain_s + num_drafted_rows * added.per_row + num_drafts * added.per_draft

@@ -4,16 +4,20 @@ Drafting changes no token: at every position the target model's own choice is ma
 equal to it. Knows who may be drafted for and how far. Does not know the device, nor how a draft is found.
 """
 
+import logging
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
-from model_svc.engine.batch import ScheduledBatch, ScheduledRow
+from model_svc.engine.batch import DraftModel, OutOfMemory, ScheduledBatch, ScheduledRow
 from model_svc.engine.draft_lengths import KINDS, DraftLengths
 from model_svc.engine.kv_cache_manager import KVCacheManager
 from model_svc.engine.ngram_drafts import NgramDrafter
 from model_svc.engine.sequence import PENDING, Sequence
 
+log = logging.getLogger(__name__)
+
+MODEL = KINDS.index("model")
 MOST_DRAFTS_PER_STEP = 256
 """Drafts of all rows of a step; each has logits of its own, a row of the vocabulary's size."""
 LONG_MATCH = 4
@@ -22,10 +26,10 @@ SUSPENDED_STEPS = 1000
 MEMORY = 0.99
 """What a row counts in the acceptance of late, against the row after it."""
 
-Undrafted = Literal["off", "constraint", "penalties", "pending", "no_match", "no_room", "no_gain", "measured", "failed"]
-UNDRAFTED: tuple[Undrafted, ...] = (
-    "off", "constraint", "penalties", "pending", "no_match", "no_room", "no_gain", "measured", "failed",
-)  # fmt: skip
+Undrafted = Literal[
+    "off", "constraint", "penalties", "pending", "no_match", "no_room", "no_gain", "measured", "catching_up", "failed"
+]
+UNDRAFTED: tuple[Undrafted, ...] = get_args(Undrafted)
 """Why a decode row has no drafts:
 
 - off: the request, or the server's default, does not want any;
@@ -36,6 +40,7 @@ UNDRAFTED: tuple[Undrafted, ...] = (
 - no_room: it may make one token more only, or the step's budget or the free KV blocks hold no draft;
 - no_gain: as far as is known a draft would cost more than it saves;
 - measured: the step was made without drafts to see how long that takes, or to make good what drafts had lost;
+- catching_up: the draft model has not computed the sequence's context yet, or had no memory;
 - failed: a row of it with drafts gave no number that a token can be drawn from.
 """
 
@@ -62,7 +67,11 @@ class DraftLimits:
     max_drafts: int = 0
     """Most drafts of a row; 0: nobody drafts, whatever a request says."""
     by_default: bool = False
-    """Whether requests that do not say so are drafted for."""
+    """Whether requests that do not say so are drafted for. Those that ask for it elsewhere get what there is."""
+    by_lookup: bool = True
+    """Whether by looking for the last tokens further up."""
+    by_model: bool = True
+    """Whether by the draft model, where there is one and nothing is found."""
     adaptive: bool = True
     """Whether there are only as many as pay, see `DraftLengths`; else as many as there may be."""
 
@@ -80,8 +89,11 @@ class Lookup(Protocol):
 class Drafting:
     """Drafts for one scheduler's sequences."""
 
-    def __init__(self, limits: DraftLimits, kv: KVCacheManager, max_context_tokens: int) -> None:
+    def __init__(
+        self, limits: DraftLimits, kv: KVCacheManager, max_context_tokens: int, draft_model: DraftModel | None = None
+    ) -> None:
         self.limits = limits
+        self.draft_model = draft_model
         self._kv = kv
         self._max_context_tokens = max_context_tokens
         self.lookup: Lookup = NgramDrafter()
@@ -90,6 +102,8 @@ class Drafting:
         """By id of each sequence with drafts whose step has been launched and not entered: their kind."""
         self._kinds: dict[int, int] = {}
         """By id: the kind of the drafts in the step that is being made."""
+        self._caught_up = False
+        """Whether the draft model computed contexts for the step that was made last."""
         self._given_up: set[int] = set()
         """Ids of sequences that are not drafted for any more."""
         self._num_suspended = 0
@@ -116,18 +130,25 @@ class Drafting:
         if self._num_suspended:
             self._num_suspended -= 1
             return rows
-        self._kinds = {}
+        self._kinds, self._caught_up = {}, False
         if self.lengths is not None:
             self.lengths.begin_step(sum([row.samples and row.num_new_tokens == 1 for row in rows]))
-        left = min(budget, MOST_DRAFTS_PER_STEP)
-        made: list[ScheduledRow] = []
-        for row in rows:
+        left, spare = min(budget, MOST_DRAFTS_PER_STEP), len(rows)
+        made, asked = list(rows), list[tuple[int, int]]()
+        for index, row in enumerate(rows):
             if row.samples and row.num_new_tokens == 1:
-                drafts = self._drafts(row.sequence, left, spare=len(rows))
-                if drafts:
-                    left -= len(drafts)
-                    row = ScheduledRow(row.sequence, 1, drafts)
-            made.append(row)
+                found = self._obstacle(row.sequence) or self._found(row.sequence, left, spare)
+                number = self._asked(row.sequence, left, spare) if found == "no_match" and self._uses_model else found
+                if isinstance(number, int):
+                    asked.append((index, number))
+                    left -= number
+                else:
+                    made[index] = self._settled(row, number)
+                    left -= len(made[index].drafts)
+        if asked:
+            proposed = self._proposed([(rows[index].sequence, number) for index, number in asked])
+            for (index, _), drafts in zip(asked, proposed, strict=True):
+                made[index] = self._settled(rows[index], drafts or "catching_up")
         return made
 
     def launched(self, rows: Rows[ScheduledRow]) -> None:
@@ -159,7 +180,14 @@ class Drafting:
         if self.lengths is not None and all([row.samples and row.num_own_tokens == 1 for row in batch.rows]):
             num_rows, num_drafts = len(batch.rows), batch.num_drafts
             num_drafted_rows = sum([bool(row.drafts) for row in batch.rows]) if num_drafts else 0
-            self.lengths.observe(num_rows, num_drafted_rows, num_drafts, max(0, num_tokens - num_rows), seconds)
+            self.lengths.observe(
+                num_rows,
+                num_drafted_rows,
+                num_drafts,
+                max(0, num_tokens - num_rows),
+                seconds,
+                caught_up=self._caught_up,
+            )
 
     def give_up(self, sequence: Sequence) -> None:
         """A row with drafts of it has failed: never again."""
@@ -175,26 +203,28 @@ class Drafting:
         self._in_flight.pop(sequence.sequence_id, None)
         self._given_up.discard(sequence.sequence_id)
         self.lookup.forget(sequence)
+        if self.draft_model is not None:
+            self.draft_model.forget(sequence)
         if self.lengths is not None:
             self.lengths.forget(sequence.sequence_id)
 
-    def _drafts(self, sequence: Sequence, left: int, spare: int) -> list[int]:
-        """What to verify for a sequence; nothing, counted by reason."""
-        found = self._obstacle(sequence) or self._found(sequence, left, spare)
-        drafts = [] if isinstance(found, str) else found
+    def _settled(self, row: ScheduledRow, found: list[int] | Undrafted) -> ScheduledRow:
+        """A decode row with what was found for it, or without anything, counted by reason."""
+        drafts: list[int] = []
         if isinstance(found, str):
             self._undrafted[found] += 1
+        else:
+            drafts = found
         if self.lengths is not None and found not in ("off", "failed"):
-            self.lengths.considered(sequence.sequence_id, len(drafts))
-        return drafts
+            self.lengths.considered(row.sequence.sequence_id, len(drafts))
+        return ScheduledRow(row.sequence, 1, drafts) if drafts else row
 
     def _found(self, sequence: Sequence, left: int, spare: int) -> list[int] | Undrafted:
-        """What to verify for a sequence that nothing keeps from it, or why there is nothing. May give it blocks."""
-        outputs_left = sequence.num_outputs_left(self._max_context_tokens)
-        most = min(self.limits.max_drafts, outputs_left - 1, left)
+        """What a look-up gives to verify for a sequence that may be drafted for, or why nothing. May give it blocks."""
+        most = self._most(sequence, left)
         if most < 1:
             return "no_room"
-        drafts, num_matching = self.lookup.find(sequence, most)
+        drafts, num_matching = self.lookup.find(sequence, most) if self._uses_lookup else ([], 0)
         if not drafts:
             return "no_match"
         kind = KINDS.index("short_match" if num_matching < LONG_MATCH else "long_match")
@@ -207,6 +237,46 @@ class Drafting:
         drafts = drafts[: self._room(sequence, len(drafts), spare)]
         self._kinds[sequence.sequence_id] = kind
         return drafts or "no_room"
+
+    def _asked(self, sequence: Sequence, left: int, spare: int) -> int | Undrafted:
+        """How many drafts to ask the draft model for, or why none. May give the sequence blocks."""
+        if self.draft_model is None:
+            return "no_match"
+        num_drafts = min(self._most(sequence, left), self.draft_model.most(sequence))
+        num_behind = self.draft_model.num_behind(sequence)
+        if self.lengths is not None and num_drafts:
+            if not self.lengths.is_drafting:
+                return "measured"
+            num_drafts = min(num_drafts, self.lengths.most(sequence.sequence_id, MODEL, num_behind))
+            if not num_drafts:
+                return "no_gain"
+        num_drafts = self._room(sequence, num_drafts, spare) if num_drafts else 0
+        self._kinds[sequence.sequence_id] = MODEL
+        self._caught_up |= num_drafts > 0 and num_behind > 2 * (self.limits.max_drafts + 1)
+        return num_drafts or "no_room"
+
+    def _proposed(self, wanted: list[tuple[Sequence, int]]) -> list[list[int]]:
+        """What the draft model proposes; nothing where the device has no memory for it."""
+        try:
+            return self.draft_model.propose(wanted) if self.draft_model is not None else [[] for _ in wanted]
+        except OutOfMemory as error:
+            log.warning(
+                "out of memory in a step of the draft model: no drafts for %d steps (%s)", SUSPENDED_STEPS, error
+            )
+            self.suspend()
+            return [[] for _ in wanted]
+
+    def _most(self, sequence: Sequence, left: int) -> int:
+        """Drafts that may be verified at once: one token at least follows them."""
+        return min(self.limits.max_drafts, sequence.num_outputs_left(self._max_context_tokens) - 1, left)
+
+    @property
+    def _uses_lookup(self) -> bool:
+        return self.limits.by_lookup or not self.limits.by_default
+
+    @property
+    def _uses_model(self) -> bool:
+        return self.draft_model is not None and (self.limits.by_model or not self.limits.by_default)
 
     def _room(self, sequence: Sequence, num_drafts: int, spare: int) -> int:
         """For how many of the drafts the sequence has blocks, or gets free ones."""

@@ -3,7 +3,7 @@
 For tests of the other tiers and for load tests. The scheduler, the blocks and the wire around it are the real ones.
 Every token is certain: its log-probability is 0 and it alone is among the likeliest. allowed_token_ids and min_tokens
 hold. There are no logits, so penalties, logit bias and banned sequences change nothing, nor do temperature (but for
-0 or not), top-k, top-p and min-p.
+0 or not), top-k, top-p and min-p. Nothing is drafted, whatever is asked for.
 """
 
 import math
@@ -35,6 +35,8 @@ def build_runner(settings: EngineSettings) -> "MockRunner":
             f"tensor_parallel: {settings.tensor_parallel} ranks need a model to split, which the mock engine has not",
             reason="TENSOR_PARALLEL",
         )
+    if settings.draft_model:
+        raise FailedPrecondition("draft_model: the mock engine has no model to draft for", reason="DRAFT_MODEL_OF_MOCK")
     if settings.max_context_tokens == 1:
         raise FailedPrecondition("max_context_tokens: 1 is not allowed: at least 2", reason="CONTEXT_UNKNOWN")
     return MockRunner(settings)
@@ -101,6 +103,7 @@ class MockRunner:
     """Sleeps `mock_step_ms` a step, plus the time of prefilled tokens at `mock_prefill_tokens_per_s`."""
 
     grammars = None
+    draft_model = None
     """There is no vocabulary, so a constraint has no meaning; requests that have one are refused on receipt."""
 
     def __init__(self, settings: EngineSettings) -> None:

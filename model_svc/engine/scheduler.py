@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from model_svc.engine.adapter_slots import AdapterSlots
 from model_svc.engine.admission_window import AdmissionWindow
-from model_svc.engine.batch import AfterDrafts, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
+from model_svc.engine.batch import AfterDrafts, DraftModel, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.deadlines import Deadlines
 from model_svc.engine.drafting import Drafting, DraftLimits, is_penalised
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
@@ -63,7 +63,13 @@ class Scheduler:
     Raises FailedPrecondition when the pool cannot hold one sequence of the full context. `clock` is monotonic seconds.
     """
 
-    def __init__(self, info: RunnerInfo, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        info: RunnerInfo,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        draft_model: DraftModel | None = None,
+    ) -> None:
         if info.num_blocks * info.block_size < info.max_context_tokens:
             held = info.num_blocks * info.block_size
             message = f"the KV cache holds {held} tokens, less than one context of {info.max_context_tokens}"
@@ -74,7 +80,7 @@ class Scheduler:
         self.limits = limits
         self.budget = StepBudget(limits.max_step_tokens, limits.max_batch_size)
         self.kv = KVCacheManager(info.num_blocks, info.block_size)
-        self.drafting = Drafting(limits.drafts, self.kv, info.max_context_tokens)
+        self.drafting = Drafting(limits.drafts, self.kv, info.max_context_tokens, draft_model)
         self.shares = FairShare(limits.tenant_weights)
         self.sequences: dict[int, Sequence] = {}
         self.waiting = WaitingQueue(self.shares)

@@ -159,7 +159,7 @@ def verdict_on(constraint: Constraint, vocabulary: Vocabulary) -> tuple[Verdict,
     num_bytes = 2 * (len(constraint.text) + sum(map(len, constraint.texts))) + 1024
     grammar, error = "", None
     try:
-        grammar = grammar_of(constraint)
+        grammar = grammar_of(constraint, vocabulary.special)
         check(constraint, grammar, vocabulary)
     except TokenwireError as refused:
         grammar, error = "", refused
@@ -186,14 +186,14 @@ def check(constraint: Constraint, grammar: str, vocabulary: Vocabulary) -> None:
         matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         took_s = time.thread_time() - started_s
         if matcher.is_error() and "NoExtension" in matcher.get_error():
-            raise refusal(constraint, "no text satisfies it")
+            if number == 0:
+                raise refusal(constraint, "no text satisfies it, none at least that this model's vocabulary can make")
+            return  # a dead end; others may lead further
         if matcher.is_error() or took_s > MAX_TRIED_MASK_S:
             why = reason_of(matcher.get_error()) or f"finding one token took {took_s:.2f} s"
             raise refusal(constraint, f"it is too complex ({why})")
         tokens = np.flatnonzero(np.unpackbits(bits, count=vocabulary.size, bitorder="little"))
         if not len(tokens):
-            if number == 0 and not matcher.is_accepting():
-                raise refusal(constraint, "no text satisfies it in this model's vocabulary")
             return
         if time.thread_time() > until_s or not matcher.consume_token(int(random_token.choice(tokens))):
             break

@@ -7,13 +7,13 @@ Knows nothing of vocabularies.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llguidance import LLMatcher
 
 from model_svc.grammar.gbnf import escaped, is_gbnf, lark_of
-from tokenwire.constraints import Constraint, ConstraintForm
+from tokenwire.constraints import Constraint, ConstraintForm, FreeText
 from tokenwire.errors import FieldViolation
 from tokenwire.sampling import refuse
 
@@ -28,6 +28,7 @@ JSON_OPTIONS: dict[str, Any] = {
 }
 """How schemas are compiled: what is not supported is refused, never passed over. In the request such options are not
 looked at."""
+NO_TOKENS: Mapping[str, int] = {}
 MAX_PROPERTIES = 1000
 """Of one object: the time to compile it grows with their square."""
 OPTIONS_KEY = "x-guidance"
@@ -40,23 +41,52 @@ def field_of(form: ConstraintForm) -> str:
     return f"options.constraint.{name}"
 
 
-def grammar_of(constraint: Constraint) -> str:
-    """The constraint as a grammar, one string. Raises InvalidRequest for what is no JSON, and an EBNF that is none."""
+def grammar_of(constraint: Constraint, special: Mapping[str, int] = NO_TOKENS) -> str:
+    """The constraint as a grammar, one string. Raises InvalidRequest for what is no JSON, and an EBNF that is none.
+
+    `special`: the vocabulary's special tokens, which a marker of what comes before the form may be.
+    """
+    if constraint.before is None:
+        return _grammar(_body(constraint))
+    return _grammar(_body(constraint), head_of(constraint.before, special))
+
+
+def head_of(before: FreeText, special: Mapping[str, int]) -> str:
+    """The main rule of a form behind free text: up to the first closing marker, and a few line ends."""
+
+    def marker(text: str) -> str:
+        return f"<[{special[text]}]>" if text in special else json.dumps(text, ensure_ascii=False)
+
+    lines = [HEAD + ("free SPACE? @body" if before.is_open else "(opening free SPACE?)? @body")]
+    if not before.is_open:
+        lines.append(f"opening: {marker(before.opening)}")
+    if before.closing in special:
+        lines += [f"free: TEXT {marker(before.closing)}", r"TEXT: /[\s\S]*/"]
+    else:
+        lines += [f"free[lazy]: TEXT {marker(before.closing)}", r"TEXT: /[\s\S]*/"]
+    return "\n".join([*lines, r"SPACE: /[ \t\r\n]{1,8}/", ""])
+
+
+def _body(constraint: Constraint) -> dict[str, Any]:
     if constraint.form in (ConstraintForm.JSON_SCHEMA, ConstraintForm.JSON_OBJECT):
-        return grammar_of_schema(schema_of(constraint))
+        return _schema_body(schema_of(constraint))
     if constraint.form is ConstraintForm.REGEX:
         document = json.loads(LLMatcher.grammar_from_regex(constraint.text))
-        return _grammar([{"name": "body", "lark_grammar": document["grammars"][0]["lark_grammar"]}])
+        return {"name": "body", "lark_grammar": document["grammars"][0]["lark_grammar"]}
     if constraint.form is ConstraintForm.CHOICE:
         texts = "|".join("".join(map(escaped, text)) for text in constraint.texts)
-        return _grammar([{"name": "body", "lark_grammar": f"start: /{texts}/"}])
+        return {"name": "body", "lark_grammar": f"start: /{texts}/"}
     text = lark_of(constraint.text) if is_gbnf(constraint.text) else constraint.text
-    return _grammar([{"name": "body", "lark_grammar": text}])
+    return {"name": "body", "lark_grammar": text}
 
 
 def grammar_of_schema(schema: dict[str, Any]) -> str:
     """A JSON schema, an object, as a grammar."""
-    return _grammar([{"name": "body", "json_schema": {**schema, OPTIONS_KEY: JSON_OPTIONS}}])
+    return _grammar(_schema_body(schema))
+
+
+def _schema_body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "body", "json_schema": {**schema, OPTIONS_KEY: JSON_OPTIONS}}
 
 
 def schema_of(constraint: Constraint) -> dict[str, Any]:
@@ -95,8 +125,8 @@ def _objects_in(schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             stack.extend((f"{pointer}/{i}", value) for i, value in enumerate(part) if isinstance(value, dict | list))
 
 
-def _grammar(bodies: list[dict[str, Any]]) -> str:
-    return json.dumps({"grammars": [{"name": "main", "lark_grammar": HEAD + "@body"}, *bodies]}, ensure_ascii=False)
+def _grammar(body: dict[str, Any], head: str = HEAD + "@body") -> str:
+    return json.dumps({"grammars": [{"name": "main", "lark_grammar": head}, body]}, ensure_ascii=False)
 
 
 def _no_number(name: str) -> None:

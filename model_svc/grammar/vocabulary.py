@@ -8,7 +8,7 @@ sequence then is for the request to say (see `matching`). Knows nothing of gramm
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Vocabulary:
     size: int
     """The logits' width. Ids that the tokenizer does not have are tokens without bytes, which no grammar allows."""
     tokenizer: LLTokenizer
+    special: Mapping[str, int] = field(default_factory=dict)
+    """Special tokens' ids by what the tokenizer calls them."""
 
     @property
     def end_id(self) -> int:
@@ -57,14 +59,16 @@ def load_vocabulary(folder: Path, size: int) -> Vocabulary:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise refusal(f"the model's tokenizer.json cannot be read: {error}") from None
-    return vocabulary_of({token_id: bytes_of(piece) for token_id, piece in pieces.items()}, special_ids, size)
+    tokens = {token_id: bytes_of(piece) for token_id, piece in pieces.items()}
+    return vocabulary_of(tokens, {pieces[token_id]: token_id for token_id in special_ids}, size)
 
 
-def vocabulary_of(tokens: Mapping[int, bytes], special_ids: set[int], size: int) -> Vocabulary:
-    """A vocabulary of these tokens, of which the special ones are no text."""
+def vocabulary_of(tokens: Mapping[int, bytes], special: Mapping[str, int], size: int) -> Vocabulary:
+    """A vocabulary of these tokens, of which the special ones, by name, are no text."""
     table = [tokens.get(token_id, b"") for token_id in range(size)]
-    special = sorted(token_id for token_id in special_ids if token_id < size)
-    return Vocabulary(size, LLTokenizer(_Table([*table, b"<end of text>"], [*special, size], size)))  # type: ignore[arg-type]
+    special = {name: token_id for name, token_id in special.items() if token_id < size}
+    ids = [*sorted(special.values()), size]
+    return Vocabulary(size, LLTokenizer(_Table([*table, b"<end of text>"], ids, size)), special)  # type: ignore[arg-type]
 
 
 def refusal(why: str) -> FailedPrecondition:

@@ -22,9 +22,11 @@ AdapterParts = dict[int, list[AdapterPart]]
 """What an adapter adds, by place; the parts of each in the order of their outputs."""
 
 
-def read_adapter(folder: Path, places: Places, dtype: torch.dtype, max_file_bytes: int) -> AdapterParts:
+def read_adapter(folder: Path, places: Places, dtype: torch.dtype, max_file_bytes: int, max_rank: int) -> AdapterParts:
     """The adapter in `folder` for these places, on the CPU in `dtype`. Raises NotFound and FailedPrecondition."""
     config = read_adapter_config(folder)
+    if (rank := max(config.rank, *config.ranks.values(), 0)) > max_rank:
+        raise refused(f"its rank {rank} is over max_adapter_rank, {max_rank}", config)
     path = folder / WEIGHTS_NAME
     if (size := path.stat().st_size) > max_file_bytes:
         raise refused(f"{WEIGHTS_NAME} has {size} bytes, and adapter_memory allows {max_file_bytes}", config)

@@ -7,7 +7,7 @@ or by torch. Knows neither sequences nor who may use an adapter; which one is in
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -40,20 +40,29 @@ class AdapterProducts(Protocol):
         """Have a slot hold an adapter that `pack` made; None: nothing. On a GPU nothing is waited for."""
 
 
+class AdapterLimits(NamedTuple):
+    """Bounds that the setting of adapters keeps."""
+
+    num_slots: int
+    max_rank: int
+
+
 class AdapterBank:
     """See the module. All but `read` belongs to the thread that runs the model."""
 
-    def __init__(self, places: Places, products: AdapterProducts, num_slots: int, dtype: torch.dtype) -> None:
-        self.num_slots = num_slots
+    def __init__(self, places: Places, products: AdapterProducts, limits: AdapterLimits, dtype: torch.dtype) -> None:
+        self._limits = limits
         self._places, self._products, self._dtype = places, products, dtype
         self._adapters: dict[str, HostAdapter] = {}
-        self._in_slot: list[str] = [""] * num_slots
+        self._in_slot: list[str] = [""] * limits.num_slots
         self.num_uploads = 0
         """Times that a slot got another adapter."""
 
     def read(self, folder: Path, max_bytes: int) -> HostAdapter:
         """An adapter of at most `max_bytes` from files, ready to be added. Raises NotFound and FailedPrecondition."""
-        parts = read_adapter(folder, self._places, self._dtype, FILE_BYTES_PER_BYTE * max_bytes)
+        parts = read_adapter(
+            folder, self._places, self._dtype, FILE_BYTES_PER_BYTE * max_bytes, self._limits.max_rank
+        )  # fmt: skip
         packed: HostAdapter = self._products.pack(parts)
         return packed
 

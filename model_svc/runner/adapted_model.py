@@ -5,9 +5,11 @@ Decided from settings and device. Knows the order of these things; each is done 
 
 import logging
 from dataclasses import replace
+from importlib import import_module
+from typing import Any
 
-from model_svc.model.adapter_places import find_places
-from model_svc.model.adapters import AdapterBank, AdapterProducts
+from model_svc.model.adapter_places import Places, find_places
+from model_svc.model.adapters import AdapterBank, AdapterLimits, AdapterProducts
 from model_svc.model.loader import LoadedModel
 from model_svc.model.native_adapters import NativeProducts
 from model_svc.model.native_decoder import NativeDecoder
@@ -30,26 +32,36 @@ def check_adapters(settings: EngineSettings) -> None:
             )
 
 
+def adapter_bytes(settings: EngineSettings) -> int:
+    """What adapters may take on the device."""
+    return settings.adapter_memory if settings.takes_adapters else 0
+
+
+def products_of(settings: EngineSettings, model: LoadedModel, places: Places) -> AdapterProducts:
+    """How the products of adapters are made."""
+    if model.device.type == "cuda":
+        triton: Any = import_module("model_svc.model.triton_adapters")  # where there is no GPU, Triton may not be there
+        products: AdapterProducts = triton.TritonProducts(
+            places, settings.adapter_slots, model.device, settings.max_adapter_rank
+        )
+        return products
+    if all(isinstance(place.module, NativeLinear) for place in places.all):
+        assert model.decoder is None or isinstance(model.decoder, NativeDecoder)
+        return NativeProducts(places, settings.adapter_slots, model.decoder)
+    return TorchProducts(places, settings.adapter_slots)
+
+
 def with_adapters(settings: EngineSettings, model: LoadedModel) -> tuple[LoadedModel, AdapterBank | None]:
     """The model as it takes adapters, where settings ask for that, and what holds them. After the probe."""
     if not settings.takes_adapters:
         return model, None
-    if model.device.type != "cpu":
-        message = f"adapters: they are not served on {model.device} in this release, on a CPU alone"
-        raise FailedPrecondition(message, reason="ADAPTERS_EXCLUDED")
     places = find_places(model)
     if not places.all:
         raise FailedPrecondition(
             f"adapters: {type(model.module).__name__} has no linear layers that an adapter can change",
             reason="ADAPTERS_UNSUPPORTED",
         )
-    num_slots = settings.adapter_slots
-    products: AdapterProducts
-    if all(isinstance(place.module, NativeLinear) for place in places.all):
-        assert model.decoder is None or isinstance(model.decoder, NativeDecoder)
-        products = NativeProducts(places, num_slots, model.decoder)
-    else:
-        products = TorchProducts(places, num_slots)
-    bank = AdapterBank(places, products, num_slots, model.dtype)
+    products = products_of(settings, model, places)
+    bank = AdapterBank(places, products, AdapterLimits(settings.adapter_slots, settings.max_adapter_rank), model.dtype)
     log.info("adapters: %d linear layers, by %s", len(places.all), type(products).__name__)
     return replace(model, adapters=bank), bank

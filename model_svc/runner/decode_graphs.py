@@ -3,20 +3,23 @@
 Per bucket one graph from token ids to logits, over static buffers: a step's rows are copied in, what pads the bucket
 computes one position of a scratch block that nobody reads, and the logits of the rows that count are handed out. Then
 one from these logits to tokens (`recorded_sampler`), for rows whose logits nothing changes; penalties, masks and
-log-probabilities read the logits in between. All graphs share one memory pool. Knows how a graph is recorded only as a
-function it is given. Does not know sequences.
+log-probabilities read the logits in between. Where adapters are served each size has a second graph, which leaves its
+logits in the same place, for steps in which a row has one: those without cost nothing. All graphs share one memory
+pool. Knows how a graph is recorded only as a function it is given. Does not know sequences.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV, PagedStep
+from model_svc.model.step_adapters import StepAdapters
 from model_svc.runner.graph import Graph, Record
 from model_svc.runner.recorded_sampler import RecordedSampler
 from model_svc.runner.sampler import RowSampling
@@ -41,12 +44,15 @@ class DecodeGraphs:
         max_batch_size: int,
         max_blocks: int,
         scratch_block: int,
+        num_adapter_slots: int = 0,
     ) -> None:
         """`max_blocks` bounds a row's block table; `scratch_block` is a block of the cache that no sequence gets."""
         self.sizes = buckets(max_batch_size)
         self.num_replays = 0
         self._model, self._kv, self._backend, self._record = model, kv, backend, record
         self._graphs: dict[int, Graph] = {}
+        self._adapted: dict[int, Graph] = {}
+        self._num_adapter_slots = num_adapter_slots
         self._scratch_block = scratch_block
         self._make_buffers(kv.device, self.sizes[-1], max_blocks)
         self.sampler = RecordedSampler(
@@ -64,12 +70,16 @@ class DecodeGraphs:
         self._lengths = torch.empty(largest, dtype=torch.int64, device=device)
         self._table = torch.full((largest, max_blocks), self._scratch_block, dtype=torch.int64, device=device)
         self._range = torch.arange(largest + 1, dtype=torch.int64, device=device)
+        self._adapter_tokens = torch.zeros(largest, dtype=torch.int64, device=device)
+        self._adapter_starts = torch.zeros(self._num_adapter_slots + 1, dtype=torch.int64, device=device)
         self._pad(0, largest)
 
     def record_all(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
         """Record every size, the largest first: the smaller ones then fit into its memory."""
         for done, size in enumerate(reversed(self.sizes), start=1):
             self._graph(size)
+            if self._num_adapter_slots:
+                self._adapted_graph(size)
             progress(done, len(self.sizes))
 
     def record_largest(self) -> None:
@@ -91,6 +101,11 @@ class DecodeGraphs:
         num_rows = step.num_decodes
         size = self.sizes[bisect_left(self.sizes, num_rows)]
         graph = self._graph(size)
+        adapters = None if step.adapters is None else step.adapters.part(slice(num_rows))
+        replayed = graph if adapters is None else self._adapted_graph(size)
+        if adapters is not None:
+            self._adapter_tokens[: len(adapters.tokens)].copy_(adapters.tokens)
+            self._adapter_starts.copy_(adapters.starts)
         self._token_ids[:num_rows].copy_(token_ids[:num_rows])
         self._positions[:num_rows].copy_(positions[:num_rows])
         self._slots[:num_rows].copy_(step.slots[:num_rows])
@@ -98,7 +113,7 @@ class DecodeGraphs:
         self._table[:num_rows, : step.table.shape[1]].copy_(step.table[:num_rows])
         if num_rows < size:
             self._pad(num_rows, size)
-        graph.replay()
+        replayed.replay()
         self.num_replays += 1
         self._size = size
         return graph.output[:num_rows]
@@ -126,12 +141,24 @@ class DecodeGraphs:
             self.sampler.record(graph.output)
         return graph
 
-    def _compute(self, size: int) -> Tensor:
+    def _adapted_graph(self, size: int) -> Graph:
+        graph = self._adapted.get(size)
+        if graph is None:
+            logits = self._graph(size).output
+            self._pad(0, size)
+            graph = self._adapted[size] = self._record(lambda: logits.copy_(self._compute(size, adapted=True)))
+        return graph
+
+    def _compute(self, size: int, *, adapted: bool = False) -> Tensor:
         longest = self._table.shape[1] * self._kv.block_size
         step = PagedStep(
             self._kv, self._slots[:size], self._table[:size], self._lengths[:size], self._range[: size + 1], size,
-            (longest,) * size, (1,) * size, recorded=True,
+            (longest,) * size, (1,) * size, recorded=True, adapters=self._recorded_adapters(size) if adapted else None,
         )  # fmt: skip
         return self._model.logits(
             self._token_ids[:size], self._positions[:size], self._range[:size], step, self._backend
         )  # fmt: skip
+
+    def _recorded_adapters(self, size: int) -> StepAdapters:
+        """Whatever tokens have adapters when it is replayed."""
+        return StepAdapters(self._adapter_tokens[:size], self._adapter_starts, np.empty(0, dtype=np.int64))

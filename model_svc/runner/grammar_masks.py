@@ -12,9 +12,10 @@ def forbid(scores: Tensor, rows: Tensor, bits: Tensor) -> None:
     """
     width = scores.shape[-1]
     if scores.device.type == "cpu":
-        allowed = np.unpackbits(bits.numpy(), axis=1, count=width, bitorder="little").view(np.bool_)
-        for row, row_allowed in zip(rows.tolist(), torch.from_numpy(allowed), strict=True):
-            scores[row].masked_fill_(~row_allowed, -torch.inf)
+        table = scores.numpy()  # numpy, as torch would hand so little to several threads and wait for them
+        forbidden = np.unpackbits(~bits.numpy(), axis=1, count=width, bitorder="little").view(np.bool_)
+        for row, its_own in zip(rows.tolist(), forbidden, strict=True):
+            np.copyto(table[row], -np.inf, where=its_own)
         return
     scores.index_copy_(
         0, rows, scores.index_select(0, rows).masked_fill_(unpacked(bits, width).logical_not_(), -torch.inf)

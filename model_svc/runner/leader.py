@@ -34,6 +34,7 @@ class LeadingRunner:
         self.phases = runner.phases
         self.adapters: AdapterStore | None = None
         self.grammars = runner.grammars
+        self.draft_model = runner.draft_model
         self._runner = runner
         self._meeting = meeting
         self._encoder = BatchEncoder()

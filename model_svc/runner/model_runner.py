@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from model_svc.engine.adapters import AdapterStore
-from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
+from model_svc.engine.batch import DraftModel, OutOfMemory, RunnerInfo, ScheduledBatch, StepOutput
 from model_svc.engine.phase_clock import PhaseClock
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.bench import GrammarBench, StepMasks
@@ -44,9 +44,11 @@ class TorchModelRunner:
         graphs: DecodeGraphs | None = None,
         grammars: GrammarBench | None = None,
         bank: AdapterBank | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self.info = info
         self.grammars = grammars
+        self.draft_model = draft_model
         self._bank = bank
         self.adapters: AdapterStore | None = None if bank is None else TorchAdapterStore(bank, info.max_adapter_bytes)
         self.phases = PhaseClock()
@@ -146,6 +148,8 @@ class TorchModelRunner:
         on_gpu = self._model.device.type == "cuda"
         if self.grammars is not None:
             self.grammars.close()
+        if self.draft_model is not None:
+            self.draft_model.close()
         if self.adapters is not None:
             self.adapters.close()
         del self._model, self._kv, self._input_batch, self._changer, self._graphs, self._bank

@@ -28,8 +28,10 @@ from model_svc.model.probe import kv_specs
 from model_svc.model.quantized import check_quantization
 from model_svc.model.ranks import Ranks
 from model_svc.model.sentence_files import embedding_defaults
-from model_svc.runner.adapted_model import check_adapters, with_adapters
+from model_svc.runner.adapted_model import adapter_bytes, check_adapters, with_adapters
 from model_svc.runner.decode_graphs import DecodeGraphs
+from model_svc.runner.draft_model import DraftModel
+from model_svc.runner.draft_start import check_draft_model, draft_settings, load_draft_model
 from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
 from model_svc.runner.gpu_check import check_gpu
 from model_svc.runner.graph import record_on_cuda
@@ -73,6 +75,7 @@ def start_runner(
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
     check_combination(settings)
     check_adapters(settings)
+    check_draft_model(settings)
     check_quantization(settings.quantization, device)
     if device.type == "cuda":
         with timed(phases_s, "device"):
@@ -83,10 +86,12 @@ def start_runner(
     with timed(phases_s, "load"):
         model = load(Path(settings.model), device, settings.dtype, ranks)
         model = with_fast_layers(settings, model, backend, natively=without_kernels is None)
+        draft = load_draft_model(settings, model, backend, load, natively=without_kernels is None)
     context = context_limit(settings.max_context_tokens, model.max_context_tokens)
     step_memory: StepMemory | None = None
     with timed(phases_s, "probe"):
         specs = kv_specs(model)
+        draft_specs = kv_specs(draft) if draft is not None else ()
     if settings.compile == "on":
         with timed(phases_s, "compile"):
             compile_layers(model)
@@ -96,11 +101,11 @@ def start_runner(
             step_memory = try_largest(settings, model, backend, specs, limits, context)
     with timed(phases_s, "probe"):
         size = kv_size(
-            specs, block_size=settings.block_size, dtype=model.dtype, device=device,
+            (*specs, *draft_specs), block_size=settings.block_size, dtype=model.dtype, device=device,
             kv_memory_bytes=settings.kv_memory,
             max_context_tokens=context, context_is_wish=not settings.max_context_tokens,
             max_batch_size=limits.max_batch_size, gpu_memory_share=settings.gpu_memory_share,
-            step_bytes=step_memory.total_bytes if step_memory else 0, num_ranks=num_ranks,
+            step_bytes=step_memory.total_bytes + adapter_bytes(settings) if step_memory else 0, num_ranks=num_ranks,
         )  # fmt: skip
         if ranks is not None:
             size = KVSize(*ranks.smallest(size.num_blocks, size.max_context_tokens))
@@ -108,14 +113,16 @@ def start_runner(
         model, bank = with_adapters(settings, model)
     with timed(phases_s, "kv"):
         kv = make_cache(settings, model, specs, size)
-    graphs = make_graphs(settings, model, backend, kv, size, limits)
+        draft_model = make_draft_model(settings, model, draft, draft_specs, backend, size, limits)
+    graphs = make_graphs(settings, model, backend, kv, size, limits, settings.adapter_slots if bank is not None else 0)
     if graphs is not None:
         with timed(phases_s, "graphs"):
             graphs = record_graphs(graphs, lazily=settings.lazy_graphs)
     with timed(phases_s, "vocabulary"):
         grammars = make_grammars(settings, model)
-    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars, bank)
-    cache_bytes = size.num_blocks * sum(spec.num_bytes(settings.block_size, model.dtype) for spec in specs)
+    runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars, bank, draft_model)
+    block_bytes = sum(spec.num_bytes(settings.block_size, model.dtype) for spec in (*specs, *draft_specs))
+    cache_bytes = size.num_blocks * block_bytes
     log.info(memory_plan(model, cache_bytes, step_memory, graphs_recorded=not settings.lazy_graphs).line())
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
@@ -126,6 +133,27 @@ def make_cache(settings: EngineSettings, model: LoadedModel, specs: tuple[LayerK
     """A cache of that size. With graphs a block more, nobody's: what pads a recorded batch is written there."""
     num_blocks = size.num_blocks + wants_graphs(settings, model.device)
     return allocate(specs, num_blocks, settings.block_size, model.dtype, model.device)
+
+
+def make_draft_model(
+    settings: EngineSettings,
+    model: LoadedModel,
+    draft: LoadedModel | None,
+    specs: tuple[LayerKVSpec, ...],
+    backend: AttentionBackend,
+    size: KVSize,
+    limits: StepLimits,
+) -> DraftModel | None:
+    """The draft model over a cache of its own with as many blocks, shown to be computed rightly, and warm."""
+    if draft is None:
+        return None
+    context = min(size.max_context_tokens, draft.max_context_tokens or size.max_context_tokens)
+    draft = probed(draft, backend, specs, settings.block_size, context)
+    kv = allocate(specs, size.num_blocks, settings.block_size, draft.dtype, draft.device)
+    own = KVSize(size.num_blocks, context)
+    runner = make_runner(draft_settings(settings), draft, backend, kv, own, limits, {}, None)
+    warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, context - 1))
+    return DraftModel(runner, model.vocab_size)
 
 
 def wants_graphs(settings: EngineSettings, device: torch.device) -> bool:
@@ -140,6 +168,7 @@ def make_graphs(
     kv: PagedKV,
     size: KVSize,
     limits: StepLimits,
+    num_adapter_slots: int = 0,
 ) -> DecodeGraphs | None:
     """Graphs that are still to be recorded, where they are wanted."""
     if not wants_graphs(settings, model.device):
@@ -147,6 +176,7 @@ def make_graphs(
     return DecodeGraphs(
         model, kv, backend, record_on_cuda(model.device), max_batch_size=limits.max_batch_size,
         max_blocks=-(-size.max_context_tokens // settings.block_size), scratch_block=size.num_blocks,
+        num_adapter_slots=num_adapter_slots,
     )  # fmt: skip
 
 
@@ -161,6 +191,7 @@ def make_runner(
     graphs: DecodeGraphs | None,
     grammars: GrammarBench | None = None,
     bank: AdapterBank | None = None,
+    draft_model: DraftModel | None = None,
 ) -> TorchModelRunner:
     """A runner over that cache."""
     input_batch = InputBatch(
@@ -171,7 +202,7 @@ def make_runner(
         num_adapter_slots=settings.adapter_slots if bank is not None else 0,
     )
     info = runner_info(settings, model, backend, size, limits, phases_s)
-    return TorchModelRunner(model, kv, backend, input_batch, info, graphs, grammars, bank)
+    return TorchModelRunner(model, kv, backend, input_batch, info, graphs, grammars, bank, draft_model)
 
 
 def make_grammars(settings: EngineSettings, model: LoadedModel) -> GrammarBench | None:
@@ -276,7 +307,7 @@ def runner_info(
         attention=backend.name,
         phases_s=phases_s,
         num_adapter_slots=settings.adapter_slots if settings.takes_adapters else 0,
-        max_adapter_bytes=settings.adapter_memory if settings.takes_adapters else 0,
+        max_adapter_bytes=adapter_bytes(settings),
         takes_drafts=True,
         embedding_size=model.hidden_size,
         pooling=embedding_defaults(Path(settings.model)).pooling_of(generates=True) if model.hidden_size else None,

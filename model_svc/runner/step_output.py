@@ -19,8 +19,8 @@ from tokenwire.requests import TokenLogprob
 
 NOT_FINITE_ERROR = "the model's scores for the next token are not finite (NaN or infinity), so none can be drawn"
 NO_TOKEN_ERROR = (
-    "what the request asks for (constraint, allowed_token_ids, banned_sequences, min_tokens) leaves no token that may "
-    "be drawn"
+    "what the request asks for (constraint, allowed_token_ids, banned_sequences, min_tokens) together leave no token "
+    "that may be drawn"
 )
 
 

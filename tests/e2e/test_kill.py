@@ -1,6 +1,7 @@
 """kill -9 of one of two model tiers under 32 streams: all go on where they were cut."""
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from tokenwire.requests import FinishReason, Terminal, TokenLogprob
 pytestmark = pytest.mark.model
 
 NUM_STREAMS = 32
+WORDS = "( [a-z]{1,9}){40}[.]"
+BEGINNING = "( [a-z]{0,9}){1,40}"
+"""What 16 tokens of it can be."""
 RESUMED = "request goes on at another model tier"
 
 
@@ -122,9 +126,13 @@ def test_the_mock_engine_gives_the_text_of_an_undisturbed_run(model_folder: Path
 def test_a_model_in_fp32_gives_the_text_of_an_undisturbed_run(model_folder: Path) -> None:
     async def main() -> None:
         options = [options_of(number, 16) for number in range(NUM_STREAMS)]
+        for number in range(0, NUM_STREAMS, 2):
+            options[number]["regex"] = WORDS
         undisturbed = await run(stack, options)
         streams = await run(stack, options, kill_after=4)
         check_equal(streams, undisturbed, tolerance=1e-3)
+        for stream in streams[::2]:
+            assert re.fullmatch(BEGINNING, stream.text), stream.text
         resumed = stack.num_logged(RESUMED)
         assert resumed > NUM_STREAMS // 4
         report("fp32", stack, streams, resumed)

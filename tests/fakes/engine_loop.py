@@ -26,7 +26,7 @@ class RecordingRunner:
 
     def __init__(self, runner: ModelRunner, info: RunnerInfo) -> None:
         self.runner, self.info, self.phases = runner, info, runner.phases
-        self.grammars, self.adapters = runner.grammars, runner.adapters
+        self.grammars, self.adapters, self.draft_model = runner.grammars, runner.adapters, runner.draft_model
         self.logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self.prompt_logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
 

@@ -30,10 +30,14 @@ def write_adapter(model: str | Path, folder: Path, *, seed: int = 0, size: float
     return folder
 
 
-def write_merged(model: str | Path, adapter: Path, folder: Path) -> Path:
+def merged_model(model: str | Path, adapter: Path) -> Any:
     """The model with the adapter merged into its weights, by PEFT."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        merged = PeftModel.from_pretrained(base_model(model), str(adapter)).merge_and_unload()
-    merged.save_pretrained(folder)
+        return PeftModel.from_pretrained(base_model(model), str(adapter)).merge_and_unload()
+
+
+def write_merged(model: str | Path, adapter: Path, folder: Path) -> Path:
+    """The same in a folder."""
+    merged_model(model, adapter).save_pretrained(folder)
     return folder

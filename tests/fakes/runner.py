@@ -58,6 +58,7 @@ class FakeRunner:
     """
 
     grammars = None
+    draft_model = None
 
     def __init__(self, info: RunnerInfo) -> None:
         self.info = info

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Ended
 from model_svc.engine.scheduler import Limits
@@ -63,10 +64,12 @@ class Harness:
         budget: int = 32,
         limits: dict[str, Any] | None = None,
         overlap: bool = False,
+        of: RunnerInfo | None = None,
         **info: int,
     ) -> None:
+        """`of`: what the runner says of itself; else `info` of `runner_info`."""
         self.clock = Clock()
-        self.runner = FakeRunner(runner_info(**info))  # type: ignore[arg-type]
+        self.runner = FakeRunner(of or runner_info(**info))  # type: ignore[arg-type]
         self.limits = Limits(batch, budget, **(limits or {}))
         self.engine = Engine(self.runner, self.limits, overlap=overlap, clock=self.clock)
         self.scheduler = self.engine.scheduler

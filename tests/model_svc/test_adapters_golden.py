@@ -13,6 +13,7 @@ import pytest
 
 from model_svc.engine.__main__ import load_adapters
 from model_svc.engine.batch import ModelRunner
+from model_svc.engine.drafting import DraftLimits
 from model_svc.engine.sequence import Sequence
 from model_svc.native.library import why_unavailable
 from tests.fakes.engine_loop import EngineLoop
@@ -122,6 +123,16 @@ def test_across_preemptions(
     loop = adapted(family).loop(runner, info=replace(runner.info, num_blocks=FEW_BLOCKS))
     adapted(family).check(run(loop))
     assert loop.num_preemptions > 0
+
+
+def test_drafts_change_no_token(adapted: Callable[[str], Adapted], runners: Callable[[str], ModelRunner]) -> None:
+    """Tokens drafted from the text before are verified with the sequence's own adapter."""
+    repeating = [each * 4 for each in ([5, 9, 2], [7], [11, 3])]
+    loop = adapted("llama").loop(runners("llama"), drafts=DraftLimits(max_drafts=6, by_default=True, adaptive=False))
+    sequences = [loop.sequence(prompt, NUM_OUTPUTS, **named(name)) for prompt in repeating for name in NAMES]
+    loop.serve(sequences)
+    adapted("llama").check(sequences)
+    assert loop.engine.load().drafts.num_accepted > 0
 
 
 def test_cached_prefixes_are_an_adapter_s_own(

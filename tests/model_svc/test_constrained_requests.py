@@ -31,14 +31,22 @@ def constrained(*, max_tokens: int = 60, num_choices: int = 1, seed: int = 1, **
     return request
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_constrained_requests_are_obeyed_refused_cancelled_and_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_ranks: int
 ) -> None:
     folder = write_text_model(tmp_path / "text")
     tokenizer = tokenizer_of(folder)
 
     async def main() -> None:
-        settings = {"device": "cpu", "dtype": "float32", "threads": 1, "kv_memory": 8 * 2**20, "block_size": 4}
+        settings: dict[str, Any] = {
+            "tensor_parallel": num_ranks,
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": 1,
+            "kv_memory": 8 * 2**20,
+            "block_size": 4,
+        }
         async with live_model_tier(engine="torch", model=str(folder), **settings) as live:
             session = await RawSession.open(live.stub)
             await session.submit({1: constrained(regex=EXPRESSION, num_choices=4), 9: constrained(json_schema="{")})

@@ -1,8 +1,9 @@
 import time
+from dataclasses import replace
 
 import pytest
 
-from tokenwire.constraints import JSON_OBJECT, Constraint, ConstraintForm, choice, ebnf, json_schema, regex
+from tokenwire.constraints import JSON_OBJECT, Constraint, ConstraintForm, FreeText, choice, ebnf, json_schema, regex
 from tokenwire.errors import InvalidRequest, Overloaded, Unsupported
 from tokenwire.requests import (
     CancelReason,
@@ -88,10 +89,12 @@ def test_every_field_of_the_options_is_either_read_or_refused() -> None:
         "GenerationOptions": {
             "sampling", "stop", "output", "num_choices", "constraint", "speculation", "adapter",
         },
-        "Constraint": {form.value for form in ConstraintForm},
+        "Constraint": {form.value for form in ConstraintForm} | {"before"},
+        "FreeText": {"opening", "closing", "is_open"},
     }  # fmt: skip
     refused = {name.split()[0].split(".")[-1] for name in unbuilt()}
-    for message in (pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.GenerationOptions, pb.Constraint):
+    own = (pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.GenerationOptions, pb.Constraint, pb.FreeText)
+    for message in own:
         fields = {field.name for field in message.DESCRIPTOR.fields}
         assert fields == read[message.DESCRIPTOR.name] | (fields & refused), message.DESCRIPTOR.name
 
@@ -102,8 +105,9 @@ def test_every_field_of_the_options_is_either_read_or_refused() -> None:
     ids=lambda constraint: constraint.form.value,
 )
 def test_constraints_survive_the_wire(constraint: Constraint) -> None:
-    options = GenerationOptions(constraint=constraint)
-    assert options_from_wire(options_to_wire(options)) == options
+    for before in (None, FreeText("<think>", "</think>"), FreeText("", "</think>", is_open=True)):
+        options = GenerationOptions(constraint=replace(constraint, before=before))
+        assert options_from_wire(options_to_wire(options)) == options
 
 
 def test_zero_penalties_are_values_not_absence() -> None:
@@ -130,6 +134,16 @@ def test_logprobs_survive_the_wire() -> None:
         (pb.GenerationOptions(output=pb.OutputOptions(logprobs=21)), "options.output.logprobs"),
         (pb.GenerationOptions(output=pb.OutputOptions(prompt_logprobs=21)), "options.output.prompt_logprobs"),
         (pb.GenerationOptions(constraint=pb.Constraint(json_object=False)), "options.constraint.json_object"),
+        (
+            pb.GenerationOptions(constraint=pb.Constraint(regex="a", before=pb.FreeText(opening="<t>"))),
+            "options.constraint.before.closing",
+        ),
+        (
+            pb.GenerationOptions(
+                constraint=pb.Constraint(regex="a", before=pb.FreeText(closing="x" * 65, opening="a"))
+            ),
+            "options.constraint.before.closing",
+        ),
         (pb.GenerationOptions(constraint=pb.Constraint(json_schema="")), "options.constraint.json_schema"),
         (pb.GenerationOptions(constraint=pb.Constraint(regex="a" * 16_385)), "options.constraint.regex"),
         (pb.GenerationOptions(constraint=pb.Constraint(ebnf="")), "options.constraint.ebnf"),

@@ -10,6 +10,7 @@ from tokenwire.cli.certs import certs
 from tokenwire.cli.chat import chat
 from tokenwire.cli.doctor import doctor
 from tokenwire.cli.generate import count_tokens, detokenize, generate, tokenize
+from tokenwire.cli.keys import keys
 from tokenwire.cli.models import models
 from tokenwire.cli.options import given_tls, target_option
 from tokenwire.cli.up import demo, up
@@ -53,7 +54,7 @@ def health(target: str, timeout_s: float) -> None:
         raise SystemExit(1)
 
 
-for command in (up, demo, chat, generate, tokenize, detokenize, count_tokens, models, adapters, doctor, certs):
+for command in (up, demo, chat, generate, tokenize, detokenize, count_tokens, models, adapters, doctor, certs, keys):
     cli.add_command(command)
 
 if __name__ == "__main__":

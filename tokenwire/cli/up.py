@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from tokenwire.cli.answers import Speed
-from tokenwire.cli.examples import QUESTION, examples
+from tokenwire.cli.examples import QUESTION, embedding_examples, examples
 from tokenwire.cli.log_stream import show_line
 from tokenwire.cli.models import store_with_bars
 from tokenwire.cli.processes import TierGroup
@@ -28,9 +28,10 @@ from tokenwire.cli.tiers import (
     tiers_of,
     with_ports,
 )
-from tokenwire.client import AsyncClient, TextDelta
-from tokenwire.errors import Internal
+from tokenwire.client import AsyncClient, ModelCard, TextDelta
+from tokenwire.errors import Internal, Unauthenticated
 from tokenwire.model_catalog import DEFAULT_MODEL
+from tokenwire.models import served_name
 from tokenwire.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -171,6 +172,9 @@ class Up:
         host = reachable(settings.host)
         self.grpc_target = f"{host}:{settings.port}"
         self.http_target = f"{host}:{settings.http_port}"
+        self.api_key = os.environ.get("TOKENWIRE_API_KEY", "")
+        self.asks_who = bool(self.api_key)
+        """Whether the gateway asks its callers who they are, as far as is known."""
         self.stop = asyncio.Event()
         """Set by the first SIGINT, SIGTERM or SIGHUP."""
         self._main: asyncio.Task[None] | None = None
@@ -212,17 +216,32 @@ class Up:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _become_ready(self, group: TierGroup) -> None:
-        """Wait for the tiers, then for a token that went through all of them."""
+        """Wait for the tiers, then for a token, or a vector, that went through all of them."""
         waiting = asyncio.create_task(self._say_still_starting(group))
         try:
             await group.wait_ready(self._on_ready)
         finally:
             waiting.cancel()
-        async with AsyncClient(self.grpc_target, tls=caller_tls(self.settings)) as client:
-            (output,) = await client.generate("Hello", max_tokens=1, timeout_s=FIRST_TOKEN_TIMEOUT_S).outputs()
+        try:
+            async with self.client() as client:
+                if all(only_embeds(card) for card in await client.models()):
+                    await client.embed("Hello", timeout_s=FIRST_TOKEN_TIMEOUT_S)
+                    click.echo(f"  first embedding served after {self.seconds():.1f} s")
+                    return
+                (output,) = await client.generate("Hello", max_tokens=1, timeout_s=FIRST_TOKEN_TIMEOUT_S).outputs()
+        except Unauthenticated as error:
+            if self.api_key:
+                raise
+            self.asks_who = True
+            click.echo(f"  {error}; set TOKENWIRE_API_KEY, and `tokenwire up` tries with it")
+            return
         if output.error is not None:
             raise output.error
         click.echo(f"  first token served after {self.seconds():.1f} s")
+
+    def client(self) -> AsyncClient:
+        """A client of this gateway."""
+        return AsyncClient(self.grpc_target, api_key=self.api_key, tls=caller_tls(self.settings))
 
     async def _say_still_starting(self, group: TierGroup) -> None:
         while True:
@@ -255,17 +274,28 @@ async def wait(event: asyncio.Event) -> None:
 
 async def serve(running: Up) -> None:
     """Say where to go, then wait for the end."""
-    async with AsyncClient(running.grpc_target, tls=caller_tls(running.settings)) as client:
-        names = [card.name for card in await client.models()]
+    names, shown = [served_name(running.settings.model)], examples
+    if running.api_key or not running.asks_who:
+        async with running.client() as client:
+            cards = await client.models()
+        names = [card.name for card in cards] or names
+        shown = embedding_examples if cards and all(map(only_embeds, cards)) else examples
     tls_folder = running.settings.tls_folder
     http_url = f"{'https' if tls_folder else 'http'}://{running.http_target}"
     click.echo(f"\nServing {', '.join(names)}:  gRPC {running.grpc_target}  HTTP {http_url}\n")
     if metrics := metrics_addresses(running.settings):
         click.echo(f"Metrics: {metrics}\n")
-    for title, command in examples(names[0], running.grpc_target, running.http_target, tls_folder):
+    for title, command in shown(
+        names[0], running.grpc_target, running.http_target, tls_folder, asks_who=running.asks_who
+    ):
         click.echo(f"{title}:\n  {command}\n")
     click.echo("Ctrl-C drains and stops.")
     await wait(running.stop)
+
+
+def only_embeds(card: ModelCard) -> bool:
+    """Whether a model gives vectors and no text."""
+    return "embed" in card.capabilities and "generate" not in card.capabilities
 
 
 def metrics_addresses(settings: UpSettings) -> str:
@@ -281,7 +311,7 @@ def metrics_addresses(settings: UpSettings) -> str:
 async def answer(running: Up, question: str) -> None:
     """Stream one greedy answer to the terminal, and say how fast it was."""
     click.echo(f"\n> {question}")
-    async with AsyncClient(running.grpc_target, tls=caller_tls(running.settings)) as client:
+    async with running.client() as client:
         speed = Speed()
         async with client.chat(question, temperature=0, max_tokens=DEMO_TOKENS) as stream:
             async for event in stream:

@@ -1,9 +1,11 @@
 """The keyword arguments that `generate` and `chat` share, and what they become. Does not know the wire."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
+from tokenwire.constraints import JSON_OBJECT, Constraint, choice, ebnf, json_schema, regex
 from tokenwire.errors import FieldViolation
 from tokenwire.requests import MAX_TIMEOUT_S, GenerationOptions, RequestContext, is_unicode, new_request_id
 from tokenwire.sampling import SamplingParams, StopParams, refuse
@@ -52,6 +54,16 @@ class CallOptions(TypedDict, total=False):
     """The same for the prompt's tokens from the second on."""
     speculation: bool
     """Whether the server may draft tokens ahead: quicker or not, the same tokens; absent: as it does by default."""
+    json_schema: Mapping[str, Any] | str
+    """The output is JSON that validates against this schema, given as a mapping or as JSON text."""
+    json_object: bool
+    """The output is a JSON object."""
+    regex: str
+    """The output matches this regular expression from start to end."""
+    choice: Sequence[str]
+    """The output is one of these texts."""
+    ebnf: str
+    """The output is a text of this grammar's root rule."""
     num_choices: int
     """Outputs per prompt; where the model's default is greedy they are equal unless `temperature` is above 0."""
     spaces_between_special_tokens: bool
@@ -108,9 +120,44 @@ def generation_options(given: CallOptions) -> GenerationOptions:
         prompt_logprobs=given.get("prompt_logprobs"),
         adapter=given.get("adapter", ""),
         speculation=given.get("speculation"),
+        constraint=constraint_of(given),
     )
     refuse(options.violations())
     return options
+
+
+def constraint_of(given: CallOptions) -> Constraint | None:
+    """What the output must look like; None: free text. Raises InvalidRequest where more than one form is given."""
+    found: list[Constraint] = []
+    if "json_schema" in given:
+        found.append(json_schema(schema_text(given["json_schema"])))
+    if given.get("json_object"):
+        found.append(JSON_OBJECT)
+    if "regex" in given:
+        refuse_bad_text("regex", given["regex"])
+        found.append(regex(given["regex"]))
+    if "choice" in given:
+        for index, text in enumerate(given["choice"]):
+            refuse_bad_text(f"choice[{index}]", text)
+        found.append(choice(*given["choice"]))
+    if "ebnf" in given:
+        refuse_bad_text("ebnf", given["ebnf"])
+        found.append(ebnf(given["ebnf"]))
+    if len(found) > 1:
+        forms = " and ".join(each.form.value for each in found)
+        refuse([FieldViolation("constraint", f"{forms} together are not allowed: one form at most")])
+    return found[0] if found else None
+
+
+def schema_text(schema: Mapping[str, Any] | str) -> str:
+    """A schema as JSON. Raises InvalidRequest for what JSON cannot hold."""
+    if isinstance(schema, str):
+        return schema
+    try:
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        refuse([FieldViolation("json_schema", f"is not JSON ({error})")])
+        raise
 
 
 def refuse_timeout(timeout_s: float) -> None:

@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 TARGET, MODEL = sys.argv[1], sys.argv[2]
 PROMPTS = ["Once upon a time", "The sea was", "1 2 3 4 5 6", "Water boils at"]
 GREEDY = {"temperature": 0.0, "max_tokens": 8}
+CHOICE = {"structured_outputs": {"choice": ["one", "two"]}, "temperature": 1.0, "seed": 3, "max_tokens": 8}
 LONG_S = 60
 
 
@@ -108,6 +109,7 @@ def infer(client):
         "cumulative": float(scored.as_numpy("cumulative_logprob")[0])
         - sum(next(iter(token.values()))["logprob"] for token in logprobs),
         "seeded": seeded[0] == seeded[1],
+        "choice": texts(client.infer(MODEL, inputs_of(PROMPTS[0], CHOICE, exclude_input_in_output=True))),
     }
 
 

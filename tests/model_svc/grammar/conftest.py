@@ -28,4 +28,4 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained
 def letters() -> Vocabulary:
     """A token for each ASCII character, of the same number; "true" is 128, "ab" 129, and 130 a special token."""
     tokens = {code: bytes([code]) for code in range(128)} | {128: b"true", 129: b"ab", 130: b"<stop>"}
-    return vocabulary_of(tokens, {130}, 132)
+    return vocabulary_of(tokens, {"<stop>": 130}, 132)

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 
 from model_svc.grammar import compiler
 from model_svc.grammar.compiler import GrammarCompiler, verdict_on
+from model_svc.grammar.library import new_matcher
+from model_svc.grammar.vocabulary import vocabulary_of
 from tests.fakes.tokenizers_trained import TRAINED
 from tests.model_svc.grammar.conftest import Trained
-from tokenwire.constraints import JSON_OBJECT, Constraint, ConstraintForm, choice, ebnf, json_schema, regex
+from tokenwire.constraints import JSON_OBJECT, Constraint, ConstraintForm, FreeText, choice, ebnf, json_schema, regex
 from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded
 
 
@@ -189,3 +193,33 @@ def test_without_a_model_or_a_tokenizer_every_constraint_is_refused_with_the_rea
             made.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_form_begins_behind_free_text_where_that_is_said(special: bool) -> None:
+    """The closing marker is a special token of the vocabulary, or text like any other."""
+    opening, closing = ("[T]", "[/T]") if special else ("<think>", "</think>")
+    tokens = {code: bytes([code]) for code in range(128)} | {130: b"[T]", 131: b"[/T]"}
+    known = vocabulary_of(tokens, {"[T]": 130, "[/T]": 131}, 132)
+
+    def accepts(before: FreeText, text: str) -> bool:
+        verdict, _ = verdict_on(replace(regex("[ab]{2}"), before=before), known)
+        ids: list[int] = []
+        for piece in re.split(r"(\[/?T\])", text):
+            ids += [known.special[piece]] if piece in known.special else list(piece.encode())
+        matcher = new_matcher(known, verdict.take())
+        return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+    begun, perhaps = FreeText(opening, closing, is_open=True), FreeText(opening, closing)
+    for text, if_begun, if_not in (
+        ("ab", False, True),
+        (f"well, ab or so{closing}ab", True, False),
+        (f"{closing}\n\nab", True, False),
+        (f"{opening}well{closing} \nab", not special, True),
+        (f"{opening}{closing}ab", not special, True),
+        (f"{opening}well", False, False),
+        (f"{opening}well{closing}xy", False, False),
+        (f"{opening}a{closing}b{closing}ab", False, False),
+    ):
+        assert accepts(begun, text) is if_begun, text
+        assert accepts(perhaps, text) is if_not, text

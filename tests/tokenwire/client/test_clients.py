@@ -19,6 +19,7 @@ from tokenwire.errors import (
     Overloaded,
     Unavailable,
 )
+from tokenwire.v1 import common_pb2 as pb
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +132,35 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"json_schema": {"type": "integer"}}, pb.Constraint(json_schema='{"type": "integer"}')),
+        ({"json_schema": "true"}, pb.Constraint(json_schema="true")),
+        ({"json_object": True}, pb.Constraint(json_object=True)),
+        ({"json_object": False}, pb.Constraint()),
+        ({"regex": "[ab]"}, pb.Constraint(regex="[ab]")),
+        ({"choice": ["yes", "no"]}, pb.Constraint(choice=pb.ChoiceConstraint(texts=["yes", "no"]))),
+        ({"ebnf": 'root ::= "a"'}, pb.Constraint(ebnf='root ::= "a"')),
+    ],
+)
+def test_what_the_output_must_look_like_reaches_the_wire(
+    client: Client, gateway: FakeGateway, options: dict, expected: pb.Constraint
+) -> None:
+    client.generate("a", **options).outputs()
+    client.chat("a", **options).outputs()
+    assert [request.options.constraint for request in gateway.requests[-2:]] == [expected, expected]
+
+
+@pytest.mark.parametrize(
     ("options", "field"),
     [
+        ({"json_schema": {"const": float("nan")}}, "json_schema"),
+        ({"json_schema": {"const": object()}}, "json_schema"),
+        ({"regex": 5}, "regex"),
+        ({"choice": ["a", None]}, "choice[1]"),
+        ({"choice": []}, "options.constraint.choice.texts"),
+        ({"ebnf": "\ud800"}, "ebnf"),
+        ({"regex": "a", "json_object": True}, "constraint"),
         ({"max_tokens": 99_999_999_999}, "options.stop.max_tokens"),
         ({"truncation_side": "middle"}, "truncation_side"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens"),

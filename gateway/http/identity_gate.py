@@ -1,0 +1,51 @@
+"""Lets HTTP requests in whose caller is known. Covers every path; a few answer everybody."""
+
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.http.connection import connection_of
+from gateway.http.errors import error_response
+from gateway.identity.identifier import Identifier
+from gateway.identity.identity import CURRENT, NOBODY
+from tokenwire.errors import PermissionDenied, TokenwireError
+
+HEALTH_PATHS = ("/healthz", "/readyz")
+METRICS_PATH = "/metrics"
+
+
+class IdentityGate:
+    """ASGI middleware, behind the one that gives request ids."""
+
+    def __init__(self, app: ASGIApp, identifier: Identifier, *, open_health: bool, open_metrics: bool) -> None:
+        self._app = app
+        self._identifier = identifier
+        self._open = (HEALTH_PATHS if open_health else ()) + ((METRICS_PATH,) if open_metrics else ())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on with the caller's proof, or answer 401."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path in self._open:
+            CURRENT.set(NOBODY)
+        else:
+            given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+            try:
+                proof = await self._identifier.identify(given, lambda: names_of(scope))
+                if path == METRICS_PATH and not proof.identity().admin:
+                    raise PermissionDenied("metrics are for callers with admin rights", reason="ADMIN_ONLY")
+            except TokenwireError as error:
+                await error_response(error)(scope, receive, send)
+                return
+            CURRENT.set(proof)
+        await self._app(scope, receive, send)
+
+
+def names_of(scope: Scope) -> Sequence[str]:
+    """The DNS names, URIs and common name of the client's certificate; nothing where it showed none."""
+    certificate = connection_of(scope).transport.get_extra_info("peercert") or {}
+    names = [value for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI")]
+    names += [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    return names

@@ -1,0 +1,56 @@
+"""The Triton kernels of adapters without a GPU: interpreted in a process of their own, and compiled for GPUs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed; its interpreter checks the kernels (extra: dev)")
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from model_svc.model.triton_adapters import BLOCK_K, BLOCK_N, BLOCK_R, DOWN, UP, Packing
+
+ROOT = Path(__file__).parents[3]
+POINTERS = {"x": "*bf16", "out": "*bf16", "hidden": "*fp32", "tokens": "*i64", "starts": "*i64", "table": "*i64",
+            "parts": "*i64"}  # fmt: skip
+
+
+def test_under_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "tests/interpreted/test_adapters.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    print(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("block_m", [16, 64])
+@pytest.mark.parametrize("kernel", [DOWN, UP], ids=["down", "up"])
+def test_it_compiles_and_fits(kernel: Any, block_m: int, capability: int) -> None:
+    sizes = {"BLOCK_K": BLOCK_K} if kernel is DOWN else {"BLOCK_N": BLOCK_N}
+    constants = {"BLOCK_M": block_m, "BLOCK_R": BLOCK_R, "INTERPRETED": False, **sizes}
+    names: list[str] = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
+    source = ASTSource(
+        fn=kernel, signature=signature, constexprs={(names.index(name),): value for name, value in constants.items()}
+    )
+    compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+    assert compiled.metadata.shared <= 48 * 2**10, "several programs share a core"
+
+
+def test_the_interpreter_is_not_on_in_this_process() -> None:
+    assert type(DOWN).__name__ == "JITFunction", "or nothing here has been compiled"
+
+
+def test_packed_matrices_are_aligned_and_whole() -> None:
+    packing, matrices = Packing(torch.bfloat16), [torch.randn(3, 5).bfloat16(), torch.randn(16).bfloat16()]
+    begins = [packing.add(matrix) for matrix in matrices]
+    flat = packing.flat(pinned=False)
+    assert begins == [0, 16] and len(flat) == 32
+    for begin, matrix in zip(begins, matrices, strict=True):
+        assert torch.equal(flat[begin : begin + matrix.numel()], matrix.flatten())

@@ -1,0 +1,46 @@
+"""Constraints on their way through the tokenizer tier: unchanged but for the reasoning an answer may begin with."""
+
+import asyncio
+from pathlib import Path
+
+from tests.fakes.live_tokenizer_tier import TextPeer, live_tokenizer_tier, text_request
+from tests.fakes.model_tier import fake_model_tier
+from tests.fakes.tokenizers_trained import write_folder
+from tests.fakes.tool_model import tool_folder
+from tests.tokenizer_svc.test_answers import ASK, chosen
+from tokenizer_svc.chat_template import Conversation
+from tokenwire.constraints import FreeText, regex
+from tokenwire.v1 import common_pb2
+from tokenwire.wire import options_from_wire
+
+
+def test_what_an_answer_may_begin_with_is_known_from_the_template_and_the_prompt(tmp_path: Path) -> None:
+    reasons, plain = chosen(tool_folder(tmp_path / "tools")), chosen(write_folder(tmp_path / "plain"))
+    conversation = Conversation(ASK)
+    assert reasons.free_text(conversation, "hi") == FreeText("<think>", "</think>")
+    assert reasons.free_text(conversation, "hi <think>\n") == FreeText("<think>", "</think>", is_open=True)
+    assert reasons.free_text("a text", "<think>") is None and reasons.free_text((1, 2), "<think>") is None
+    assert plain.free_text(conversation, "<think>") is None
+
+
+def test_a_constraint_goes_down_and_the_form_is_asked_of_the_answer_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        folder = tool_folder(tmp_path)
+        async with fake_model_tier() as below, live_tokenizer_tier(folder, below) as live:
+            peer = await TextPeer.open(live)
+            text = text_request("Once")
+            conversation = text_request()
+            conversation.conversation.messages.add(role="user", content="hi")
+            theirs = text_request()
+            theirs.CopyFrom(conversation)
+            for request in (text, conversation, theirs):
+                request.options.constraint.regex = "[ab]+"
+            theirs.options.constraint.before.MergeFrom(common_pb2.FreeText(opening="<x>", closing="</x>"))
+            for handle, request in enumerate((text, conversation, theirs), 1):
+                await peer.submit(handle, request)
+                found = options_from_wire((await below.request(handle - 1)).request.options).constraint
+                assert found is not None and found.form is regex("a").form and found.text == "[ab]+"
+                expected = [None, FreeText("<think>", "</think>"), FreeText("<x>", "</x>")]
+                assert found.before == expected[handle - 1]
+
+    asyncio.run(main())
