@@ -4,6 +4,7 @@ Reads its settings from the socket FD, loads the model, then loops: take what ca
 the gRPC process is gone.
 """
 
+import gc
 import importlib
 import logging
 import signal
@@ -27,6 +28,8 @@ log = logging.getLogger("model_svc.engine")
 
 RUNNERS = {"torch": "model_svc.runner", "mock": "model_svc.engine.mock_runner"}
 """Modules whose `build_runner(settings)` makes the runner; imported late so that the mock never loads torch."""
+GC_THRESHOLDS = (20_000, 20, 50)
+"""A look through everything takes as long as ten steps where the cache has hundreds of thousands of blocks."""
 
 
 def main() -> None:
@@ -38,6 +41,9 @@ def main() -> None:
         (settings,) = link.receive(timeout_s=None)
         engine = build(link, settings)
         if engine is not None:
+            gc.collect()
+            gc.freeze()  # the model and the blocks stay as long as the process does
+            gc.set_threshold(*GC_THRESHOLDS)
             try:
                 loop(link, engine)
             finally:
