@@ -27,7 +27,7 @@ demo: $(VENV)/.made-all ## The same without staying: stream one answer, print it
 test: check model ## Check, then run every test that needs nothing but Python
 	$(BIN)/python -m pytest -m "not extended" $(ARGS)
 
-test-all: $(VENV)/.made-dev ## Run the tests that need more (Docker, other languages); after `make test`
+test-all: $(VENV)/.made-dev ## Run the tests that need more (Docker, other languages, other people's clients); after `make test`
 	$(BIN)/python -m pytest -m extended $(ARGS) || test $$? -eq 5  # 5: there are none
 
 check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and its stubs

@@ -40,7 +40,9 @@ class TierState:
         return common_pb2.ModelCard(
             name=info.model,
             fingerprint=self._fingerprint,
-            max_context_tokens=info.max_context_tokens,
+            max_context_tokens=(
+                min(info.max_context_tokens, info.max_step_tokens) if info.whole_sequences else info.max_context_tokens
+            ),
             vocab_size=info.vocab_size,
             block_size=0 if info.whole_sequences else info.block_size,
             hash_scheme="" if info.whole_sequences else self.hash_scheme,

@@ -77,7 +77,8 @@ class ModelTier:
             "serving",
             extra=fields(
                 model=info.model, device=info.device, dtype=info.dtype, attention=info.attention,
-                max_context_tokens=info.max_context_tokens, kv_blocks=info.num_blocks, block_size=info.block_size,
+                max_context_tokens=info.max_context_tokens, kv_blocks=0 if info.whole_sequences else info.num_blocks,
+                block_size=0 if info.whole_sequences else info.block_size,
                 **{f"{phase}_s": seconds for phase, seconds in info.phases_s.items()},
             ),
         )  # fmt: skip

@@ -32,6 +32,8 @@ TABLE = 65_536
 MAX_CONTEXT_TOKENS = 8_192
 LEASE = common_pb2.AdmissionCredit(requests=4_096, tokens=2**31, ttl_ms=10_000)
 MAX_BATCH_SIZE = 4_096
+IDLE_S = 1.0
+"""How often an idle session is leased room anew."""
 
 
 class Sequence:
@@ -95,7 +97,11 @@ class TokenSession:
             if self._ending:
                 return None
             self._wake.clear()
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                return self._step()  # with nothing but a new lease, as the model tier sends it
             self._due_s = time.monotonic()
         if self._step_s:
             now_s = time.monotonic()

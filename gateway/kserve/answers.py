@@ -9,6 +9,7 @@ from gateway.kserve.model import OUTPUT_DATATYPES, TEXT_INPUT, VERSION
 from gateway.kserve.request import FINAL, InferRequest
 from gateway.kserve.tensors import add_output
 from gateway.streams import Event
+from tokenwire.errors import TokenwireError
 from tokenwire.kserve import inference_pb2 as pb
 from tokenwire.requests import FinishReason, Terminal, TokenLogprob
 
@@ -41,16 +42,18 @@ class Row:
         """All of its tokens, once it has ended."""
         return self.terminal.usage.completion_tokens if self.terminal is not None else 0
 
-    def add(self, event: Event) -> None:
-        """Take what is new. Raises the error that ended it, under the names of this protocol."""
-        if event.terminal is not None and (error := error_of(event.terminal)) is not None:
-            raise renamed(error, self.field)
-        self.terminal = event.terminal
+    def add(self, event: Event) -> TokenwireError | None:
+        """Take what is new. The error that ended it, under the names of this protocol; None: it has not."""
         self.pieces.append(event.text)
         self.num_new_tokens += event.num_tokens
         if event.logprobs is not None:
             self.logprobs += event.logprobs.tokens
             self.cumulative += sum(token.logprob for token in event.logprobs.tokens)
+        error = None if event.terminal is None else error_of(event.terminal)
+        if error is not None:
+            return renamed(error, self.field)
+        self.terminal = event.terminal
+        return None
 
     def take(self) -> None:
         """What was new has been said."""
@@ -81,27 +84,28 @@ class Answers:
         return self._num_open == 0
 
     def collect(self, events: Iterable[Event]) -> Iterator[Row]:
-        """Take what has come, row by row. Raises the error of a row, which is the request's."""
+        """Take what has come, row by row. Raises the error of a row, which is the request's, behind its last text."""
         for event in events:
             row = self._rows[event.prompt][event.choice]
-            row.add(event)
+            error = row.add(event)
             self._num_open -= row.terminal is not None
-            yield row
+            if error is None or event.text:
+                yield row
+            if error is not None:
+                raise error
 
-    def on_stream(self, events: Iterable[Event]) -> list[pb.ModelInferResponse]:
+    def on_stream(self, events: Iterable[Event]) -> Iterator[pb.ModelInferResponse]:
         """Take what has come; what is to be sent for it now. Raises as `collect` does."""
-        responses: list[pb.ModelInferResponse] = []
         empty_final = self._request.empty_final
         for row in self.collect(events):
             if self._request.stream:
-                responses.append(self._response([row], final=self.over and not empty_final))
+                yield self._response([row], final=self.over and not empty_final)
                 row.take()
         if self.over:
             if not self._request.stream:
-                responses.append(self.whole(final=not empty_final))
+                yield self.whole(final=not empty_final)
             if empty_final:
-                responses.append(self._head(final=True))
-        return responses
+                yield self._head(final=True)
 
     def whole(self, *, final: bool | None = None) -> pb.ModelInferResponse:
         """One answer with every row. `final`: whether it ends the request on a stream; None: it is not on one."""

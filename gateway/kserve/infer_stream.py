@@ -6,7 +6,7 @@ texts of its requests coalesce, and past a bound no more of its requests are rea
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -34,15 +34,15 @@ class _Running:
         self.stream = stream
         self.answers = answers
 
-    def take(self) -> list[pb.ModelStreamInferResponse]:
-        """What is to be sent now. An error is the last of it."""
+    def take(self) -> Iterator[pb.ModelStreamInferResponse]:
+        """What is to be sent now. Raises the error that ended it, behind the last text before it."""
         try:
-            responses = self.answers.on_stream(self.stream.take_events())
-            return [pb.ModelStreamInferResponse(infer_response=response) for response in responses]
+            for response in self.answers.on_stream(self.stream.take_events()):
+                yield pb.ModelStreamInferResponse(infer_response=response)
         except TokenwireError as error:
             self.record.failed(error)
             self.stream.close()
-            return [self.answers.failed(renamed(error, TEXT_INPUT).message)]
+            raise renamed(error, TEXT_INPUT) from None
 
     def close(self) -> None:
         """Cancel what still runs, count and log."""
@@ -54,9 +54,14 @@ class _Running:
 class InferStream:
     """The server's side of one call."""
 
-    def __init__(self, generation: Generation, on_close: Callable[["InferStream"], None]) -> None:
+    def __init__(
+        self, generation: Generation, on_close: Callable[["InferStream"], None], *, errors_end_call: bool = False
+    ) -> None:
+        """`errors_end_call`: the first request's error is the call's status, and ends the others with it."""
         self._generation = generation
         self._on_close = on_close
+        self._errors_end_call = errors_end_call
+        self._ends_with: TokenwireError | None = None
         self._running: set[_Running] = set()
         self._ready: dict[_Running, None] = {}
         """Those with something to send, longest waiting first."""
@@ -120,6 +125,10 @@ class InferStream:
         except TokenwireError as error:
             record.failed(error)
             record.close()
+            if self._errors_end_call:
+                self._ends_with = renamed(error, TEXT_INPUT)
+                self._wake.set()
+                return
             head = pb.ModelInferResponse(model_name=message.model_name, model_version=VERSION, id=message.id)
             head.parameters[FINAL].bool_param = True
             self._refused.append(failed(renamed(error, TEXT_INPUT).message, head))
@@ -138,6 +147,8 @@ class InferStream:
     async def _write(self, context: Any) -> None:
         """Send what there is, one request after the other, as fast as the client takes it."""
         while True:
+            if self._ends_with is not None:
+                raise self._ends_with
             if self._refused:
                 await context.write(self._refused.popleft())
                 self._room.set()
@@ -154,8 +165,13 @@ class InferStream:
 
     async def _send(self, running: _Running, context: Any) -> None:
         del self._ready[running]
-        for response in running.take():
-            await context.write(response)
+        try:
+            for response in running.take():
+                await context.write(response)
+        except TokenwireError as error:
+            if self._errors_end_call:
+                raise
+            await context.write(running.answers.failed(error.message))
         if running.stream.over:
             self._running.discard(running)
             self._ready.pop(running, None)

@@ -14,15 +14,22 @@ from typing import Any
 from gateway.http.body import body_of, invalid, refuse_extras
 from gateway.http.fields import GenerationFields
 from gateway.kserve.model import PARAMETER_TENSORS
-from gateway.kserve.structured import NAMES, constraint_of
 from gateway.kserve.tensors import Tensor
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import refuse
 
 JSON_INPUT = "sampling_parameters"
+MAX_JSON_CHARS = 2**20
+"""Of the object: it is read at once, and a schema in it may be a quarter of that."""
 
-OTHER_NAMES = {"random_seed": "seed", "stop_words": "stop", "min_length": "min_tokens", "num_return_sequences": "n"}
-"""TensorRT-LLM's words."""
+OTHER_NAMES = {
+    "random_seed": "seed",
+    "stop_words": "stop",
+    "min_length": "min_tokens",
+    "num_return_sequences": "n",
+    "guided_decoding": "structured_outputs",
+}
+"""TensorRT-LLM's words, and an earlier one of vLLM's."""
 
 INTEGER_NAMES = {"top_k", "seed", "n", "max_tokens", "min_tokens", "logprobs", "beam_width", "best_of"}
 NUMBER_NAMES = {
@@ -32,7 +39,9 @@ FLAG_NAMES = {
     "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output", "truncate",
     "split_special_tokens", "speculation", "use_beam_search", "early_stopping", "detokenize",
 }  # fmt: skip
-JSON_NAMES = {"stop_token_ids", "logit_bias", "allowed_token_ids", "banned_sequences"}
+JSON_NAMES = {
+    "stop_token_ids", "logit_bias", "allowed_token_ids", "banned_sequences", "structured_outputs", "response_format",
+}  # fmt: skip
 """Lists and objects, which a parameter carries as JSON text."""
 
 ELSEWHERE = {
@@ -65,18 +74,10 @@ class InferFields(GenerationFields):
     """How many of the likeliest tokens beside each."""
     lora_name: str | None = None
     """An adapter of the model."""
-    structured_outputs: Any = None
-    guided_decoding: Any = None
-    """What the output must look like; see `structured.py`."""
 
     def full_options(self) -> GenerationOptions:
         """How to generate, checked, with what only this protocol's fields say. Raises InvalidRequest."""
-        found = [constraint_of(name, value) for name in NAMES if (value := getattr(self, name)) is not None]
-        if len(found) > 1:
-            raise invalid(NAMES[0], f"{' and '.join(NAMES)} are two words for one thing: give one of them")
-        options = replace(
-            self.options(logprobs=self.logprobs), adapter=self.lora_name or "", constraint=found[0] if found else None
-        )
+        options = replace(self.options(logprobs=self.logprobs), adapter=self.lora_name or "")
         refuse(options.violations())
         return options
 
@@ -117,6 +118,8 @@ def _given(parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iter
 
 
 def _json_object(text: str) -> dict[str, Any]:
+    if len(text) > MAX_JSON_CHARS:
+        raise invalid(JSON_INPUT, f"{len(text)} characters are too many: at most {MAX_JSON_CHARS}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

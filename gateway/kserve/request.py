@@ -19,6 +19,9 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
 PRIORITY, TIMEOUT = "priority", "timeout"
 
+MAX_PARAMETERS = 64
+"""Of one request: more than there are names."""
+
 LOWEST_LEVEL = 2 * MAX_PRIORITY + 1
 """Triton's levels begin with 1, the most urgent; so many have a priority here."""
 
@@ -71,6 +74,8 @@ class InferRequest:
 def read_request(message: pb.ModelInferRequest) -> InferRequest:
     """What it asks for. Raises InvalidRequest and NotFound."""
     refuse_version(message.model_version)
+    if len(message.parameters) > MAX_PARAMETERS:
+        raise invalid("parameters", f"{len(message.parameters)} are too many: at most {MAX_PARAMETERS}")
     parameters = {name: _value(name, parameter) for name, parameter in message.parameters.items()}
     empty_final = _flag(EMPTY_FINAL, parameters.pop(EMPTY_FINAL, False))
     priority = _priority(parameters.pop(PRIORITY, 0))
@@ -167,6 +172,8 @@ def _prepend(tensors: Mapping[str, Tensor], stream: bool) -> bool:
 def _outputs(message: pb.ModelInferRequest, tensors: Mapping[str, Tensor]) -> frozenset[str]:
     """Those that are named; when none is, all but what takes work or says nothing, unless it is asked for."""
     named: set[str] = set()
+    if len(message.outputs) > len(OUTPUT_DATATYPES):
+        raise invalid("outputs", f"{len(message.outputs)} are too many: there are {len(OUTPUT_DATATYPES)}")
     for output in message.outputs:
         if output.name not in OUTPUT_DATATYPES:
             known = ", ".join(OUTPUT_DATATYPES)

@@ -22,6 +22,9 @@ from tokenwire.version import __version__
 
 REQUEST_ID, TRACEPARENT = "x-request-id", "traceparent"
 
+STATUS_ERRORS = "triton_grpc_error"
+"""Metadata with which Triton's clients ask for an error on a stream as the call's status."""
+
 
 class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     """The protocol's side of the gateway."""
@@ -115,7 +118,8 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> None:
         """Many requests, each with as many answers as it takes."""
         self._generation.refuse_when_draining()
-        stream = InferStream(self._generation, self._streams.discard)
+        errors_end_call = _metadata(context, STATUS_ERRORS).lower() == "true"
+        stream = InferStream(self._generation, self._streams.discard, errors_end_call=errors_end_call)
         self._streams.add(stream)
         await stream.run(messages, context, _metadata(context, TRACEPARENT))
 

@@ -16,6 +16,9 @@ from tokenwire.kserve import inference_pb2 as pb
 MAX_RANK = 4
 """Dimensions of an input; more mean nothing to a model of texts."""
 
+MAX_ELEMENTS = 4096
+"""Of one input: more than there may be texts in a request, and more than any other input means."""
+
 FORMATS = {
     "BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q",
     "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "FP32": "f", "FP64": "d",
@@ -61,6 +64,9 @@ def read_inputs(request: pb.ModelInferRequest, known: Mapping[str, Sequence[str]
             raise invalid(name, "it is given twice")
         _check(message, known[name])
         num_elements = math.prod(message.shape)
+        if num_elements > MAX_ELEMENTS:
+            shown = list(message.shape)
+            raise invalid(name, f"shape {shown} is not allowed: at most {MAX_ELEMENTS} elements")
         if not raw:
             values = _typed(message, num_elements)
         elif message.HasField("contents"):
@@ -91,9 +97,9 @@ def _typed(message: pb.ModelInferRequest.InferInputTensor, num_elements: int) ->
     for field, _ in message.contents.ListFields():
         if field.name != wanted:
             raise invalid(message.name, f"its elements are in {field.name}: those of {message.datatype} go in {wanted}")
-    values = tuple(getattr(message.contents, wanted))
+    values = getattr(message.contents, wanted)
     _check_number(message.name, len(values), num_elements)
-    return values
+    return tuple(values)
 
 
 def _raw(message: pb.ModelInferRequest.InferInputTensor, data: bytes, num_elements: int) -> tuple[Any, ...]:
@@ -109,6 +115,8 @@ def _raw_bytes(name: str, data: bytes, num_elements: int) -> tuple[bytes, ...]:
     values: list[bytes] = []
     position = 0
     while position < len(data):
+        if len(values) == num_elements:
+            raise invalid(name, f"its bytes go on behind the {num_elements} elements that its shape means")
         begin = position + LENGTH.size
         if begin > len(data):
             raise invalid(name, f"its bytes end within the length of element {len(values)}")

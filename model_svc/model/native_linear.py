@@ -7,11 +7,11 @@ torch's own product is not used.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model_svc.model.loader import LoadedModel
 from model_svc.model.merged_linear import mergeable
 from model_svc.native import kernels
 from model_svc.native.kernels import Adapted
@@ -58,14 +58,13 @@ def no_adapters() -> None:
     return None
 
 
-def pack_linears(model: LoadedModel) -> int:
-    """Pack the linear layers of `model` that nobody else shares, in place, and its output head; how many it was.
+def pack_linears(module: Any) -> int:
+    """Pack the linear layers of a model that nobody else shares, in place, and its output head; how many it was.
 
-    A head that shares the embeddings' weight gets a packed copy of its own.
+    `module`: of `transformers`. A head that shares the embeddings' weight gets a packed copy of its own.
     """
-    module: nn.Module = model.module
     places = {name: layer for layer, name in mergeable(module).items()}
-    head = model.module.get_output_embeddings()
+    head = module.get_output_embeddings()
     for name, layer in module.named_modules():
         if layer is head and type(layer) is nn.Linear:
             places[name] = layer

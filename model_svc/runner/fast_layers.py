@@ -80,7 +80,7 @@ def with_fast_layers(
     quantize(model, settings.quantization, natively=natively and model.dtype == torch.bfloat16)
     if not natively:
         return model
-    pack_linears(model)
+    pack_linears(model.module)
     decoder = native_decoder(model) if backend.name == "native" else None
     log.info("forward pass: %s", "CPU kernels" if decoder else "transformers, with packed linear layers")
     return replace(model, decoder=decoder)

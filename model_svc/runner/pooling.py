@@ -84,13 +84,14 @@ class Pooler:
         """[num_slots, hidden_size] float32: of whoever has the slot."""
 
     @staticmethod
-    def plan(batch: ScheduledBatch) -> PoolPlan | None:
-        """What of a step is embedded; None: nothing."""
+    def plan(batch: ScheduledBatch, order: Ints | None = None) -> PoolPlan | None:
+        """What of a step is embedded; None: nothing. `order`: of the rows in the flattened row; None: `row_order`'s."""
         embedded = [index for index, row in enumerate(batch.rows) if row.sequence.embedding is not None]
         if not embedded:
             return None
         num_new = np.array([row.num_new_tokens for row in batch.rows], dtype=np.int64)
-        order = row_order(np.array([row.start for row in batch.rows], dtype=np.int64), num_new)
+        if order is None:
+            order = row_order(np.array([row.start for row in batch.rows], dtype=np.int64), num_new)
         first_token = np.empty(len(order), dtype=np.int64)
         first_token[order] = np.cumsum(num_new[order]) - num_new[order]
         rows = [batch.rows[index] for index in embedded]

@@ -17,7 +17,13 @@ from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 class LiveTier:
     tier: ModelTier
     channel: grpc.aio.Channel
+    registry: CollectorRegistry
     port: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Engine steps that computed something, as far as they were reported."""
+        return int(self.registry.get_sample_value("tokenwire_model_steps_total") or 0)
 
     @property
     def stub(self) -> model_pb2_grpc.ModelServiceStub:
@@ -34,11 +40,12 @@ class LiveTier:
 @asynccontextmanager
 async def live_model_tier(**settings: object) -> AsyncIterator[LiveTier]:
     values = {"engine": "mock", "port": 0, "metrics_port": 0, "mock_step_ms": 1.0, "drain_timeout_s": 2.0, **settings}
-    tier = ModelTier(ModelTierSettings(**values), CollectorRegistry())  # type: ignore[arg-type]
+    registry = CollectorRegistry()
+    tier = ModelTier(ModelTierSettings(**values), registry)  # type: ignore[arg-type]
     port = await tier.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield LiveTier(tier, channel, port)
+            yield LiveTier(tier, channel, registry, port)
     finally:
         await tier.drain()
 

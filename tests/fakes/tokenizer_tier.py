@@ -47,6 +47,8 @@ class Job:
     handle: int
     choice: int
     request: Any
+    num_steps: int
+    """Steps of the tier before it came."""
     task: asyncio.Task[None] | None = None
 
 
@@ -66,7 +68,7 @@ class FakeSession:
         for submit in frame.submits:
             self.tier.requests.append(submit.request)
             for choice in range(submit.request.options.num_choices or 1):
-                job = Job(submit.handle + choice, choice, submit.request)
+                job = Job(submit.handle + choice, choice, submit.request, self.tier.num_steps)
                 self.outbox.open(job.handle)
                 self.jobs[job.handle] = job
                 job.task = asyncio.ensure_future(self.run(job))
@@ -112,7 +114,7 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.server: GrpcServer | None = None
         self.port = 0
         self._changed = asyncio.Event()
-        self._steps = 0
+        self.num_steps = 0
 
     @property
     def target(self) -> str:
@@ -127,7 +129,7 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     def step(self) -> None:
         """Let every `!step` prompt send its next word."""
-        self._steps += 1
+        self.num_steps += 1
         self._changed.set()
 
     def note_cancel(self, reason: CancelReason) -> None:
@@ -160,10 +162,9 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
             raise Unavailable("no model tier is ready")
         limit = options.stop.max_tokens or 10**6
         num_prompt = len(words) + bool(script)
-        steps_seen = self._steps
         for number, word in enumerate(words[: 1 if script == "!hold" else limit]):
             if script == "!step":
-                while self._steps <= steps_seen + number:
+                while self.num_steps <= job.num_steps + number:
                     await self._wait_change()
             piece = word if number == 0 else f" {word}"
             sent.append(piece)

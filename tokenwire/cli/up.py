@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from tokenwire.cli.answers import Speed
-from tokenwire.cli.examples import QUESTION, examples
+from tokenwire.cli.examples import QUESTION, embedding_examples, examples
 from tokenwire.cli.log_stream import show_line
 from tokenwire.cli.models import store_with_bars
 from tokenwire.cli.processes import TierGroup
@@ -28,7 +28,7 @@ from tokenwire.cli.tiers import (
     tiers_of,
     with_ports,
 )
-from tokenwire.client import AsyncClient, TextDelta
+from tokenwire.client import AsyncClient, ModelCard, TextDelta
 from tokenwire.errors import Internal, Unauthenticated
 from tokenwire.model_catalog import DEFAULT_MODEL
 from tokenwire.models import served_name
@@ -216,7 +216,7 @@ class Up:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _become_ready(self, group: TierGroup) -> None:
-        """Wait for the tiers, then for a token that went through all of them."""
+        """Wait for the tiers, then for a token, or a vector, that went through all of them."""
         waiting = asyncio.create_task(self._say_still_starting(group))
         try:
             await group.wait_ready(self._on_ready)
@@ -224,6 +224,10 @@ class Up:
             waiting.cancel()
         try:
             async with self.client() as client:
+                if all(only_embeds(card) for card in await client.models()):
+                    await client.embed("Hello", timeout_s=FIRST_TOKEN_TIMEOUT_S)
+                    click.echo(f"  first embedding served after {self.seconds():.1f} s")
+                    return
                 (output,) = await client.generate("Hello", max_tokens=1, timeout_s=FIRST_TOKEN_TIMEOUT_S).outputs()
         except Unauthenticated as error:
             if self.api_key:
@@ -270,21 +274,28 @@ async def wait(event: asyncio.Event) -> None:
 
 async def serve(running: Up) -> None:
     """Say where to go, then wait for the end."""
-    names = [served_name(running.settings.model)]
+    names, shown = [served_name(running.settings.model)], examples
     if running.api_key or not running.asks_who:
         async with running.client() as client:
-            names = [card.name for card in await client.models()] or names
+            cards = await client.models()
+        names = [card.name for card in cards] or names
+        shown = embedding_examples if cards and all(map(only_embeds, cards)) else examples
     tls_folder = running.settings.tls_folder
     http_url = f"{'https' if tls_folder else 'http'}://{running.http_target}"
     click.echo(f"\nServing {', '.join(names)}:  gRPC {running.grpc_target}  HTTP {http_url}\n")
     if metrics := metrics_addresses(running.settings):
         click.echo(f"Metrics: {metrics}\n")
-    for title, command in examples(
+    for title, command in shown(
         names[0], running.grpc_target, running.http_target, tls_folder, asks_who=running.asks_who
     ):
         click.echo(f"{title}:\n  {command}\n")
     click.echo("Ctrl-C drains and stops.")
     await wait(running.stop)
+
+
+def only_embeds(card: ModelCard) -> bool:
+    """Whether a model gives vectors and no text."""
+    return "embed" in card.capabilities and "generate" not in card.capabilities
 
 
 def metrics_addresses(settings: UpSettings) -> str:

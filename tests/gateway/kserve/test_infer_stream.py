@@ -114,6 +114,7 @@ def test_what_goes_wrong_with_one_disturbs_no_other() -> None:
             errors = [answer.error_message for answer in answers[name]]
             assert errors[:-1] == [""] * (len(errors) - 1) and said in errors[-1]
             assert is_final(answers[name][-1].infer_response)
+        assert text_of(answers["late"]) == "a b", "what came before the error"
         assert not any(answer.error_message for answer in answers.get("good", []))
         tier.step()
         await asyncio.sleep(0.01)
@@ -122,6 +123,27 @@ def test_what_goes_wrong_with_one_disturbs_no_other() -> None:
         await live.until(lambda: live.count("grpc.model_stream_infer", "invalid_argument") == 4)
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [(streamed("a", parameters={"odd": 1}), InvalidRequest), (streamed("!down"), Unavailable)],
+)
+def test_an_error_ends_the_call_when_that_is_asked_for(wrong: Any, error: type[Exception]) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(live.channel)
+            call = stub.ModelStreamInfer(metadata=(("triton_grpc_error", "true"),))
+            await call.write(streamed("!hang", id="1"))
+            await tier.until(lambda: tier.num_running == 1)
+            await call.write(wrong)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert isinstance(from_rpc_error(caught.value), error)
+            await tier.until(lambda: tier.num_running == 0)
+            await live.until_idle()
+
+    asyncio.run(main())
 
 
 def test_several_texts_on_a_stream_say_which_is_meant() -> None:

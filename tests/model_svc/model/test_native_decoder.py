@@ -32,7 +32,7 @@ def packed(folder: Path, family: str, dtype: str = "float32", quantization: str 
     model = load_model(write_model(folder, family), CPU, dtype)
     merge_linears(model)
     quantize(model, quantization, natively=True)
-    pack_linears(model)
+    pack_linears(model.module)
     return model
 
 
@@ -89,7 +89,7 @@ def test_other_models_keep_their_own_forward_pass(tmp_path: Path, family: str) -
 
 def test_what_is_not_merged_keeps_its_own_forward_pass(tmp_path: Path) -> None:
     model = load_model(write_model(tmp_path, "llama"), CPU, "float32")
-    pack_linears(model)
+    pack_linears(model.module)
     assert native_decoder(model) is None
 
 

@@ -1,8 +1,10 @@
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
+import random
 import sys
 import zipfile
 from collections.abc import Awaitable, Callable
@@ -257,6 +259,36 @@ def test_errors_are_the_status(given: pb.GenerateRequest, error: type[TokenwireE
         assert isinstance(found, error) and said in found.message
         _, (end,) = await answered(stub.Generate(request()))
         assert end.finish_reason == "length"
+
+    run(test)
+
+
+def test_damaged_requests_have_a_status_of_theirs() -> None:
+    """And the stream that runs beside them goes on."""
+
+    async def test(live: LiveTier, stub: Any) -> None:
+        beside = stub.Generate(request(request_id="beside", max_tokens=5000))
+        await beside.read()
+        raw = live.channel.unary_stream("/vllm.grpc.engine.VllmEngine/Generate")
+        rng = random.Random(4)
+        whole = request(5, 6, stop_token_ids=[1], seed=3, n=2, logprobs=1).SerializeToString()
+        allowed = {"INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION"}
+        refused = 0
+        for _ in range(200):
+            data = bytearray(whole)
+            for _ in range(rng.randint(1, 4)):
+                place = rng.randrange(len(data))
+                data[place : place + rng.randrange(4)] = rng.randbytes(rng.randrange(4))
+            call = raw(bytes(data), timeout=20)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await call.read()
+            call.cancel()
+            code = await call.code()
+            refused += code.name in allowed
+            assert code.name in allowed | {"OK", "CANCELLED"}, (code, await call.details(), bytes(data))
+        assert refused > 50
+        assert (await beside.read()).chunk.token_ids
+        beside.cancel()
 
     run(test)
 

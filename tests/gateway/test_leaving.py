@@ -1,0 +1,197 @@
+"""Nothing runs for a client that has gone, or whose time is up: counted in steps of the engine, through all tiers."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.fakes.live_gateway import generate_request
+from tests.fakes.whole_stack import WholeStack, whole_stack
+from tokenwire.v1 import common_pb2, tokenizer_pb2
+
+STEP_MS = 60.0
+MAX_STEPS = 2
+LONG = {"max_tokens": 4000, "ignore_eos": True}
+CHAT = {"messages": [{"role": "user", "content": "hello"}], **LONG}
+
+Leave = Callable[[], Awaitable[None]]
+
+
+def long_options() -> common_pb2.GenerationOptions:
+    options = common_pb2.GenerationOptions()
+    options.stop.max_tokens, options.stop.ignore_eos = 4000, True
+    return options
+
+
+async def http_client(stack: WholeStack, path: str, body: dict[str, Any], *, half_close: bool = False) -> Leave:
+    reader, writer = await asyncio.open_connection("127.0.0.1", stack.gateway.server.http.port)
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    writer.write(head.encode() + content)
+    await writer.drain()
+
+    async def leave() -> None:
+        if half_close:
+            writer.write_eof()
+            await reader.read(-1)
+        writer.close()
+        await writer.wait_closed()
+
+    return leave
+
+
+async def streaming_chat(stack: WholeStack) -> Leave:
+    return await http_client(stack, "/v1/chat/completions", {**CHAT, "stream": True})
+
+
+async def whole_chat(stack: WholeStack) -> Leave:
+    return await http_client(stack, "/v1/chat/completions", CHAT)
+
+
+async def half_closed_chat(stack: WholeStack) -> Leave:
+    return await http_client(stack, "/v1/chat/completions", CHAT, half_close=True)
+
+
+async def many_inputs(stack: WholeStack) -> Leave:
+    return await http_client(stack, "/generate", {"inputs": ["hello", "you", "all"], **LONG})
+
+
+async def grpc_call(stack: WholeStack) -> Leave:
+    call = stack.gateway.stub.Generate(generate_request("hello", options=long_options()))
+    await call.read()
+
+    async def leave() -> None:
+        call.cancel()
+
+    return leave
+
+
+async def grpc_channel(stack: WholeStack) -> Leave:
+    channel = grpc.aio.insecure_channel(stack.gateway.grpc_target)
+    call = channel.unary_stream(
+        "/tokenwire.v1.GenerationService/Generate",
+        request_serializer=lambda message: message.SerializeToString(),
+    )(generate_request("hello", options=long_options()))
+    await call.read()
+
+    async def leave() -> None:
+        await channel.close()
+
+    return leave
+
+
+async def grpc_session(stack: WholeStack, *, cancel: bool) -> Leave:
+    call = stack.gateway.stub.Session()
+    await call.write(tokenizer_pb2.SessionRequest(hello=common_pb2.Hello(protocol_version=1)))
+    await call.read()
+    request = tokenizer_pb2.TextRequest(text="hello", options=long_options())
+    await call.write(tokenizer_pb2.SessionRequest(submits=[tokenizer_pb2.Submit(handle=1, request=request)]))
+    await call.read()
+
+    async def leave() -> None:
+        if cancel:
+            await call.write(tokenizer_pb2.SessionRequest(cancels=[common_pb2.Cancel(handle=1)]))
+        else:
+            call.cancel()
+
+    return leave
+
+
+async def session_that_breaks(stack: WholeStack) -> Leave:
+    return await grpc_session(stack, cancel=False)
+
+
+async def session_that_cancels(stack: WholeStack) -> Leave:
+    return await grpc_session(stack, cancel=True)
+
+
+WAYS = [
+    streaming_chat, whole_chat, half_closed_chat, many_inputs, grpc_call, grpc_channel, session_that_breaks,
+    session_that_cancels,
+]  # fmt: skip
+
+
+async def until_running(stack: WholeStack) -> None:
+    async with asyncio.timeout(20):
+        while not stack.model.tier.engine.load.running or stack.model.num_steps < 3:
+            await asyncio.sleep(0.002)
+
+
+async def steps_until_idle(stack: WholeStack) -> int:
+    """Of the engine, from now until it has nothing left."""
+    before = stack.model.num_steps
+    await stack.until_idle()
+    await asyncio.sleep(2 * STEP_MS / 1000)  # a step that ran on would be reported by then
+    return stack.model.num_steps - before
+
+
+@pytest.mark.parametrize("come", WAYS, ids=[way.__name__ for way in WAYS])
+def test_the_engine_stops_within_two_steps(come: Any, trained_folder: Path) -> None:
+    async def main() -> None:
+        async with whole_stack(trained_folder, mock_step_ms=STEP_MS) as stack:
+            leave = await come(stack)
+            await until_running(stack)
+            await leave()
+            assert await steps_until_idle(stack) <= MAX_STEPS
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("come", WAYS[:4], ids=[way.__name__ for way in WAYS[:4]])
+def test_what_waits_for_a_client_that_has_gone_never_runs(come: Any, trained_folder: Path) -> None:
+    async def main() -> None:
+        async with whole_stack(trained_folder, mock_step_ms=STEP_MS, max_batch_size=1) as stack:
+            leave_first = await streaming_chat(stack)
+            await until_running(stack)
+            leave = await come(stack)
+            async with asyncio.timeout(10):
+                while not stack.model.tier.engine.num_queued:
+                    await asyncio.sleep(0.002)
+            await leave()
+            async with asyncio.timeout(10):
+                while stack.model.tier.engine.num_queued or stack.gateway.server.backends.num_open > 1:
+                    await asyncio.sleep(0.002)
+            assert stack.model.tier.engine.load.running == 1
+            await leave_first()
+            assert await steps_until_idle(stack) <= MAX_STEPS
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["timeout over HTTP", "default", "deadline of gRPC", "timeout of a session"])
+def test_time_that_is_up_stops_the_engine(way: str, trained_folder: Path) -> None:
+    """The limit is the engine's own: it is over there when the caller hears of it, give or take two steps."""
+    limit_s = 10 * STEP_MS / 1000
+
+    async def main() -> None:
+        settings = {"default_timeout_s": limit_s} if way == "default" else {}
+        async with whole_stack(trained_folder, mock_step_ms=STEP_MS, gateway=settings) as stack:
+            if way == "deadline of gRPC":
+                call = stack.gateway.stub.Generate(generate_request("hello", options=long_options()), timeout=limit_s)
+                *_, last = [response async for response in call]
+                assert last.finish.reason == common_pb2.FINISH_REASON_DEADLINE
+            elif way == "timeout of a session":
+                call = stack.gateway.stub.Session()
+                await call.write(tokenizer_pb2.SessionRequest(hello=common_pb2.Hello(protocol_version=1)))
+                await call.read()
+                context = common_pb2.RequestContext(timeout_ms=round(1000 * limit_s))
+                request = tokenizer_pb2.TextRequest(text="hello", options=long_options(), context=context)
+                submit = tokenizer_pb2.Submit(handle=1, request=request)
+                await call.write(tokenizer_pb2.SessionRequest(submits=[submit]))
+                while not (frame := await call.read()).finishes:
+                    pass
+                assert frame.finishes[0].reason == common_pb2.FINISH_REASON_DEADLINE
+                call.cancel()
+            else:
+                asked = {"inputs": "hello", **LONG, **({} if settings else {"timeout": limit_s})}
+                output = (await stack.gateway.http.post("/generate", json=asked)).json()["outputs"][0]
+                assert output["finish_reason"] == "deadline" and output["usage"]["completion_tokens"] > 0
+            assert await steps_until_idle(stack) <= MAX_STEPS
+
+    asyncio.run(main())
