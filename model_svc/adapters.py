@@ -158,6 +158,16 @@ def settle(future: asyncio.Future[None], error: Exception | None) -> None:
         future.exception()  # looked at: nobody need wait
 
 
+def check_at_start(adapters: Sequence[tuple[str, str]], model: str, max_adapters: int) -> None:
+    """Raise FailedPrecondition for adapters, by name and folder, that could not be told apart or are too many."""
+    if len(adapters) > max_adapters:
+        message = f"adapters: {len(adapters)} are named, and {max_adapters} may be loaded (max_adapters)"
+        raise FailedPrecondition(message, reason="TOO_MANY_ADAPTERS")
+    if model in dict(adapters):
+        message = f"adapters: {model!r} is the name that the model is served under; call the adapter otherwise"
+        raise FailedPrecondition(message, reason="ADAPTER_EXISTS")
+
+
 def folder_below(root: str, path: str) -> str:
     """The folder that `path`, absolute or relative to `root`, means, links resolved: `root` or below it.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from model_svc.adapters import Adapters, folder_below
+from model_svc.adapters import Adapters, check_at_start, folder_below
 from model_svc.cache_events import CacheEventLog
 from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from model_svc.engine.batch import RunnerInfo
@@ -96,6 +96,7 @@ class EngineClient:
 
     async def start(self) -> RunnerInfo:
         """Start the process and wait until the model is loaded. Raises the engine's refusal, or Unavailable."""
+        check_at_start(self.settings.adapters, self.settings.served_name, self.settings.max_adapters)
         process = await EngineProcess.start(self.settings)
         if lost := [outcome.error for outcome in process.adapters if outcome.error is not None]:
             await process.kill()

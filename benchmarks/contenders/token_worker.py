@@ -32,23 +32,26 @@ TABLE = 65_536
 MAX_CONTEXT_TOKENS = 8_192
 LEASE = common_pb2.AdmissionCredit(requests=4_096, tokens=2**31, ttl_ms=10_000)
 MAX_BATCH_SIZE = 4_096
+IDLE_S = 1.0
+"""How often an idle session is leased room anew."""
 
 
 class Sequence:
     """One that is being answered."""
 
-    __slots__ = ("began_s", "num_left", "num_prompt", "num_tokens", "place")
+    __slots__ = ("began_s", "first_s", "num_left", "num_prompt", "num_tokens", "place")
 
     def __init__(self, num_prompt: int, num_tokens: int, place: int) -> None:
         self.num_prompt = num_prompt
         self.num_tokens = num_tokens
         self.num_left = num_tokens
         self.place = place
-        self.began_s = time.monotonic()
+        self.began_s = self.first_s = time.monotonic()
+        """When it came, and when its first token was made."""
 
     def end(self, reason: Reason) -> Terminal:
         """Its terminal event."""
-        timings = ModelTimings(decode_s=time.monotonic() - self.began_s)
+        timings = ModelTimings(0.0, self.first_s - self.began_s, time.monotonic() - self.first_s)
         usage = Usage(self.num_prompt, 0, self.num_tokens - self.num_left)
         return Terminal(reason, usage, model_timings=timings)
 
@@ -95,7 +98,11 @@ class TokenSession:
             if self._ending:
                 return None
             self._wake.clear()
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                return self._step()  # with nothing but a new lease, as the model tier sends it
             self._due_s = time.monotonic()
         if self._step_s:
             now_s = time.monotonic()
@@ -113,6 +120,8 @@ class TokenSession:
             place = sequence.place
             token_ids.append(tokens[place])
             sequence.place = place + 1 if place + 1 < TABLE else 0
+            if sequence.num_left == sequence.num_tokens:
+                sequence.first_s = time.monotonic()
             sequence.num_left -= 1
             if not sequence.num_left:
                 ended.append(handle)

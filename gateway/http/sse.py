@@ -161,7 +161,8 @@ class EventStream(Response):
 
     def _keep_alive(self, interval_s: float) -> None:
         """Write a comment where nothing was written since the last look, and look again."""
-        if self._quiet and self._call.connection.writable and all(events.quiet for events in self._direct):
+        quiet = self._quiet and all(events.quiet for events in self._direct)
+        if quiet and self._call.connection.writable and not self._call.connection.transport.is_closing():
             self._call.connection.write_chunk(KEEP_ALIVE.encode())
         self._quiet = True
         for events in self._direct:

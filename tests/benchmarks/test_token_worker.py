@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from benchmarks.contenders import token_worker
 from benchmarks.contenders.token_worker import TokenWorker
 from tokenwire.session import PROTOCOL_VERSION
 from tokenwire.v1 import common_pb2 as pb
@@ -74,8 +75,21 @@ def test_every_sequence_gets_its_tokens_and_one_end(folder: Path, step_s: float)
             for handle, finish in ended.items():
                 assert finish.reason == pb.FINISH_REASON_LENGTH
                 assert (finish.usage.prompt_tokens, finish.usage.completion_tokens) == (3, len(tokens[handle]))
+                assert finish.timings.model.prefill_us >= step_s * 0.5e6
             await call.done_writing()
             assert await asyncio.wait_for(call.read(), 5) is grpc.aio.EOF
+
+    asyncio.run(main())
+
+
+def test_an_idle_session_is_leased_room_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_worker, "IDLE_S", 0.01)
+
+    async def main() -> None:
+        async with session_with(folder) as (call, _):
+            for _ in range(3):
+                frame = await asyncio.wait_for(call.read(), 5)
+                assert frame.credit.requests > 0 and not frame.handles
 
     asyncio.run(main())
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModel,
     BertConfig,
@@ -59,6 +61,12 @@ def write_masked_bert(folder: Path) -> Path:
     torch.manual_seed(0)
     BertForMaskedLM(CONFIGS["bert"]()).save_pretrained(folder)
     return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer.json with as many words as the models have ids: a folder without one is not complete."""
+    words = {f"w{i}": i for i in range(VOCAB_SIZE)}
+    Tokenizer(WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
 
 
 def write_modules(folder: Path, *kinds: str, **pooling: Any) -> None:

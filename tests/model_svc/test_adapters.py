@@ -12,6 +12,7 @@ import pytest
 
 from model_svc.adapters import folder_below
 from model_svc.engine.mock_runner import mock_token
+from model_svc.settings import adapters_of
 from tests.fakes.adapter_folders import adapter_folder
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
 from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
@@ -150,6 +151,27 @@ def test_an_adapter_that_cannot_be_loaded_at_start_refuses_the_start(tmp_path: P
                 pass
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"), [({"served_name": "a"}, "ADAPTER_EXISTS"), ({"max_adapters": 1}, "TOO_MANY_ADAPTERS")]
+)
+def test_names_at_start_are_told_apart_and_counted(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+    async def main() -> None:
+        folder = str(adapter_folder(tmp_path / "x"))
+        with pytest.raises(FailedPrecondition) as caught:
+            async with live_model_tier(adapters=(("a", folder), ("b", folder)), **settings):
+                pass
+        assert caught.value.reason == reason
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("text", ["a", "a=", "=x", "a=x,a=y", " =x", "-a=x", "a b=x", "a" * 129 + "=x"], ids=repr)
+def test_the_setting_is_names_with_folders(text: str) -> None:
+    with pytest.raises(ValueError, match="NAME=FOLDER|one folder for each name"):
+        adapters_of(text)
+    assert adapters_of("a=/x, org/b=y=z,") == (("a", "/x"), ("org/b", "y=z"))
 
 
 def test_adapters_come_back_with_the_next_engine_but_for_those_whose_files_are_gone(tmp_path: Path) -> None:

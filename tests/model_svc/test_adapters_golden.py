@@ -17,7 +17,7 @@ from model_svc.engine.drafting import DraftLimits
 from model_svc.engine.sequence import Sequence
 from model_svc.native.library import why_unavailable
 from tests.fakes.engine_loop import EngineLoop
-from tests.fakes.peft_adapters import ATTENTION, MLP, write_adapter, write_merged
+from tests.fakes.peft_adapters import MLP, write_adapter, write_merged
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import outputs
 from tests.fakes.tiny_models import VOCAB_SIZE, write_model
@@ -35,6 +35,10 @@ TIE = 1e-5
 FEW_BLOCKS = 36
 RNG = random.Random(2)
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "olmo2"]
+OTHER_LAYERS = {
+    "mixtral": ["q_proj", "v_proj"], "deepseek_v3": ["q_a_proj", "kv_b_proj", "o_proj"],
+    "gpt_neox": ["query_key_value", "dense_h_to_4h"], "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
+}  # fmt: skip
 KINDS = {"native": "on", "torch": "off"}
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -187,5 +191,23 @@ def test_an_adapter_of_another_name_and_the_same_content_gives_the_same(
     assert loop.terminals[after.sequence_id].usage.cached_tokens == 0
 
 
-def test_attention_names_are_those_that_peft_takes() -> None:
-    assert set(ADAPTERS["attention"]["target_modules"]) < set(ATTENTION)  # type: ignore[arg-type]
+@pytest.mark.parametrize("cpu_kernels", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("family", OTHER_LAYERS)
+def test_layers_of_other_families(tmp_path: Path, family: str, cpu_kernels: str) -> None:
+    """Whatever a family calls its layers, however they are merged: beside rows without the adapter."""
+    if cpu_kernels == "on" and (why := why_unavailable()):
+        pytest.skip(why)
+    model = write_model(tmp_path / "model", family)
+    adapter = write_adapter(model, tmp_path / "a", target_modules=OTHER_LAYERS[family], size=0.3)
+    references = {
+        "": Reference(str(model)), "a": Reference(str(write_merged(model, adapter, tmp_path / "merged")))
+    }  # fmt: skip
+    loop = EngineLoop(tiny_runner_of(str(model), adapter_folder=str(tmp_path), cpu_kernels=cpu_kernels))
+    assert load_adapters(loop.engine, (("a", str(adapter)),))[0].error is None
+    sequences = [loop.sequence(prompt, 6, **named(name)) for prompt in PROMPTS[:3] for name in references]
+    loop.serve(sequences)
+    for sequence in sequences:
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        assert outputs(sequence) == references[sequence.adapter].greedy(prompt, 6).token_ids
+        other = references["" if sequence.adapter else "a"].greedy(prompt, 6).token_ids
+        assert outputs(sequence) != other

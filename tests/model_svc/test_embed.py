@@ -3,13 +3,17 @@
 import asyncio
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModel
 
 from model_svc.embedding_request import VectorCollector
 from model_svc.engine.mock_runner import EMBEDDING_SIZE, mock_vector
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
+from tests.fakes.tiny_encoders import POSITIONS, write_encoder, write_tokenizer
 from tokenwire.embedding_wire import vectors_from_wire
 from tokenwire.embeddings import MAX_INPUTS, EmbeddingOptions, Pooling
 from tokenwire.errors import (
@@ -22,7 +26,7 @@ from tokenwire.errors import (
     Unavailable,
 )
 from tokenwire.requests import FinishReason, Terminal, Usage
-from tokenwire.status import from_rpc_error
+from tokenwire.status import from_rpc_error, from_wire
 from tokenwire.v1 import common_pb2, model_pb2
 
 Request = model_pb2.ModelServiceEmbedRequest
@@ -195,5 +199,53 @@ def test_the_first_input_that_fails_fails_the_call() -> None:
         collector.on_end(0, Terminal(FinishReason.CANCELLED))
         with pytest.raises(FailedPrecondition, match="first"):
             await collector.vectors()
+
+    asyncio.run(main())
+
+
+def test_an_encoder_embeds_and_generates_nothing(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "tiny", "bert", pooling="cls_token")
+    write_tokenizer(folder)
+    reference = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    inputs = [[5, 6, 7], [8], list(range(10, 50))]
+
+    async def main() -> None:
+        settings = {"engine": "torch", "model": str(folder), "device": "cpu", "threads": 1}
+        async with live_model_tier(**settings) as live:
+            response = await live.stub.Embed(request_of(*inputs))
+            for ids, found in zip(inputs, response.embeddings, strict=True):
+                with torch.inference_mode():
+                    first = reference(input_ids=torch.tensor([ids])).last_hidden_state[0, 0]
+                torch.testing.assert_close(torch.tensor(list(found.values)), first / first.norm(), rtol=0, atol=1e-5)
+            error = await refusal(live, request_of([1] * (POSITIONS + 1)))
+            assert isinstance(error, InvalidRequest) and f"at most {POSITIONS}" in error.message
+            session = await RawSession.open(live.stub)
+            await session.submit({1: token_request([1, 2])})
+            await session.read_until_finished(1)
+            assert from_wire(session.finishes[1].error).reason == "MODEL_DOES_NOT_GENERATE"
+            session.call.cancel()
+            info = await live.stub.GetModelInfo(model_pb2.GetModelInfoRequest())
+            card = info.model
+            assert list(card.capabilities) == [common_pb2.CAPABILITY_EMBED] and card.embedding_size == 32
+            assert (card.block_size, card.hash_scheme, card.max_context_tokens) == (0, "", POSITIONS)
+            assert info.pooling == model_pb2.POOLING_CLS
+            load = (await live.stub.GetLoad(model_pb2.GetLoadRequest())).load
+            assert load.kv_blocks_total == load.kv_blocks_used == 0
+
+    asyncio.run(main())
+
+
+def test_an_encoder_whose_steps_are_shorter_than_its_inputs_says_so(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "tiny", "bert")
+    write_tokenizer(folder)
+
+    async def main() -> None:
+        settings = {"engine": "torch", "model": str(folder), "device": "cpu", "threads": 1, "max_step_tokens": 16}
+        async with live_model_tier(**settings) as live:
+            assert len((await live.stub.Embed(request_of([1] * 16, [2] * 16, [3]))).embeddings) == 3
+            error = await refusal(live, request_of([1] * 17))
+            assert isinstance(error, InvalidRequest) and "max_step_tokens" in error.message
+            info = await live.stub.GetModelInfo(model_pb2.GetModelInfoRequest())
+            assert info.model.max_context_tokens == 16
 
     asyncio.run(main())
