@@ -115,7 +115,7 @@ def run(size: int, concurrency: int, seconds: float) -> dict[str, Any]:
     where = machine()
     with mock_stack(
         model_mock_step_ms=STEP_MS, model_mock_prefill_tokens_per_s=1e12, model_mock_max_context_tokens=131072,
-        model_mock_kv_blocks=524288, model_max_step_tokens=1048576, model_max_queued_tokens=100_000_000,
+        model_mock_kv_blocks=524288, model_max_step_tokens=8192, model_max_queued_tokens=100_000_000,
     ) as stack:  # fmt: skip
         found = in_loop(measured(stack, size, concurrency, seconds))
     return {

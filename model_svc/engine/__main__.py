@@ -4,6 +4,7 @@ Reads its settings from the socket FD, loads the model, then loops: take what ca
 the gRPC process is gone.
 """
 
+import gc
 import importlib
 import logging
 import signal
@@ -27,6 +28,8 @@ log = logging.getLogger("model_svc.engine")
 
 RUNNERS = {"torch": "model_svc.runner", "mock": "model_svc.engine.mock_runner"}
 """Modules whose `build_runner(settings)` makes the runner; imported late so that the mock never loads torch."""
+GC_THRESHOLDS = (20_000, 20, 50)
+"""A look through everything takes as long as ten steps where the cache has hundreds of thousands of blocks."""
 
 
 def main() -> None:
@@ -38,6 +41,9 @@ def main() -> None:
         (settings,) = link.receive(timeout_s=None)
         engine = build(link, settings)
         if engine is not None:
+            gc.collect()
+            gc.freeze()  # the model and the blocks stay as long as the process does
+            gc.set_threshold(*GC_THRESHOLDS)
             try:
                 loop(link, engine)
             finally:
@@ -86,13 +92,21 @@ def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
         window_s=settings.admission_window_ms / 1000,
         window_requests=settings.admission_window_requests,
         tenant_weights=dict(settings.tenant_weights),
-        drafts=DraftLimits(
-            max_drafts=settings.speculation_length if info.takes_drafts else 0,
-            by_default=settings.speculation != "off",
-            by_lookup=settings.speculation in ("off", "ngram", "auto"),
-            by_model=settings.speculation in ("off", "draft", "auto"),
-            adaptive=settings.speculation_adaptive,
-        ),
+        drafts=drafts_of(settings, info),
+    )
+
+
+def drafts_of(settings: EngineSettings, info: RunnerInfo) -> DraftLimits:
+    """How drafts are made. On a GPU not by default: there it has not been measured."""
+    kind = settings.speculation
+    if kind == "auto":
+        kind = "both" if settings.draft_model else "off" if info.device.startswith("cuda") else "ngram"
+    return DraftLimits(
+        max_drafts=settings.speculation_length if info.takes_drafts else 0,
+        by_default=kind != "off",
+        by_lookup=kind in ("off", "ngram", "both"),
+        by_model=kind in ("off", "draft", "both"),
+        adaptive=settings.speculation_adaptive,
     )
 
 

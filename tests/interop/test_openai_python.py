@@ -107,8 +107,7 @@ def test_where_an_answer_ends(client: openai.OpenAI, greedy: str) -> None:
 
 def test_what_moves_the_choice_of_tokens(client: openai.OpenAI, greedy: str) -> None:
     first = chat(client, logprobs=True, max_tokens=1).choices[0].logprobs.content[0].token
-    (token_id,) = (int(key) for key in _ids_of(client, first))  # what the tokenizer makes of the text that came first
-    banned = chat(client, logit_bias={str(token_id): -100}, max_tokens=1).choices[0].message.content
+    banned = chat(client, logit_bias={str(id_of(client, first)): -100}, max_tokens=1).choices[0].message.content
     assert banned != first
     plain, penalised = (
         complete(client, "yes yes yes yes", max_tokens=12, frequency_penalty=penalty, presence_penalty=penalty)
@@ -117,13 +116,14 @@ def test_what_moves_the_choice_of_tokens(client: openai.OpenAI, greedy: str) -> 
     assert plain.choices[0].text != penalised.choices[0].text
 
 
-def _ids_of(client: openai.OpenAI, text: str) -> list[int]:
-    """Ids that stand for exactly this text, found by echoing them."""
+def id_of(client: openai.OpenAI, text: str) -> int:
+    """The id of a token with this text: the last of a prompt that ends with it."""
     answer = httpx.post(
         f"{str(client.base_url).removesuffix('/v1/')}/generate",
         json={"inputs": f"x{text}", "max_tokens": 1, "prompt_logprobs": 0},
     ).json()
-    return [each["token_id"] for each in answer["outputs"][0]["prompt_logprobs"]][-1:]
+    token_id: int = answer["outputs"][0]["prompt_logprobs"][-1]["token_id"]
+    return token_id
 
 
 def test_roles_and_parts(client: openai.OpenAI) -> None:
