@@ -103,7 +103,8 @@ def notes(record: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"- {where['cpu']}, torch {where['versions'].get('torch')}, {record['date']}; {clock}.",
-            f"- {wanted['model']}, {wanted['dtype']}, weights {wanted['quantization']}; speculation "
+            f"- {wanted['model']}, {wanted['dtype']}, weights {wanted['quantization']}, CPU kernels "
+            f"{wanted['cpu_kernels']}; speculation "
             f"{wanted['speculation']}, up to {wanted['length']} drafts, {adapting}{draft}; up to {wanted['tokens']} "
             "tokens a request.",
         ]
@@ -128,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--speculation", default="ngram")
     parser.add_argument("--draft-model", default="", help="folder of a draft model")
     parser.add_argument("--draft-quantization", default="none")
+    parser.add_argument("--cpu-kernels", default="auto", help="off: a token's logits depend on what shares its step")
     parser.add_argument("--length", type=one_or_more, default=8, help="most drafts")
     parser.add_argument("--fixed-length", action="store_true", help="do not adapt the length")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, timed in CPU seconds")
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pairs": given.pairs, "batches": given.batch, "requests": given.requests, "tokens": given.tokens,
         "cases": given.cases, "model": given.model, "dtype": given.dtype, "quantization": given.quantization,
         "speculation": given.speculation, "draft_model": given.draft_model,
-        "draft_quantization": given.draft_quantization, "length": given.length,
+        "draft_quantization": given.draft_quantization, "cpu_kernels": given.cpu_kernels, "length": given.length,
         "adaptive": not given.fixed_length, "cpu_time": given.cpu_time,
         "threads": 1 if given.cpu_time else num_cores(),
     }  # fmt: skip

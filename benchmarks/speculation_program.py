@@ -70,7 +70,7 @@ def main() -> None:
         model=str(folder), device="cpu", dtype=wanted["dtype"], quantization=wanted["quantization"],
         threads=wanted["threads"], max_batch_size=max(2, *wanted["batches"]), max_context_tokens=2048,
         kv_memory=2**30, draft_model=str(resolve(wanted["draft_model"])) if wanted["draft_model"] else "",
-        draft_quantization=wanted["draft_quantization"],
+        draft_quantization=wanted["draft_quantization"], cpu_kernels=wanted["cpu_kernels"],
     )  # fmt: skip
     runner = build_runner(settings)
     cases = [case for case in cases_of(Texts(folder), wanted["batches"]) if wanted["cases"] in case.name]

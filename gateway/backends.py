@@ -16,6 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.identity.identity import identity_of_call
+from gateway.limits.limiter import FREE, Estimate, Lease, Limiter
 from gateway.metrics import GatewayMetrics
 from gateway.room import Room
 from gateway.settings import GatewaySettings
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 HEALTH_RETRY_S = 0.25
 RETRY_AFTER_S = 1.0
 MAX_TRIES = 2
+BYTES_PER_TOKEN = 4
+USUAL_OUTPUT_TOKENS = 256
+"""What a request that does not say is expected to generate, until it has."""
 
 
 def with_retry_time(error: TokenwireError) -> TokenwireError:
@@ -59,6 +63,17 @@ def visible(cards: Iterable[common_pb2.ModelCard]) -> list[common_pb2.ModelCard]
             shown[-1].CopyFrom(card)
             shown[-1].adapters[:] = adapters
     return shown
+
+
+def estimate_of(request: TextRequest, num_choices: int) -> Estimate:
+    """What a request is expected to use, from its size; a token is taken for four bytes."""
+    if request.WhichOneof("input") == "token_ids":
+        prompt_tokens = len(request.token_ids.ids)
+    else:
+        prompt_tokens = -(-request.ByteSize() // BYTES_PER_TOKEN)
+    stop = request.options.stop
+    output_tokens = stop.max_tokens if stop.HasField("max_tokens") else USUAL_OUTPUT_TOKENS
+    return Estimate(prompt_tokens, output_tokens * num_choices)
 
 
 class Backend:
@@ -183,10 +198,12 @@ class Backend:
 class Backends:
     """All tokenizer tiers, and every prompt on its way through them."""
 
-    def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+    def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics, limiter: Limiter | None = None) -> None:
+        """`limiter`: holds tenants to their limits; None: there are none."""
         self.changed = asyncio.Event()
         """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
         self.room = Room(settings.max_concurrent_requests)
+        self._limiter = limiter
         self._metrics = metrics
         targets = settings.tokenizer_targets.split(",") * settings.sessions_per_target
         self.tiers = [
@@ -264,21 +281,44 @@ class Backends:
         for submission in list(self._open):
             submission.fail(error)
 
+    def charge(self, tenant: str, requests: Sequence[TextRequest], num_choices: int) -> list[Lease]:
+        """Charge a tenant for prompts that begin together, all or none; one lease for each. Raises Overloaded."""
+        if self._limiter is None:
+            return [FREE] * len(requests)
+        return self._limiter.admit(tenant, [estimate_of(request, num_choices) for request in requests], num_choices)
+
+    def charge_call(self, tenant: str, num_tokens: int = 0) -> Lease:
+        """Charge a tenant for a call that generates nothing. Raises Overloaded."""
+        if self._limiter is None:
+            return FREE
+        return self._limiter.admit(tenant, [Estimate(num_tokens)])[0]
+
     def submit(
-        self, request: TextRequest, context: RequestContext, sinks: Sequence[Sink], give_up_s: float | None = None
+        self,
+        request: TextRequest,
+        context: RequestContext,
+        sinks: Sequence[Sink],
+        give_up_s: float | None = None,
+        lease: Lease | None = None,
     ) -> Submission:
         """Send a prompt down; one sink per choice. Fills in the request's context.
 
         `give_up_s`: when, on the monotonic clock, the choices end here if no tier below has ended them.
-        Raises InvalidRequest, Overloaded and Unavailable.
+        `lease`: what was charged for it; None: it is charged here.
+        Raises InvalidRequest, NotFound, Overloaded and Unavailable.
         """
-        if self._closing is not None:
-            raise self._closing
-        self._refuse_model(request.model, request.options.adapter)
-        self.room.require(1, len(sinks), context.priority)
-        backend = self._choose()
+        lease = lease or self.charge(context.tenant, [request], len(sinks))[0]
+        try:
+            if self._closing is not None:
+                raise self._closing
+            self._refuse_model(request.model, request.options.adapter)
+            self.room.require(1, len(sinks), context.priority)
+            backend = self._choose()
+        except TokenwireError:
+            lease.give_back()
+            raise
         context = self._with_unique_id(context)
-        submission = Submission(request, context, sinks, self._closed, give_up_s)
+        submission = Submission(request, context, sinks, self._closed, give_up_s, lease)
         self._request_ids.add(context.request_id)
         self.room.enter(submission)
         self._metrics.open_streams.inc()

@@ -7,10 +7,13 @@ holds the others up. Does not know protocols.
 import asyncio
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
+from gateway.backends import BYTES_PER_TOKEN
 from gateway.field_names import with_fields_renamed
 from gateway.generation import Caller, Generation
+from gateway.limits.limiter import Lease
 from gateway.metrics import RequestRecord
 from tokenwire.embedding_wire import embedding_options_to_wire, vectors_from_wire
 from tokenwire.embeddings import EmbeddingOptions, Vector, refuse_inputs
@@ -42,9 +45,13 @@ async def pass_on(
     num_inputs = len(request.texts) + len(request.token_ids)
     record.num_prompts = num_inputs
     generation.refuse_when_draining()
-    with generation.backends.room.taken(num_inputs, caller.context.priority):
-        response = await _call(generation, caller, request)
-    _count(generation, record, num_inputs, usage_from_wire(response.usage))
+    estimate = -(-request.ByteSize() // BYTES_PER_TOKEN)
+    with _charged(generation, caller, estimate) as lease:
+        with generation.backends.room.taken(num_inputs, caller.context.priority):
+            response = await _call(generation, caller, request)
+        usage = usage_from_wire(response.usage)
+        lease.settle(usage.prompt_tokens, 0)
+    _count(generation, record, num_inputs, usage)
     return response
 
 
@@ -77,15 +84,34 @@ async def embed(
             except TokenwireError as error:
                 raise with_fields_renamed(error, lambda field: _moved(field, number * CALL_INPUTS)) from None
 
-    with generation.backends.room.taken(len(inputs), caller.context.priority):
-        tasks = [asyncio.ensure_future(call(number, some)) for number, some in enumerate(_runs(inputs))]
-        try:
-            responses = await asyncio.gather(*tasks)
-        finally:
-            await cancel_and_wait(*tasks)
-    usage = sum((usage_from_wire(response.usage) for response in responses), Usage())
+    estimate = sum(len(each) if not isinstance(each, str) else -(-len(each) // BYTES_PER_TOKEN) for each in inputs)
+    with _charged(generation, caller, estimate) as lease:
+        with generation.backends.room.taken(len(inputs), caller.context.priority):
+            tasks = [asyncio.ensure_future(call(number, some)) for number, some in enumerate(_runs(inputs))]
+            try:
+                responses = await asyncio.gather(*tasks)
+            finally:
+                await cancel_and_wait(*tasks)
+        usage = sum((usage_from_wire(response.usage) for response in responses), Usage())
+        lease.settle(usage.prompt_tokens, 0)
     _count(generation, record, len(inputs), usage)
     return [vector for response in responses for vector in vectors_from_wire(response.embeddings)], usage
+
+
+@contextmanager
+def _charged(generation: Generation, caller: Caller, num_tokens: int) -> Iterator[Lease]:
+    """One request of the tenant's while the block runs. Raises Overloaded.
+
+    What fails is given back; what the caller takes back stays charged as estimated.
+    """
+    lease = generation.backends.charge_call(caller.context.tenant, num_tokens)
+    try:
+        yield lease
+    except TokenwireError:
+        lease.give_back()
+        raise
+    finally:
+        lease.settle(None, 0)
 
 
 async def _call(

@@ -88,13 +88,19 @@ class Generation:
         if num_choices > MAX_CHOICES:
             allowed = f"{num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"
             refuse([FieldViolation("options.num_choices", allowed)])
-        self.backends.room.require(len(requests), num_choices, caller.context.priority)
+        leases = self.backends.charge(caller.context.tenant, requests, num_choices)
+        try:
+            self.backends.room.require(len(requests), num_choices, caller.context.priority)
+        except TokenwireError:
+            for lease in leases:
+                lease.give_back()
+            raise
         stream = TextStream(record, len(requests), num_choices)
-        for index, request in enumerate(requests):
+        for index, (request, lease) in enumerate(zip(requests, leases, strict=True)):
             context = caller.context if len(requests) == 1 else _numbered(caller.context, index)
             outputs = stream.outputs[index]
             try:
-                stream.submissions.append(self.backends.submit(request, context, outputs, caller.give_up_s))
+                stream.submissions.append(self.backends.submit(request, context, outputs, caller.give_up_s, lease))
             except TokenwireError as error:
                 if len(requests) == 1:
                     raise

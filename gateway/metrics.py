@@ -35,6 +35,7 @@ class GatewayMetrics:
         self._identity_refusals = make.counter(
             "identity_refusals_total", "Callers that were not let in for what they showed", ["reason"]
         )
+        self._limited = make.counter("limited_total", "Requests refused for their tenant's limit", ["limit"])
         self.embedded = make.counter("embedded_total", "Inputs embedded for clients")
         self.embedded_tokens = make.counter("embedded_tokens_total", "Their tokens")
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
@@ -42,6 +43,10 @@ class GatewayMetrics:
     def identity_refused(self, reason: str) -> None:
         """Count a caller that was not let in for what it showed, or did not show."""
         self._identity_refusals.labels(reason).inc()
+
+    def limited(self, limit: str) -> None:
+        """Count a request that was refused for its tenant's limit."""
+        self._limited.labels(limit).inc()
 
     def http_refused(self, reason: str) -> None:
         """Count an HTTP request that was not let in."""

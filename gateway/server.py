@@ -40,11 +40,12 @@ class Gateway:
         """`place`: among the workers of this tier; None: it is alone."""
         self.settings = settings
         metrics = GatewayMetrics(registry)
-        self.backends = Backends(settings, metrics)
+        keyring = settings.keyring()
+        self._limiter = settings.limiter(keyring, place, settings.workers, metrics.limited)
+        self.backends = Backends(settings, metrics, self._limiter)
         self.generation = Generation(settings, self.backends, metrics)
         self.service = GenerationService(self.generation)
         self.inference = InferenceService(self.generation)
-        keyring = settings.keyring()
         identifier = settings.identifier(keyring, metrics)
         gates = [] if identifier is None else [GrpcGate(identifier, open_health=settings.open_health)]
         self.grpc = GrpcServer(settings, share_port=place is not None, interceptors=gates)
@@ -59,7 +60,10 @@ class Gateway:
             inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
         )
         app = make_app(
-            self.generation, registry if place is None else merged_registry(place.metrics_folder), identifier
+            self.generation,
+            registry if place is None else merged_registry(place.metrics_folder),
+            identifier,
+            has_limits=self._limiter is not None,
         )
         self.http = HttpServer(
             app,
@@ -112,6 +116,8 @@ class Gateway:
         )
         await asyncio.gather(grpc_drained, self.http.stop(max(LAST_MOMENTS_S, ends_s - time.monotonic())))
         await self.backends.close()
+        if self._limiter is not None:
+            self._limiter.close()
 
     async def _until_idle(self, limit_s: float) -> None:
         """Wait until no prompt is being answered, at most this long."""

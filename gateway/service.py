@@ -5,7 +5,8 @@ cancels its handler here, whose `finally` takes its prompts back below.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import grpc
 from gateway.embedding import pass_on
 from gateway.field_names import with_fields_renamed
 from gateway.generation import Caller, Generation
+from gateway.identity.identity import identity_of_call
 from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
 from gateway.streams import Event, TextStream
@@ -149,9 +151,10 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
             model = "" if isinstance(request, tokenizer_pb2.ListModelsRequest) else request.model
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
             self._generation.refuse_when_draining()
-            return await self._backends.call(
-                method, request, timeout_s=context.time_remaining(), request_id=who.request_id
-            )
+            with self._charged(who):
+                return await self._backends.call(
+                    method, request, timeout_s=context.time_remaining(), request_id=who.request_id
+                )
 
     async def _pass_stream(
         self, method: str, request: Any, model: str, context: grpc.aio.ServicerContext
@@ -160,10 +163,20 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
             self._generation.refuse_when_draining()
             timeout_s = context.time_remaining()
-            async for response in self._backends.stream(
-                method, request, timeout_s=timeout_s, request_id=who.request_id
-            ):
-                yield response
+            with self._charged(who):
+                async for response in self._backends.stream(
+                    method, request, timeout_s=timeout_s, request_id=who.request_id
+                ):
+                    yield response
+
+    @contextmanager
+    def _charged(self, who: RequestContext) -> Iterator[None]:
+        """One request of the tenant's while the block runs. Raises Overloaded."""
+        lease = self._backends.charge_call(identity_of_call().restrict(who).tenant)
+        try:
+            yield
+        finally:
+            lease.settle(None, 0)
 
     async def _begin(
         self, record: RequestRecord, message: common_pb2.RequestContext, model: str, context: grpc.aio.ServicerContext

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from gateway.identity.settings import IdentitySettings
+from gateway.limits.settings import LimitSettings
 from tokenwire.settings import UpstreamSettings, WorkerSettings, bytes_of, setting
 
 TARGET = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):\d{1,5}")
@@ -18,7 +19,7 @@ def targets_of(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewaySettings(IdentitySettings, UpstreamSettings, WorkerSettings):
+class GatewaySettings(LimitSettings, IdentitySettings, UpstreamSettings, WorkerSettings):
     """What the gateway takes."""
 
     port: int = setting(50051, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gateway.limits.limiter import FREE, Lease
 from gateway.text_requests import TextRequest
 from tokenwire.errors import TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
@@ -73,6 +74,7 @@ class Choice:
     def on_finish(self, terminal: Terminal) -> None:
         """The end, from below or from here. The handle has been taken out of the stream's receivers."""
         self.submission.started = True
+        self.submission.count(terminal, self.num_tokens)
         self.submission.choice_ended(self)
         self.sink.on_finish(terminal)
 
@@ -91,7 +93,9 @@ class Submission:
         sinks: Sequence[Sink],
         on_closed: Callable[["Submission"], None],
         give_up_s: float | None = None,
+        lease: Lease = FREE,
     ) -> None:
+        """`lease`: what was charged for it; settled when the last choice ends."""
         self.request = request
         self.context = context
         self.choices = [Choice(self, sink) for sink in sinks]
@@ -103,6 +107,9 @@ class Submission:
         self.num_tries = 0
         self.stream: SessionStream[Choice] | None = None
         self._on_closed = on_closed
+        self._lease = lease
+        self._prompt_tokens: int | None = None
+        self._completion_tokens = 0
         self._timer: asyncio.TimerHandle | None = None
         if give_up_s is not None:
             delay_s = max(0.0, give_up_s - time.monotonic())
@@ -127,6 +134,7 @@ class Submission:
         """Nobody listens any more: cancel what is open, and tell no sink."""
         for choice in list(self.choices):
             self._detach(choice, reason)
+            self._completion_tokens += choice.num_tokens
             self.choice_ended(choice)
 
     def fail(self, error: TokenwireError) -> None:
@@ -135,12 +143,21 @@ class Submission:
             self._detach(choice, CancelReason.SHUTDOWN)
             choice.on_finish(choice.partial(FinishReason.ERROR, error))
 
+    def count(self, terminal: Terminal, num_tokens: int) -> None:
+        """A choice used so much: what its end says, at least the tokens that came."""
+        usage = terminal.usage
+        num_tokens = max(usage.completion_tokens, num_tokens)
+        self._completion_tokens += num_tokens
+        if usage.prompt_tokens or (terminal.error is not None and not num_tokens):
+            self._prompt_tokens = max(self._prompt_tokens or 0, usage.prompt_tokens)
+
     def choice_ended(self, choice: Choice) -> None:
         """Forget a choice, and with the last one the submission."""
         self.choices.remove(choice)
         if not self.choices:
             if self._timer is not None:
                 self._timer.cancel()
+            self._lease.settle(self._prompt_tokens, self._completion_tokens)
             self._on_closed(self)
 
     def _out_of_time(self) -> None:

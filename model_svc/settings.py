@@ -102,9 +102,9 @@ class EngineSettings:
         "auto", "launch a step before the one before it is read; auto: on a GPU", choices=("auto", "on", "off")
     )
     speculation: str = setting(
-        "off", "draft tokens and verify several at once, for requests that do not say; ngram: what followed the same "
-        "tokens before; draft: the draft model's; auto: ngram, else the draft model's. Changes no token",
-        choices=("off", "ngram", "draft", "auto"),
+        "auto", "draft tokens and verify several at once, for requests that do not say; ngram: what followed the same "
+        "tokens before; draft: the draft model's; both: that where nothing is found; auto: both with a draft model, "
+        "else ngram on a CPU and off on a GPU", choices=("auto", "off", "ngram", "draft", "both"),
     )  # fmt: skip
     draft_model: str = setting(
         "", "smaller model with the same vocabulary, named as --model is, that drafts; its cache is part of --kv-memory"

@@ -88,7 +88,10 @@ class WorkerSettings(ServerSettings):
     """What a tier takes that can run as several processes."""
 
     workers: int = setting(
-        1, "processes that share the ports; bounds on concurrent requests hold for each of them", minimum=1, maximum=256
+        1,
+        "processes that share the ports; bounds on concurrent requests hold for each of them",
+        minimum=1,
+        maximum=256,
     )
 
 

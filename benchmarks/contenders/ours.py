@@ -35,6 +35,7 @@ SETTINGS = {
     "context": "TOKENWIRE_MODEL_MAX_CONTEXT_TOKENS",
     "step_tokens": "TOKENWIRE_MODEL_MAX_STEP_TOKENS",
     "workers": "TOKENWIRE_GATEWAY_WORKERS",
+    "speculation": "TOKENWIRE_MODEL_SPECULATION",
 }
 """Options that are settings of the model tier; window in milliseconds. step_ms, prefill, vocab: the mock engine's."""
 
@@ -43,7 +44,8 @@ def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None)
     """Start it and wait for its first answer. Raises Absent and, for unknown options, ValueError."""
     given = spec.taken(
         api="http", model=DEFAULT_MODEL, engine="torch", dtype="", threads=str(threads),
-        **{name: "" for name in SETTINGS if name != "threads"},
+        speculation="off",  # answers to random prompts repeat themselves, which nobody's do who asks for something
+        **{name: "" for name in SETTINGS if name not in ("threads", "speculation")},
     )  # fmt: skip
     if given["api"] not in ("http", "grpc", "session"):
         raise ValueError(f"{spec.label}: api={given['api']}: one of http, grpc, session")

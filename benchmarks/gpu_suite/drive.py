@@ -116,6 +116,7 @@ def settings_of(device: torch.device, dtype: str, quick: bool, changed: dict[str
     """What the engine is measured with; `changed` are a variant's settings, which must exist."""
     base: dict[str, Any] = {
         "device": str(device), "dtype": dtype, "max_context_tokens": 2048, "model": "random",
+        "speculation": "off",  # a step is to make one token of each sequence
         "cpu_kernels": "off",  # where it is tried without a GPU, what a GPU would compute is tried
     }  # fmt: skip
     if quick:

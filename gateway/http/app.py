@@ -12,6 +12,7 @@ from gateway.http.front import Front
 from gateway.http.generate import generate_handler
 from gateway.http.health import health_routes
 from gateway.http.identity_gate import IdentityGate
+from gateway.http.limit_headers import LimitHeaders
 from gateway.http.openai_chat import chat_handler
 from gateway.http.openai_completions import completion_handler
 from gateway.http.openai_embeddings import embedding_handler
@@ -21,10 +22,16 @@ from gateway.http.request_ids import RequestIds
 from gateway.identity.identifier import Identifier
 
 
-def make_app(generation: Generation, registry: CollectorRegistry, identifier: Identifier | None = None) -> ASGIApp:
+def make_app(
+    generation: Generation,
+    registry: CollectorRegistry,
+    identifier: Identifier | None = None,
+    *,
+    has_limits: bool = False,
+) -> ASGIApp:
     """The application over this generation. Bodies are checked by hand, and described by `gateway.http.openapi`.
 
-    `identifier`: asks callers who they are; None: nobody is asked.
+    `identifier`: asks callers who they are; None: nobody is asked. `has_limits`: answers say how tenants stand.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(model_routes(generation, int(time.time())))
@@ -41,4 +48,6 @@ def make_app(generation: Generation, registry: CollectorRegistry, identifier: Id
     if identifier is not None:
         settings = generation.settings
         front = IdentityGate(front, identifier, open_health=settings.open_health, open_metrics=settings.open_metrics)
+    if has_limits:
+        front = LimitHeaders(front)
     return RequestIds(front)

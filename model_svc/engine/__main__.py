@@ -92,13 +92,21 @@ def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:
         window_s=settings.admission_window_ms / 1000,
         window_requests=settings.admission_window_requests,
         tenant_weights=dict(settings.tenant_weights),
-        drafts=DraftLimits(
-            max_drafts=settings.speculation_length if info.takes_drafts else 0,
-            by_default=settings.speculation != "off",
-            by_lookup=settings.speculation in ("off", "ngram", "auto"),
-            by_model=settings.speculation in ("off", "draft", "auto"),
-            adaptive=settings.speculation_adaptive,
-        ),
+        drafts=drafts_of(settings, info),
+    )
+
+
+def drafts_of(settings: EngineSettings, info: RunnerInfo) -> DraftLimits:
+    """How drafts are made. On a GPU not by default: there it has not been measured."""
+    kind = settings.speculation
+    if kind == "auto":
+        kind = "both" if settings.draft_model else "off" if info.device.startswith("cuda") else "ngram"
+    return DraftLimits(
+        max_drafts=settings.speculation_length if info.takes_drafts else 0,
+        by_default=kind != "off",
+        by_lookup=kind in ("off", "ngram", "both"),
+        by_model=kind in ("off", "draft", "both"),
+        adaptive=settings.speculation_adaptive,
     )
 
 

@@ -29,16 +29,26 @@ PLAIN_EVERY = 50
 FIRST_PROBE, LAST_PROBE = 16, 256
 """Rows of a sequence between drafts that only look whether they would pay: at first, and after some failures."""
 LEDGER_MEMORY = 0.995
-PROBE_SHARE = 0.015
+MARGIN = 1.25
+"""What drafts must promise for what they cost: both are estimates, and a token saved where nobody waits saves less."""
+PROBE_SHARE = 0.01
 """Of the time spent: what may have been lost when a probe is made."""
-MOST_LOST_SHARE = 0.03
+MOST_LOST_SHARE = 0.02
 """Past it nothing is drafted."""
-MOST_SAVED_SHARE = 0.03
+MOST_SAVED_SHARE = 0.02
 """More than this of the time is not held in favour of drafts: what helped before may help no more."""
 MOST_LATE = 2.0
 """A step counts at most this many times what was expected: one that something else held up is not the drafts' doing."""
+MODEL = KINDS.index("model")
 CATCH_UP_TOKENS = 16
-"""Tokens of a context that a draft model is taken to compute in the time of a step."""
+"""Tokens of a context that a draft model is taken to compute in the time of a step, until it has been seen."""
+CATCH_UP_MEMORY = 0.7
+FIRST_CATCH_UP_SHARE = 0.03
+"""Of the time spent: what may have been lost when a draft model nothing is known of computes its first contexts."""
+LEAST_VERIFIED = 4.0
+"""Drafts of a model after which something is known of it."""
+CATCH_UP_ROWS = 32
+"""Rows that a context once computed is taken to serve."""
 IDLE_ROWS, IDLE_EVERY = 8, 16
 """A sequence without drafts for so long is looked at every so many rows, where looking costs more than a look-up."""
 
@@ -77,13 +87,13 @@ class OfSequence:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What drafts cost in a step that is being made, in tokens that would else be made in that time."""
+    """What drafts must save in a step that is being made, in tokens: MARGIN times what would else be made meanwhile."""
 
     per_row: float
     per_draft: float
     added: Added
-    plain_s: float
-    """What it takes without."""
+    per_s: float
+    """For each second that something else takes."""
 
 
 class DraftLengths:
@@ -94,8 +104,10 @@ class DraftLengths:
         self.costs = StepCosts()
         self._shared = [Acceptance() for _ in KINDS]
         self._by_sequence: dict[int, OfSequence] = {}
-        self._prices: Prices | None = None
-        """Of the step that is being made; None: there shall be no drafts in it."""
+        self._prices: tuple[Prices, ...] = ()
+        """Of the step that is being made, looked up and by a draft model; none: there shall be no drafts in it."""
+        self._catch_up_s: float | None = None
+        """What a draft model takes for a token of a context; None: no step has been timed yet."""
         self._spent_s = 0.0
         """Time of the last steps."""
         self._lost_s = 0.0
@@ -106,18 +118,24 @@ class DraftLengths:
     @property
     def is_drafting(self) -> bool:
         """Whether drafts are considered in the step that is being made."""
-        return self._prices is not None
+        return bool(self._prices)
 
     def begin_step(self, num_rows: int) -> None:
         """A step of so many rows is being made."""
         plain_s = self.costs.plain_s(num_rows)
-        self._prices, self._probed_s = None, 0.0
+        self._prices, self._probed_s = (), 0.0
         if (
             plain_s and self.costs.since_plain(num_rows) < PLAIN_EVERY
             and self._lost_s <= MOST_LOST_SHARE * self._spent_s
         ):  # fmt: skip
-            added, tokens_per_s = self.costs.added(num_rows), num_rows / plain_s
-            self._prices = Prices(tokens_per_s * added.per_row, tokens_per_s * added.per_draft, added, plain_s)
+            tokens_per_s = MARGIN * num_rows / plain_s
+            both = (self.costs.added(num_rows, modelled=modelled) for modelled in (False, True))
+            self._prices = tuple(
+                Prices(tokens_per_s * added.per_row, tokens_per_s * added.per_draft, added, tokens_per_s)
+                for added in both
+            )
+            if self._catch_up_s is None:
+                self._catch_up_s = plain_s / CATCH_UP_TOKENS
 
     def most(self, sequence_id: int, kind: int, num_behind: int = 0) -> int:
         """How many drafts of that kind to verify for a sequence in this step. 0: none pay.
@@ -125,19 +143,24 @@ class DraftLengths:
         `num_behind`: tokens that would have to be computed first, once.
         """
         known = self._of(sequence_id)
-        if self._prices is None:
+        if not self._prices:
             return 0
-        prices, rate = self._prices, self._rate(known, kind)
+        prices, rate = self._prices[kind == MODEL], self._rate(known, kind)
         length, gain, right = 0, -prices.per_row, 1.0
         while length < self.longest and right * rate > prices.per_draft:
             right *= rate
             gain += right - prices.per_draft
             length += 1
-        if gain > 0:
+        cost_s = (self._catch_up_s or 0.0) * max(0, num_behind - self.longest - 1)
+        verified = self._shared[kind].right + self._shared[kind].wrong
+        if gain > 0 and (not cost_s or (verified >= LEAST_VERIFIED and CATCH_UP_ROWS * gain > cost_s * prices.per_s)):
             return length
-        cost_s = prices.added.per_row + prices.added.per_draft + prices.plain_s * num_behind / CATCH_UP_TOKENS
+        share = PROBE_SHARE
+        if gain > 0 and verified < LEAST_VERIFIED:
+            share = FIRST_CATCH_UP_SHARE
+        cost_s += prices.added.per_row + prices.added.per_draft
         lost_s = self._lost_s + self._probed_s + cost_s
-        if known.num_rows < known.next_probe or lost_s > PROBE_SHARE * self._spent_s:
+        if known.num_rows < known.next_probe or lost_s > share * self._spent_s:
             return 0
         self._probed_s += cost_s
         known.next_probe = known.num_rows + known.probe_every
@@ -171,22 +194,28 @@ class DraftLengths:
         num_accepted: int,
         seconds: float,
         *,
-        caught_up: bool = False,
+        modelled: bool = False,
+        num_caught_up: int = 0,
     ) -> None:
-        """A step of decodes alone took so long. `caught_up`: a draft model computed contexts in it, once for ever."""
+        """A step of decodes alone took so long.
+
+        `modelled`: a draft model was asked; `num_caught_up`: it computed so many tokens of contexts, once for ever.
+        """
         plain_s = self.costs.plain_s(num_rows)
         self._spent_s = LEDGER_MEMORY * self._spent_s + seconds
         self._lost_s *= LEDGER_MEMORY
-        if caught_up:
+        if num_caught_up:
             if plain_s is not None:
                 self._lost_s += max(0.0, seconds - plain_s * (1 + num_accepted / num_rows))
+                a_token_s = max(0.0, seconds - plain_s) / num_caught_up
+                self._catch_up_s = CATCH_UP_MEMORY * (self._catch_up_s or a_token_s) + (1 - CATCH_UP_MEMORY) * a_token_s
             return
         if num_drafts and plain_s is not None:
-            added = self.costs.added(num_rows)
+            added = self.costs.added(num_rows, modelled=modelled)
             expected_s = plain_s + num_drafted_rows * added.per_row + num_drafts * added.per_draft
             lost_s = min(seconds, MOST_LATE * expected_s) - plain_s * (1 + num_accepted / num_rows)
             self._lost_s = max(-MOST_SAVED_SHARE * self._spent_s, self._lost_s + lost_s)
-        self.costs.observe(num_rows, num_drafted_rows, num_drafts, seconds)
+        self.costs.observe(num_rows, num_drafted_rows, num_drafts, seconds, modelled=modelled)
 
     def forget(self, sequence_id: int) -> None:
         """It has ended."""

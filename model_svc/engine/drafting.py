@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args
 
 from model_svc.engine.batch import DraftModel, OutOfMemory, ScheduledBatch, ScheduledRow
-from model_svc.engine.draft_lengths import KINDS, DraftLengths
+from model_svc.engine.draft_lengths import KINDS, MODEL, DraftLengths
 from model_svc.engine.kv_cache_manager import KVCacheManager
 from model_svc.engine.ngram_drafts import NgramDrafter
 from model_svc.engine.sequence import PENDING, Sequence
 
 log = logging.getLogger(__name__)
 
-MODEL = KINDS.index("model")
 MOST_DRAFTS_PER_STEP = 256
 """Drafts of all rows of a step; each has logits of its own, a row of the vocabulary's size."""
 LONG_MATCH = 4
@@ -102,8 +101,8 @@ class Drafting:
         """By id of each sequence with drafts whose step has been launched and not entered: their kind."""
         self._kinds: dict[int, int] = {}
         """By id: the kind of the drafts in the step that is being made."""
-        self._caught_up = False
-        """Whether the draft model computed contexts for the step that was made last."""
+        self._num_asked = self._num_caught_up = 0
+        """Sequences that the draft model was asked about for the step made last, and tokens of contexts it computed."""
         self._given_up: set[int] = set()
         """Ids of sequences that are not drafted for any more."""
         self._num_suspended = 0
@@ -130,7 +129,7 @@ class Drafting:
         if self._num_suspended:
             self._num_suspended -= 1
             return rows
-        self._kinds, self._caught_up = {}, False
+        self._kinds, self._num_asked, self._num_caught_up = {}, 0, 0
         if self.lengths is not None:
             self.lengths.begin_step(sum([row.samples and row.num_new_tokens == 1 for row in rows]))
         left, spare = min(budget, MOST_DRAFTS_PER_STEP), len(rows)
@@ -145,6 +144,7 @@ class Drafting:
                 else:
                     made[index] = self._settled(row, number)
                     left -= len(made[index].drafts)
+        self._num_asked = len(asked)
         if asked:
             proposed = self._proposed([(rows[index].sequence, number) for index, number in asked])
             for (index, _), drafts in zip(asked, proposed, strict=True):
@@ -186,7 +186,8 @@ class Drafting:
                 num_drafts,
                 max(0, num_tokens - num_rows),
                 seconds,
-                caught_up=self._caught_up,
+                modelled=self._num_asked > 0,
+                num_caught_up=self._num_caught_up,
             )
 
     def give_up(self, sequence: Sequence) -> None:
@@ -252,7 +253,8 @@ class Drafting:
                 return "no_gain"
         num_drafts = self._room(sequence, num_drafts, spare) if num_drafts else 0
         self._kinds[sequence.sequence_id] = MODEL
-        self._caught_up |= num_drafts > 0 and num_behind > 2 * (self.limits.max_drafts + 1)
+        if num_drafts and num_behind > self.limits.max_drafts + 1:
+            self._num_caught_up += num_behind
         return num_drafts or "no_room"
 
     def _proposed(self, wanted: list[tuple[Sequence, int]]) -> list[list[int]]:

@@ -22,6 +22,7 @@ from model_svc.engine.drafting import Drafting, DraftLimits, is_penalised
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
 from model_svc.engine.fair_share import FairShare
 from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
+from model_svc.engine.reachable import Reachable
 from model_svc.engine.sequence import PENDING, Sequence, SequenceStatus
 from model_svc.engine.start_estimate import StartEstimate
 from model_svc.engine.step_budget import StepBudget
@@ -95,8 +96,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._window = AdmissionWindow(limits.window_s, limits.window_requests)
         self._estimate = StartEstimate(limits.max_batch_size)
-        self._last_verdict: tuple[int, Overloaded | None] = (0, None)
-        """Request and what `_unreachable` said of it, for all its choices."""
+        self._reachable = Reachable(self._estimate, self.waiting, info.max_context_tokens, clock)
         self._computing = False
         """Whether the last step that was scheduled had rows."""
         self._needing_tokens: set[int] = set()
@@ -142,7 +142,7 @@ class Scheduler:
         self.sequences[sequence.sequence_id] = sequence
         if needs_known_tokens(sequence):
             self._needing_tokens.add(sequence.sequence_id)
-        unreachable = self._unreachable(sequence) if sequence.deadline_s is not None else None
+        unreachable = self._reachable.refusal(sequence) if sequence.deadline_s is not None else None
         self.waiting.add(sequence)
         self._window.add(sequence.sequence_id)
         self._deadlines.add(sequence)
@@ -337,28 +337,6 @@ class Scheduler:
         if slots != list(range(self.limits.max_batch_size)):
             raise AssertionError("a slot is lost, or has two owners")
         self.adapters.check_integrity([(s.adapter, s.adapter_slot) for s in self.running if s.adapter])
-
-    def _unreachable(self, sequence: Sequence) -> Overloaded | None:
-        """Why a new sequence with a deadline should not wait: even at the best it would start too late."""
-        if self._last_verdict[0] != sequence.request:
-            error = None
-            wait_s, left_s = self._least_wait_s(sequence), (sequence.deadline_s or 0.0) - self.clock()
-            if wait_s >= left_s > 0:
-                message = f"it would wait at least {wait_s:.1f} s, and {left_s:.1f} s are left to it"
-                message += " (context.timeout_ms)"
-                error = Overloaded(message, reason="DEADLINE_UNREACHABLE", retry_after_s=wait_s - left_s)
-            self._last_verdict = (sequence.request, error)
-        return self._last_verdict[1]
-
-    def _least_wait_s(self, sequence: Sequence) -> float:
-        """Seconds until a new sequence with a deadline starts, at the best.
-
-        Those whose own deadline is earlier may be gone before they take any time.
-        """
-        latest_s = sequence.deadline_s or 0.0
-        stay = (s for s in self.waiting.ahead_of(sequence) if s.deadline_s is None or s.deadline_s >= latest_s)
-        outputs = (s.num_outputs_left(self.max_context_tokens) for s in stay)
-        return self._estimate.least_wait_s(self.clock(), outputs)
 
     def _expire(self, now_s: float) -> None:
         for sequence in self._deadlines.take_due(now_s):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch, ScheduledRow, run_step
+from model_svc.engine.drafting import MOST_DRAFTS_PER_STEP
 from model_svc.engine.scheduler import MAX_PROMPT_LOGPROBS_PER_STEP
 from model_svc.engine.sequence import Sequence
 from model_svc.runner.host import available_memory_bytes
@@ -113,7 +114,9 @@ def kept_bytes(device: torch.device, work: Callable[[], None]) -> int:
 
 
 def run_largest_steps(runner: ModelRunner) -> None:
-    """A step with the most tokens of prefill, then a full batch of decodes, each with all that a request may ask for.
+    """A step with the most tokens of prefill, a full batch of decodes, and one with the most drafts.
+
+    Each with all that a request may ask for.
 
     `runner.info` says how large they are; its cache need have no more than PROFILE_BLOCKS. Raises FailedPrecondition.
     """
@@ -132,6 +135,13 @@ def run_largest_steps(runner: ModelRunner) -> None:
         batch = min(info.max_batch_size, info.max_step_tokens)
         decodes = [_aliased(runner, slot, context, computed=context - 1) for slot in range(batch)]
         run_step(runner, ScheduledBatch(tuple(ScheduledRow(sequence, 1) for sequence in decodes)))
+        num_drafts = min(MOST_DRAFTS_PER_STEP, info.max_step_tokens - 1, longest // 2) if info.takes_drafts else 0
+        if num_drafts:
+            num_own = min(context, longest - num_drafts)
+            drafted = _aliased(runner, 0, num_own + num_drafts, computed=num_own - 1)
+            del drafted.token_ids[num_own:]
+            drafted.sampling = replace(ASKS_FOR_ALL, repetition_penalty=1.0)  # with one there are no drafts
+            run_step(runner, ScheduledBatch((ScheduledRow(drafted, 1, [0] * num_drafts),)))
     except OutOfMemory as error:
         raise FailedPrecondition(
             f"max_step_tokens: {runner.info.device} has no memory for the largest step ({info.max_step_tokens} tokens, "

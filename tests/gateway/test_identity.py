@@ -99,23 +99,34 @@ async def over_grpc_stream(live: LiveGateway, headers: Metadata, **context: Any)
 
 
 async def over_session(live: LiveGateway, headers: Metadata, **context: Any) -> None:
-    call = live.stub.Session(metadata=headers, timeout=10)
-    try:
-        await greet(call)
-        await submitted(call, 1, **context)
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from None
-    finally:
-        call.cancel()
+    """A call that ended while its first message was written gets INTERNAL from grpc itself: it is made again."""
+    while True:
+        call = live.stub.Session(metadata=headers, timeout=10)
+        try:
+            await greet(call)
+            await submitted(call, 1, **context)
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.INTERNAL or error.details() != "Internal error from Core":
+                raise from_rpc_error(error) from None
+        except asyncio.InvalidStateError:
+            raise from_rpc_error(await ended(call)) from None
+        finally:
+            call.cancel()
+
+
+async def ended(call: Any) -> grpc.aio.AioRpcError:
+    """How a call ended."""
+    return grpc.aio.AioRpcError(
+        await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+    )
 
 
 async def greet(call: Any) -> Any:
     await call.write(tokenizer_pb2.SessionRequest(hello=common_pb2.Hello(protocol_version=1)))
     first = await call.read()
     if first is grpc.aio.EOF:
-        raise grpc.aio.AioRpcError(
-            await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
-        )
+        raise await ended(call)
     return first.hello
 
 

@@ -187,6 +187,34 @@ def test_preemption_the_loss_of_a_rank_and_the_end_of_the_engine(
     asyncio.run(main())
 
 
+def test_followers_are_told_the_drafts(folders: Folders) -> None:
+    """Prompts with something to repeat: most of what comes is drafted, and the tokens are those of one rank."""
+
+    async def main() -> None:
+        settings = settings_of(folders("llama"), speculation="ngram", speculation_adaptive=False)
+        async with engine_of(settings) as client:
+            sink = Collector()
+            sequences = [
+                Sequence(next(IDS), prompt * 2, 2 * len(prompt), replace(NEUTRAL, seed=0), StopParams(40))
+                for prompt in PROMPTS
+            ]  # fmt: skip
+            for handle, sequence in enumerate(sequences):
+                client.submit(sequence, sink, handle)
+            await sink.until(lambda: len(sink.ends) == len(sequences))
+            assert [sink.tokens[handle] for handle in range(len(sequences))] == wanted
+            assert client.load.drafts.num_accepted > 20
+
+    runner = tiny_runner_of(folders("llama"))
+    engine = Engine(runner, Limits(8, 64))
+    plain = [Sequence(next(IDS), p * 2, 2 * len(p), replace(NEUTRAL, seed=0), StopParams(40)) for p in PROMPTS]
+    engine.take(Inbox(sequences=plain))
+    while engine.has_work:
+        engine.step()
+    wanted = [outputs(sequence) for sequence in plain]
+    runner.close()
+    asyncio.run(main())
+
+
 async def refusal(settings: EngineSettings) -> str:
     with pytest.raises(FailedPrecondition) as caught:
         async with engine_of(settings):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_svc.engine.draft_lengths import DraftLengths
+from model_svc.engine.draft_lengths import MODEL, DraftLengths
 from model_svc.engine.step_costs import StepCosts
 from tests.fakes.simulated_drafts import Cost, Kind, simulate
 
@@ -89,6 +89,30 @@ def test_no_machine_and_no_text_loses_more_than_a_twentieth(
     cost = linear(10.0, 10 * per_row, 10 * per_draft)
     speed = simulate(cost, [Kind(found, right, length)] * rows, 1500, noise=noise, seed=seed)
     assert speed > 0.95 - noise / 60
+
+
+@pytest.mark.parametrize("right", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_draft_model_that_costs_more_than_it_saves_is_left_alone(rows: int, right: float) -> None:
+    """Half a step for each draft, and contexts of 150 tokens for sequences that end after 100."""
+    speed = simulate(
+        linear(10.0, 1.0, 5.0), [Kind(1.0, right, 100)] * rows, 3000, by=MODEL, context=150, catch_up=1.0
+    )  # fmt: skip
+    assert speed > 0.95
+
+
+def test_a_draft_model_that_saves_more_is_used() -> None:
+    speed = simulate(linear(10.0, 0.5, 1.0), [Kind(1.0, 0.85, 200)], 3000, by=MODEL, context=100, catch_up=0.1)
+    assert speed > 1.6
+
+
+def test_looking_up_stays_cheap_beside_a_draft_model_that_is_not() -> None:
+    costs = StepCosts()
+    for step in range(60):
+        costs.observe(1, 0, 0, 5.0)
+        costs.observe(1, 1, step % 7 + 1, 5.0 + 0.1 * (step % 7 + 1))
+        costs.observe(1, 1, step % 7 + 1, 5.0 + 3.0 * (step % 7 + 1), modelled=True)
+    assert costs.added(1).per_draft < 0.2 and costs.added(1, modelled=True).per_draft > 1.5
 
 
 def test_costs_are_learned_whatever_they_are() -> None:

@@ -166,13 +166,14 @@ def test_nobody_starts_before_the_least_wait_that_was_seen_for_it(
 def watch(scheduler: Scheduler) -> list[tuple[Sequence, float]]:
     """Each new sequence and when it would start at the best; it is let in whatever that is."""
     waits: list[tuple[Sequence, float]] = []
-    least_wait_s = scheduler._least_wait_s
+    reachable = scheduler._reachable
+    least_wait_s = reachable.least_wait_s
 
     def record(new: Sequence) -> float:
         waits.append((new, scheduler.clock() + least_wait_s(new)))
         return 0.0
 
-    scheduler._least_wait_s = record  # type: ignore[method-assign]
+    reachable.least_wait_s = record  # type: ignore[method-assign]
     return waits
 
 

@@ -189,11 +189,12 @@ def test_the_largest_steps_are_the_largest(tmp_path_factory: pytest.TempPathFact
             pass
 
     run_largest_steps(Watched())
-    prefill, decode = steps
+    prefill, decode, drafted = steps
     assert prefill.num_tokens == 300 and [row.num_new_tokens for row in prefill.rows] == [127, 127, 46]
     assert len(decode.rows) == decode.num_tokens == 6
     assert {row.sequence.num_tokens for row in decode.rows} == {CONTEXT - 1}
-    assert all(row.samples for row in (*prefill.rows, *decode.rows))
+    assert all(row.samples for row in (*prefill.rows, *decode.rows, *drafted.rows))
+    assert drafted.num_drafts > 40 and drafted.rows[0].end <= CONTEXT
 
 
 def test_a_step_that_never_fits_is_refused_at_start(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

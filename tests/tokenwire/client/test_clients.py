@@ -105,6 +105,7 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
         return_token_ids=True, num_choices=1, truncate=True, timeout_s=9, request_id="mine", priority=-5, tenant="t",
         repetition_penalty=1.5, presence_penalty=0, frequency_penalty=-0.5, logit_bias={9: -1, 3: 0.5},
         allowed_token_ids=[1, 2], banned_sequences=[[5], (6, 7)], min_tokens=2, logprobs=0, prompt_logprobs=3,
+        speculation=False,
     ).outputs()  # fmt: skip
     (request,) = gateway.requests
     options, context = request.options, request.context
@@ -125,6 +126,7 @@ def test_every_option_reaches_the_wire(client: Client, gateway: FakeGateway) -> 
     assert list(options.sampling.allowed_token_ids) == [1, 2] and options.stop.min_tokens == 2
     assert [list(sequence.ids) for sequence in options.sampling.banned_sequences] == [[5], [6, 7]]
     assert options.output.HasField("logprobs") and (options.output.logprobs, options.output.prompt_logprobs) == (0, 3)
+    assert options.HasField("speculation") and not options.speculation
     assert (context.request_id, context.priority, context.tenant) == ("mine", -5, "t")
     assert 0 < context.timeout_ms <= 9000
     (limit,) = gateway.metadata_timeouts

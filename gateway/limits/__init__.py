@@ -1,0 +1,1 @@
+"""What each tenant may use of the gateway: requests, tokens, streams; counted for all workers together."""
