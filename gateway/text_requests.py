@@ -33,6 +33,8 @@ class Tool:
     description: str = ""
     parameters_json: str = ""
     """JSON schema of its arguments; empty: it takes none."""
+    strict: bool = False
+    """Calls of it must keep to the schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Conversation:
     tools: tuple[Tool, ...] = ()
     parallel_tool_calls: bool = True
     """Whether one answer may hold several calls."""
+    required_tool: str = ""
+    """The answer is a call of this tool; "*": of any; empty: the model decides."""
     documents_json: tuple[str, ...] = ()
     """For templates that take them, each a JSON object."""
     template_arguments_json: str = ""
@@ -90,9 +94,12 @@ def _add_conversation(found: tokenizer_pb2.Conversation, conversation: Conversat
             reasoning=message.reasoning,
         )
     for tool in conversation.tools:
-        found.tools.add(name=tool.name, description=tool.description, parameters_json=tool.parameters_json)
+        found.tools.add(
+            name=tool.name, description=tool.description, parameters_json=tool.parameters_json, strict=tool.strict
+        )  # fmt: skip
     if not conversation.parallel_tool_calls:
         found.parallel_tool_calls = False
+    found.required_tool = conversation.required_tool
     found.documents_json.extend(conversation.documents_json)
     found.template_arguments_json = conversation.template_arguments_json
     if conversation.add_generation_prompt is not None:

@@ -12,12 +12,13 @@ from tokenizer_svc.chat_template import ChatTemplate, Conversation
 from tokenizer_svc.detokenizer import CONTEXT_TOKENS, Detokenizer
 from tokenizer_svc.parsers.answer_parser import AnswerParser
 from tokenizer_svc.parsers.families import TOOL_FORMATS, reasoning_tags_of, tool_format_of
+from tokenizer_svc.parsers.forced_calls import forced_calls
 from tokenizer_svc.parsers.parts import Kind, Part
 from tokenizer_svc.parsers.reasoning import REASONING_TAGS, ReasoningTags
 from tokenizer_svc.parsers.tool_formats import ToolFormat
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.constraints import FreeText
-from tokenwire.errors import FailedPrecondition, FieldViolation
+from tokenwire.constraints import Calls, FreeText
+from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.parsed import Parsed, ToolCall
 
 ID_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -142,6 +143,22 @@ class AnswerFormat:
                 reason="TOOL_FORMAT_UNKNOWN",
                 violations=[FieldViolation(field, description)],
             )
+
+    def forced_calls(self, source: object) -> Calls | None:
+        """What an answer to `source` must be where it has to be a call; None where the model decides.
+
+        Raises InvalidRequest where this model's calls cannot be forced.
+        """
+        if not isinstance(source, Conversation) or not source.required_tool:
+            return None
+        several = source.parallel_tool_calls
+        calls = forced_calls(self.tools, source.tools, source.required_tool, several=several)
+        if calls is None:
+            field = "conversation.required_tool"
+            description = f"calls in this model's format ({self.tools_name}) cannot be forced; leave them to the model"
+            violations = [FieldViolation(field, description)]
+            raise InvalidRequest(f"{field}: {description}", reason="TOOL_NOT_FORCIBLE", violations=violations)
+        return calls
 
     def free_text(self, source: object, prompt: str) -> FreeText | None:
         """What an answer to `source`, rendered as `prompt`, may begin with before its content; None: nothing."""

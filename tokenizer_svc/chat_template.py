@@ -72,6 +72,8 @@ class Conversation:
     continue_final_message: bool = False
     parallel_tool_calls: bool = True
     """Whether one answer may hold several calls. Not for templates."""
+    required_tool: str = ""
+    """The answer is a call of this tool; "*": of any. Empty: the model decides. Not for templates."""
 
     @property
     def has_calls(self) -> bool:

@@ -18,7 +18,7 @@ from tokenizer_svc.choice import Choice
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.passage import Passage, lost_with
 from tokenizer_svc.prompt import fit_prompt
-from tokenizer_svc.text_request import TextRequest, begin_text, encode_prompt, with_adapter
+from tokenizer_svc.text_request import TextRequest, begin_text, constraint_of, encode_prompt, with_adapter
 from tokenizer_svc.tier import Tier
 from tokenwire.errors import Internal, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
@@ -196,9 +196,8 @@ class RunningRequest:
         if options.sampling.seed is None:
             sampling = replace(options.sampling, seed=SEEDS.getrandbits(64))
             self.request = replace(self.request, options=replace(options, sampling=sampling))
-        if options.constraint is not None and options.constraint.before is None:
-            before = self._tier.answers.free_text(self.request.input, self._prompt.text)
-            constraint = replace(options.constraint, before=before)
+        constraint = constraint_of(self.request, self._tier, self._prompt)
+        if constraint is not options.constraint:
             self.request = replace(self.request, options=replace(self.request.options, constraint=constraint))
 
     def _fail(self, error: TokenwireError) -> None:

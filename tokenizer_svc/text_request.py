@@ -14,6 +14,7 @@ from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tier import Tier
+from tokenwire.constraints import Constraint, ConstraintForm
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.requests import GenerationOptions, RequestContext
 
@@ -80,6 +81,24 @@ async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
         if prompt.cache_outcome is not CacheOutcome.HIT:
             tier.metrics.cache_bytes.set(tier.encoder.cache_bytes)
     return prompt
+
+
+def constraint_of(request: TextRequest, tier: Tier, prompt: EncodedPrompt) -> Constraint | None:
+    """What the output must look like: what the client says, or the call it asks for, behind the model's reasoning.
+
+    Raises InvalidRequest where the client asks for both, or for a call that cannot be forced.
+    """
+    constraint = request.options.constraint
+    calls = tier.answers.forced_calls(request.input)
+    if calls is not None:
+        if constraint is not None:
+            field, description = "options.constraint", "is not allowed with a tool that must be called"
+            raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+        constraint = Constraint(ConstraintForm.CALLS, calls=calls)
+    if constraint is None or constraint.before is not None:
+        return constraint
+    before = tier.answers.free_text(request.input, prompt.text)
+    return constraint if before is None else replace(constraint, before=before)
 
 
 def begin_text(request: TextRequest, tier: Tier, prompt: EncodedPrompt) -> ChoiceText:

@@ -20,8 +20,8 @@ from tokenwire.wire import context_from_wire, options_from_wire
 def request_from_wire(message: tokenizer_pb2.TextRequest) -> TextRequest:
     """A text request. Raises Unsupported for what is not built."""
     for i, tool in enumerate(message.conversation.tools):
-        if tool.strict:
-            field, description = f"conversation.tools[{i}].strict", "is not built in this release; leave it out"
+        if tool.strict and not message.conversation.required_tool:
+            field, description = f"conversation.tools[{i}].strict", "is not built for calls that are left to the model"
             raise Unsupported(f"{field} {description}", violations=[FieldViolation(field, description)])
     refuse(name_violations("cache_salt", message.cache_salt))
     return TextRequest(
@@ -71,6 +71,9 @@ def embedding_call_from_wire(message: tokenizer_pb2.EmbedRequest, call_remaining
 
 def conversation_from_wire(message: tokenizer_pb2.Conversation, path: str = "conversation") -> Conversation:
     """A conversation, its tools and calls in the form templates expect."""
+    if message.required_tool not in ("", *(("*",) if message.tools else ()), *(tool.name for tool in message.tools)):
+        allowed = "the name of a tool, or '*' for any of them" if message.tools else "there are no tools to call"
+        raise _invalid(f"{path}.required_tool", f"{message.required_tool!r:.80} is not allowed: {allowed}")
     return Conversation(
         messages=tuple(_message(m, f"{path}.messages[{i}]") for i, m in enumerate(message.messages)),
         tools=tuple(_tool(tool, f"{path}.tools[{i}]") for i, tool in enumerate(message.tools)),
@@ -85,6 +88,7 @@ def conversation_from_wire(message: tokenizer_pb2.Conversation, path: str = "con
         add_generation_prompt=message.add_generation_prompt if message.HasField("add_generation_prompt") else None,
         continue_final_message=message.continue_final_message,
         parallel_tool_calls=message.parallel_tool_calls if message.HasField("parallel_tool_calls") else True,
+        required_tool=message.required_tool,
     )
 
 

@@ -21,6 +21,7 @@ class ConstraintForm(Enum):
     REGEX = "regex"
     CHOICE = "choice"
     EBNF = "ebnf"
+    CALLS = "calls"
 
 
 MAX_BYTES = {
@@ -28,11 +29,15 @@ MAX_BYTES = {
     ConstraintForm.REGEX: 16_384,
     ConstraintForm.CHOICE: 65_536,
     ConstraintForm.EBNF: 65_536,
+    ConstraintForm.CALLS: 262_144,
 }
 """UTF-8 bytes of one constraint, the texts of a choice together."""
 
 
 MAX_MARKER_BYTES = 64
+MAX_CALL_FORMS = 256
+MAX_CALLS = 128
+MAX_CALL_TEXT_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,46 @@ class FreeText:
 
 
 @dataclass(frozen=True, slots=True)
+class CallForm:
+    """What one call of a function may be: a text, JSON, and a text."""
+
+    before: str
+    """What names a special token of the model is that token."""
+    schema_json: str
+    """JSON schema of the arguments, an object."""
+    after: str
+    field: str = ""
+    """What errors call the schema; empty: its own name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """One or several calls of functions."""
+
+    forms: tuple[CallForm, ...]
+    separator: str = ""
+    max_calls: int = 1
+
+    def violations(self, field: str) -> list[FieldViolation]:
+        """Everything wrong with the values themselves."""
+        found = []
+        if not 1 <= len(self.forms) <= MAX_CALL_FORMS:
+            found.append(FieldViolation(f"{field}.forms", f"{len(self.forms)} are not allowed: 1 to {MAX_CALL_FORMS}"))
+        if not 1 <= self.max_calls <= MAX_CALLS:
+            found.append(FieldViolation(f"{field}.max_calls", f"{self.max_calls} is not allowed: 1 to {MAX_CALLS}"))
+        for index, form in enumerate(self.forms):
+            sizes = [len(text.encode(errors="replace")) for text in (form.before, form.after, self.separator)]
+            if not form.before or max(sizes) > MAX_CALL_TEXT_BYTES:
+                allowed = f"1 to {MAX_CALL_TEXT_BYTES} bytes around a call"
+                found.append(FieldViolation(f"{field}.forms[{index}]", f"is not allowed: {allowed}"))
+        num_bytes = sum(len(form.schema_json.encode(errors="replace")) for form in self.forms)
+        if num_bytes > MAX_BYTES[ConstraintForm.CALLS]:
+            allowed = f"at most {MAX_BYTES[ConstraintForm.CALLS]}"
+            found.append(FieldViolation(f"{field}.forms", f"{num_bytes} bytes of schemas are too many: {allowed}"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Constraint:
     """What the whole output must look like."""
 
@@ -65,6 +110,8 @@ class Constraint:
     """The schema, the expression or the grammar; empty for the other forms."""
     texts: tuple[str, ...] = ()
     """Of a choice."""
+    calls: Calls | None = None
+    """Set if and only if that is the form."""
     before: FreeText | None = None
     """What may come before the form; None: nothing."""
 
@@ -75,6 +122,8 @@ class Constraint:
             return found
         if self.form is ConstraintForm.JSON_OBJECT:
             return []
+        if self.calls is not None:
+            return self.calls.violations(field)
         if self.form is ConstraintForm.CHOICE:
             field += ".texts"
             if not self.texts or len(self.texts) > MAX_CHOICES:

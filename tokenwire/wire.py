@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection
 from functools import lru_cache
 
-from tokenwire.constraints import Constraint, ConstraintForm, FreeText
+from tokenwire.constraints import CallForm, Calls, Constraint, ConstraintForm, FreeText
 from tokenwire.errors import FieldViolation, Unsupported
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed, ToolCall
@@ -144,6 +144,9 @@ def constraint_from_wire(message: pb.Constraint) -> Constraint | None:
     form = ConstraintForm(name)
     given = message.before
     before = FreeText(given.opening, given.closing, given.is_open) if message.HasField("before") else None
+    if form is ConstraintForm.CALLS:
+        forms = tuple(CallForm(f.before, f.schema_json, f.after, f.field) for f in message.calls.forms)
+        return Constraint(form, calls=Calls(forms, message.calls.separator, message.calls.max_calls), before=before)
     if form is ConstraintForm.CHOICE:
         return Constraint(form, texts=tuple(message.choice.texts), before=before)
     if form is ConstraintForm.JSON_OBJECT:
@@ -159,7 +162,13 @@ def constraint_to_wire(constraint: Constraint, message: pb.Constraint) -> None:
     if (before := constraint.before) is not None:
         message.before.opening, message.before.closing = before.opening, before.closing
         message.before.is_open = before.is_open
-    if constraint.form is ConstraintForm.CHOICE:
+    if constraint.calls is not None:
+        for form in constraint.calls.forms:
+            message.calls.forms.add(
+                before=form.before, schema_json=form.schema_json, after=form.after, field=form.field
+            )  # fmt: skip
+        message.calls.separator, message.calls.max_calls = constraint.calls.separator, constraint.calls.max_calls
+    elif constraint.form is ConstraintForm.CHOICE:
         message.choice.texts.extend(constraint.texts)
     elif constraint.form is ConstraintForm.JSON_OBJECT:
         message.json_object = True

@@ -39,18 +39,19 @@ IDLE_S = 1.0
 class Sequence:
     """One that is being answered."""
 
-    __slots__ = ("began_s", "num_left", "num_prompt", "num_tokens", "place")
+    __slots__ = ("began_s", "first_s", "num_left", "num_prompt", "num_tokens", "place")
 
     def __init__(self, num_prompt: int, num_tokens: int, place: int) -> None:
         self.num_prompt = num_prompt
         self.num_tokens = num_tokens
         self.num_left = num_tokens
         self.place = place
-        self.began_s = time.monotonic()
+        self.began_s = self.first_s = time.monotonic()
+        """When it came, and when its first token was made."""
 
     def end(self, reason: Reason) -> Terminal:
         """Its terminal event."""
-        timings = ModelTimings(decode_s=time.monotonic() - self.began_s)
+        timings = ModelTimings(0.0, self.first_s - self.began_s, time.monotonic() - self.first_s)
         usage = Usage(self.num_prompt, 0, self.num_tokens - self.num_left)
         return Terminal(reason, usage, model_timings=timings)
 
@@ -119,6 +120,8 @@ class TokenSession:
             place = sequence.place
             token_ids.append(tokens[place])
             sequence.place = place + 1 if place + 1 < TABLE else 0
+            if sequence.num_left == sequence.num_tokens:
+                sequence.first_s = time.monotonic()
             sequence.num_left -= 1
             if not sequence.num_left:
                 ended.append(handle)

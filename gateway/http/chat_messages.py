@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
-from gateway.http.body import NOT_BUILT, Body, invalid, refuse_extras
+from gateway.http.body import Body, invalid, refuse_extras
 from gateway.text_requests import Message, Tool
 from tokenwire.parsed import ToolCall
 
@@ -108,15 +108,34 @@ def message_of(message: ChatMessageFields, index: int) -> Message:
     )
 
 
-def tools_of(tools: Sequence[ToolFields], tool_choice: Any) -> tuple[Tool, ...]:
-    """The functions that may be called: none where `tool_choice` is "none". Raises InvalidRequest naming the field."""
-    if tool_choice not in (None, "none", "auto"):
-        description = f"{tool_choice!r:.80} {NOT_BUILT}, or say 'auto' or 'none'"
-        raise invalid("tool_choice", description, reason="UNSUPPORTED_PARAMETER")
+def tools_of(tools: Sequence[ToolFields], tool_choice: Any) -> tuple[tuple[Tool, ...], str]:
+    """The functions that may be called, none where `tool_choice` is "none"; and which must be, see `Conversation`.
+
+    Raises InvalidRequest naming the field.
+    """
     if len(tools) > MAX_TOOLS:
         raise invalid("tools", f"{len(tools)} are too many: at most {MAX_TOOLS}")
-    found = tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools))
-    return () if tool_choice == "none" else found
+    required = _required(tool_choice, [tool.function.name for tool in tools if tool.function is not None])
+    found = tuple(_tool(tool, f"tools[{i}]", forced=bool(required)) for i, tool in enumerate(tools))
+    return ((), "") if tool_choice == "none" else (found, required)
+
+
+def _required(tool_choice: Any, names: Sequence[str]) -> str:
+    """The function that must be called; "*": any; empty: none. Raises InvalidRequest."""
+    if tool_choice in (None, "none", "auto"):
+        return ""
+    if tool_choice == "required":
+        if not names:
+            raise invalid("tool_choice", "'required' is not allowed: there are no tools to call")
+        return "*"
+    function = tool_choice.get("function") if isinstance(tool_choice, dict) else None
+    named = function.get("name") if isinstance(function, dict) else None
+    if named is None or tool_choice != {"type": "function", "function": {"name": named}}:
+        allowed = '\'auto\', \'none\', \'required\' or {"type": "function", "function": {"name": …}}'
+        raise invalid("tool_choice", f"{tool_choice!r:.80} is not allowed: {allowed}")
+    if named not in names:
+        raise invalid("tool_choice.function.name", f"{named!r:.80} is not allowed: the name of one of the tools")
+    return str(named)
 
 
 def json_text(value: dict[str, Any], where: str) -> str:
@@ -127,7 +146,7 @@ def json_text(value: dict[str, Any], where: str) -> str:
         raise invalid(where, f"is not JSON ({error})") from None
 
 
-def _tool(tool: ToolFields, where: str) -> Tool:
+def _tool(tool: ToolFields, where: str, *, forced: bool) -> Tool:
     refuse_extras(tool, {}, prefix=f"{where}.")
     if tool.type != "function":
         raise invalid(f"{where}.type", f"{tool.type!r:.80} is not allowed: 'function'")
@@ -135,10 +154,11 @@ def _tool(tool: ToolFields, where: str) -> Tool:
         raise invalid(f"{where}.function", "is missing")
     function = tool.function
     refuse_extras(function, {}, prefix=f"{where}.function.")
-    if function.strict:
-        raise invalid(f"{where}.function.strict", NOT_BUILT, reason="UNSUPPORTED_PARAMETER")
+    if function.strict and not forced:
+        description = "true is built for calls that must be made (tool_choice 'required' or a named function) alone"
+        raise invalid(f"{where}.function.strict", description, reason="UNSUPPORTED_PARAMETER")
     parameters = "" if function.parameters is None else json_text(function.parameters, f"{where}.function.parameters")
-    return Tool(function.name, function.description or "", parameters)
+    return Tool(function.name, function.description or "", parameters, bool(function.strict))
 
 
 def _call(call: ToolCallFields, where: str, index: int) -> ToolCall:

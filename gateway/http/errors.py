@@ -89,6 +89,7 @@ CONVERSATION_NAMES = (
     (re.compile(r"(messages\[\d+\]\.tool_calls\[\d+\])\.(name|arguments)"), r"\1.function.\2"),
     (re.compile(r"(messages\[\d+\])\.reasoning"), r"\1.reasoning_content"),
     (re.compile(r"documents_json"), "documents"),
+    (re.compile(r"required_tool"), "tool_choice"),
     (re.compile(r"template_arguments(_json)?"), "chat_template_kwargs"),
 )
 """How fields of a conversation begin on the wire, and over HTTP; the others have one name."""

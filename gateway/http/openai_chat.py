@@ -51,7 +51,7 @@ class ChatBody(GenerationFields, AccountFields):
     messages: list[ChatMessageFields]
     tools: list[ToolFields] | None = None
     tool_choice: Any = None
-    """"none": the tools are not shown to the model."""
+    """"none": the tools are not shown to the model; "required", or a function's name: nothing but such calls come."""
     parallel_tool_calls: bool | None = None
     """False: the answer ends with its first call."""
     max_completion_tokens: TokenCount | None = None
@@ -111,9 +111,11 @@ def _conversation(body: ChatBody) -> Conversation:
     """What the chat template gets. Raises InvalidRequest naming the field."""
     if not body.messages:
         raise invalid("messages", "[] is not allowed: at least one message is needed")
+    tools, required_tool = tools_of(body.tools or (), body.tool_choice)
     return Conversation(
         messages=tuple(message_of(message, index) for index, message in enumerate(body.messages)),
-        tools=tools_of(body.tools or (), body.tool_choice),
+        tools=tools,
+        required_tool=required_tool,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         documents_json=tuple(json_text(found, f"documents[{i}]") for i, found in enumerate(body.documents or ())),
         template_arguments_json=(

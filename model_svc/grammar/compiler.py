@@ -20,9 +20,9 @@ import numpy as np
 
 from model_svc.grammar.library import new_matcher, reason_of
 from model_svc.grammar.places import place_of
-from model_svc.grammar.source import field_of, grammar_of, grammar_of_schema, schema_of
+from model_svc.grammar.source import field_of, grammar_of, grammar_of_schema, schema_of, schema_of_call
 from model_svc.grammar.vocabulary import Vocabulary, load_vocabulary
-from tokenwire.constraints import Constraint, ConstraintForm
+from tokenwire.constraints import Calls, Constraint, ConstraintForm
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest, Overloaded, TokenwireError
 
 NUM_KEPT = 512
@@ -157,6 +157,8 @@ def verdict_on(constraint: Constraint, vocabulary: Vocabulary) -> tuple[Verdict,
     """Compile and try a constraint, and the seconds that took. Runs in a thread; what takes long releases the lock."""
     started_s = time.perf_counter()
     num_bytes = 2 * (len(constraint.text) + sum(map(len, constraint.texts))) + 1024
+    if constraint.calls is not None:
+        num_bytes += 2 * sum(len(form.schema_json) for form in constraint.calls.forms)
     grammar, error = "", None
     try:
         grammar = grammar_of(constraint, vocabulary.special)
@@ -175,6 +177,8 @@ def check(constraint: Constraint, grammar: str, vocabulary: Vocabulary) -> None:
     matcher = new_matcher(vocabulary, grammar)
     took_s = time.thread_time() - started_s
     if matcher.is_error():
+        if constraint.calls is not None:
+            check_calls(constraint.calls, vocabulary)
         raise refusal(constraint, *_explained(constraint, matcher.get_error(), vocabulary))
     if took_s > MAX_COMPILE_S:
         raise refusal(constraint, f"compiling it takes {took_s:.1f} s; at most {MAX_COMPILE_S} s are allowed")
@@ -201,6 +205,20 @@ def check(constraint: Constraint, grammar: str, vocabulary: Vocabulary) -> None:
         raise refusal(constraint, f"it is too complex ({reason_of(matcher.get_error())})")
 
 
+def check_calls(calls: Calls, vocabulary: Vocabulary) -> None:
+    """Raise InvalidRequest for the first call whose arguments' schema alone is wrong, under its own name."""
+    for index, form in enumerate(calls.forms):
+        schema = schema_of_call(form)
+        message = new_matcher(vocabulary, grammar_of_schema(schema)).get_error()
+        if message:
+            field = form.field or f"options.constraint.calls.forms[{index}].schema_json"
+            place = place_of(schema, message, _refusing(vocabulary)) or "the root of the schema"
+            description = f"at {place}: {_in_our_words(message)}"
+            raise InvalidRequest(
+                f"{field}: {description}", reason="CONSTRAINT_INVALID", violations=[FieldViolation(field, description)]
+            )
+
+
 def refusal(constraint: Constraint, what: str, place: str = "") -> InvalidRequest:
     """What is wrong with a constraint, and where in its schema (a JSON pointer)."""
     field = field_of(constraint.form)
@@ -213,19 +231,24 @@ def refusal(constraint: Constraint, what: str, place: str = "") -> InvalidReques
 
 def _explained(constraint: Constraint, message: str, vocabulary: Vocabulary) -> tuple[str, str]:
     """The library's message in our words, and the place in the schema it comes from."""
+    if constraint.calls is not None:
+        return reason_of(message), ""
     if constraint.form is ConstraintForm.REGEX:
         found = EXPRESSION_ERROR.search(" ".join(message.split()))
         return (found[1] if found else reason_of(message)), ""
     if constraint.form is not ConstraintForm.JSON_SCHEMA:
         return reason_of(message), ""
     schema = schema_of(constraint)
-    place = place_of(schema, message, _refusing(vocabulary))
+    return _in_our_words(message), place_of(schema, message, _refusing(vocabulary))
+
+
+def _in_our_words(message: str) -> str:
     what = reason_of(message)
     if what.startswith("Unimplemented keys"):
         what = f"not supported: {what.partition(':')[2].strip(' []')}"
     elif what.startswith("oneOf constraints"):
         what = "oneOf is supported where no value can satisfy two of its schemas, as of different types; use anyOf"
-    return what, place
+    return what
 
 
 def _refusing(vocabulary: Vocabulary) -> Callable[[dict[str, Any]], str]:

@@ -7,13 +7,14 @@ Knows nothing of vocabularies.
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llguidance import LLMatcher
 
 from model_svc.grammar.gbnf import escaped, is_gbnf, lark_of
-from tokenwire.constraints import Constraint, ConstraintForm, FreeText
+from tokenwire.constraints import CallForm, Calls, Constraint, ConstraintForm, FreeText
 from tokenwire.errors import FieldViolation
 from tokenwire.sampling import refuse
 
@@ -46,24 +47,43 @@ def grammar_of(constraint: Constraint, special: Mapping[str, int] = NO_TOKENS) -
 
     `special`: the vocabulary's special tokens, which a marker of what comes before the form may be.
     """
-    if constraint.before is None:
-        return _grammar(_body(constraint))
-    return _grammar(_body(constraint), head_of(constraint.before, special))
+    body = _body(constraint) if constraint.calls is None else _calls_body(constraint.calls, special)
+    return _grammar(body) if constraint.before is None else _grammar(body, head_of(constraint.before, special))
+
+
+def schema_of_call(form: CallForm) -> dict[str, Any]:
+    """What a call's arguments must be: an object. Raises InvalidRequest for what is no JSON, or no schema."""
+    schema = parsed_schema(form.schema_json, form.field or "options.constraint.calls.forms.schema_json")
+    return {"type": "object", **schema}
+
+
+def _calls_body(calls: Calls, special: Mapping[str, int]) -> dict[str, Any]:
+    more = f" ({_words(calls.separator, special)} call){{0,{calls.max_calls - 1}}}" if calls.max_calls > 1 else ""
+    lines = [f"start: call{more}", "call: " + " | ".join(f"call_{index}" for index in range(len(calls.forms)))]
+    for index, form in enumerate(calls.forms):
+        schema = json.dumps({**schema_of_call(form), OPTIONS_KEY: JSON_OPTIONS}, ensure_ascii=False)
+        before, after = _words(form.before, special), _words(form.after, special)
+        lines.append(f"call_{index}: {before} %json {schema} {after}")
+    return {"name": "body", "lark_grammar": "\n".join([*lines, ""])}
+
+
+def _words(text: str, special: Mapping[str, int]) -> str:
+    """A text as Lark has it, special tokens in it by their ids."""
+    names = "|".join(re.escape(name) for name in sorted(special, key=len, reverse=True) if name)
+    pieces = re.split(f"({names})", text) if names else [text]
+    words = [f"<[{special[p]}]>" if p in special else json.dumps(p, ensure_ascii=False) for p in pieces if p]
+    return " ".join(words) or '""'
 
 
 def head_of(before: FreeText, special: Mapping[str, int]) -> str:
     """The main rule of a form behind free text: up to the first closing marker, and a few line ends."""
-
-    def marker(text: str) -> str:
-        return f"<[{special[text]}]>" if text in special else json.dumps(text, ensure_ascii=False)
-
     lines = [HEAD + ("free SPACE? @body" if before.is_open else "(opening free SPACE?)? @body")]
     if not before.is_open:
-        lines.append(f"opening: {marker(before.opening)}")
+        lines.append(f"opening: {_words(before.opening, special)}")
     if before.closing in special:
-        lines += [f"free: TEXT {marker(before.closing)}", r"TEXT: /[\s\S]*/"]
+        lines += [f"free: TEXT {_words(before.closing, special)}", r"TEXT: /[\s\S]*/"]
     else:
-        lines += [f"free[lazy]: TEXT {marker(before.closing)}", r"TEXT: /[\s\S]*/"]
+        lines += [f"free[lazy]: TEXT {_words(before.closing, special)}", r"TEXT: /[\s\S]*/"]
     return "\n".join([*lines, r"SPACE: /[ \t\r\n]{1,8}/", ""])
 
 
@@ -93,16 +113,20 @@ def schema_of(constraint: Constraint) -> dict[str, Any]:
     """The JSON schema as an object. Raises InvalidRequest for what is no JSON, or no schema."""
     if constraint.form is ConstraintForm.JSON_OBJECT:
         return {"type": "object"}
-    field = field_of(constraint.form)
+    return parsed_schema(constraint.text, field_of(constraint.form))
+
+
+def parsed_schema(text: str, field: str) -> dict[str, Any]:
+    """A JSON schema as an object. Raises InvalidRequest for what is no JSON, no schema, or too large."""
     try:
-        schema = json.loads(constraint.text, parse_constant=_no_number, parse_float=_finite)
+        schema = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         refuse([FieldViolation(field, f"not JSON: {why}")])
     if schema is True:
         return {}
     if not isinstance(schema, dict):
-        refuse([FieldViolation(field, f"{constraint.text[:80]!r} is not a schema: a JSON object is needed")])
+        refuse([FieldViolation(field, f"{text[:80]!r} is not a schema: a JSON object is needed")])
     for pointer, properties in _objects_in(schema):
         if len(properties) > MAX_PROPERTIES:
             description = (

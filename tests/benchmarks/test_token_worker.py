@@ -75,6 +75,7 @@ def test_every_sequence_gets_its_tokens_and_one_end(folder: Path, step_s: float)
             for handle, finish in ended.items():
                 assert finish.reason == pb.FINISH_REASON_LENGTH
                 assert (finish.usage.prompt_tokens, finish.usage.completion_tokens) == (3, len(tokens[handle]))
+                assert finish.timings.model.prefill_us >= step_s * 0.5e6
             await call.done_writing()
             assert await asyncio.wait_for(call.read(), 5) is grpc.aio.EOF
 

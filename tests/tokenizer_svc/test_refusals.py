@@ -67,6 +67,7 @@ BAD: list[tuple[Callable[[Any], None], type[TokenwireError], tuple[str, ...]]] =
     (change("options.stop.stop_strings", ["x"] * 17), InvalidRequest, ("options.stop.stop_strings", "17", "16")),
     (change("options.num_choices", 500), InvalidRequest, ("options.num_choices", "500", "128")),
     (lambda r: r.conversation.tools.add(name="f", strict=True), Unsupported, ("conversation.tools[0].strict", "built")),
+    (change("conversation.required_tool", "*"), InvalidRequest, ("conversation.required_tool", "no tools to call")),
     (lambda r: r.conversation.tools.add(), InvalidRequest, ("conversation.tools[0].name", "empty")),
     (spoil_arguments, InvalidRequest, ("conversation.template_arguments_json", "NaN")),
     (spoil_document, InvalidRequest, ("conversation.documents_json[1]", "1e999 is too large")),

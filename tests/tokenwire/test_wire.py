@@ -3,7 +3,18 @@ from dataclasses import replace
 
 import pytest
 
-from tokenwire.constraints import JSON_OBJECT, Constraint, ConstraintForm, FreeText, choice, ebnf, json_schema, regex
+from tokenwire.constraints import (
+    JSON_OBJECT,
+    CallForm,
+    Calls,
+    Constraint,
+    ConstraintForm,
+    FreeText,
+    choice,
+    ebnf,
+    json_schema,
+    regex,
+)
 from tokenwire.errors import InvalidRequest, Overloaded, Unsupported
 from tokenwire.requests import (
     CancelReason,
@@ -63,6 +74,9 @@ def test_options_survive_the_wire_and_absent_is_not_zero() -> None:
     assert options_from_wire(pb.GenerationOptions()).sampling.temperature is None
 
 
+CALLS = Calls((CallForm("<call>", '{"type": "object"}', "</call>", "tools[0]"), CallForm("a", "{}", "")), "; ", 3)
+
+
 def unbuilt() -> dict[str, pb.GenerationOptions]:
     return {
         "output.echo": pb.GenerationOptions(output=pb.OutputOptions(echo=True)),
@@ -89,11 +103,14 @@ def test_every_field_of_the_options_is_either_read_or_refused() -> None:
         "GenerationOptions": {
             "sampling", "stop", "output", "num_choices", "constraint", "speculation", "adapter",
         },
+        "CallsConstraint": {"forms", "separator", "max_calls"},
+        "CallForm": {"before", "schema_json", "after", "field"},
         "Constraint": {form.value for form in ConstraintForm} | {"before"},
         "FreeText": {"opening", "closing", "is_open"},
     }  # fmt: skip
     refused = {name.split()[0].split(".")[-1] for name in unbuilt()}
     own = (pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.GenerationOptions, pb.Constraint, pb.FreeText)
+    own += (pb.CallsConstraint, pb.CallForm)
     for message in own:
         fields = {field.name for field in message.DESCRIPTOR.fields}
         assert fields == read[message.DESCRIPTOR.name] | (fields & refused), message.DESCRIPTOR.name
@@ -101,7 +118,14 @@ def test_every_field_of_the_options_is_either_read_or_refused() -> None:
 
 @pytest.mark.parametrize(
     "constraint",
-    [json_schema('{"type": "integer"}'), JSON_OBJECT, regex("[ab]+"), choice("yes", "no"), ebnf('root ::= "a"')],
+    [
+        Constraint(ConstraintForm.CALLS, calls=CALLS),
+        json_schema('{"type": "integer"}'),
+        JSON_OBJECT,
+        regex("[ab]+"),
+        choice("yes", "no"),
+        ebnf('root ::= "a"'),
+    ],
     ids=lambda constraint: constraint.form.value,
 )
 def test_constraints_survive_the_wire(constraint: Constraint) -> None:
@@ -143,6 +167,22 @@ def test_logprobs_survive_the_wire() -> None:
                 constraint=pb.Constraint(regex="a", before=pb.FreeText(closing="x" * 65, opening="a"))
             ),
             "options.constraint.before.closing",
+        ),
+        (
+            pb.GenerationOptions(constraint=pb.Constraint(calls=pb.CallsConstraint(max_calls=1))),
+            "options.constraint.calls.forms",
+        ),
+        (
+            pb.GenerationOptions(
+                constraint=pb.Constraint(calls=pb.CallsConstraint(forms=[pb.CallForm(before="a")], max_calls=129))
+            ),
+            "options.constraint.calls.max_calls",
+        ),
+        (
+            pb.GenerationOptions(
+                constraint=pb.Constraint(calls=pb.CallsConstraint(forms=[pb.CallForm()], max_calls=1))
+            ),
+            "options.constraint.calls.forms[0]",
         ),
         (pb.GenerationOptions(constraint=pb.Constraint(json_schema="")), "options.constraint.json_schema"),
         (pb.GenerationOptions(constraint=pb.Constraint(regex="a" * 16_385)), "options.constraint.regex"),

@@ -54,6 +54,7 @@ class Client:
         *,
         tools: Sequence[Tool] = (),
         parallel_tool_calls: bool = True,
+        required_tool: str = "",
         template_arguments: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool | None = None,
@@ -63,6 +64,7 @@ class Client:
         """Answer a conversation, or one message of a user. Raises InvalidRequest.
 
         `tools`: functions that the model may call. `parallel_tool_calls` False: the answer ends with its first call.
+        `required_tool`: the answer is a call of the tool of this name, its arguments valid; "*": of any of them.
         `template_arguments`: extra variables of the model's template, such as enable_thinking. `documents`: for
         templates that take them. `add_generation_prompt`: end the prompt with the header of the assistant's turn; None:
         unless the last message is continued. `continue_final_message`: go on with the last message instead of
@@ -72,6 +74,7 @@ class Client:
             messages,
             tools=tools,
             parallel_tool_calls=parallel_tool_calls,
+            required_tool=required_tool,
             template_arguments=template_arguments,
             documents=documents,
             add_generation_prompt=add_generation_prompt,
@@ -198,6 +201,7 @@ class AsyncClient:
         *,
         tools: Sequence[Tool] = (),
         parallel_tool_calls: bool = True,
+        required_tool: str = "",
         template_arguments: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool | None = None,
@@ -209,6 +213,7 @@ class AsyncClient:
             messages,
             tools=tools,
             parallel_tool_calls=parallel_tool_calls,
+            required_tool=required_tool,
             template_arguments=template_arguments,
             documents=documents,
             add_generation_prompt=add_generation_prompt,

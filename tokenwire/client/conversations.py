@@ -16,6 +16,7 @@ def conversation_of(
     *,
     tools: Sequence[Tool] = (),
     parallel_tool_calls: bool = True,
+    required_tool: str = "",
     template_arguments: Mapping[str, Any] | None = None,
     documents: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool | None = None,
@@ -31,6 +32,9 @@ def conversation_of(
         _add_tool(conversation, tool, f"tools[{i}]")
     if not parallel_tool_calls:
         conversation.parallel_tool_calls = False
+    if required_tool:
+        refuse_bad_text("required_tool", required_tool)
+        conversation.required_tool = required_tool
     if template_arguments:
         conversation.template_arguments_json = _json_text(template_arguments, "template_arguments")
     conversation.documents_json.extend(_json_text(found, f"documents[{i}]") for i, found in enumerate(documents))

@@ -117,20 +117,22 @@ class StopConditions(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_strings: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., include_stop_string: bool = ...) -> None: ...
 
 class Constraint(_message.Message):
-    __slots__ = ("json_schema", "json_object", "regex", "choice", "ebnf", "before")
+    __slots__ = ("json_schema", "json_object", "regex", "choice", "ebnf", "calls", "before")
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     JSON_OBJECT_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     EBNF_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     json_schema: str
     json_object: bool
     regex: str
     choice: ChoiceConstraint
     ebnf: str
+    calls: CallsConstraint
     before: FreeText
-    def __init__(self, json_schema: _Optional[str] = ..., json_object: bool = ..., regex: _Optional[str] = ..., choice: _Optional[_Union[ChoiceConstraint, _Mapping]] = ..., ebnf: _Optional[str] = ..., before: _Optional[_Union[FreeText, _Mapping]] = ...) -> None: ...
+    def __init__(self, json_schema: _Optional[str] = ..., json_object: bool = ..., regex: _Optional[str] = ..., choice: _Optional[_Union[ChoiceConstraint, _Mapping]] = ..., ebnf: _Optional[str] = ..., calls: _Optional[_Union[CallsConstraint, _Mapping]] = ..., before: _Optional[_Union[FreeText, _Mapping]] = ...) -> None: ...
 
 class FreeText(_message.Message):
     __slots__ = ("opening", "closing", "is_open")
@@ -141,6 +143,28 @@ class FreeText(_message.Message):
     closing: str
     is_open: bool
     def __init__(self, opening: _Optional[str] = ..., closing: _Optional[str] = ..., is_open: bool = ...) -> None: ...
+
+class CallsConstraint(_message.Message):
+    __slots__ = ("forms", "separator", "max_calls")
+    FORMS_FIELD_NUMBER: _ClassVar[int]
+    SEPARATOR_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALLS_FIELD_NUMBER: _ClassVar[int]
+    forms: _containers.RepeatedCompositeFieldContainer[CallForm]
+    separator: str
+    max_calls: int
+    def __init__(self, forms: _Optional[_Iterable[_Union[CallForm, _Mapping]]] = ..., separator: _Optional[str] = ..., max_calls: _Optional[int] = ...) -> None: ...
+
+class CallForm(_message.Message):
+    __slots__ = ("before", "schema_json", "after", "field")
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_JSON_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    before: str
+    schema_json: str
+    after: str
+    field: str
+    def __init__(self, before: _Optional[str] = ..., schema_json: _Optional[str] = ..., after: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
 
 class ChoiceConstraint(_message.Message):
     __slots__ = ("texts",)

@@ -19,7 +19,7 @@ TRUNCATION_SIDE_START: TruncationSide
 TRUNCATION_SIDE_END: TruncationSide
 
 class Conversation(_message.Message):
-    __slots__ = ("messages", "tools", "documents_json", "template_arguments_json", "add_generation_prompt", "continue_final_message", "parallel_tool_calls")
+    __slots__ = ("messages", "tools", "documents_json", "template_arguments_json", "add_generation_prompt", "continue_final_message", "parallel_tool_calls", "required_tool")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class Conversation(_message.Message):
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_TOOL_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     tools: _containers.RepeatedCompositeFieldContainer[ToolDefinition]
     documents_json: _containers.RepeatedScalarFieldContainer[str]
@@ -34,7 +35,8 @@ class Conversation(_message.Message):
     add_generation_prompt: bool
     continue_final_message: bool
     parallel_tool_calls: bool
-    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[ToolDefinition, _Mapping]]] = ..., documents_json: _Optional[_Iterable[str]] = ..., template_arguments_json: _Optional[str] = ..., add_generation_prompt: bool = ..., continue_final_message: bool = ..., parallel_tool_calls: bool = ...) -> None: ...
+    required_tool: str
+    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[ToolDefinition, _Mapping]]] = ..., documents_json: _Optional[_Iterable[str]] = ..., template_arguments_json: _Optional[str] = ..., add_generation_prompt: bool = ..., continue_final_message: bool = ..., parallel_tool_calls: bool = ..., required_tool: _Optional[str] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning")

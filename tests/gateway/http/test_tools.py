@@ -202,6 +202,23 @@ def made(arguments: str, **fields: Any) -> dict[str, Any]:
     return {"id": "c", "function": {"name": "f", "arguments": arguments}, **fields}
 
 
+def test_a_call_that_must_be_made_goes_down_and_its_arguments_may_be_strict() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            named = {"type": "function", "function": {"name": "get_weather"}}
+            strict = {"type": "function", "function": {**FUNCTION, "strict": True}}
+            for choice, required in (("required", "*"), (named, "get_weather"), ("auto", ""), (None, "")):
+                tools = [strict if required else WEATHER]
+                body = {"messages": ASK, "tools": tools, "tool_choice": choice}
+                response = await live.http.post("/v1/chat/completions", json=body)
+                assert response.status_code == 200, response.text
+                conversation = tier.requests[-1].conversation
+                assert conversation.required_tool == required
+                assert conversation.tools[0].strict is bool(required)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
@@ -216,11 +233,13 @@ def made(arguments: str, **fields: Any) -> dict[str, Any]:
             "unsupported_parameter",
         ),
         ({"tools": [WEATHER] * 257}, "tools", "invalid_request"),
-        ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice", "invalid_request"),
+        ({"tools": [WEATHER], "tool_choice": "always"}, "tool_choice", "invalid_request"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice", "invalid_request"),
         (
-            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
-            "tool_choice",
-            "unsupported_parameter",
+            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "get_money"}}},
+            "tool_choice.function.name",
+            "invalid_request",
         ),
         ({"functions": [FUNCTION]}, "functions", "unsupported_parameter"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "invalid_request"),

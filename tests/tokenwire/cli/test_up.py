@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +124,34 @@ def test_the_examples_name_this_server_and_this_python() -> None:
     assert "http://127.0.0.1:8/" in found["curl"]
     assert "127.0.0.1:7" in found["Python"]
     assert found["CLI"].startswith(f"{command_name()} chat --target 127.0.0.1:7 ")
+
+
+@pytest.mark.model
+def test_tls_on_every_hop_and_a_key_work_as_the_examples_say(tmp_path: Path) -> None:
+    certs, identities = str(tmp_path / "certs"), str(tmp_path / "identities.json")
+    subprocess.run([*TOKENWIRE, "certs", "make", certs], check=True, capture_output=True, env=ENVIRON)
+    made = [*TOKENWIRE, "keys", "new", identities, "laptop", "--tenant", "alice"]
+    key = subprocess.run(made, check=True, capture_output=True, text=True, env=ENVIRON).stdout.strip()
+    environ = {
+        **ENVIRON, "PYTHONUNBUFFERED": "1", "TOKENWIRE_API_KEY": key, "TOKENWIRE_GATEWAY_IDENTITY_FILE": identities,
+        "TOKENWIRE_MODEL_MOCK_STEP_MS": "0.1", "TOKENWIRE_MODEL_MOCK_MAX_CONTEXT_TOKENS": "256",
+    }  # fmt: skip
+    command = [*TOKENWIRE, "up", *FREE_PORTS, "--engine", "mock", "--tls", certs]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as process:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "Ctrl-C drains" in line:
+                break
+        shown = re.findall(r"^(curl|Python|CLI):\n  (.*)$", said, re.MULTILINE)
+        answers = [
+            subprocess.run(each, shell=True, capture_output=True, text=True, env=environ, timeout=60)
+            for name, each in shown
+            if name != "curl" or shutil.which("curl")
+        ]
+        process.send_signal(signal.SIGTERM)
+        said += process.stdout.read()
+    assert len(shown) == 3 and "https://" in said, said
+    assert [(answer.returncode, bool(answer.stdout.strip())) for answer in answers] == [(0, True)] * len(answers)
+    assert key not in said
