@@ -94,7 +94,6 @@ def drive_of(folder: Path, mode: str, wanted: dict[str, Any]) -> Drive:
     settings = EngineSettings(
         model=str(folder), device="cpu", dtype="bfloat16", quantization=mode, threads=wanted["threads"],
         max_batch_size=max(2, *wanted["batches"]), max_context_tokens=2048, kv_memory=512 * 2**20,
-        speculation="off",
     )  # fmt: skip
     return Drive.start(Source(DEFAULT_MODEL, folder), settings)
 

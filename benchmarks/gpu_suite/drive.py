@@ -45,7 +45,8 @@ class Drive:
             return loaded[0]
 
         runner = start_runner(settings, {}, load=load)
-        return cls(loaded[0], runner, engine_of(settings, runner))
+        # Nothing is drafted: a step is to make one token of each sequence.
+        return cls(loaded[0], runner, engine_of(replace(settings, speculation="off"), runner))
 
     def close(self) -> None:
         """Give the memory back."""
@@ -116,7 +117,6 @@ def settings_of(device: torch.device, dtype: str, quick: bool, changed: dict[str
     """What the engine is measured with; `changed` are a variant's settings, which must exist."""
     base: dict[str, Any] = {
         "device": str(device), "dtype": dtype, "max_context_tokens": 2048, "model": "random",
-        "speculation": "off",  # a step is to make one token of each sequence
         "cpu_kernels": "off",  # where it is tried without a GPU, what a GPU would compute is tried
     }  # fmt: skip
     if quick:
