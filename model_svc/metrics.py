@@ -59,6 +59,8 @@ class EngineMetrics:
             Grown(tier.counter("drafted_tokens_total", "Tokens drafted and verified.")),
             Grown(tier.counter("accepted_drafts_total", "Drafts that were what the model chose.")),
             Grown(tier.counter("drafted_rows_total", "Decode rows with drafts.")),
+            Grown(tier.counter("forced_drafts_total", "Drafts that a constraint left no choice about.")),
+            Grown(tier.counter("accepted_forced_drafts_total", "Forced drafts that were what the model chose.")),
             *(Grown(undrafted.labels(reason)) for reason in UNDRAFTED),
             *(Grown(phases.labels(phase)) for phase in PHASES),
         ]
@@ -93,7 +95,7 @@ class EngineMetrics:
         load, drafts = result.load, result.load.drafts
         sums = (
             load.step, load.num_out_of_memory, load.num_adapter_uploads, drafts.num_drafted, drafts.num_accepted,
-            drafts.num_rows, *drafts.undrafted, *result.phases_s,
+            drafts.num_rows, drafts.num_forced, drafts.num_forced_accepted, *drafts.undrafted, *result.phases_s,
         )  # fmt: skip
         self.acceptance.set(drafts.acceptance)
         for counter, total in zip(self._engine_sums, sums, strict=True):

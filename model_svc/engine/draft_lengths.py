@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from model_svc.engine.step_costs import Added, StepCosts
 
-KINDS = ("short_match", "long_match", "model")
-"""Where a draft comes from: two or three tokens in common with an earlier place, more of them, or a draft model."""
+KINDS = ("short_match", "long_match", "model", "forced")
+"""Where a draft comes from: two or three tokens in common with an earlier place, more of them, a draft model, or what a
+constraint leaves no choice about."""
 
 MEMORY = 0.85
 """What a row's drafts count, against the next ones."""
@@ -39,7 +40,7 @@ MOST_SAVED_SHARE = 0.02
 """More than this of the time is not held in favour of drafts: what helped before may help no more."""
 MOST_LATE = 2.0
 """A step counts at most this many times what was expected: one that something else held up is not the drafts' doing."""
-MODEL = KINDS.index("model")
+MODEL, FORCED = KINDS.index("model"), KINDS.index("forced")
 CATCH_UP_TOKENS = 16
 """Tokens of a context that a draft model is taken to compute in the time of a step, until it has been seen."""
 CATCH_UP_MEMORY = 0.7

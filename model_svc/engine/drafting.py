@@ -5,12 +5,13 @@ equal to it. Knows who may be drafted for and how far. Does not know the device,
 """
 
 import logging
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args
 
 from model_svc.engine.batch import DraftModel, OutOfMemory, ScheduledBatch, ScheduledRow
-from model_svc.engine.draft_lengths import KINDS, MODEL, DraftLengths
+from model_svc.engine.draft_lengths import FORCED, KINDS, MODEL, DraftLengths
 from model_svc.engine.kv_cache_manager import KVCacheManager
 from model_svc.engine.ngram_drafts import NgramDrafter
 from model_svc.engine.sequence import PENDING, Sequence
@@ -26,13 +27,12 @@ MEMORY = 0.99
 """What a row counts in the acceptance of late, against the row after it."""
 
 Undrafted = Literal[
-    "off", "constraint", "penalties", "pending", "no_match", "no_room", "no_gain", "measured", "catching_up", "failed"
+    "off", "penalties", "pending", "no_match", "no_room", "no_gain", "measured", "catching_up", "failed"
 ]
 UNDRAFTED: tuple[Undrafted, ...] = get_args(Undrafted)
 """Why a decode row has no drafts:
 
 - off: the request, or the server's default, does not want any;
-- constraint: which tokens may come changes with every draft;
 - penalties: repetition, presence or frequency penalties change with every draft;
 - pending: its last token was still on its way when the step was made;
 - no_match: nothing was found to draft;
@@ -56,7 +56,11 @@ class DraftCounts(NamedTuple):
     undrafted: tuple[int, ...] = (0,) * len(UNDRAFTED)
     """Decode rows without, by reason, in the order of UNDRAFTED."""
     acceptance: float = 0.0
-    """Of the drafts of the last hundred rows or so, the part that was accepted; no sum."""
+    """Of the drafts of the last hundred rows or so, the part that was accepted; no sum. Without forced ones."""
+    num_forced: int = 0
+    """Of `num_drafted`, those that a constraint left no choice about."""
+    num_forced_accepted: int = 0
+    """Those of them that were what the model chose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +89,30 @@ class Lookup(Protocol):
         """It has ended."""
 
 
+class Forcing(Protocol):
+    """Knows what constraints leave no choice about."""
+
+    def forced(self, sequence: Sequence) -> list[int]:
+        """What must follow the sequence's tokens, all known, as the tokens that it is likely made of; often nothing."""
+
+
 class Drafting:
     """Drafts for one scheduler's sequences."""
 
     def __init__(
-        self, limits: DraftLimits, kv: KVCacheManager, max_context_tokens: int, draft_model: DraftModel | None = None
+        self,
+        limits: DraftLimits,
+        kv: KVCacheManager,
+        max_context_tokens: int,
+        draft_model: DraftModel | None = None,
+        forcing: Forcing | None = None,
     ) -> None:
         self.limits = limits
         self.draft_model = draft_model
         self._kv = kv
         self._max_context_tokens = max_context_tokens
         self.lookup: Lookup = NgramDrafter()
+        self.forcing = forcing
         self.lengths = DraftLengths(limits.max_drafts) if limits.adaptive else None
         self._in_flight: dict[int, int] = {}
         """By id of each sequence with drafts whose step has been launched and not entered: their kind."""
@@ -108,6 +125,7 @@ class Drafting:
         self._num_suspended = 0
         """Steps that are still to be made without drafts."""
         self._num_drafted = self._num_accepted = self._num_rows = 0
+        self._num_forced = self._num_forced_accepted = 0
         self._lately_drafted = self._lately_accepted = 0.0
         self._undrafted: dict[Undrafted, int] = dict.fromkeys(UNDRAFTED, 0)
 
@@ -116,6 +134,7 @@ class Drafting:
         return DraftCounts(
             self._num_drafted, self._num_accepted, self._num_rows, tuple(self._undrafted.values()),
             self._lately_accepted / self._lately_drafted if self._lately_drafted else 0.0,
+            self._num_forced, self._num_forced_accepted,
         )  # fmt: skip
 
     def needs_known_tokens(self, running: Rows[Sequence]) -> bool:
@@ -171,8 +190,12 @@ class Drafting:
         self._num_rows += 1
         self._num_drafted += len(row.drafts)
         self._num_accepted += num_accepted
-        self._lately_drafted = MEMORY * self._lately_drafted + len(row.drafts)
-        self._lately_accepted = MEMORY * self._lately_accepted + num_accepted
+        if kind == FORCED:
+            self._num_forced += len(row.drafts)
+            self._num_forced_accepted += num_accepted
+        else:
+            self._lately_drafted = MEMORY * self._lately_drafted + len(row.drafts)
+            self._lately_accepted = MEMORY * self._lately_accepted + num_accepted
         return num_accepted
 
     def took(self, batch: ScheduledBatch, num_tokens: int, seconds: float) -> None:
@@ -221,23 +244,34 @@ class Drafting:
         return ScheduledRow(row.sequence, 1, drafts) if drafts else row
 
     def _found(self, sequence: Sequence, left: int, spare: int) -> list[int] | Undrafted:
-        """What a look-up gives to verify for a sequence that may be drafted for, or why nothing. May give it blocks."""
+        """What there is to verify for a sequence that may be drafted for, or why nothing. May give it blocks."""
         most = self._most(sequence, left)
         if most < 1:
             return "no_room"
-        drafts, num_matching = self.lookup.find(sequence, most) if self._uses_lookup else ([], 0)
-        if not drafts:
-            return "no_match"
-        kind = KINDS.index("short_match" if num_matching < LONG_MATCH else "long_match")
-        if self.lengths is not None:
-            if not self.lengths.is_drafting:
-                return "measured"
-            drafts = drafts[: self.lengths.most(sequence.sequence_id, kind)]
-            if not drafts:
-                return "no_gain"
-        drafts = drafts[: self._room(sequence, len(drafts), spare)]
-        self._kinds[sequence.sequence_id] = kind
-        return drafts or "no_room"
+        why: Undrafted = "no_match"
+        for drafts, kind in self._candidates(sequence, most):
+            if self.lengths is not None:
+                if not self.lengths.is_drafting:
+                    return "measured"
+                drafts = drafts[: self.lengths.most(sequence.sequence_id, kind)]
+                if not drafts:
+                    why = "no_gain"
+                    continue
+            drafts = drafts[: self._room(sequence, len(drafts), spare)]
+            self._kinds[sequence.sequence_id] = kind
+            return drafts or "no_room"
+        return why
+
+    def _candidates(self, sequence: Sequence, most: int) -> Iterator[tuple[list[int], int]]:
+        """Up to `most` drafts and their kind, the likeliest kind first: what is forced, then what a look-up gives."""
+        if self.forcing is not None and sequence.constraint is not None:
+            drafts = self.forcing.forced(sequence)[:most]
+            if drafts:
+                yield drafts, FORCED
+        if self._uses_lookup:
+            drafts, num_matching = self.lookup.find(sequence, most)
+            if drafts:
+                yield drafts, KINDS.index("short_match" if num_matching < LONG_MATCH else "long_match")
 
     def _asked(self, sequence: Sequence, left: int, spare: int) -> int | Undrafted:
         """How many drafts to ask the draft model for, or why none. May give the sequence blocks."""
@@ -303,8 +337,6 @@ class Drafting:
             return "off"
         if sequence.sequence_id in self._given_up:
             return "failed"
-        if sequence.constraint is not None:
-            return "constraint"
         if is_penalised(sequence):
             return "penalties"
         return "pending" if sequence.token_ids[-1] == PENDING else None

@@ -56,7 +56,7 @@ class Engine:
         self.runner = runner
         self.adapters = adapters
         self.phases = runner.phases
-        self.scheduler = Scheduler(runner.info, limits, clock, runner.draft_model)
+        self.scheduler = Scheduler(runner.info, limits, clock, runner.draft_model, runner.grammars)
         self.overlap = overlap
         self.num_received = 0
         self._in_flight: Launched | None = None

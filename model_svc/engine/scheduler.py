@@ -18,7 +18,7 @@ from model_svc.engine.adapter_slots import AdapterSlots
 from model_svc.engine.admission_window import AdmissionWindow
 from model_svc.engine.batch import AfterDrafts, DraftModel, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.deadlines import Deadlines
-from model_svc.engine.drafting import Drafting, DraftLimits, is_penalised
+from model_svc.engine.drafting import Drafting, DraftLimits, Forcing, is_penalised
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
 from model_svc.engine.fair_share import FairShare
 from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
@@ -70,6 +70,7 @@ class Scheduler:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         draft_model: DraftModel | None = None,
+        forcing: Forcing | None = None,
     ) -> None:
         if info.num_blocks * info.block_size < info.max_context_tokens:
             held = info.num_blocks * info.block_size
@@ -81,7 +82,7 @@ class Scheduler:
         self.limits = limits
         self.budget = StepBudget(limits.max_step_tokens, limits.max_batch_size)
         self.kv = KVCacheManager(info.num_blocks, info.block_size)
-        self.drafting = Drafting(limits.drafts, self.kv, info.max_context_tokens, draft_model)
+        self.drafting = Drafting(limits.drafts, self.kv, info.max_context_tokens, draft_model, forcing)
         self.shares = FairShare(limits.tenant_weights)
         self.sequences: dict[int, Sequence] = {}
         self.waiting = WaitingQueue(self.shares)

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, pairwise
 
 import numpy as np
 from llguidance import LLMatcher
@@ -33,18 +34,27 @@ ROWS_PER_THREAD = 8
 
 
 class StepMasks:
-    """Which tokens may come next, for the constrained sequences of a step; being filled until `wait` returns."""
+    """Which tokens may come next, for the constrained sequences of a step and after each of their drafts.
 
-    def __init__(self, sequences: Rows[Sequence], mask_bytes: int) -> None:
-        self.row_of = {sequence.sequence_id: row for row, sequence in enumerate(sequences)}
-        """By sequence id: its row of `bits`."""
-        self.bits: NDArray[np.uint8] = np.empty((len(sequences), mask_bytes), dtype=np.uint8)
+    Being filled until `wait` returns.
+    """
+
+    def __init__(self, sequences: Rows[Sequence], drafts: Rows[list[int]], mask_bytes: int) -> None:
+        """`drafts`: each sequence's."""
+        ends = list(accumulate((1 + len(its_own) for its_own in drafts), initial=0))
+        self.rows = [range(first, end) for first, end in pairwise(ends)]
+        """By sequence: its rows of `bits`, for its next token and then for those after its drafts."""
+        self.row_of = {sequence.sequence_id: first for sequence, first in zip(sequences, ends, strict=False)}
+        """By sequence id: the first of them."""
+        self.bits: NDArray[np.uint8] = np.empty((ends[-1], mask_bytes), dtype=np.uint8)
         """[A, mask_bytes]: see `matching.Bits`."""
         self.outcomes = [Outcome.TOKENS] * len(sequences)
+        """By sequence: of its next token."""
         self.busy_s = 0.0
         """Seconds that the threads took together."""
         self.waited_s = 0.0
         """Seconds that the step waited for them."""
+        self._index_of = {sequence.sequence_id: index for index, sequence in enumerate(sequences)}
         self._sequences = sequences
         self._futures: list[Future[float]] = []
 
@@ -61,15 +71,15 @@ class StepMasks:
 
     def is_complete(self, sequence_id: int) -> bool:
         """Whether this sequence ends here without another token."""
-        row = self.row_of.get(sequence_id)
-        return row is not None and self.outcomes[row] is Outcome.COMPLETE
+        index = self._index_of.get(sequence_id)
+        return index is not None and self.outcomes[index] is Outcome.COMPLETE
 
     def error_of(self, sequence_id: int) -> TokenwireError | None:
         """Why this sequence cannot go on."""
-        row = self.row_of.get(sequence_id)
-        if row is None:
+        index = self._index_of.get(sequence_id)
+        if index is None:
             return None
-        matching = self._sequences[row].constraint
+        matching = self._sequences[index].constraint
         return matching.error if matching is not None else None
 
 
@@ -92,21 +102,42 @@ class GrammarBench:
         if sequence.constraint is not None:
             self._makers.submit(self._make, sequence.constraint, output_of(sequence))
 
-    def begin(self, sequences: Rows[Sequence]) -> StepMasks | None:
+    def begin(self, sequences: Rows[Sequence], drafts: Rows[list[int]] | None = None) -> StepMasks | None:
         """Begin to fill the masks of the sequences that have a constraint; None where none has one.
 
-        Their last tokens must be known. A sequence that was not prepared, as on a rank that follows, is made ready on
-        the way.
+        Each sequence comes once; with `drafts`, each one's, there are masks after every draft too. Their last tokens
+        must be known. A sequence that was not prepared, as on a rank that follows, is made ready on the way.
         """
-        constrained = [sequence for sequence in sequences if sequence.constraint is not None]
-        if not constrained:
+        drafts = [[]] * len(sequences) if drafts is None else drafts
+        chosen = [pair for pair in zip(sequences, drafts, strict=True) if pair[0].constraint is not None]
+        if not chosen:
             return None
-        masks = StepMasks(constrained, self.vocabulary.mask_bytes)
-        outputs = [new_output_of(sequence) for sequence in constrained]
-        num_parts = min(self._num_threads, -(-len(constrained) // ROWS_PER_THREAD))
-        parts = [range(first, len(constrained), num_parts) for first in range(num_parts)]
-        masks.start([self._fillers.submit(self._fill, masks, constrained, outputs, part) for part in parts])
+        constrained, its_drafts = [sequence for sequence, _ in chosen], [after for _, after in chosen]
+        masks = StepMasks(constrained, its_drafts, self.vocabulary.mask_bytes)
+        work = [
+            (sequence, new_output_of(sequence), after)
+            for sequence, after in zip(constrained, its_drafts, strict=True)
+        ]  # fmt: skip
+        num_parts = min(self._num_threads, len(work), -(-len(masks.bits) // ROWS_PER_THREAD))
+        parts = [range(first, len(work), num_parts) for first in range(num_parts)]
+        masks.start([self._fillers.submit(self._fill, masks, work, part) for part in parts])
         return masks
+
+    def forced(self, sequence: Sequence) -> list[int]:
+        """What must follow a sequence's tokens by its constraint, all known, as the tokens it is likely made of.
+
+        A guess to verify: see `Matching.forced`. Changes nothing. Takes some microseconds.
+        """
+        matching = sequence.constraint
+        if matching is None or not matching.is_ready:
+            return []
+        try:
+            return matching.forced(new_output_of(sequence), self.vocabulary)
+        except BaseException as error:
+            if isinstance(error, Exception | KeyboardInterrupt | SystemExit):
+                raise
+            log.error("what must follow could not be found", exc_info=error)
+            return []
 
     def close(self) -> None:
         """End the threads; what they are at is finished."""
@@ -144,19 +175,21 @@ class GrammarBench:
                 self._kept.popitem(last=False)
         return copy
 
-    def _fill(self, masks: StepMasks, sequences: Rows[Sequence], outputs: list[list[int]], rows: range) -> float:
-        """Runs in a thread. Gives the seconds it took."""
+    def _fill(self, masks: StepMasks, work: Rows[tuple[Sequence, list[int], list[int]]], part: range) -> float:
+        """Runs in a thread. `work`: sequences with their new output and drafts. Gives the seconds it took."""
         started_s = time.perf_counter()
-        for row in rows:
-            sequence = sequences[row]
-            matching = sequence.constraint
+        for index in part:
+            sequence, output, drafts = work[index]
+            matching, bits = sequence.constraint, masks.bits[masks.rows[index].start : masks.rows[index].stop]
             assert matching is not None
             try:
                 if not matching.is_ready:
-                    self._make(matching, outputs[row])
+                    self._make(matching, output)
                 else:
-                    matching.consume(outputs[row])
-                masks.outcomes[row] = matching.fill(masks.bits[row], self.vocabulary, sequence.stop.stop_token_ids)
+                    matching.consume(output)
+                masks.outcomes[index] = matching.fill(bits[0], self.vocabulary, sequence.stop.stop_token_ids)
+                if drafts:
+                    matching.fill_after(bits, self.vocabulary, sequence.stop.stop_token_ids, drafts)
             except BaseException as error:  # as above
                 log.error("a mask could not be filled", exc_info=error)
                 matching.error = Internal("the constraint's mask could not be filled")

@@ -8,6 +8,7 @@ threads (see `bench`) or tensors.
 import time
 from collections.abc import Sequence as Rows
 from enum import Enum
+from itertools import pairwise
 
 import numpy as np
 from llguidance import LLMatcher
@@ -19,6 +20,9 @@ from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError
 
 Bits = NDArray[np.uint8]
 """[mask_bytes]: a bit per token id, least significant first; set: the token may come."""
+
+MAX_DRAFTS_MASK_S = 0.02
+"""Processor time of a row's masks after drafts beyond which no other is begun: drafts are to save time."""
 
 
 class Outcome(Enum):
@@ -87,6 +91,46 @@ class Matching:
             for token_id in stop_ids:
                 bits[token_id >> 3] |= 1 << (token_id & 7)
         return Outcome.TOKENS
+
+    def fill_after(self, bits: Bits, vocabulary: Vocabulary, stop_ids: Rows[int], drafts: Rows[int]) -> None:
+        """Write what may come after each of the drafts, were they the output's next tokens, into `bits` [1 + D, ...].
+
+        `bits[0]` is what `fill` wrote. Nothing of this stays in the matcher. After a draft that may not come the bits
+        allow everything: it is not drawn, so nobody looks further. After one with which the matching fails, or past
+        MAX_DRAFTS_MASK_S, they allow nothing: that token is left to a step in which it is the first.
+        """
+        bits[1:] = 0xFF
+        if self.error is not None or self.matcher is None:
+            return
+        ahead = Matching(self.grammar)
+        ahead.matcher = self.matcher.deep_copy()
+        started_s = time.thread_time()
+        for at, (draft, (before, own)) in enumerate(zip(drafts, pairwise(bits), strict=True), 1):
+            if not is_set(before, draft):
+                return
+            if time.thread_time() - started_s <= MAX_DRAFTS_MASK_S:
+                ahead.consume([draft])
+                ahead.fill(own, vocabulary, stop_ids)
+                if ahead.error is None:
+                    continue
+            bits[at:] = 0
+            return
+
+    def forced(self, token_ids: Rows[int], vocabulary: Vocabulary) -> list[int]:
+        """Tokens of the text that must follow these output tokens, which the matcher has not seen and does not see now.
+
+        Which tokens that text is made of is the model's choice: these are the longest ones, a guess. The last one is
+        left out unless the whole text ends with it, as the model may choose a longer one.
+        """
+        if self.error is not None or self.matcher is None:
+            return []
+        ahead = self.matcher.deep_copy()
+        if ahead.try_consume_tokens(list(token_ids)) != len(token_ids):
+            return []
+        tokens = vocabulary.longest_tokens(ahead.compute_ff_bytes())
+        if tokens and ahead.try_consume_tokens(tokens) == len(tokens) and ahead.is_stopped():
+            return tokens
+        return tokens[:-1]
 
     def _failure(self, what: str) -> InvalidRequest:
         """The grammar is of no more use: by its own limits, or for this reason."""

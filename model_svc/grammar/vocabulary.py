@@ -41,6 +41,10 @@ class Vocabulary:
         """Bytes of one row of bits, one bit per id and the end's, in whole 32-bit words."""
         return (self.size + 1 + 31) // 32 * 4
 
+    def longest_tokens(self, text: bytes) -> list[int]:
+        """The text as tokens, each the longest that fits; a character that is cut off at the end is left out."""
+        return self.tokenizer.greedy_tokenize(text.decode(errors="ignore")) if text else []
+
 
 def load_vocabulary(folder: Path, size: int) -> Vocabulary:
     """Read `folder`'s tokenizer.json for a model whose logits have `size` entries.

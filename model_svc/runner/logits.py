@@ -105,7 +105,9 @@ class LogitsChanger:
             scores.view(-1).index_fill_(0, bans, -torch.inf)
         if masks is not None and any(constrained):
             masks.wait()
-            bits = masks.bits[[masks.row_of[sequences[i].sequence_id] for i in rows if constrained[i]]]
+            after = [len(drafts[i]) if drafts is not None else 0 for i in rows if constrained[i]]
+            firsts = [masks.row_of[sequences[i].sequence_id] for i in rows if constrained[i]]
+            bits = masks.bits[np.add(firsts, after)]
             forbid(scores, constrained_rows, to_device(bits, self._device))
         return ChangedLogits(rows, index, scores)
 

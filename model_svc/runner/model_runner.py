@@ -91,7 +91,10 @@ class TorchModelRunner:
         block_tables = [row.sequence.block_table for row in batch.rows]
         embedded = self._pooler.plan(batch)
         sequences = [batch.rows[row].sequence for row in inputs.sampled_rows]
-        masks = self.grammars.begin(sequences) if self.grammars is not None else None
+        masks: StepMasks | None = None
+        if self.grammars is not None:
+            sampling = [row for row in batch.rows if row.samples]
+            masks = self.grammars.begin([row.sequence for row in sampling], [row.drafts for row in sampling])
         self.phases.lap("prepare")
         try:
             replayed = self._graphs is not None and replays_decodes(inputs, embedded)

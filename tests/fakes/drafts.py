@@ -29,6 +29,21 @@ class ScriptedLookup:
         self.known.discard(sequence.sequence_id)
 
 
+class ScriptedForcing:
+    """Says that a constraint leaves no choice about the next tokens: what the fake model says, or all wrong."""
+
+    def __init__(self, num_tokens: int, *, right: bool = True) -> None:
+        self.num_tokens, self.right = num_tokens, right
+
+    def forced(self, sequence: Sequence) -> list[int]:
+        assert PENDING not in sequence.token_ids and sequence.constraint is not None
+        tokens = list(sequence.token_ids)
+        for _ in range(self.num_tokens):
+            tokens.append(next_token(tokens))
+        made = tokens[sequence.num_tokens :]
+        return made if self.right else [(token + 1) % 997 for token in made]
+
+
 class RecordedLookup:
     """Drafts from what other runs made of the same prompts: all right, or one of each few wrong.
 

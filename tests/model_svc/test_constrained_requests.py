@@ -31,6 +31,19 @@ def constrained(*, max_tokens: int = 60, num_choices: int = 1, seed: int = 1, **
     return request
 
 
+async def check_drafts(live: Any) -> None:
+    """Text that is fixed is drafted, on as many ranks as there are, and the tokens are those without drafts."""
+    session, requests = await RawSession.open(live.stub), {}
+    for handle in range(2, 10):
+        requests[handle] = constrained(regex="the same words over and over: [a-z]{3}", seed=handle // 2)
+        requests[handle].options.speculation = handle % 2 == 1
+    await session.submit(requests)
+    await session.read_until_finished(*requests)
+    for handle in range(2, 10, 2):
+        assert session.tokens[handle] == session.tokens[handle + 1]
+    assert live.tier.engine.load.drafts.num_forced_accepted > 0
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_constrained_requests_are_obeyed_refused_cancelled_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_ranks: int
@@ -46,6 +59,7 @@ def test_constrained_requests_are_obeyed_refused_cancelled_and_resumed(
             "threads": 1,
             "kv_memory": 8 * 2**20,
             "block_size": 4,
+            "speculation_adaptive": False,
         }
         async with live_model_tier(engine="torch", model=str(folder), **settings) as live:
             session = await RawSession.open(live.stub)
@@ -71,6 +85,7 @@ def test_constrained_requests_are_obeyed_refused_cancelled_and_resumed(
             assert from_wire(session.finishes[21].error).reason == "CONSTRAINT_FAILED"
 
             await check_calls(live)
+            await check_drafts(live)
             await check_cancel_while_compiling(live, session, monkeypatch)
             await live.until_idle()
             assert live.tier.state.grammars.known(None) == ""

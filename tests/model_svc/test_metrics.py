@@ -42,10 +42,12 @@ def test_drafts_are_counted_and_the_acceptance_of_late_is_told() -> None:
     registry = CollectorRegistry()
     metrics = EngineMetrics(registry)
     undrafted = tuple(range(len(UNDRAFTED)))
-    for drafts in (DraftCounts(8, 2, 1, undrafted, 0.25), DraftCounts(20, 11, 3, undrafted, 0.5)):
+    for drafts in (DraftCounts(8, 2, 1, undrafted, 0.25, 3, 1), DraftCounts(20, 11, 3, undrafted, 0.5, 7, 6)):
         metrics.record(StepResult(NewTokens(), [], EngineLoad(drafts=drafts), 0))
     value = registry.get_sample_value
     assert value("tokenwire_model_drafted_tokens_total") == 20 and value("tokenwire_model_accepted_drafts_total") == 11
     assert value("tokenwire_model_drafted_rows_total") == 3 and value("tokenwire_model_draft_acceptance_ratio") == 0.5
+    assert value("tokenwire_model_forced_drafts_total") == 7
+    assert value("tokenwire_model_accepted_forced_drafts_total") == 6
     for reason, count in zip(UNDRAFTED, undrafted, strict=True):
         assert value("tokenwire_model_undrafted_rows_total", {"reason": reason}) == count

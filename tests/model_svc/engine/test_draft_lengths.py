@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_svc.engine.draft_lengths import MODEL, DraftLengths
+from model_svc.engine.draft_lengths import FORCED, KINDS, MODEL, DraftLengths
 from model_svc.engine.step_costs import StepCosts
 from tests.fakes.simulated_drafts import Cost, Kind, simulate
 
@@ -30,6 +30,20 @@ def test_what_does_not_help_costs_next_to_nothing(rows: int, kind: Kind) -> None
 @pytest.mark.parametrize(("rows", "least"), [(1, 3.0), (8, 1.5), (32, 0.97)])
 def test_what_is_right_is_drafted_far(rows: int, least: float) -> None:
     assert simulate(MEASURED[rows], [COPIES] * rows, 1000) > least
+
+
+def test_kinds_do_not_spoil_each_others_estimates() -> None:
+    """Forced drafts that are always right, looked up ones that never are, and the other way round."""
+    for right, wrong in ((FORCED, KINDS.index("long_match")), (KINDS.index("long_match"), FORCED)):
+        lengths = DraftLengths(8)
+        for _ in range(100):
+            lengths.begin_step(1)
+            lengths.verified(1, right, 8, 8)
+            lengths.verified(1, wrong, 8, 0)
+            lengths.observe(1, 0, 0, 0, MEASURED[1](1, 0, 0) / 1000)
+        lengths.begin_step(1)
+        assert lengths.most(1, right) == lengths.most(2, right) == 8
+        assert lengths.most(1, wrong) <= 1 and lengths.most(2, wrong) <= 1
 
 
 def test_one_that_copies_among_others_that_do_not() -> None:

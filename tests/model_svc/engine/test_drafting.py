@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_svc.engine.draft_lengths import FORCED, KINDS, DraftLengths
 from model_svc.engine.drafting import MOST_DRAFTS_PER_STEP, UNDRAFTED, DraftLimits
 from model_svc.engine.sequence import Sequence
-from tests.fakes.drafts import ScriptedLookup
+from model_svc.grammar.matching import Matching
+from tests.fakes.drafts import ScriptedForcing, ScriptedLookup
 from tests.fakes.scheduling import GREEDY, Harness, expected_output, sequence
 from tokenwire.requests import CancelReason, FinishReason
 
@@ -107,6 +109,68 @@ def test_who_is_drafted_for() -> None:
     harness.add(silent, refusing)
     harness.run()
     assert {row.sequence for b in harness.runner.batches for row in b.rows if row.drafts} == {silent}
+
+
+def constrained(prompt: list[int], max_tokens: int, **fields: Any) -> Sequence:
+    """Whose constraint is ready; the fake runner does not look at it."""
+    made = sequence(prompt, max_tokens=max_tokens, **fields)
+    made.constraint = Matching("")
+    made.constraint.is_ready = True
+    return made
+
+
+def test_what_is_forced_is_drafted_before_anything_is_looked_up_and_counted_apart() -> None:
+    harness = drafting_harness(right=0.0)
+    harness.scheduler.drafting.forcing = ScriptedForcing(3)
+    only, free = constrained([1, 2], 21), sequence([3, 4], max_tokens=9)
+    harness.add(only, free)
+    harness.run()
+    assert harness.outputs[only.sequence_id] == expected_output([1, 2], 21)
+    of_only = [len(row.drafts) for b in harness.runner.batches for row in b.rows if row.sequence is only]
+    assert max(of_only) == 3 and len(of_only) < 8
+    counts = harness.scheduler.drafting.counts()
+    assert counts.num_forced == counts.num_forced_accepted == counts.num_accepted == sum(of_only)
+    assert counts.num_drafted > counts.num_forced and counts.acceptance == 0.0
+
+
+def test_where_nothing_is_forced_it_is_looked_up() -> None:
+    harness = drafting_harness(right=1.0)
+    harness.scheduler.drafting.forcing = ScriptedForcing(0)
+    only = constrained([1, 2], 20)
+    harness.add(only)
+    harness.run()
+    counts = harness.scheduler.drafting.counts()
+    assert harness.outputs[only.sequence_id] == expected_output([1, 2], 20)
+    assert counts.num_forced == 0 and counts.num_accepted == counts.num_drafted > 5
+
+
+class WithoutGain(DraftLengths):
+    """For which some kinds of drafts never pay and others always do, whatever steps take."""
+
+    def __init__(self, longest: int, *kinds: int) -> None:
+        super().__init__(longest)
+        self.kinds = kinds
+
+    @property
+    def is_drafting(self) -> bool:
+        return True
+
+    def most(self, sequence_id: int, kind: int, num_behind: int = 0) -> int:
+        return 0 if kind in self.kinds else self.longest
+
+
+def test_forced_drafts_that_do_not_pay_leave_their_place_to_what_is_looked_up() -> None:
+    for kinds, none_pay in (((FORCED,), False), (tuple(range(len(KINDS))), True)):
+        harness = drafting_harness(right=1.0, limits={"drafts": DraftLimits(max_drafts=4, by_default=True)})
+        harness.scheduler.drafting.forcing = ScriptedForcing(4, right=False)
+        harness.scheduler.drafting.lengths = WithoutGain(4, *kinds)
+        only = constrained([1, 2], 20)
+        harness.add(only)
+        harness.run()
+        assert harness.outputs[only.sequence_id] == expected_output([1, 2], 20)
+        counts = harness.scheduler.drafting.counts()
+        assert counts.num_forced == 0 and (counts.num_accepted == 0) == none_pay
+        assert ("no_gain" in undrafted(harness)) == none_pay
 
 
 def test_without_a_length_nobody_drafts_whatever_is_asked() -> None:
