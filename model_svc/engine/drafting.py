@@ -92,8 +92,8 @@ class Lookup(Protocol):
 class Forcing(Protocol):
     """Knows what constraints leave no choice about."""
 
-    def forced(self, sequence: Sequence) -> list[int]:
-        """What must follow the sequence's tokens, all known, as the tokens that it is likely made of; often nothing."""
+    def forced(self, sequence: Sequence, num_tokens: int) -> list[int]:
+        """Up to `num_tokens` tokens of what must follow the sequence's, all known, as it is likely cut; often none."""
 
 
 class Drafting:
@@ -265,7 +265,7 @@ class Drafting:
     def _candidates(self, sequence: Sequence, most: int) -> Iterator[tuple[list[int], int]]:
         """Up to `most` drafts and their kind, the likeliest kind first: what is forced, then what a look-up gives."""
         if self.forcing is not None and sequence.constraint is not None:
-            drafts = self.forcing.forced(sequence)[:most]
+            drafts = self.forcing.forced(sequence, most)
             if drafts:
                 yield drafts, FORCED
         if self._uses_lookup:

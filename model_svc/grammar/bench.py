@@ -123,16 +123,16 @@ class GrammarBench:
         masks.start([self._fillers.submit(self._fill, masks, work, part) for part in parts])
         return masks
 
-    def forced(self, sequence: Sequence) -> list[int]:
-        """What must follow a sequence's tokens by its constraint, all known, as the tokens it is likely made of.
+    def forced(self, sequence: Sequence, num_tokens: int) -> list[int]:
+        """What must follow a sequence's tokens, all known, by its constraint, as tokens that it is likely made of.
 
-        A guess to verify: see `Matching.forced`. Changes nothing. Takes some microseconds.
+        `num_tokens` at most. A guess to verify: see `Matching.forced`, and MAX_FORCED_S there for how long it may take.
         """
         matching = sequence.constraint
         if matching is None or not matching.is_ready:
             return []
         try:
-            return matching.forced(new_output_of(sequence), self.vocabulary)
+            return matching.forced(new_output_of(sequence), self.vocabulary, num_tokens)
         except BaseException as error:
             if isinstance(error, Exception | KeyboardInterrupt | SystemExit):
                 raise

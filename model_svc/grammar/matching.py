@@ -23,6 +23,11 @@ Bits = NDArray[np.uint8]
 
 MAX_DRAFTS_MASK_S = 0.02
 """Processor time of a row's masks after drafts beyond which no other is begun: drafts are to save time."""
+LONGEST_FORCED_BYTES = 32
+"""Of a long text that is forced no more is looked at than so much for each token."""
+MAX_FORCED_S = 0.002
+"""Processor time of finding what is forced beyond which it is not looked for again: the next step waits for it. The
+library takes about 33 ns for each byte that is."""
 
 
 class Outcome(Enum):
@@ -37,7 +42,7 @@ class Outcome(Enum):
 class Matching:
     """A sequence's constraint. Pickles as its grammar alone."""
 
-    __slots__ = ("error", "grammar", "is_ready", "matcher", "num_consumed")
+    __slots__ = ("error", "finds_forced", "grammar", "is_ready", "matcher", "num_consumed")
 
     def __init__(self, grammar: str) -> None:
         """`grammar`: in the library's own form, compiled once already where the request came in."""
@@ -50,6 +55,9 @@ class Matching:
         """Why nothing more can come of it."""
         self.is_ready = False
         """Whether the next step may need it: the matcher is made and has seen the output, or there is an error."""
+
+        self.finds_forced = True
+        """Whether it is worth asking what is forced."""
 
     def __reduce__(self) -> tuple[type["Matching"], tuple[str]]:
         return Matching, (self.grammar,)
@@ -116,21 +124,24 @@ class Matching:
             bits[at:] = 0
             return
 
-    def forced(self, token_ids: Rows[int], vocabulary: Vocabulary) -> list[int]:
-        """Tokens of the text that must follow these output tokens, which the matcher has not seen and does not see now.
+    def forced(self, token_ids: Rows[int], vocabulary: Vocabulary, num_tokens: int) -> list[int]:
+        """Up to `num_tokens` of the text that must follow these output tokens, which the matcher does not see by this.
 
         Which tokens that text is made of is the model's choice: these are the longest ones, a guess. The last one is
         left out unless the whole text ends with it, as the model may choose a longer one.
         """
-        if self.error is not None or self.matcher is None:
+        if self.error is not None or self.matcher is None or not self.finds_forced:
             return []
+        started_s = time.thread_time()
         ahead = self.matcher.deep_copy()
         if ahead.try_consume_tokens(list(token_ids)) != len(token_ids):
             return []
-        tokens = vocabulary.longest_tokens(ahead.compute_ff_bytes())
-        if tokens and ahead.try_consume_tokens(tokens) == len(tokens) and ahead.is_stopped():
+        text = ahead.compute_ff_bytes()
+        self.finds_forced = time.thread_time() - started_s <= MAX_FORCED_S
+        tokens = vocabulary.longest_tokens(text[: (num_tokens + 1) * LONGEST_FORCED_BYTES])
+        if len(tokens) <= num_tokens and ahead.try_consume_tokens(tokens) == len(tokens) and ahead.is_stopped():
             return tokens
-        return tokens[:-1]
+        return tokens[:-1][:num_tokens]
 
     def _failure(self, what: str) -> InvalidRequest:
         """The grammar is of no more use: by its own limits, or for this reason."""

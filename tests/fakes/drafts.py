@@ -35,10 +35,10 @@ class ScriptedForcing:
     def __init__(self, num_tokens: int, *, right: bool = True) -> None:
         self.num_tokens, self.right = num_tokens, right
 
-    def forced(self, sequence: Sequence) -> list[int]:
+    def forced(self, sequence: Sequence, num_tokens: int) -> list[int]:
         assert PENDING not in sequence.token_ids and sequence.constraint is not None
         tokens = list(sequence.token_ids)
-        for _ in range(self.num_tokens):
+        for _ in range(min(num_tokens, self.num_tokens)):
             tokens.append(next_token(tokens))
         made = tokens[sequence.num_tokens :]
         return made if self.right else [(token + 1) % 997 for token in made]

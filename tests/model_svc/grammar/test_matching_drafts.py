@@ -1,6 +1,7 @@
 """Masks after drafts are those of an output that has them, and leave no trace; what is forced must come next."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -51,7 +52,16 @@ def allowed(masks: StepMasks, row: int) -> set[int]:
     return set(np.flatnonzero(bits).tolist())
 
 
-@settings(max_examples=60)
+@pytest.fixture(scope="module", autouse=True)
+def without_limits_of_time() -> Iterator[None]:
+    """But where a test sets one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MAX_MASK_S", "MAX_DRAFTS_MASK_S", "MAX_FORCED_S"):
+            patch.setattr(module, name, float("inf"))
+        yield
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_masks_after_drafts_are_those_of_an_output_that_has_them(data: st.DataObject) -> None:
     """Drafts are what may come, but for one here and there; the sequence then goes on with something else."""
@@ -110,9 +120,9 @@ def test_forced_is_what_must_follow_without_a_last_token_that_may_be_longer(
     constraint: Constraint, output: str, wanted: list[int]
 ) -> None:
     asked = sequence(constraint, list(output.encode()))
-    assert BENCH.forced(asked) == []  # its matcher is not there yet
+    assert BENCH.forced(asked, 8) == []  # its matcher is not there yet
     filled([asked])
-    assert BENCH.forced(asked) == wanted
+    assert BENCH.forced(asked, 8) == wanted
 
 
 def test_what_is_forced_is_found_after_tokens_that_the_matcher_has_not_seen() -> None:
@@ -120,8 +130,26 @@ def test_what_is_forced_is_found_after_tokens_that_the_matcher_has_not_seen() ->
     filled([asked])
     assert asked.constraint is not None and asked.constraint.num_consumed == 1
     asked.token_ids += b'"to'
-    assert BENCH.forced(asked) == [ord(c) for c in "tal"]
+    assert BENCH.forced(asked, 8) == [ord(c) for c in "tal"]
     assert asked.constraint.num_consumed == 1
     assert allowed(filled([asked]), 0) == {ord("t")}
     asked.token_ids += b"x"
-    assert BENCH.forced(asked) == []
+    assert BENCH.forced(asked, 8) == []
+
+
+def test_of_a_long_text_that_is_forced_only_as_much_is_looked_at_as_is_wanted() -> None:
+    text = "true or not" * 1000
+    asked = sequence(choice(text), [])
+    filled([asked])
+    whole = BENCH.forced(asked, 10**6)
+    assert whole == BENCH.vocabulary.longest_tokens(text.encode()) and len(whole) == 8 * 1000
+    assert [BENCH.forced(asked, number) for number in range(40)] == [whole[:number] for number in range(40)]
+
+
+def test_what_is_forced_is_not_looked_for_again_where_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, other = sequence(choice("xtrueab"), []), sequence(choice("xtrueab"), [], 2)
+    filled([asked, other])
+    monkeypatch.setattr(module, "MAX_FORCED_S", -1.0)
+    assert BENCH.forced(asked, 8)
+    monkeypatch.undo()
+    assert BENCH.forced(asked, 8) == [] != BENCH.forced(other, 8)
