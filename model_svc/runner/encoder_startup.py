@@ -74,7 +74,7 @@ def check_settings(settings: EngineSettings) -> None:
     """Raise FailedPrecondition for a setting that encoders have no use for."""
     fine = {
         "tensor_parallel": (1,), "compile": ("off",), "quantization": ("none",), "kv_memory": (0,),
-        "merge_linears": ("auto", "off"), "attention": ("auto",), "speculation": ("off",), "draft_model": ("",),
+        "merge_linears": ("auto", "off"), "attention": ("auto",), "speculation": ("auto", "off"), "draft_model": ("",),
         "adapters": ((),), "adapter_folder": ("",),
     }  # fmt: skip
     for name, allowed in fine.items():
