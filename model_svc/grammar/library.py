@@ -19,8 +19,10 @@ LIMITS = LLParserLimits(
 """The library's own measure of work; about 15,000 to 50,000 units a millisecond, and 2 KB a state."""
 
 MAX_MASK_S = 0.25
-"""Processor time of one token's mask beyond which a sequence ends: what the limits above do not count, such as repeats
-within repeats, is stopped by this."""
+"""Processor time of one token's mask beyond which it is slow: what the limits above do not count, such as repeats
+within repeats."""
+MAX_SLOW_MASKS = 2
+"""A sequence ends with the next one: on a busy machine the clock may have jumped once, or twice."""
 
 
 def new_matcher(vocabulary: Vocabulary, grammar: str) -> LLMatcher:

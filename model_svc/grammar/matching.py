@@ -14,7 +14,7 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from model_svc.grammar.library import MAX_MASK_S, reason_of
+from model_svc.grammar.library import MAX_MASK_S, MAX_SLOW_MASKS, reason_of
 from model_svc.grammar.vocabulary import Vocabulary
 from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError
 
@@ -42,7 +42,7 @@ class Outcome(Enum):
 class Matching:
     """A sequence's constraint. Pickles as its grammar alone."""
 
-    __slots__ = ("error", "finds_forced", "grammar", "is_ready", "matcher", "num_consumed")
+    __slots__ = ("error", "finds_forced", "grammar", "is_ready", "matcher", "num_consumed", "num_slow")
 
     def __init__(self, grammar: str) -> None:
         """`grammar`: in the library's own form, compiled once already where the request came in."""
@@ -53,6 +53,8 @@ class Matching:
         """Output tokens that the matcher has seen."""
         self.error: TokenwireError | None = None
         """Why nothing more can come of it."""
+        self.num_slow = 0
+        """Masks that took longer than MAX_MASK_S."""
         self.is_ready = False
         """Whether the next step may need it: the matcher is made and has seen the output, or there is an error."""
 
@@ -84,9 +86,10 @@ class Matching:
         if self.matcher.is_error() and "NoExtension" in self.matcher.get_error():
             bits[:] = 0  # the vocabulary has no token that goes on
             return Outcome.TOKENS
-        if self.matcher.is_error() or took_s > MAX_MASK_S:
+        self.num_slow += took_s > MAX_MASK_S
+        if self.matcher.is_error() or self.num_slow > MAX_SLOW_MASKS:
             self.error = self._failure(
-                f"finding the next token took {took_s:.2f} s; at most {MAX_MASK_S} s are allowed"
+                f"finding the next token took more than {MAX_MASK_S} s, {self.num_slow} times; the last {took_s:.2f} s"
             )
             bits[:] = 0xFF
             return Outcome.TOKENS
