@@ -91,7 +91,7 @@ async def embed(
             try:
                 responses = await asyncio.gather(*tasks)
             finally:
-                await cancel_and_wait(*tasks)
+                await cancel_and_wait(*(task for task in tasks if not task.done()))
         usage = sum((usage_from_wire(response.usage) for response in responses), Usage())
         lease.settle(usage.prompt_tokens, 0)
     _count(generation, record, len(inputs), usage)

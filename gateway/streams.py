@@ -168,6 +168,7 @@ class TextStream:
         self._closed = True
         for submission in self.submissions:
             submission.abandon(reason)
+        self.submissions.clear()  # they hold the prompts, and outputs and stream hold each other
         self._wake.set()
         if self._listener is not None:
             self._listener()

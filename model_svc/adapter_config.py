@@ -63,20 +63,22 @@ def ends_with(layer: str, end: str) -> bool:
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """What the file in `folder` says. Raises NotFound without the files, FailedPrecondition for what is not served."""
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            pickled = " (pickled weights are never loaded)" if (folder / "adapter_model.bin").exists() else ""
-            raise NotFound(
-                f"adapter: {str(folder)!r} holds no {name}{pickled}; PEFT's save_pretrained writes it",
-                reason="ADAPTER_FILES_NOT_FOUND",
-            )
     path = folder / CONFIG_NAME
     try:
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            if not (folder / name).is_file():
+                pickled = " (pickled weights are never loaded)" if (folder / "adapter_model.bin").exists() else ""
+                raise NotFound(
+                    f"adapter: {str(folder)!r:.300} holds no {name}{pickled}; PEFT's save_pretrained writes it",
+                    reason="ADAPTER_FILES_NOT_FOUND",
+                )
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise refused(f"is larger than {MAX_CONFIG_BYTES} bytes")
         found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise refused("is nested too deeply") from error
     except (OSError, ValueError) as error:
-        raise refused(f"cannot be read ({error})") from error
+        raise refused(f"cannot be read ({error!s:.300})") from error
     if not isinstance(found, dict):
         raise refused("is not a JSON object")
     return adapter_config_of(found)

@@ -71,12 +71,12 @@ class Adapters:
             description = f"{name[:80]!r} is not allowed: {ADAPTER_NAME_RULE}"
             raise InvalidRequest(f"name: {description}", violations=[FieldViolation("name", description)])
         for state, there in (
-            ("loaded", self._folders),
-            ("being loaded", self._coming),
-            ("being unloaded", self._going),
+            ("loaded: unload it first", self._folders),
+            ("being loaded already", self._coming),
+            ("being unloaded: load it once that is done", self._going),
         ):
             if name in there:
-                raise AlreadyExists(f"adapter {name!r} is {state}: unload it first", reason="ADAPTER_EXISTS")
+                raise AlreadyExists(f"adapter {name!r} is {state}", reason="ADAPTER_EXISTS")
         if len(self._folders) + len(self._coming) + len(self._going) >= self._max_adapters:
             message = f"{self._max_adapters} adapters are loaded and no more may be (max_adapters): unload one first"
             raise FailedPrecondition(message, reason="TOO_MANY_ADAPTERS")

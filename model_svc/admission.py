@@ -11,6 +11,7 @@ from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.matching import Matching
 from tokenwire.block_hash import cache_root
+from tokenwire.embeddings import generates_nothing
 from tokenwire.errors import FailedPrecondition, FieldViolation, NotFound, Unsupported
 from tokenwire.requests import MAX_CHOICES, GenerationOptions, RequestContext
 from tokenwire.sampling import SamplingParams, StopParams, refuse
@@ -102,10 +103,7 @@ class Admission:
 
     def _check_generates(self, request: TokenRequest) -> None:
         if not self.info.generates:
-            raise FailedPrecondition(
-                f"model: {self.info.model!r} is an encoder: it generates no text; ask it for embeddings (Embed)",
-                reason="MODEL_DOES_NOT_GENERATE",
-            )
+            raise generates_nothing(self.info.model)
         if request.options.stop_strings:
             fields = [FieldViolation("options.stop.stop_strings", "only tiers that see text can obey it")]
             raise Unsupported("options.stop.stop_strings: the model tier sees token ids only", violations=fields)

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SEEDS = random.Random()
 """Of requests that bring none."""
+NO_PROMPT = EncodedPrompt("", [])
 
 
 class TextSink(Protocol):
@@ -69,7 +70,7 @@ class RunningRequest:
         self._tier = tier
         self._on_done = on_done
         self._num_open = len(self.choices)
-        self._prompt = EncodedPrompt("", [])
+        self._prompt = NO_PROMPT
         self._passage: Passage | None = None
         """None until the prompt is encoded."""
         self._first_frame_s: float | None = None
@@ -229,6 +230,13 @@ class RunningRequest:
         self._tier.leave(len(self.choices))
         self._log_end(last)
         self._on_done(self)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Cut the circles of references: a prompt can be large, and garbage is looked for seldom."""
+        for choice in self.choices:
+            choice.part = choice.text = None
+        self.choices, self._passage, self._prompt = [], None, NO_PROMPT
 
     def _log_end(self, last: Terminal) -> None:
         if not log.isEnabledFor(logging.INFO):

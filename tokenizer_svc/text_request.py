@@ -15,6 +15,7 @@ from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tier import Tier
 from tokenwire.constraints import Constraint, ConstraintForm
+from tokenwire.embeddings import generates_nothing
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.requests import GenerationOptions, RequestContext
 
@@ -58,9 +59,11 @@ def check_request(request: TextRequest, tier: Tier) -> None:
     if request.input == "":
         violation = FieldViolation("text", "is empty: at least one character is needed")
         raise InvalidRequest(f"{violation.field}: {violation.description}", violations=[violation])
+    replica = tier.router.any_ready()
+    if not replica.generates:
+        raise generates_nothing(request.model or tier.model)
     if isinstance(request.input, Conversation):
         tier.answers.check(request.input)
-    replica = tier.router.any_ready()
     if isinstance(request.input, tuple):
         tier.tokenizer.check_ids(request.input, "token_ids.ids", replica.vocab_size or None)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 
 MAX_INPUTS = 2048
 """Of one call."""
@@ -48,6 +48,14 @@ class EmbeddingOptions:
             return []
         allowed = f"1 to {embedding_size}, the size of the model's vectors" if embedding_size else "1 or more"
         return [FieldViolation(f"{prefix}.dimensions", f"{self.dimensions} is not allowed: {allowed}")]
+
+
+def generates_nothing(model: str) -> FailedPrecondition:
+    """What a request for text is answered with where an encoder is served."""
+    return FailedPrecondition(
+        f"model: {model!r} is an encoder: it generates no text; ask it for embeddings (Embed)",
+        reason="MODEL_DOES_NOT_GENERATE",
+    )
 
 
 def refuse_inputs(sizes: Sequence[int], field: str, *, what: str = "inputs") -> None:

@@ -69,7 +69,9 @@ def _of_format(given: ResponseFormat | None) -> Constraint | None:
     if given.type not in ("text", "json_object", "json_schema"):
         allowed = "'text', 'json_object' or 'json_schema'"
         raise invalid("response_format.type", f"{given.type!r:.80} is not allowed: {allowed}")
-    if (given.json_schema is not None) != (given.type == "json_schema"):
+    if given.type == "json_schema" and given.json_schema is None:
+        raise invalid("response_format.json_schema", "is required with type 'json_schema'")
+    if given.json_schema is not None and given.type != "json_schema":
         raise invalid("response_format.json_schema", f"goes with type 'json_schema', not {given.type!r}")
     if given.json_schema is None:
         return JSON_OBJECT if given.type == "json_object" else None

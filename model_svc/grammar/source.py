@@ -32,6 +32,8 @@ looked at."""
 NO_TOKENS: Mapping[str, int] = {}
 MAX_PROPERTIES = 1000
 """Of one object: the time to compile it grows with their square."""
+MAX_DIGITS = 1000
+"""Of one integer: Python reads no more than 4,300."""
 OPTIONS_KEY = "x-guidance"
 """Where the library looks for them, in the schema's root."""
 
@@ -119,7 +121,7 @@ def schema_of(constraint: Constraint) -> dict[str, Any]:
 def parsed_schema(text: str, field: str) -> dict[str, Any]:
     """A JSON schema as an object. Raises InvalidRequest for what is no JSON, no schema, or too large."""
     try:
-        schema = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        schema = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_short)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         refuse([FieldViolation(field, f"not JSON: {why}")])
@@ -155,6 +157,12 @@ def _grammar(body: dict[str, Any], head: str = HEAD + "@body") -> str:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
+
+
+def _short(number: str) -> int:
+    if len(number) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(number)} digits is too long: at most {MAX_DIGITS}")
+    return int(number)
 
 
 def _finite(number: str) -> float:

@@ -88,6 +88,7 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
         reason: FinishReason = FinishReason.LENGTH,
         adapters: Sequence[str] = (),
         embedding_size: int = 0,
+        generates: bool = True,
         on_embed: Callable[[Any], TokenwireError | None] = lambda request: None,
     ) -> None:
         self.reply = reply
@@ -101,7 +102,7 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
             hash_scheme=SHARED_SCHEME if caches else "",
             block_size=block_size,
             adapters=adapters,
-            capabilities=capabilities_to_wire(generates=True, embeds=bool(embedding_size)),
+            capabilities=capabilities_to_wire(generates=generates, embeds=bool(embedding_size)),
             embedding_size=embedding_size,
         )
         self.on_embed = on_embed

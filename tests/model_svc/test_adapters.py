@@ -119,6 +119,8 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
         adapter_folder(tmp_path / "below" / "good")
         adapter_folder(tmp_path / "below" / "dora", use_dora=True)
         adapter_folder(tmp_path / "outside")
+        adapter_folder(tmp_path / "below" / "deep")
+        (tmp_path / "below" / "deep" / "adapter_config.json").write_text("[" * 200_000)
         (tmp_path / "below" / "link").symlink_to(tmp_path / "outside")
         root = str(tmp_path / "below")
         async with live_model_tier(adapter_folder=root, max_adapters=1, served_name="base") as live:
@@ -131,6 +133,8 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
             assert await found("x", str(tmp_path)) == ("PERMISSION_DENIED", "ADAPTER_PATH_OUTSIDE")
             assert await found("x", "") == ("INVALID_ARGUMENT", "INVALID_REQUEST")
             assert await found("x", "nowhere") == ("NOT_FOUND", "ADAPTER_FILES_NOT_FOUND")
+            assert await found("x", "a" * 10_240) == ("FAILED_PRECONDITION", "ADAPTER_UNSUPPORTED")
+            assert await found("x", "deep") == ("FAILED_PRECONDITION", "ADAPTER_UNSUPPORTED")
             assert await found("x", "dora") == ("FAILED_PRECONDITION", "ADAPTER_UNSUPPORTED")
             assert await found("../x", "good") == ("INVALID_ARGUMENT", "INVALID_REQUEST")
             assert await found("base", "good") == ("ALREADY_EXISTS", "ADAPTER_EXISTS")

@@ -98,6 +98,19 @@ def test_bad_input_is_refused_by_name_and_the_session_goes_on(
     asyncio.run(main())
 
 
+def test_an_encoder_is_asked_for_no_text(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder, generates=False, embedding_size=4) as (_, _, peer):
+            conversation = text_request("x")
+            conversation.conversation.messages.add(role="user", content="x")
+            for handle, request in enumerate((text_request("x"), conversation), start=1):
+                await peer.submit(handle, request)
+                error = (await peer.end(handle)).error
+                assert isinstance(error, FailedPrecondition) and error.reason == "MODEL_DOES_NOT_GENERATE"
+
+    asyncio.run(main())
+
+
 def test_every_choice_of_a_refused_request_gets_its_end(trained_folder: Path) -> None:
     async def main() -> None:
         async with tokenizer_over_fake(trained_folder) as (_, _, peer):

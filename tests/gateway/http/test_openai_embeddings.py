@@ -94,7 +94,9 @@ def test_options_and_who_asks_go_down() -> None:
         ({"input": "!hang", "timeout": 0.1}, 504, None, ""),
     ],
 )
-def test_what_is_refused(body: dict[str, Any], status: int, param: str | None, said: str) -> None:
+def test_what_is_refused(
+    body: dict[str, Any], status: int, param: str | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with gateway_over_fake() as (tier, live):
             response = await live.http.post(PATH, json=body)
@@ -105,6 +107,7 @@ def test_what_is_refused(body: dict[str, Any], status: int, param: str | None, s
             assert (await live.http.get(PATH)).status_code == 405
 
     asyncio.run(main())
+    assert "ended with an error" not in caplog.text, "what is refused is no fault of ours"
 
 
 def test_a_large_request_goes_down_in_several_calls_and_comes_back_in_order() -> None:

@@ -51,6 +51,7 @@ def test_every_form_goes_down_on_every_path(path: str, fields: dict) -> None:
     [
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "json_object", "x": 1}}, "response_format.x"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_object", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
         ({"structured_outputs": {"choice": []}}, "choice"),
         ({"structured_outputs": {"choice": ["a", ""]}}, "choice"),

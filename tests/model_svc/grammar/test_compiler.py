@@ -79,6 +79,7 @@ BAD = [
     (schema({"$ref": "#"}), "no text satisfies it"),
     (schema(False), "is not a schema"), (schema(7), "is not a schema"), (json_schema("{"), "not JSON: "),
     (json_schema("[" * 100_000), "not JSON: it is nested too deeply"), (json_schema('{"const": NaN}'), "no NaN"),
+    (json_schema('{"const": %s}' % ("9" * 6000)), "6000 digits is too long"),
     (json_schema('{"const": 1e999}'), "too large for a number"),
     (regex("[a-"), "unclosed character class"), (regex("(?=a)b"), "look-around"), (regex(r"(a)\1"), "backreferences"),
     (ebnf("root ::= ("), "line 1, column 6"), (ebnf("start: ("), "Expected token"), (ebnf("root ::= root"), "no text"),
