@@ -91,5 +91,6 @@ def from_rpc_error(error: grpc.RpcError) -> TokenwireError:
 async def abort(context: grpc.aio.ServicerContext, error: TokenwireError) -> NoReturn:
     """End the call with this error's status and details. Raises, as `context.abort` does."""
     details = RpcStatus.FromString(to_wire(error).SerializeToString()).SerializeToString()
+    error.__traceback__ = None  # its frames hold the request, and often the error: a circle
     await context.abort(grpc.StatusCode[error.code], error.message, ((STATUS_DETAILS_KEY, details),))
     raise AssertionError("context.abort returned")

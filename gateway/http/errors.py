@@ -130,8 +130,9 @@ def error_object(error: TokenwireError, prompt_field: str = "prompt") -> dict[st
 def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONResponse:
     """The whole answer, with `Retry-After` in whole seconds where the error knows when to come back.
 
-    `x-should-retry` is what OpenAI's clients heed before the status.
+    `x-should-retry` is what OpenAI's clients heed before the status. Takes the error's traceback away.
     """
+    error.__traceback__ = None  # its frames hold the request, and often the error: a circle
     headers = {}
     if isinstance(error, FINAL):
         headers["x-should-retry"] = "false"
