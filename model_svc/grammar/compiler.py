@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,9 +65,9 @@ class Verdict:
     num_bytes: int
 
     def take(self) -> str:
-        """The grammar. Raises what is wrong with it."""
+        """The grammar. Raises what is wrong with it: a copy, since what is raised holds its callers' frames."""
         if self.error is not None:
-            raise self.error
+            raise copy(self.error)
         return self.grammar
 
 
@@ -96,7 +97,7 @@ class GrammarCompiler:
                 )
             self._vocabulary = load_vocabulary(self._folder, vocab_size)
         except FailedPrecondition as error:
-            self._unavailable = error
+            self._unavailable = error.with_traceback(None)
 
     def close(self) -> None:
         """End the threads; what they are at is finished."""
@@ -110,7 +111,7 @@ class GrammarCompiler:
         if constraint is None:
             return ""
         if self._unavailable is not None:
-            raise self._unavailable
+            raise copy(self._unavailable)
         verdict = self._kept.get(constraint)
         if verdict is None:
             return None
@@ -164,7 +165,7 @@ def verdict_on(constraint: Constraint, vocabulary: Vocabulary) -> tuple[Verdict,
         grammar = grammar_of(constraint, vocabulary.special)
         check(constraint, grammar, vocabulary)
     except TokenwireError as refused:
-        grammar, error = "", refused
+        grammar, error = "", refused.with_traceback(None)
     except BaseException as panic:  # what the library raises when it fails itself is no Exception
         log.error("a constraint could not be compiled", exc_info=panic)
         grammar, error = "", refusal(constraint, "it could not be compiled")

@@ -4,7 +4,9 @@ import asyncio
 import json
 import re
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from model_svc.grammar.vocabulary import vocabulary_of
 from tests.fakes.tokenizers_trained import TRAINED
 from tests.model_svc.grammar.conftest import Trained
 from tokenwire.constraints import JSON_OBJECT, Constraint, ConstraintForm, FreeText, choice, ebnf, json_schema, regex
-from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded
+from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded, TokenwireError
 
 
 class Counted:
@@ -194,6 +196,35 @@ def test_without_a_model_or_a_tokenizer_every_constraint_is_refused_with_the_rea
             made.close()
 
     asyncio.run(main())
+
+
+class Asked:
+    """What a caller holds while it asks."""
+
+
+def test_a_remembered_refusal_holds_nothing_of_those_who_were_refused(folder: Path) -> None:
+    async def main() -> None:
+        for place, constraint in ((None, JSON_OBJECT), (folder, regex("("))):
+            made, _ = loaded(place)
+            with pytest.raises(TokenwireError):
+                await made.compile(constraint)
+
+            def ask(made: GrammarCompiler = made, constraint: Constraint = constraint) -> weakref.ref[Asked]:
+                asked = Asked()
+                with suppress(TokenwireError):
+                    made.known(constraint)
+                    pytest.fail("it was not refused")
+                return weakref.ref(asked)
+
+            assert [ask()() for _ in range(3)] == [None] * 3
+            made.close()
+
+    asyncio.run(main())
+
+
+def test_a_refusal_holds_nothing_of_how_it_was_found(trained: Callable[[str], Trained]) -> None:
+    verdict, _ = verdict_on(regex("("), trained("byte_level_bpe")[1])
+    assert verdict.error is not None and verdict.error.__traceback__ is None
 
 
 @pytest.mark.parametrize("special", [True, False])
