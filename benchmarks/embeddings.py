@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.compare import say
 from benchmarks.comparison import results
-from benchmarks.machine import ROOT, machine, num_cores
+from benchmarks.machine import ROOT, machine, num_cores, wait_until_quiet
 from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
 from model_svc.engine_client import engine_environ
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
     refuse_unwritable(parser, given.out)
+    wait_until_quiet(say)
     measure_embeddings(given.model, given.inputs, given.rounds, name=given.name, out=given.out)
     return 0
 

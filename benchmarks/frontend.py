@@ -24,7 +24,7 @@ from benchmarks.frontend_suite.summary import bars, by_load
 from benchmarks.frontend_suite.turns import DIRECT, Pace, measure_pace
 from benchmarks.load import numbers
 from benchmarks.loadgen.measure import Load
-from benchmarks.machine import machine
+from benchmarks.machine import machine, wait_until_quiet
 from benchmarks.program import as_program, one_or_more, refuse_unwritable
 
 TITLE = "What the frontend costs"
@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
     refuse_unwritable(parser, given.out)
+    if not given.short:  # a short run is no record
+        wait_until_quiet(say)
     concurrency = given.concurrency or ([1, 128] if given.short else [1, 32, 128, 1000])
     record = measure(concurrency, given.rounds or (1 if given.short else 3), given.short)
     name = given.name or ("short-frontend" if given.short else "frontend")

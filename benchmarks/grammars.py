@@ -26,7 +26,7 @@ from benchmarks.compare import say
 from benchmarks.comparison import results
 from benchmarks.grammar_libraries.cases import PERSON
 from benchmarks.load import numbers
-from benchmarks.machine import ROOT, machine
+from benchmarks.machine import ROOT, machine, wait_until_quiet
 from benchmarks.program import as_program, refuse_unwritable
 from benchmarks.tables import markdown
 from model_svc.engine.sequence import Sequence as EngineSequence
@@ -151,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
     refuse_unwritable(parser, given.out)
+    wait_until_quiet(say)
     measure_grammars(models.resolve(given.model), given.rows, name=given.name, out=given.out)
     return 0
 

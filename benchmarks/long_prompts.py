@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compare import say
 from benchmarks.comparison.results import page, write
 from benchmarks.loadgen.figures import percentile
 from benchmarks.loadgen.http_completions import Events
@@ -25,7 +26,7 @@ from benchmarks.loadgen.http_stream import ConnectionPool
 from benchmarks.loadgen.loops import in_loop
 from benchmarks.loadgen.records import Record
 from benchmarks.loadgen.work import WORDS
-from benchmarks.machine import machine
+from benchmarks.machine import machine, wait_until_quiet
 from benchmarks.mock_stack import MockStack, mock_stack
 from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
@@ -152,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
     refuse_unwritable(parser, given.out)
+    wait_until_quiet(say)
     record = run(given.bytes, given.concurrency, given.seconds)
     text = text_of(record)
     print(text)

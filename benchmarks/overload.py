@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compare import say
 from benchmarks.comparison.results import page, write
 from benchmarks.loadgen.arrivals import poisson
 from benchmarks.loadgen.figures import percentile
 from benchmarks.loadgen.http_stream import BadAnswer, ConnectionPool
 from benchmarks.loadgen.loops import in_loop
-from benchmarks.machine import machine
+from benchmarks.machine import machine, wait_until_quiet
 from benchmarks.mock_stack import MockStack, mock_stack
 from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
@@ -170,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     given = parser.parse_args(argv)
     refuse_unwritable(parser, given.out)
+    wait_until_quiet(say)
     record = run(given.factor, given.seconds)
     text = text_of(record)
     print(text)

@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.compare import say
 from benchmarks.comparison import results
 from benchmarks.load import numbers
-from benchmarks.machine import ROOT, machine, num_cores
+from benchmarks.machine import ROOT, machine, num_cores, wait_until_quiet
 from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
 from model_svc.engine_client import engine_environ
@@ -145,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "adaptive": not given.fixed_length, "cpu_time": given.cpu_time,
         "threads": 1 if given.cpu_time else num_cores(),
     }  # fmt: skip
+    if not given.cpu_time:  # which a busy machine changes little
+        wait_until_quiet(say)
     measure_speculation(wanted, name=given.name, out=given.out)
     return 0
 

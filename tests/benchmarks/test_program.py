@@ -12,7 +12,23 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import bench, compare, engine_overhead, frontend, load, profile, startup, steps, window
+from benchmarks import (
+    adapters,
+    bench,
+    compare,
+    embeddings,
+    engine_overhead,
+    frontend,
+    grammars,
+    load,
+    long_prompts,
+    overload,
+    profile,
+    speculation,
+    startup,
+    steps,
+    window,
+)
 from benchmarks.contenders.spec import spec_of
 from benchmarks.program import STOPPED
 from tests.fakes.completions_server import running_completions
@@ -47,8 +63,25 @@ def test_control_c_is_told_in_a_word(
     broken = raising(KeyboardInterrupt)
     found: Any = (lambda *_: {"a": broken}) if program is bench else broken
     monkeypatch.setattr(program, measure, found)
+    monkeypatch.setattr(program, "wait_until_quiet", lambda say: None, raising=False)
     assert program.main(arguments) == STOPPED == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "measure"),
+    [
+        (adapters, [], "measure_adapters"), (embeddings, ["--model", "folder"], "measure_embeddings"),
+        (frontend, [], "measure"), (grammars, [], "measure_grammars"), (long_prompts, [], "run"), (overload, [], "run"),
+        (speculation, [], "measure_speculation"),
+    ],
+)  # fmt: skip
+def test_what_makes_a_record_waits_for_a_quiet_machine_first(
+    monkeypatch: pytest.MonkeyPatch, program: ModuleType, arguments: list[str], measure: str
+) -> None:
+    monkeypatch.setattr(program, measure, raising(AssertionError))
+    monkeypatch.setattr(program, "wait_until_quiet", raising(KeyboardInterrupt))
+    assert program.main(arguments) == STOPPED
 
 
 @pytest.mark.parametrize(("program", "arguments", "measure"), [each for each in MEASURES if each[0] is not load])

@@ -1,4 +1,6 @@
-"""Some 300 schemas and expressions with models that know nothing of them: every output that ends keeps to its form.
+"""468 schemas and expressions, 378 of them supported, with models that know nothing of them.
+
+Every output that ends keeps to its form.
 
 The random model rambles, so closing characters are made likelier; what `max_tokens` cuts is counted, not judged.
 """
