@@ -42,7 +42,7 @@ fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-protos: $(VENV)/.made-dev ## Generate tokenwire/v1 from the contract, and the tables in the README
+protos: $(VENV)/.made-dev ## Generate tokenwire/v1 from the contract, and the tables of settings and modules in docs
 	$(BIN)/python -m scripts.protos
 	$(BIN)/python -m scripts.settings_table
 	$(BIN)/python -m scripts.module_table

@@ -18,8 +18,8 @@ from gateway.metrics import RequestRecord
 from tokenwire.embedding_wire import embedding_options_to_wire, vectors_from_wire
 from tokenwire.embeddings import EmbeddingOptions, Vector, refuse_inputs
 from tokenwire.errors import TokenwireError
-from tokenwire.requests import FinishReason, RequestContext, Terminal, Usage
-from tokenwire.tasks import cancel_and_wait
+from tokenwire.requests import FinishReason, Terminal, Usage, numbered
+from tokenwire.tasks import all_of
 from tokenwire.v1 import tokenizer_pb2
 from tokenwire.wire import context_to_wire, usage_from_wire
 
@@ -87,11 +87,7 @@ async def embed(
     estimate = sum(len(each) if not isinstance(each, str) else -(-len(each) // BYTES_PER_TOKEN) for each in inputs)
     with _charged(generation, caller, estimate) as lease:
         with generation.backends.room.taken(len(inputs), caller.context.priority):
-            tasks = [asyncio.ensure_future(call(number, some)) for number, some in enumerate(_runs(inputs))]
-            try:
-                responses = await asyncio.gather(*tasks)
-            finally:
-                await cancel_and_wait(*(task for task in tasks if not task.done()))
+            responses = await all_of(call(number, some) for number, some in enumerate(_runs(inputs)))
         usage = sum((usage_from_wire(response.usage) for response in responses), Usage())
         lease.settle(usage.prompt_tokens, 0)
     _count(generation, record, len(inputs), usage)
@@ -143,8 +139,7 @@ def _numbered(caller: Caller, number: int) -> Caller:
     """The calls of one request have ids of their own: the request's, and `/number`."""
     if not number:
         return caller
-    context: RequestContext = caller.context
-    return replace(caller, context=replace(context, request_id=f"{context.request_id[:120]}/{number}"))
+    return replace(caller, context=numbered(caller.context, f"/{number}"))
 
 
 def _moved(field: str, offset: int) -> str:

@@ -15,7 +15,7 @@ from gateway.streams import TextStream
 from gateway.submission import DEADLINE_GRACE_S
 from gateway.text_requests import TextRequest
 from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable
-from tokenwire.requests import MAX_CHOICES, MAX_REQUEST_ID_CHARS, FinishReason, RequestContext, Terminal
+from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, numbered
 from tokenwire.sampling import refuse
 from tokenwire.wire import CALL_ROUNDING, call_limit_s
 
@@ -122,6 +122,4 @@ def now_plus(seconds: float | None) -> float | None:
 
 def _numbered(context: RequestContext, index: int) -> RequestContext:
     """Each prompt of a call runs under an id of its own: the call's, and `.index`."""
-    suffix = f".{index}"
-    request_id = context.request_id[: MAX_REQUEST_ID_CHARS - len(suffix)] + suffix
-    return replace(context, request_id=request_id)
+    return numbered(context, f".{index}")

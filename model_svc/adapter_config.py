@@ -99,7 +99,7 @@ def adapter_config_of(found: dict[str, Any]) -> AdapterConfig:
     return AdapterConfig(
         rank=rank_in(found.get("r"), "r"),
         alpha=number_in(found.get("lora_alpha"), "lora_alpha"),
-        use_rslora=found.get("use_rslora") is True,
+        use_rslora=flag_in(found.get("use_rslora"), "use_rslora"),
         ranks=pattern_in(found, "rank_pattern", rank_in),
         alphas=pattern_in(found, "alpha_pattern", number_in),
         base_model=str(found.get("base_model_name_or_path") or ""),
@@ -122,6 +122,13 @@ def rank_in(value: Any, key: str) -> int:
     if type(value) is not int or not 1 <= value <= MAX_RANK:
         raise refused(f"{key} {shown(value)} is not served: an integer from 1 to {MAX_RANK}")
     return value
+
+
+def flag_in(value: Any, key: str) -> bool:
+    """True or False; absent is False. Raises FailedPrecondition."""
+    if value is not None and type(value) is not bool:
+        raise refused(f"{key} {shown(value)} is not served: true or false")
+    return bool(value)
 
 
 def number_in(value: Any, key: str) -> float:

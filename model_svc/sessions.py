@@ -11,7 +11,8 @@ from model_svc.engine.terminal import FINISH_OF_CANCEL
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from model_svc.token_frame import TokenFrames
-from tokenwire.errors import AlreadyExists, Overloaded, TokenwireError
+from tokenwire.errors import AlreadyExists, Internal, Overloaded, TokenwireError
+from tokenwire.logs import fields
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage, name_violations
 from tokenwire.sampling import refuse
 from tokenwire.session import PROTOCOL_VERSION
@@ -244,11 +245,17 @@ class TokenSession:
             if wanted:
                 self._start(request, grammar, handles, opened, wanted)
         except TokenwireError as error:
-            usage = Usage(prompt_tokens=len(request.token_ids) - request.num_generated_tokens)
-            for handle in handles:
-                if handle in self._open:
-                    self.on_end(handle, Terminal(FinishReason.ERROR, usage, error=error))
-            self.flush()
+            self._fail(request, handles, error)
+        except Exception as error:
+            log.error("a request failed", exc_info=error, extra=fields(request_id=request.context.request_id))
+            self._fail(request, handles, Internal(f"the request could not be prepared: {type(error).__name__}"))
+
+    def _fail(self, request: TokenRequest, handles: range, error: TokenwireError) -> None:
+        usage = Usage(prompt_tokens=len(request.token_ids) - request.num_generated_tokens)
+        for handle in handles:
+            if handle in self._open:
+                self.on_end(handle, Terminal(FinishReason.ERROR, usage, error=error))
+        self.flush()
 
     def _start(
         self,

@@ -1,4 +1,4 @@
-"""Writes the settings table of README.md from the settings' own dataclasses. Run by `make protos`; a test checks it."""
+"""Writes the tables of docs/settings.md from the settings' own dataclasses. Run by `make protos`; a test checks it."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ from model_svc.settings import ModelTierSettings
 from scripts.marked_section import with_section
 from tokenizer_svc.settings import TokenizerTierSettings
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 BEGIN, END = "<!-- settings: made by scripts/settings_table.py -->", "<!-- end of settings -->"
 TIERS: list[tuple[str, str, type[Any]]] = [
     ("gateway", "gateway", GatewaySettings),
@@ -41,9 +41,9 @@ def row(field: dataclasses.Field[Any]) -> str:
 
 
 def with_table(text: str) -> str:
-    """The README's text with a fresh table between its two marks."""
+    """The page's text with fresh tables between its two marks."""
     return with_section(text, BEGIN, END, table())
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    PAGE.write_text(with_table(PAGE.read_text()))

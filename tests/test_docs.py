@@ -1,4 +1,4 @@
-"""The README names only what exists, and its settings table is that of the code."""
+"""The documents name only what exists, their links lead somewhere, and the tables of settings are those of the code."""
 
 import dataclasses
 import re
@@ -15,6 +15,12 @@ from tokenwire.settings import argument_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+GUIDE = "\n".join([README, SETTINGS, (ROOT / "docs" / "running.md").read_text()])
+"""What a newcomer reads and types."""
+PAGES = sorted(
+    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -25,7 +31,7 @@ def code(text: str) -> str:
 
 
 def test_make_targets_exist() -> None:
-    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code(README)))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code(GUIDE)))
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     assert {"up", "demo", "test", "help"} <= named
     assert named <= targets
@@ -37,7 +43,7 @@ def test_every_make_target_is_in_its_help() -> None:
 
 
 def test_commands_and_their_options_exist() -> None:
-    lines = [line for line in re.split(r"[\n;]", code(README)) if re.search(r"(?:^|/|\s)tokenwire [a-z]", line)]
+    lines = [line for line in re.split(r"[\n;]", code(GUIDE)) if re.search(r"(?:^|/|\s)tokenwire [a-z]", line)]
     assert lines
     for line in lines:
         words = line[re.search(r"tokenwire (?=[a-z])", line).end() :].split("#")[0].split()  # type: ignore[union-attr]
@@ -55,7 +61,7 @@ def test_environment_variables_exist() -> None:
     known = set(SHARED_VARIABLES)
     for tier, _, settings in TIERS:
         known |= {f"TOKENWIRE_{tier.upper()}_{field.name.upper()}" for field in dataclasses.fields(settings)}
-    assert set(re.findall(r"\bTOKENWIRE_[A-Z_]*[A-Z]\b(?!_)(?!_?<)", README)) <= known
+    assert set(re.findall(r"\bTOKENWIRE_[A-Z_]*[A-Z]\b(?!_)(?!_?<)", GUIDE)) <= known
 
 
 def test_files_exist() -> None:
@@ -65,8 +71,32 @@ def test_files_exist() -> None:
     assert missing == []
 
 
+def anchors(page: str) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_links_lead_somewhere(path: Path) -> None:
+    page = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", page):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_every_document_is_in_the_list_of_the_readme() -> None:
+    found = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert set(re.findall(r"^- \[(docs/[\w-]+\.md)\]\(\1\)", README, re.MULTILINE)) == found
+
+
 def test_the_settings_table_is_current() -> None:
-    assert with_table(README) == README, "run: make protos"
+    assert with_table(SETTINGS) == SETTINGS, "run: make protos"
 
 
 def test_the_module_table_is_current() -> None:
@@ -85,5 +115,5 @@ def test_files_named_in_the_architecture_exist() -> None:
 def test_the_settings_table_says_what_help_says(tier: str, module: str, settings: type) -> None:
     parser = argument_parser(settings, tier)
     flags = {action.option_strings[0].removeprefix("--") for action in parser._actions if action.dest != "help"}
-    section = README.split(f"**{tier}**: `python -m {module}")[1].split("**")[0]
+    section = SETTINGS.split(f"**{tier}**: `python -m {module}")[1].split("**")[0]
     assert set(re.findall(r"^\| `([a-z-]+)`", section, re.MULTILINE)) == flags

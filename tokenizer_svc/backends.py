@@ -6,7 +6,7 @@ replica with another vocabulary is left out. Does not choose among replicas (see
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -221,25 +221,31 @@ class ModelReplica:
         )
         return StreamPlacement(stream, handle)
 
-    def embed(self, submission: EmbeddingSubmission) -> Coroutine[Any, Any, EmbeddingAnswer]:
-        """Embed inputs; they count at once. Only while ready. Raises the model tier's error."""
-        self._allowance.charge(len(submission.inputs), sum(map(len, submission.inputs)))
-        self._num_embedding += len(submission.inputs)
-        return self._embed(submission)
+    def embed(self, submission: EmbeddingSubmission) -> asyncio.Task[EmbeddingAnswer]:
+        """Embed inputs, which count from now until the task is done. Only while ready. It raises the tier's error."""
+        num_inputs = len(submission.inputs)
+        self._allowance.charge(num_inputs, sum(map(len, submission.inputs)))
+        self._num_embedding += num_inputs
+        end = self._outcomes.on_call()
+
+        def on_done(task: asyncio.Task[EmbeddingAnswer]) -> None:
+            self._num_embedding -= num_inputs
+            if not task.cancelled():
+                error = task.exception()
+                if error is None or isinstance(error, TokenwireError):
+                    end(error)
+
+        task = asyncio.ensure_future(self._embed(submission))
+        task.add_done_callback(on_done)
+        return task
 
     async def _embed(self, submission: EmbeddingSubmission) -> EmbeddingAnswer:
-        end = self._outcomes.on_call()
+        assert self._link is not None, "embed only on a ready replica"
+        metadata = (("x-request-id", submission.context.request_id),)
         try:
-            assert self._link is not None, "embed only on a ready replica"
-            metadata = (("x-request-id", submission.context.request_id),)
             response = await self._link.stub.Embed(embedding_to_wire(submission), metadata=metadata)
-            end(None)
         except grpc.aio.AioRpcError as rpc_error:
-            error = from_rpc_error(rpc_error)
-            end(error)
-            raise error from None
-        finally:
-            self._num_embedding -= len(submission.inputs)
+            raise from_rpc_error(rpc_error) from None
         answer = EmbeddingAnswer(vectors_from_wire(response.embeddings), usage_from_wire(response.usage))
         if len(answer.vectors) != len(submission.inputs):
             message = f"{self.target} gave {len(answer.vectors)} vectors for {len(submission.inputs)} inputs"

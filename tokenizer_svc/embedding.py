@@ -8,11 +8,11 @@ Plain values; does not know the wire.
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tokenizer_svc.embedding_inputs import EmbeddingInputs, encode_inputs
 from tokenizer_svc.part import AVOID_S
-from tokenizer_svc.passage import DEADLINE_MARGIN_S, QUEUE_FULL, lost_with
+from tokenizer_svc.passage import QUEUE_FULL, context_below, lost_with
 from tokenizer_svc.router import EmbeddingAnswer, EmbeddingSubmission, Replica, RoutingQuery
 from tokenizer_svc.tier import Tier
 from tokenwire.embeddings import EmbeddingOptions, Vector, refuse_answer_size, refuse_inputs
@@ -23,9 +23,9 @@ from tokenwire.errors import (
     TokenwireError,
     Unavailable,
 )
-from tokenwire.requests import RequestContext, Usage
+from tokenwire.requests import RequestContext, Usage, numbered
 from tokenwire.sampling import refuse
-from tokenwire.tasks import cancel_and_wait
+from tokenwire.tasks import all_of
 
 PART_INPUTS, PART_TOKENS = 64, 16_384
 """Most of one part; a longer input is a part of its own."""
@@ -73,7 +73,7 @@ class EmbeddingPart:
     def go(self, replica: Replica) -> None:
         """Send it there."""
         self.replica = replica
-        self._task = asyncio.ensure_future(replica.embed(self._submission))
+        self._task = replica.embed(self._submission)
         self._task.add_done_callback(self._done)
 
     def turn_away(self, error: TokenwireError) -> None:
@@ -106,7 +106,7 @@ async def embed(call: EmbeddingCall, tier: Tier) -> tuple[list[Vector], Usage]:
     tier.check_base(call.model)
     inputs = call.inputs
     sizes = [len(each) for each in (*inputs.texts, *inputs.token_ids)]
-    refuse_inputs(sizes, inputs.field, what="inputs")
+    refuse_inputs(sizes, inputs.field)
     replica = _an_embedding_replica(tier)
     refuse(call.options.violations(replica.embedding_size))
     refuse_answer_size(len(inputs), call.options.dimensions or replica.embedding_size, inputs.field)
@@ -135,18 +135,14 @@ def _an_embedding_replica(tier: Tier) -> Replica:
 
 async def _send_all(call: EmbeddingCall, encoded: list[list[int]], tier: Tier) -> tuple[list[Vector], Usage]:
     places = asyncio.Semaphore(MAX_PARTS)
-    context = _context_below(call.context)
+    context = context_below(call.context)
 
     async def send(number: int, part: Sequence[list[int]]) -> EmbeddingAnswer:
         async with places:
-            named = replace(context, request_id=f"{context.request_id[:120]}/{number}") if number else context
+            named = numbered(context, f".{number}") if number else context
             return await _send(EmbeddingSubmission(named, part, call.options, tier.tokenizer.fingerprint), tier)
 
-    tasks = [asyncio.ensure_future(send(number, part)) for number, part in enumerate(parts_of(encoded))]
-    try:
-        answers = await asyncio.gather(*tasks)
-    finally:
-        await cancel_and_wait(*tasks)
+    answers = await all_of(send(number, part) for number, part in enumerate(parts_of(encoded)))
     usage = sum((answer.usage for answer in answers), Usage())
     return [vector for answer in answers for vector in answer.vectors], usage
 
@@ -190,11 +186,3 @@ def parts_of(inputs: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
             start, num_tokens = index, 0
         num_tokens += len(ids)
     yield inputs[start:]
-
-
-def _context_below(context: RequestContext) -> RequestContext:
-    """Who asks, with a little less time than is left."""
-    remaining_s = context.remaining_s()
-    if context.deadline_s is None or remaining_s is None:
-        return context
-    return replace(context, deadline_s=context.deadline_s - min(DEADLINE_MARGIN_S, remaining_s / 2))

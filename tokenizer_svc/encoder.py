@@ -227,7 +227,10 @@ class Encoder:
                 jobs.append(job)
             except Exception as error:
                 settle(job, error)
-        results = self._prompts.encode(texts)
+        try:
+            results = self._prompts.encode(texts)
+        except Exception as error:  # a bug: nobody may wait for ever for it
+            results = [error] * len(texts)
         encode_s = time.monotonic() - begun_s
         for job, text, result in zip(jobs, texts, results, strict=True):
             if isinstance(result, PromptIds):

@@ -147,7 +147,7 @@ class Passage:
             self._max_tokens = replica.max_context_tokens - num_prompt
         wants_prompt = not first.token_ids and first.num_prompt_logprobs < num_prompt - 1
         submission = TokenSubmission(
-            context=self._context_below(),
+            context=context_below(self._request.context),
             token_ids=part.query.token_ids,
             options=replace(
                 options,
@@ -175,14 +175,6 @@ class Passage:
                 part.drop(choice.index, CancelReason.CLIENT)
         if part.loss is not None:
             self._on_resumed(part, replica, part.loss)
-
-    def _context_below(self) -> RequestContext:
-        """Who asks, with a little less time than is left."""
-        context = self._request.context
-        if context.deadline_s is None:
-            return context
-        remaining_s = context.remaining_s() or 0.0
-        return replace(context, deadline_s=context.deadline_s - min(DEADLINE_MARGIN_S, remaining_s / 2))
 
     def _on_resumed(self, part: Part, replica: Replica, loss: TokenwireError) -> None:
         """Count and say that a part was sent down once more."""
@@ -213,6 +205,14 @@ class Passage:
 
     def _choices_of(self, part: Part) -> Sequence[Choice]:
         return self._choices[part.first : part.first + part.num_requests]
+
+
+def context_below(context: RequestContext) -> RequestContext:
+    """Who asks, with a little less time than is left."""
+    if context.deadline_s is None:
+        return context
+    remaining_s = context.remaining_s() or 0.0
+    return replace(context, deadline_s=context.deadline_s - min(DEADLINE_MARGIN_S, remaining_s / 2))
 
 
 def lost_with(replica: Replica | None, why: TokenwireError) -> Unavailable:

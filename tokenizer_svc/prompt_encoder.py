@@ -10,7 +10,6 @@ from enum import Enum
 
 from tokenizer_svc.encoding_cache import EncodingCache, Key
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.errors import TokenwireError
 
 WHOLE, FIRST, LATER, PLAIN_WHOLE, PLAIN_FIRST, PLAIN_LATER, SHORT = range(7)
 """How a part is encoded: with the tokenizer's own special tokens around it, at the start of its text, behind a
@@ -67,7 +66,7 @@ class PromptEncoder:
         for prompt in prompts:
             try:
                 plans.append(self._plan(prompt))
-            except TokenwireError as error:
+            except Exception as error:
                 plans.append(error)
         keys = list(
             dict.fromkeys(key for plan in plans if isinstance(plan, list) for key in plan if type(key) is tuple)
@@ -123,12 +122,12 @@ class PromptEncoder:
         return [found[key] if key in found else self._encode_part(key) for key in keys]
 
     def _encode_together(self, keys: Sequence[Key], add_special_tokens: bool) -> dict[Key, list[int]]:
-        """Nothing when one of them is refused: it is found again by itself."""
+        """Nothing when one of them fails, be it in the library: it is found again by itself."""
         guard = self._tokenizer.boundaries.guard
         texts = [guard + text if kind == LATER else text for _, kind, text in keys]
         try:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        except TokenwireError:
+        except Exception:
             return {}
         return {
             key: encoding.token_ids[1:] if key[1] == LATER else encoding.token_ids

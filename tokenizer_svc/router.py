@@ -4,12 +4,13 @@ Plain values and protocols alone; the wire is `tokenizer_svc.backends`' business
 `tokenizer_svc.policies`', and which replicas there are `tokenizer_svc.discovery`'s.
 """
 
+import asyncio
 import random
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import ceil
-from typing import Any, Protocol
+from typing import Protocol
 
 from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.cache_view import CacheView
@@ -127,8 +128,8 @@ class Replica(Protocol):
     def submit(self, submission: TokenSubmission, receivers: Sequence[TokenReceiver]) -> Placement:
         """Send a request down, one receiver per choice. Only while ready."""
 
-    def embed(self, submission: EmbeddingSubmission) -> Coroutine[Any, Any, EmbeddingAnswer]:
-        """Embed inputs; they count at once. Only while ready. Raises the model tier's error."""
+    def embed(self, submission: EmbeddingSubmission) -> asyncio.Task[EmbeddingAnswer]:
+        """Embed inputs, which count from now until the task is done. Only while ready. It raises the tier's error."""
 
 
 @dataclass(frozen=True, slots=True)

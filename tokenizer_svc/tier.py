@@ -45,7 +45,8 @@ class Tier:
     def check_base(self, name: str) -> None:
         """Raise NotFound unless `name` is ours or empty: what is asked for is done without adapters."""
         if name and name != self.model:
-            raise NotFound(f"model: {name!r} is not served so; served is {self.model!r}", reason="MODEL_NOT_FOUND")
+            message = f"model: {name!r} is not served for this, which adapters do not change; {self.model!r} is"
+            raise NotFound(message, reason="MODEL_NOT_FOUND")
 
     def adapter_of(self, model: str, adapter: str) -> str:
         """The adapter that a request asks for by `options.adapter` or as its model; empty: none.

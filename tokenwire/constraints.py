@@ -4,6 +4,7 @@ Knows the forms and how large one may be. Does not know what a grammar, an expre
 out where it is compiled (`model_svc.grammar`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -73,6 +74,11 @@ class CallForm:
     field: str = ""
     """What errors call the schema; empty: its own name."""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.before, self.schema_json, self.after, self.field
+
 
 @dataclass(frozen=True, slots=True)
 class Calls:
@@ -94,6 +100,9 @@ class Calls:
             if not form.before or max(sizes) > MAX_CALL_TEXT_BYTES:
                 allowed = f"1 to {MAX_CALL_TEXT_BYTES} bytes around a call"
                 found.append(FieldViolation(f"{field}.forms[{index}]", f"is not allowed: {allowed}"))
+            if len(form.field.encode(errors="replace")) > MAX_CALL_TEXT_BYTES:
+                description = f"{form.field[:80]!r} and more is not allowed: at most {MAX_CALL_TEXT_BYTES} bytes"
+                found.append(FieldViolation(f"{field}.forms[{index}].field", description))
         num_bytes = sum(len(form.schema_json.encode(errors="replace")) for form in self.forms)
         if num_bytes > MAX_BYTES[ConstraintForm.CALLS]:
             allowed = f"at most {MAX_BYTES[ConstraintForm.CALLS]}"
@@ -114,6 +123,16 @@ class Constraint:
     """Set if and only if that is the form."""
     before: FreeText | None = None
     """What may come before the form; None: nothing."""
+
+    @property
+    def all_texts(self) -> Iterator[str]:
+        """Every text that is part of it."""
+        yield self.text
+        yield from self.texts
+        if self.calls is not None:
+            yield self.calls.separator
+            for form in self.calls.forms:
+                yield from form.texts
 
     def violations(self, prefix: str = "constraint") -> list[FieldViolation]:
         """Everything wrong with the values themselves, one entry per field; empty when all is well."""

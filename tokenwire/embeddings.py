@@ -58,10 +58,10 @@ def generates_nothing(model: str) -> FailedPrecondition:
     )
 
 
-def refuse_inputs(sizes: Sequence[int], field: str, *, what: str = "inputs") -> None:
+def refuse_inputs(sizes: Sequence[int], field: str) -> None:
     """Raise InvalidRequest for no input, too many, and empty ones. `sizes`: the length of each."""
     if not 1 <= len(sizes) <= MAX_INPUTS:
-        raise _invalid(field, f"{len(sizes)} {what} are not allowed: from 1 to {MAX_INPUTS} in one call")
+        raise _invalid(field, f"{len(sizes)} inputs are not allowed: from 1 to {MAX_INPUTS} in one call")
     for index, size in enumerate(sizes):
         if not size:
             raise _invalid(f"{field}[{index}]", "is empty: nothing can be embedded of it")

@@ -6,7 +6,7 @@ Does not know the wire; `tokenwire.wire` turns these into messages and back.
 import random
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 
@@ -153,6 +153,12 @@ class RequestContext:
             allowed = f"an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}"
             found.append(FieldViolation(f"{prefix}.priority", f"{self.priority} is not allowed: {allowed}"))
         return found + name_violations(f"{prefix}.tenant", self.tenant)
+
+
+def numbered(context: RequestContext, suffix: str) -> RequestContext:
+    """The context of a part of a request, under an id of its own: the request's, and the suffix."""
+    request_id = context.request_id[: MAX_REQUEST_ID_CHARS - len(suffix)] + suffix
+    return replace(context, request_id=request_id)
 
 
 def deadline_after(now_s: float, timeout_s: float | None) -> float | None:

@@ -2,9 +2,21 @@
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What they give, in order, run side by side. The first that raises ends the others, and is raised."""
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await cancel_and_wait(*(task for task in tasks if not task.done()))
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:

@@ -4,6 +4,7 @@ Knows names and sizes; does not know what an adapter is, nor who moves it there.
 """
 
 from collections import Counter, OrderedDict
+from collections.abc import Collection
 
 
 class AdapterSlots:
@@ -46,11 +47,14 @@ class AdapterSlots:
         del self._num_bytes[name]
         self._evict(name)
 
-    def has_room(self, name: str) -> bool:
-        """Whether `hold` would find a slot: the adapter has one, or others that nobody holds make room."""
+    def has_room(self, name: str, without: Collection[str] = ()) -> bool:
+        """Whether `hold` would find a slot: the adapter has one, or others that nobody holds make room.
+
+        `without`: those that are taken for held by nobody.
+        """
         if name in self._slot_of:
             return True
-        held = [other for other in self._slot_of if self._num_holders[other]]
+        held = [other for other in self._slot_of if self._num_holders[other] and other not in without]
         held_bytes = sum(self._num_bytes[other] for other in held)
         return len(held) < self.num_slots and held_bytes + self._num_bytes[name] <= self.max_bytes
 

@@ -3,9 +3,10 @@
 There is no prefill phase and no decode phase: every sequence's `num_computed_tokens` catches up with its length, within
 a token budget per step. Decodes go first, so a long prompt never stalls them; prefills share the rest in rank order.
 Who starts next is `WaitingQueue`'s to say. Among what runs, rank is priority (higher first), then arrival: when blocks
-run out the lowest-ranked sequence gives its blocks back and is computed anew later (preemption by recompute), and so it
-does for a sequence of a higher priority level that could not start otherwise. The highest-ranked one always goes on, so
-there is no deadlock. When a step's memory runs out its lower half gives way in the same manner (`give_way`).
+run out the lowest-ranked sequence gives its blocks back and is computed anew later (preemption by recompute), and so
+it does for a sequence of a higher priority level that could not start otherwise, for want of blocks, of a place in the
+batch or of a slot for its adapter. The highest-ranked one always goes on, so there is no deadlock. When a step's memory
+runs out its lower half gives way in the same manner (`give_way`).
 """
 
 import bisect
@@ -123,9 +124,10 @@ class Scheduler:
             return 0.0
         if self.waiting.num_new and not self.paused:
             self._update_window(now_s)
-            if self._window.lets_any_in(self.waiting):
-                return 0.0 if any(sequence.is_ready for sequence in self.waiting) else CONSTRAINT_POLL_S
-            due.append(self._window.opens_s(self.waiting.oldest_arrival_s))
+            let_in = [each.is_ready for each in self.waiting if self._window.lets_in(each.sequence_id)]
+            if any(let_in):
+                return 0.0
+            due.append(now_s + CONSTRAINT_POLL_S if let_in else self._window.opens_s(self.waiting.oldest_arrival_s))
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
         return max(0.0, next_s - now_s) if next_s is not None else None
 
@@ -404,7 +406,7 @@ class Scheduler:
         A sequence gets the blocks of its whole prompt at once, so that what is being prefilled cannot starve itself.
         """
         self._update_window(now_s)
-        num_passed_over, adapter_starves = 0, False
+        num_passed_over, adapter_starves, without_slot = 0, False, set[tuple[str, int]]()
         candidates = self.waiting.in_order()
         if self.waiting.num_new == len(self.waiting) and (self.paused or not self._window.lets_any_in(self.waiting)):
             candidates = iter(())
@@ -412,20 +414,19 @@ class Scheduler:
             new = is_new(sequence)
             if new and (self.paused or not self._window.lets_in(sequence.sequence_id)):
                 continue
-            if num_passed_over == self.limits.max_batch_size:
-                break  # a long queue for one prefix must not cost time in every step
-            if sequence.is_pending:
-                continue  # preempted while its next token was on the way
-            if not sequence.is_ready:
-                num_passed_over += 1
-                continue
+            if num_passed_over == self.limits.max_batch_size or self._is_full_for(sequence):
+                break  # a long queue, for one prefix or behind a full batch, must not cost time in every step
+            if not sequence.is_ready or sequence.is_pending:
+                continue  # the latter was preempted while its next token was on the way
             if self.kv.awaits_prefix(sequence):
                 num_passed_over += 1
                 continue
-            if sequence.adapter and (adapter_starves or not self.adapters.has_room(sequence.adapter)):
-                adapter_starves = adapter_starves or now_s - sequence.arrival_s > ADAPTER_PATIENCE_S
-                num_passed_over += 1
-                continue
+            if sequence.adapter:
+                wanted = (sequence.adapter, sequence.priority)
+                if adapter_starves or wanted in without_slot or not self._finds_adapter_slot(sequence):
+                    without_slot.add(wanted)  # so that a long queue for it costs little
+                    adapter_starves = adapter_starves or now_s - sequence.arrival_s > ADAPTER_PATIENCE_S
+                    continue
             if self.budget.max_tokens <= self._num_tokens_before(sequence):
                 break
             placement = self._place(sequence)
@@ -442,6 +443,23 @@ class Scheduler:
             now_s, num_new=self.waiting.num_new, oldest_arrival_s=oldest_s, idle=not self.running
         )  # fmt: skip
 
+    def _is_full_for(self, sequence: Sequence) -> bool:
+        """Whether the batch is full, and of no lower priorities that could be preempted."""
+        is_full = not self._free_slots or len(self.running) >= self.budget.max_sequences
+        return is_full and self.running[-1].priority >= sequence.priority
+
+    def _finds_adapter_slot(self, sequence: Sequence) -> bool:
+        """Whether there is room for its adapter on the device, or lower priorities could make some."""
+        if self.adapters.has_room(sequence.adapter):
+            return True
+        below = self._adapters_held_below(sequence)
+        return bool(below) and self.adapters.has_room(sequence.adapter, below)
+
+    def _adapters_held_below(self, sequence: Sequence) -> set[str]:
+        """Adapters that running sequences of a lower priority hold, and nobody else."""
+        below = {running.adapter for running in self.running if running.priority < sequence.priority}
+        return below - {running.adapter for running in self.running if running.priority >= sequence.priority} - {""}
+
     def _num_tokens_before(self, sequence: Sequence) -> int:
         """Tokens computed before the first of a sequence: decodes of no lower priority, prompts of better rank."""
         own, before = rank(sequence), 0
@@ -452,17 +470,20 @@ class Scheduler:
         return before
 
     def _place(self, sequence: Sequence) -> Placement:
-        """Move a waiting sequence to running if it gets its blocks and a slot, from lower priorities if need be.
+        """Move a waiting sequence to running if it gets its blocks and slots, from lower priorities if need be.
 
         A block for each running sequence stays free, so that what starts does not have to give way at once.
         """
         while True:
             placement = Placement.NO_ROOM
-            if self._free_slots and len(self.running) < self.budget.max_sequences:
+            has_place = self._free_slots and len(self.running) < self.budget.max_sequences
+            if has_place and (not sequence.adapter or self.adapters.has_room(sequence.adapter)):
                 placement = self.kv.place(sequence, spare=len(self.running))
-            if placement is not Placement.NO_ROOM or not self._lower_ones_make_room(sequence):
+            leaving = self._to_preempt_for(sequence) if placement is Placement.NO_ROOM else []
+            if not leaving:
                 break
-            self._preempt(self.running[-1])
+            for victim in leaving:
+                self._preempt(victim)
         if placement is Placement.PLACED:
             self.waiting.remove(sequence)
             sequence.status = SequenceStatus.RUNNING
@@ -471,10 +492,22 @@ class Scheduler:
             bisect.insort(self.running, sequence, key=rank)
         return placement
 
-    def _lower_ones_make_room(self, sequence: Sequence) -> bool:
-        """Whether there are lower priorities to preempt, and their blocks would be enough."""
+    def _to_preempt_for(self, sequence: Sequence) -> list[Sequence]:
+        """Who of lower priorities makes room next for a sequence; nobody where all of them together do not.
+
+        That is the lowest-ranked one; where the adapter finds no slot, all who hold the one that the lowest-ranked of
+        those holds whose adapters nobody else holds.
+        """
         lower = [s for s in self.running if s.priority < sequence.priority]
-        return bool(lower) and self.kv.has_room_without(sequence, lower, spare=len(self.running) - len(lower))
+        if not lower or not self.kv.has_room_without(sequence, lower, spare=len(self.running) - len(lower)):
+            return []
+        if not sequence.adapter or self.adapters.has_room(sequence.adapter):
+            return [self.running[-1]]
+        below = self._adapters_held_below(sequence)
+        if not self.adapters.has_room(sequence.adapter, below):
+            return []
+        given_up = next(s.adapter for s in reversed(lower) if s.adapter in below)
+        return [s for s in lower if s.adapter == given_up]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1

@@ -18,7 +18,7 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from model_svc.engine.sequence import PENDING, Sequence
+from model_svc.engine.sequence import PENDING, Sequence, SequenceStatus
 from model_svc.grammar.library import new_matcher, reason_of
 from model_svc.grammar.matching import Matching, Outcome
 from model_svc.grammar.vocabulary import Vocabulary
@@ -98,9 +98,12 @@ class GrammarBench:
         """Around `_kept` and what is in it: a matcher is not to be copied by two threads at once."""
 
     def prepare(self, sequence: Sequence) -> None:
-        """Begin to make a new sequence's matcher; `Matching.is_ready` says when it is there."""
+        """Begin to make a new sequence's matcher; `Matching.is_ready` says when it is there.
+
+        None is made for a sequence that has ended by the time it is its turn.
+        """
         if sequence.constraint is not None:
-            self._makers.submit(self._make, sequence.constraint, output_of(sequence))
+            self._makers.submit(self._make_for, sequence)
 
     def begin(self, sequences: Rows[Sequence], drafts: Rows[list[int]] | None = None) -> StepMasks | None:
         """Begin to fill the masks of the sequences that have a constraint; None where none has one.
@@ -143,6 +146,11 @@ class GrammarBench:
         """End the threads; what they are at is finished."""
         self._makers.shutdown(wait=False, cancel_futures=True)
         self._fillers.shutdown(wait=False, cancel_futures=True)
+
+    def _make_for(self, sequence: Sequence) -> None:
+        """Runs in a thread. A sequence that waits for its matcher is not changed meanwhile but by its end."""
+        if sequence.constraint is not None and sequence.status is not SequenceStatus.FINISHED:
+            self._make(sequence.constraint, output_of(sequence))
 
     def _make(self, matching: Matching, output: list[int]) -> None:
         """Runs in a thread. `output`: all output tokens until now."""

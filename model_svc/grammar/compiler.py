@@ -8,10 +8,12 @@ import asyncio
 import logging
 import random
 import re
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,9 +66,9 @@ class Verdict:
     num_bytes: int
 
     def take(self) -> str:
-        """The grammar. Raises what is wrong with it."""
+        """The grammar. Raises what is wrong with it: a copy, since what is raised holds its callers' frames."""
         if self.error is not None:
-            raise self.error
+            raise copy(self.error)
         return self.grammar
 
 
@@ -96,7 +98,7 @@ class GrammarCompiler:
                 )
             self._vocabulary = load_vocabulary(self._folder, vocab_size)
         except FailedPrecondition as error:
-            self._unavailable = error
+            self._unavailable = without_frames(error)
 
     def close(self) -> None:
         """End the threads; what they are at is finished."""
@@ -110,7 +112,7 @@ class GrammarCompiler:
         if constraint is None:
             return ""
         if self._unavailable is not None:
-            raise self._unavailable
+            raise copy(self._unavailable)
         verdict = self._kept.get(constraint)
         if verdict is None:
             return None
@@ -156,19 +158,30 @@ class GrammarCompiler:
 def verdict_on(constraint: Constraint, vocabulary: Vocabulary) -> tuple[Verdict, float]:
     """Compile and try a constraint, and the seconds that took. Runs in a thread; what takes long releases the lock."""
     started_s = time.perf_counter()
-    num_bytes = 2 * (len(constraint.text) + sum(map(len, constraint.texts))) + 1024
-    if constraint.calls is not None:
-        num_bytes += 2 * sum(len(form.schema_json) for form in constraint.calls.forms)
     grammar, error = "", None
     try:
         grammar = grammar_of(constraint, vocabulary.special)
         check(constraint, grammar, vocabulary)
     except TokenwireError as refused:
-        grammar, error = "", refused
+        grammar, error = "", without_frames(refused)
     except BaseException as panic:  # what the library raises when it fails itself is no Exception
         log.error("a constraint could not be compiled", exc_info=panic)
         grammar, error = "", refusal(constraint, "it could not be compiled")
-    return Verdict(grammar, error, num_bytes), time.perf_counter() - started_s
+    return Verdict(grammar, error, num_bytes_of(constraint, grammar, error)), time.perf_counter() - started_s
+
+
+def num_bytes_of(constraint: Constraint, grammar: str, error: TokenwireError | None) -> int:
+    """Memory of what is remembered of a constraint: itself, its grammar, and what is wrong with it."""
+    texts = [*constraint.all_texts, grammar]
+    if error is not None:
+        texts += [error.message, *(text for each in error.violations for text in (each.field, each.description))]
+    return sum(map(sys.getsizeof, texts)) + 1024
+
+
+def without_frames(error: TokenwireError) -> TokenwireError:
+    """The same error, which no longer holds what was on the stack where it was raised: matchers, whole schemas."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def check(constraint: Constraint, grammar: str, vocabulary: Vocabulary) -> None:

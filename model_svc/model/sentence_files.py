@@ -57,7 +57,11 @@ def embedding_defaults(folder: Path) -> EmbeddingDefaults:
     if not isinstance(modules, list):
         return EmbeddingDefaults(max_tokens=max_tokens)
     pooling: Pooling | None = None
+    if isinstance(settings, dict) and settings.get("do_lower_case"):
+        return EmbeddingDefaults(None, max_tokens, "sentence_bert_config.json: do_lower_case is not done here")
     for module in modules:
+        if not isinstance(module, dict):
+            return EmbeddingDefaults(None, max_tokens, f"modules.json holds {module!r:.40}, which is no module")
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind not in COMPUTED:
             return EmbeddingDefaults(None, max_tokens, f"modules.json names {kind!r}, which is not computed here")

@@ -30,8 +30,12 @@ class TorchProducts:
             place.module.register_forward_hook(partial(self._add, index))
 
     def pack(self, parts: AdapterParts) -> TorchAdapter:
-        """See `AdapterProducts`."""
-        return TorchAdapter(parts)
+        """See `AdapterProducts`. Copies: what was read may be a mapping of its file, which may change."""
+        own = {
+            place: [part._replace(down=part.down.clone(), up=part.up.clone()) for part in of_place]
+            for place, of_place in parts.items()
+        }
+        return TorchAdapter(own)
 
     def put(self, slot: int, adapter: TorchAdapter | None) -> None:
         """See `AdapterProducts`. Moves nothing."""

@@ -77,6 +77,14 @@ def word_piece() -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def words_alone() -> tokenizers.Tokenizer:
+    """Some words, and nothing that stands for others: at each of these the library raises a plain Exception."""
+    vocabulary = {word: number for number, word in enumerate(("hello", "world", "a", "b", "c", "d"))}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
 TRAINED = {
     "byte_level_bpe": byte_level_bpe,
     "byte_fallback_bpe": byte_fallback_bpe,

@@ -13,7 +13,8 @@ from tokenizer_svc.embedding import MAX_PARTS, PART_INPUTS, PART_TOKENS, parts_o
 from tokenizer_svc.embedding_inputs import NO_AFFIXES, fitted, pieces
 from tokenizer_svc.encoder import MAX_BATCH_CHARS
 from tokenizer_svc.prompt import Truncation
-from tokenwire.embeddings import MAX_INPUTS
+from tokenizer_svc.router import EmbeddingSubmission
+from tokenwire.embeddings import MAX_INPUTS, EmbeddingOptions
 from tokenwire.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -24,6 +25,7 @@ from tokenwire.errors import (
     TokenwireError,
     Unavailable,
 )
+from tokenwire.requests import RequestContext
 from tokenwire.status import from_rpc_error
 from tokenwire.v1 import common_pb2, model_pb2
 from tokenwire.v1 import tokenizer_pb2 as pb
@@ -174,6 +176,34 @@ def test_a_caller_that_leaves_takes_everything_back(trained_folder: Path) -> Non
         await fake.until(lambda fake: fake.num_embedding == 0)
         await live.until_idle()
         assert live.server.replicas[0].num_open == 0 and len(fake.embeds) == MAX_PARTS
+
+    with_tiers(trained_folder, call)
+
+
+def test_a_part_taken_back_in_the_turn_it_goes_counts_no_more(trained_folder: Path) -> None:
+    async def call(fake: FakeModelTier, live: LiveTokenizerTier) -> None:
+        (replica,) = live.server.replicas
+        submission = EmbeddingSubmission(RequestContext("a"), [[5], [6]], EmbeddingOptions(), "")
+        task = replica.embed(submission)
+        assert replica.num_open == 2
+        task.cancel()
+        await asyncio.wait([task])
+        assert replica.num_open == 0 and not fake.embeds
+
+    with_tiers(trained_folder, call)
+
+
+def test_a_call_is_a_trial_as_soon_as_it_goes(trained_folder: Path) -> None:
+    async def call(fake: FakeModelTier, live: LiveTokenizerTier) -> None:
+        (replica,) = live.server.replicas
+        while replica.breaker.admits:
+            replica.breaker.on_failure("it said no")
+        replica.breaker._next_trial_s = 0.0
+        assert replica.breaker.admits
+        task = replica.embed(EmbeddingSubmission(RequestContext("a"), [[5]], EmbeddingOptions(), ""))
+        assert not replica.breaker.admits, "one request is on trial, others go elsewhere"
+        await task
+        assert replica.breaker.admits
 
     with_tiers(trained_folder, call)
 

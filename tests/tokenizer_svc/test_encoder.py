@@ -1,14 +1,16 @@
 import asyncio
 import threading
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.tokenizers_trained import words_alone
 from tokenizer_svc.chat_template import ChatMessage, Conversation, load_chat_template
 from tokenizer_svc.encoder import INLINE_CHARS, INLINE_CONVERSATION_CHARS, MAX_BATCH_CHARS, Encoder
-from tokenizer_svc.encoding_cache import EncodingCache
+from tokenizer_svc.encoding_cache import EncodingCache, Key
 from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.tokenizer import Encoding, Tokenizer
 from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded
@@ -130,6 +132,42 @@ def test_an_item_that_fails_fails_alone(tokenizer: RecordingTokenizer, trained_f
         ]  # fmt: skip
         with pytest.raises(InvalidRequest):
             await encoder.encode("\ud800")
+        encoder.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("num_words", [24, 60], ids=["on the loop", "in a thread"])
+def test_a_text_that_the_library_fails_at_fails_alone(num_words: int) -> None:
+    async def main() -> None:
+        encoder = encoder_of(Tokenizer(words_alone(), fingerprint="", special_tokens={}))
+        texts = ["hello world" + " hello" * num_words + " world" * number for number in range(8)]
+        texts[3] = texts[3].replace("hello", "Paris")
+        async with asyncio.timeout(10):
+            found = await asyncio.gather(*map(encoder.encode, texts), return_exceptions=True)
+        assert [type(result).__name__ for result in found] == [
+            "Exception" if index == 3 else "EncodedPrompt" for index in range(8)
+        ]
+        encoder.close()
+
+    asyncio.run(main())
+
+
+class BrokenCache(EncodingCache):
+    """Has a bug."""
+
+    def get(self, keys: Sequence[Key]) -> list["array[int] | None"]:
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("num_texts", [1, 30])
+def test_a_bug_ends_everybodys_wait(tokenizer: RecordingTokenizer, num_texts: int) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, cache=BrokenCache(2**20))
+        async with asyncio.timeout(10):
+            texts = [text for number in range(num_texts) for text in (f"{number}", f"{number} {LONG}")]
+            found = await asyncio.gather(*map(encoder.encode, texts), return_exceptions=True)
+        assert all(isinstance(result, RuntimeError) for result in found)
         encoder.close()
 
     asyncio.run(main())

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from tests.fakes.tokenizers_trained import TRAINED, byte_fallback_bpe, byte_level_bpe, unigram, word_piece
+from tests.fakes.tokenizers_trained import TRAINED, byte_fallback_bpe, byte_level_bpe, unigram, word_piece, words_alone
 from tokenizer_svc.boundaries import Boundaries, affixes
 from tokenizer_svc.encoding_cache import ENTRY_BYTES, EncodingCache
 from tokenizer_svc.prompt_encoder import CacheOutcome, PromptEncoder, PromptIds, PromptText
@@ -169,6 +169,14 @@ def test_a_text_that_is_no_unicode_fails_alone() -> None:
     long = "The capital " * 300
     results = encoder.encode([PromptText(text, False) for text in (long, "a<s>\ud800", long + "b")])
     assert [type(result) for result in results] == [PromptIds, InvalidRequest, PromptIds]
+
+
+def test_a_text_that_the_library_fails_at_fails_alone() -> None:
+    encoder = PromptEncoder(Tokenizer(words_alone(), fingerprint="", special_tokens={}))
+    known = "hello world " * 30
+    results = encoder.encode([PromptText(text, False) for text in (known, known + "Paris", known * 2)])
+    assert isinstance(results[0], PromptIds) and isinstance(results[2], PromptIds)
+    assert type(results[1]) is Exception
 
 
 def test_the_cache_stays_within_its_bytes_and_forgets_what_is_oldest() -> None:

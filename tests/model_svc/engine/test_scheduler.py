@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_svc.engine.scheduler import CONSTRAINT_POLL_S
 from model_svc.engine.sequence import Sequence
+from model_svc.grammar.matching import Matching
 from tests.fakes.scheduling import GREEDY, Harness, expected_output, sequence
 from tokenwire.errors import FailedPrecondition, Internal
 from tokenwire.requests import CancelReason, FinishReason
@@ -336,3 +338,35 @@ def test_any_history_ends_every_sequence_once_with_the_right_tokens(
             assert len(output) == max_tokens
         if output and each.prompt_logprobs is not None:
             assert harness.prompt_logprobs.get(each.sequence_id, []) == prompt[1:]
+
+
+def unready(prompt: list[int], **fields: Any) -> Sequence:
+    """Whose matcher is still being made."""
+    made = sequence(prompt, **fields)
+    made.constraint = Matching("")
+    return made
+
+
+def test_any_number_that_wait_for_their_constraint_hold_nobody_up() -> None:
+    harness = Harness(batch=4)
+    many = [unready([n], tenant="grammars", arrival_s=100.0 + n) for n in range(40)]
+    harness.add(*many, free := sequence([5], arrival_s=200.0))
+    assert harness.scheduler.idle_s() == 0.0
+    harness.run(until=lambda: free.sequence_id in harness.ended)
+    assert harness.outputs[free.sequence_id] == expected_output([5], 8)
+    assert harness.scheduler.idle_s() == pytest.approx(CONSTRAINT_POLL_S)
+    assert many[30].constraint is not None
+    many[30].constraint.is_ready = True
+    assert harness.scheduler.idle_s() == 0.0
+    harness.run(until=lambda: many[30].sequence_id in harness.ended)
+    assert harness.reason(many[30]) is FinishReason.LENGTH
+
+
+def test_a_deadline_that_is_nearer_than_the_next_look_at_a_constraint_wakes_the_engine() -> None:
+    harness = Harness()
+    harness.add(due := unready([1], deadline_s=harness.clock() + CONSTRAINT_POLL_S / 2))
+    idle_s = harness.scheduler.idle_s()
+    assert idle_s is not None and 0 < idle_s <= CONSTRAINT_POLL_S / 2 + 1e-9
+    harness.clock.now_s += 1.0
+    harness.step()
+    assert harness.reason(due) is FinishReason.DEADLINE

@@ -3,10 +3,14 @@
 import asyncio
 import json
 import re
+import sys
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -14,11 +18,22 @@ import pytest
 from model_svc.grammar import compiler
 from model_svc.grammar.compiler import GrammarCompiler, verdict_on
 from model_svc.grammar.library import new_matcher
-from model_svc.grammar.vocabulary import vocabulary_of
+from model_svc.grammar.vocabulary import load_vocabulary, vocabulary_of
 from tests.fakes.tokenizers_trained import TRAINED
 from tests.model_svc.grammar.conftest import Trained
-from tokenwire.constraints import JSON_OBJECT, Constraint, ConstraintForm, FreeText, choice, ebnf, json_schema, regex
-from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded
+from tokenwire.constraints import (
+    JSON_OBJECT,
+    CallForm,
+    Calls,
+    Constraint,
+    ConstraintForm,
+    FreeText,
+    choice,
+    ebnf,
+    json_schema,
+    regex,
+)
+from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded, TokenwireError
 
 
 class Counted:
@@ -141,6 +156,7 @@ def test_each_constraint_is_compiled_once_and_good_and_bad_verdicts_are_remember
 def test_what_is_remembered_is_bounded_by_number_and_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         made, counted = loaded(folder)
+        vocabulary = load_vocabulary(folder, 439)
         monkeypatch.setattr(compiler, "NUM_KEPT", 3)
         for number in range(5):
             await made.compile(choice(f"text {number}"))
@@ -148,13 +164,50 @@ def test_what_is_remembered_is_bounded_by_number_and_size(folder: Path, monkeypa
         assert counted.num_compiled == 5
         await made.compile(choice("text 1"))
         assert counted.num_compiled == 6
-        monkeypatch.setattr(compiler, "MAX_KEPT_BYTES", 3000)
-        await made.compile(choice("another text"))
+        monkeypatch.setattr(compiler, "MAX_KEPT_BYTES", 2 * verdict_on(choice("text 1"), vocabulary)[0].num_bytes)
+        await made.compile(choice("next 1"))
         assert made.known(choice("text 1")) is not None
         assert made.known(choice("text 2")) is None
         made.close()
 
     asyncio.run(main())
+
+
+FORMS = tuple(
+    CallForm(f"<call {number:03}>" + "b" * 900, "{}", "a" * 900, f"tools[{number}]" + "f" * 900)
+    for number in range(256)
+)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint(ConstraintForm.CALLS, calls=Calls(FORMS, "s" * 1000, 2)),
+        choice(*("." * 15 + f"{number}" for number in range(4000))),
+        choice("\N{GRINNING FACE}" + "a" * 60_000),
+        schema({"properties": {"a" * 100_000: {"type": "string"}}}),
+        schema({"properties": {"a" * 100_000: {"type": "nothing"}}}),
+    ],
+    ids=["calls", "choice", "wide characters", "schema", "refused"],
+)
+def test_what_a_verdict_takes_is_counted(trained: Callable[[str], Trained], constraint: Constraint) -> None:
+    """What is remembered is the constraint, its grammar, and what is wrong with it."""
+    verdict, _ = verdict_on(constraint, trained("byte_level_bpe")[1])
+    texts = [constraint.text, *constraint.texts, verdict.grammar]
+    if constraint.calls is not None:
+        texts.append(constraint.calls.separator)
+        texts += [text for f in constraint.calls.forms for text in (f.before, f.schema_json, f.after, f.field)]
+    if verdict.error is not None:
+        texts += [verdict.error.message, *(each.description for each in verdict.error.violations)]
+    assert sum(map(sys.getsizeof, texts)) <= verdict.num_bytes < 2 * sum(map(sys.getsizeof, texts))
+
+
+def test_a_refusal_that_is_remembered_holds_nothing_of_those_that_met_it(trained: Callable[[str], Trained]) -> None:
+    verdict, _ = verdict_on(json_schema("{"), trained("byte_level_bpe")[1])
+    for _ in range(3):
+        with pytest.raises(InvalidRequest) as caught:
+            verdict.take()
+        assert len(list(walk_tb(caught.tb))) == 2 and caught.value.__context__ is None
 
 
 def test_too_many_that_wait_are_refused_and_nothing_is_stalled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +244,30 @@ def test_without_a_model_or_a_tokenizer_every_constraint_is_refused_with_the_rea
             assert await made.compile(None) == ""
             with pytest.raises(FailedPrecondition, match=words):
                 await made.compile(JSON_OBJECT)
+            made.close()
+
+    asyncio.run(main())
+
+
+class Asked:
+    """What a caller holds while it asks."""
+
+
+def test_a_remembered_refusal_holds_nothing_of_those_who_were_refused(folder: Path) -> None:
+    async def main() -> None:
+        for place, constraint in ((None, JSON_OBJECT), (folder, regex("("))):
+            made, _ = loaded(place)
+            with pytest.raises(TokenwireError):
+                await made.compile(constraint)
+
+            def ask(made: GrammarCompiler = made, constraint: Constraint = constraint) -> weakref.ref[Asked]:
+                asked = Asked()
+                with suppress(TokenwireError):
+                    made.known(constraint)
+                    pytest.fail("it was not refused")
+                return weakref.ref(asked)
+
+            assert [ask()() for _ in range(3)] == [None] * 3
             made.close()
 
     asyncio.run(main())

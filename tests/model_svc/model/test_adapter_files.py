@@ -114,6 +114,9 @@ def test_ranks_and_scales_by_layer() -> None:
     assert [config.rank_of(layer) for layer in ("layers.1.q_proj", "layers.11.q_proj", "v_proj")] == [2, 4, 4]
     assert [config.scale_of(layer) for layer in ("layers.1.q_proj", "q_proj", "a.v_proj")] == [4.0, 2.0, 0.25]
     assert adapter_config_of(CONFIG | {"use_rslora": True}).scale_of("x") == 4.0
+    for flag in (1, "true"):
+        with pytest.raises(FailedPrecondition, match="use_rslora"):
+            adapter_config_of(CONFIG | {"use_rslora": flag})
 
 
 def test_files_that_are_missing_broken_or_too_large(folder: Path, places: Places, tmp_path: Path) -> None:

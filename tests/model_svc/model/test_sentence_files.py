@@ -52,6 +52,15 @@ def test_the_longest_input(tmp_path: Path) -> None:
     assert embedding_defaults(tmp_path).max_tokens == 256
 
 
+def test_lower_case_and_what_is_no_module_are_obstacles(tmp_path: Path) -> None:
+    write_modules(tmp_path, "Transformer", "Pooling", pooling_mode_mean_tokens=True)
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert "do_lower_case" in embedding_defaults(tmp_path).obstacle
+    (tmp_path / "sentence_bert_config.json").unlink()
+    (tmp_path / "modules.json").write_text('["x"]')
+    assert "'x', which is no module" in embedding_defaults(tmp_path).obstacle
+
+
 def test_a_damaged_file_and_a_missing_one(tmp_path: Path) -> None:
     write_modules(tmp_path, "Transformer", "Pooling", pooling_mode_mean_tokens=True)
     (tmp_path / "1_Pooling" / "config.json").unlink()

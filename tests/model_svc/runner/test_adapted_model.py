@@ -93,3 +93,10 @@ def test_an_error_that_nobody_foresaw_is_internal_and_the_store_goes_on(
         outcome = load(runner, "a", folder / "adapter")
     assert outcome.error is not None and (outcome.error.code, outcome.error.reason) == ("INTERNAL", "ADAPTER_NOT_READ")
     assert load(runner, "a", folder / "adapter").error is None
+
+
+def test_an_adapter_does_not_change_with_its_file(folder: Path) -> None:
+    runner = runner_of(folder, cpu_kernels="off", adapter_folder=str(folder))
+    assert load(runner, "a", folder / "adapter").error is None
+    assert "adapter_model.safetensors" not in Path("/proc/self/maps").read_text()
+    runner.close()
