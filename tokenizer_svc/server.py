@@ -20,9 +20,11 @@ from tokenizer_svc.policies import needs_cache_events, policy_of
 from tokenizer_svc.replica_set import ReplicaSet
 from tokenizer_svc.router import Pick, Router
 from tokenizer_svc.service import TokenizerServicer
+from tokenizer_svc.sessions import model_card
 from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.tokenizer import Tokenizer
+from tokenwire.embedding_wire import capability_names
 from tokenwire.logs import fields
 from tokenwire.models import served_name
 from tokenwire.server import GrpcServer, until_signal
@@ -171,15 +173,22 @@ class TokenizerTier:
 
     async def _watch(self) -> None:
         """Healthy while at least one model tier takes requests."""
-        serving, adapters = False, self.tier.adapters
+        serving, card = False, model_card(self.tier)
         while True:
             await self._changed.wait()
             self._changed.clear()
             self.tier.dispatcher.on_room()
-            if self.tier.adapters != adapters:
-                adapters = self.tier.adapters
+            if (now := model_card(self.tier)) != card:
+                card = now
                 self.servicer.announce_card()
-                log.info("adapters changed", extra=fields(adapters=",".join(sorted(adapters))))
+                log.info(
+                    "what is served changed",
+                    extra=fields(
+                        adapters=",".join(card.adapters) or None,
+                        max_context_tokens=card.max_context_tokens,
+                        capabilities=",".join(capability_names(card)),
+                    ),
+                )
             ready = self.tier.router.num_ready > 0
             if ready != serving:
                 serving = ready

@@ -9,7 +9,7 @@ from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Router
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.errors import FieldViolation, InvalidRequest, NotFound, Overloaded
+from tokenwire.errors import InvalidRequest, NotFound, Overloaded
 
 RETRY_AFTER_S = 1.0
 
@@ -57,9 +57,7 @@ class Tier:
         asked = model if model and model != self.model else ""
         if adapter and asked and adapter != asked:
             description = f"{adapter!r} contradicts the model, which is the adapter {asked!r}"
-            raise InvalidRequest(
-                f"options.adapter: {description}", violations=[FieldViolation("options.adapter", description)]
-            )
+            raise InvalidRequest.of("options.adapter", description)
         found = adapter or asked
         if found and found not in self.adapters:
             raise self.adapter_missing(found)
