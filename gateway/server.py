@@ -6,7 +6,8 @@ import time
 
 from prometheus_client import CollectorRegistry
 
-from gateway.backends import RETRY_AFTER_S, Backends
+from gateway.backend import RETRY_AFTER_S
+from gateway.backends import Backends
 from gateway.generation import Generation
 from gateway.http.app import make_app
 from gateway.http.guard import HttpLimits

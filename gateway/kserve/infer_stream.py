@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from gateway.backends import RETRY_AFTER_S
+from gateway.backend import RETRY_AFTER_S
 from gateway.generation import Generation, now_plus
 from gateway.http.errors import renamed
 from gateway.kserve.answers import Answers, failed

@@ -1,0 +1,155 @@
+"""One tokenizer tier: its channel, its session, and whether it says that it can answer.
+
+Hands what a frame brings to the choices that it is for. Does not choose among tiers, nor decide what becomes of the
+requests of one that is lost (see `backends`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gateway.metrics import GatewayMetrics
+from gateway.submission import Choice, Submission
+from tokenwire.channels import TierChannel
+from tokenwire.errors import Internal, TokenwireError, Unavailable
+from tokenwire.session import SessionClient, SessionStream
+from tokenwire.status import from_rpc_error
+from tokenwire.tasks import cancel_and_wait
+from tokenwire.tls import ClientTls
+from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from tokenwire.wire import logprobs_from_wire, parsed_from_wire, terminal_from_wire
+
+log = logging.getLogger(__name__)
+
+HEALTH_RETRY_S = 0.25
+RETRY_AFTER_S = 1.0
+
+
+def with_retry_time(error: TokenwireError) -> TokenwireError:
+    """The same error; where a tier is missing and nobody below said when to come back, with a time to do so."""
+    if isinstance(error, Unavailable) and error.retry_after_s is None:
+        error.retry_after_s = RETRY_AFTER_S
+    return error
+
+
+class Backend:
+    """One tokenizer tier: its channel, its session, and whether it says that it can answer."""
+
+    def __init__(
+        self,
+        target: str,
+        metrics: GatewayMetrics,
+        on_lost: Callable[[Submission, TokenwireError], None],
+        changed: Callable[[], None],
+        tls: ClientTls | None = None,
+    ) -> None:
+        self.target = target
+        self._link: TierChannel[Any] = TierChannel(target, tokenizer_pb2_grpc.TokenizerServiceStub, tls)
+        self.session: SessionClient[Choice] = SessionClient(
+            target, lambda: self._link.refreshed().Session(), tokenizer_pb2.SessionRequest, self
+        )
+        self.serving = False
+        """What the tier's health service says."""
+        self.models: list[common_pb2.ModelCard] = []
+        self.num_open = 0
+        """Prompts on their way through this tier."""
+        self._health: asyncio.Task[None] | None = None
+        self._metrics = metrics
+        self._on_lost = on_lost
+        self._changed = changed
+
+    @property
+    def stub(self) -> Any:
+        """The tier's methods."""
+        return self._link.stub
+
+    @property
+    def process(self) -> tuple[str, int]:
+        """Which process answers, among those that share the target."""
+        stream = self.session.stream
+        return self.target, stream.hello.epoch if stream is not None else 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent there now would be answered, as far as is known."""
+        return self.session.stream is not None and self.serving
+
+    def start(self) -> None:
+        """Begin connecting."""
+        self.session.start()
+        self._health = asyncio.get_running_loop().create_task(self._watch_health())
+
+    async def close(self) -> None:
+        """Cut everything."""
+        if self._health is not None:
+            await cancel_and_wait(self._health)
+        await self.session.close()
+        await self._link.close()
+
+    def on_ready(self, stream: SessionStream[Choice]) -> None:
+        """The session is open."""
+        self.models = list(stream.hello.models)
+        log.info("tokenizer tier %s is connected", self.target)
+        self._changed()
+
+    def on_frame(self, stream: SessionStream[Choice], frame: tokenizer_pb2.SessionResponse) -> None:
+        """Hand each row to whom it is for, then the terminal events. A frame that makes no sense ends the session."""
+        if frame.models:
+            self.models = list(frame.models)
+        handles, texts, counts = frame.handles, frame.texts, frame.num_tokens
+        if not len(handles) == len(texts) == len(counts):
+            raise Internal(f"{self.target} sent a frame whose columns differ in length", reason="BAD_FRAME")
+        if counts:
+            self._metrics.output_tokens.inc(sum(counts))
+        extras = {message.handle: message for message in frame.extras}
+        receivers = stream.receivers
+        for handle, text, num_tokens in zip(handles, texts, counts, strict=True):
+            choice = receivers.get(handle)
+            if choice is None:
+                continue
+            if not extras or (extra := extras.get(handle)) is None:
+                direct = choice.sink.direct
+                if direct is not None and text:
+                    choice.num_tokens += num_tokens
+                    direct(text, num_tokens)
+                else:
+                    choice.on_text(text, num_tokens, ())
+            else:
+                logprobs = logprobs_from_wire(extra.logprobs, extra.prompt_logprobs)
+                parsed = parsed_from_wire(extra.reasoning, extra.tool_calls)
+                choice.on_text(text, num_tokens, extra.token_ids, logprobs, parsed)
+        for finish in frame.finishes:
+            choice = receivers.pop(finish.handle, None)
+            if choice is not None:
+                terminal = terminal_from_wire(finish)
+                if terminal.error is not None:
+                    with_retry_time(terminal.error)
+                choice.on_finish(terminal)
+
+    def on_lost(self, stream: SessionStream[Choice], receivers: dict[int, Choice], error: TokenwireError) -> None:
+        """The session broke: each request goes on elsewhere or ends."""
+        level = logging.DEBUG if error.reason == "SESSION_CLOSED" else logging.WARNING
+        log.log(level, "tokenizer tier %s is lost: %s", self.target, error)
+        self._changed()
+        for submission in {choice.submission: None for choice in receivers.values()}:
+            self._on_lost(submission, error)
+
+    async def _watch_health(self) -> None:
+        while True:
+            stub = health_pb2_grpc.HealthStub(self._link.channel)
+            try:
+                async for response in stub.Watch(health_pb2.HealthCheckRequest()):
+                    self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
+            except grpc.RpcError as error:
+                log.debug("health of %s: %s", self.target, from_rpc_error(error))
+            self._set_serving(False)
+            await asyncio.sleep(HEALTH_RETRY_S)
+
+    def _set_serving(self, serving: bool) -> None:
+        if serving != self.serving:
+            self.serving = serving
+            self._changed()
