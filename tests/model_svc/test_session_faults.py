@@ -56,6 +56,9 @@ class State:
     async def compile(self, constraint: Constraint | None) -> str:
         return await self._compiled()
 
+    def check(self, request: Any) -> None:
+        pass
+
     def admission(self) -> "State":
         return self
 
