@@ -231,6 +231,7 @@ class TokenSession:
         if grammar is not None:
             self._start(request, grammar, handles, OpenRequest(key, len(handles)))
             return
+        self._state.check(request)
         opened = self._requests[key] = OpenRequest(key, len(handles))
         self._open.update((handle, (COMPILING, opened)) for handle in handles)
         task = asyncio.ensure_future(self._compile(request, handles, opened))

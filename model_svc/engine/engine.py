@@ -146,7 +146,6 @@ class Engine:
             num_received=self.num_received,
             stored_hashes=stored,
             removed_hashes=removed,
-            masks=new.masks,
             num_batch_tokens=batch.num_tokens,
             num_batch_sequences=len(batch.rows),
             step_s=time.perf_counter() - started_s,
@@ -166,10 +165,10 @@ class Engine:
         try:
             launched = self.runner.launch(batch)
         except OutOfMemory as error:
-            num_preempted = self.scheduler.give_way(batch)
+            done = self.scheduler.give_way(batch)
             log.warning(
-                "out of memory in a step of %d sequences and %d tokens: %d preempted, steps of %d tokens from now (%s)",
-                len(batch.rows), batch.num_tokens, num_preempted, self.scheduler.budget.max_tokens, error,
+                "out of memory in a step of %d sequences and %d tokens: %s (%s)",
+                len(batch.rows), batch.num_tokens, done, error,
             )  # fmt: skip
             return None
         except Exception as error:

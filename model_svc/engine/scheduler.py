@@ -19,7 +19,7 @@ from model_svc.engine.adapter_slots import AdapterSlots
 from model_svc.engine.admission_window import AdmissionWindow
 from model_svc.engine.batch import AfterDrafts, DraftModel, RunnerInfo, ScheduledBatch, ScheduledRow, StepOutput
 from model_svc.engine.deadlines import Deadlines
-from model_svc.engine.drafting import Drafting, DraftLimits, Forcing, is_penalised
+from model_svc.engine.drafting import SUSPENDED_STEPS, Drafting, DraftLimits, Forcing
 from model_svc.engine.events import Ended, EngineLoad, NewTokens
 from model_svc.engine.fair_share import FairShare
 from model_svc.engine.kv_cache_manager import KVCacheManager, Placement
@@ -274,15 +274,16 @@ class Scheduler:
         if row.num_preemptions == row.sequence.num_preemptions:
             row.sequence.num_computed_tokens = row.start
 
-    def give_way(self, batch: ScheduledBatch) -> int:
+    def give_way(self, batch: ScheduledBatch) -> str:
         """The device had no memory for this step: its lowest-ranked half is preempted, and steps get smaller.
 
         A single sequence is given smaller chunks; it ends with Overloaded when those fail too. Where there were drafts,
-        nothing is drafted for a while instead. Returns how many were preempted.
+        nothing is drafted for a while instead. Returns what is done, in words.
         """
         if batch.num_drafts:
+            self.budget.num_out_of_memory += 1
             self.drafting.suspend()
-            return 0
+            return f"no drafts for {SUSPENDED_STEPS} steps"
         rows = [row for row in batch.rows if row.sequence.status is SequenceStatus.RUNNING]
         leaving = sorted((row.sequence for row in rows), key=rank)[-(len(rows) // 2) :] if len(rows) > 1 else []
         for sequence in leaving:
@@ -292,7 +293,7 @@ class Scheduler:
             for row in rows:
                 message = "the device has no memory left for this sequence, not even when it is computed alone"
                 self.fail(row.sequence, Overloaded(message, reason="OUT_OF_MEMORY", retry_after_s=1.0))
-        return len(leaving)
+        return f"{len(leaving)} preempted, steps of {self.budget.max_tokens} tokens from now"
 
     def fail(self, sequence: Sequence, error: TokenwireError) -> None:
         """End a sequence with a typed error."""
@@ -545,6 +546,6 @@ class Scheduler:
 
 def needs_known_tokens(sequence: Sequence) -> bool:
     """Whether what may come next depends on which token came last: constraints, penalties, bans of several ids."""
-    if sequence.constraint is not None or is_penalised(sequence):
+    if sequence.constraint is not None or sequence.sampling.is_penalised:
         return True
     return any(len(banned) > 1 for banned in sequence.sampling.banned_sequences)

@@ -81,7 +81,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         running = self._running[request_id] = Running()
         try:
             self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
-            grammar = await self._state.grammars.compile(request.options.constraint)
+            grammar = await self._state.grammar(request)
             sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
             answers = self._answers(asked, sequences)
             if running.aborted:

@@ -187,6 +187,7 @@ def test_abort_while_a_constraint_is_compiled(monkeypatch: pytest.MonkeyPatch) -
             await go_on.wait()
             return ""
 
+        monkeypatch.setattr(live.tier.grammars, "known", lambda _: None)
         monkeypatch.setattr(live.tier.grammars, "compile", compile_slowly)
         for request_id in ("aborted", "cancelled"):
             compiling.clear()
@@ -206,6 +207,19 @@ def test_abort_while_a_constraint_is_compiled(monkeypatch: pytest.MonkeyPatch) -
         async with asyncio.timeout(5):
             while (await stub.GetServerInfo(pb.GetServerInfoRequest())).active_requests:
                 await asyncio.sleep(0.01)
+
+    run(test)
+
+
+def test_nothing_is_compiled_for_a_request_that_is_refused_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(live: LiveTier, stub: Any) -> None:
+        async def compile_in_vain(constraint: Any) -> str:
+            raise AssertionError("compiled in vain")
+
+        monkeypatch.setattr(live.tier.grammars, "known", lambda _: None)
+        monkeypatch.setattr(live.tier.grammars, "compile", compile_in_vain)
+        error = await refused(stub.Generate(request(VOCAB_SIZE)))
+        assert isinstance(error, InvalidRequest) and "outside the vocabulary" in error.message
 
     run(test)
 
