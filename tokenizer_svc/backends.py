@@ -12,11 +12,9 @@ from typing import Any, Protocol
 import grpc
 
 from tokenizer_svc.allowance import Allowance
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.cache_events import CacheFollower
 from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.held_queue import Held
-from tokenizer_svc.outcomes import Outcomes
 from tokenizer_svc.router import EmbeddingAnswer, EmbeddingSubmission, TokenReceiver, TokenSubmission
 from tokenizer_svc.token_frames import add_demand, embedding_to_wire, guard, hand_out, submit_to_wire, take_finishes
 from tokenwire.channels import TierChannel
@@ -24,6 +22,8 @@ from tokenwire.embedding_wire import generates, vectors_from_wire
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
 from tokenwire.logs import fields
 from tokenwire.requests import CancelReason
+from tokenwire.routing.breaker import Breaker
+from tokenwire.routing.outcomes import Outcomes
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls

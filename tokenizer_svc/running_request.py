@@ -31,6 +31,7 @@ from tokenwire.requests import (
     TokenizerTimings,
     Usage,
 )
+from tokenwire.routing.outcomes import ENDED_WELL
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,8 @@ class RunningRequest:
         metrics.output_tokens.inc(terminal.usage.completion_tokens)
         self._num_output_tokens += terminal.usage.completion_tokens
         self._ends[terminal.reason.value] += 1
+        if terminal.reason in ENDED_WELL:
+            self._tier.retry_budget.on_success()
         if terminal.error is not None:
             terminal.error.with_traceback(None)  # it waits to be sent, and its frames hold this request
             metrics.errors.labels(terminal.error.reason).inc()

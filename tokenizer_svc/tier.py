@@ -10,6 +10,7 @@ from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Router
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.errors import InvalidRequest, NotFound, Overloaded
+from tokenwire.routing.retry_budget import RetryBudget
 
 RETRY_AFTER_S = 1.0
 
@@ -31,6 +32,8 @@ class Tier:
     """Choices that may run at once."""
     max_resumes: int
     """How often a choice may go on after a loss."""
+    retry_budget: RetryBudget
+    """How many that have no token yet may be sent down once more after a failure."""
     answers: AnswerFormat = AnswerFormat()
     """How reasoning and tool calls are split from the text."""
     running: int = field(default=0, init=False)
