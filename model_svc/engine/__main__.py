@@ -1,4 +1,4 @@
-"""The engine process: `python -m model_svc.engine FD`. Started by `model_svc.engine_client`, never by hand.
+"""The engine process: `python -m model_svc.engine FD`. Started by `model_svc.engine_process`, never by hand.
 
 Reads its settings from the socket FD, loads the model, then loops: take what came, step, send what was made. Ends when
 the gRPC process is gone.
