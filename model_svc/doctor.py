@@ -25,10 +25,10 @@ if not MISSING:
         import transformers
 
         from model_svc.doctor_gpu import check_gpus
+        from model_svc.host import available_memory_bytes, usable_cores
         from model_svc.model.device import cpu_multiplies_bf16
         from model_svc.native.library import missing_extension, why_unavailable
         from model_svc.runner.gpu_check import product_is_right
-        from model_svc.runner.host import available_memory_bytes, usable_cores
     except (ImportError, OSError) as error:  # a half-installed package, a shared library that is not there
         BROKEN = f"{type(error).__name__}: {error}"
 

@@ -1,27 +1,24 @@
-"""The engine process seen from the gRPC process: started, watched, restarted, spoken to once per step.
+"""The engine seen from the gRPC process: its process is watched, started again when lost, and spoken to once per step.
 
-Knows sequences by id and who waits for each. Does not know the wire of gRPC (see `sessions.py`, `service.py`).
+Knows sequences by id and who waits for each. Does not know the wire of gRPC (see `sessions.py`, `service.py`), nor how
+a process is started and messages reach it (see `engine_process.py`).
 """
 
 import asyncio
 import itertools
 import logging
-import os
-import pickle
 import secrets
-import socket
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from model_svc.adapters import Adapters, check_at_start, folder_below
 from model_svc.cache_events import CacheEventLog
-from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
+from model_svc.engine.adapters import LoadAdapter
 from model_svc.engine.batch import RunnerInfo
-from model_svc.engine.events import Abort, EngineLoad, Inbox, Ready, Refused, StepResult
-from model_svc.engine.link import HEADER, encode
+from model_svc.engine.events import Abort, EngineLoad, Inbox, StepResult
 from model_svc.engine.sequence import Sequence
+from model_svc.engine_process import EngineProcess
 from model_svc.metrics import EngineMetrics
 from model_svc.settings import EngineSettings
 from tokenwire.errors import AlreadyExists, Overloaded, TokenwireError, Unavailable
@@ -30,12 +27,8 @@ from tokenwire.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
-SPIN_COUNT = "20000"
-"""Turns, some tens of microseconds: as long as most waits within a step."""
-
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-CLOSE_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 1.0
 
 
@@ -232,7 +225,7 @@ class EngineClient:
         self._draining = self._outbox.draining = True
         self._wake.set()
 
-    def _adopt(self, process: "EngineProcess", adapters: tuple[tuple[str, str], ...]) -> None:
+    def _adopt(self, process: EngineProcess, adapters: tuple[tuple[str, str], ...]) -> None:
         self._process, self._info, self.epoch = process, process.info, secrets.randbits(63) | 1
         self._was_up = True
         self.load = EngineLoad(kv_blocks_total=process.info.num_blocks)
@@ -245,7 +238,7 @@ class EngineClient:
         self.adapters.on_engine(adapters, process.adapters)
         self._on_state(True)
 
-    async def _supervise(self, process: "EngineProcess") -> None:
+    async def _supervise(self, process: EngineProcess) -> None:
         """Serve the process until it is lost, then start another; for ever."""
         while True:
             try:
@@ -264,7 +257,7 @@ class EngineClient:
             self._adopt(process, adapters)
             log.info("the engine process runs again")
 
-    async def _restart(self, settings: EngineSettings) -> "EngineProcess":
+    async def _restart(self, settings: EngineSettings) -> EngineProcess:
         backoff_s = FIRST_BACKOFF_S
         while True:
             try:
@@ -274,7 +267,7 @@ class EngineClient:
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
-    async def _serve(self, process: "EngineProcess") -> None:
+    async def _serve(self, process: EngineProcess) -> None:
         """Write what is submitted and deliver what comes, until the link breaks or a bug on this side breaks it."""
         reader, writer = asyncio.ensure_future(self._read(process)), asyncio.ensure_future(self._write(process))
         try:
@@ -282,14 +275,14 @@ class EngineClient:
         finally:
             await cancel_and_wait(reader, writer)
 
-    async def _read(self, process: "EngineProcess") -> None:
+    async def _read(self, process: EngineProcess) -> None:
         try:
             while True:
                 self._deliver(await process.read())
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # the process is gone
 
-    async def _write(self, process: "EngineProcess") -> None:
+    async def _write(self, process: EngineProcess) -> None:
         """One message in flight; what comes meanwhile goes with the next."""
         try:
             while True:
@@ -352,89 +345,3 @@ class EngineClient:
             live.sink.on_end(live.handle, Terminal(FinishReason.ERROR, usage, error=error))
         for sink in {live.sink for live in lost.values()}:
             sink.flush()
-
-
-def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the engine process: its compute threads spin briefly before they sleep, unless `environ` says.
-
-    OpenMP's threads wait for each other hundreds of times a step. Left alone they spin for milliseconds, also when what
-    they wait for needs the very core they hold; put to sleep at once they cost a wake-up each time. docs/engine.md has
-    the numbers. Read when torch is loaded; libgomp's own names.
-    """
-    if "OMP_WAIT_POLICY" in environ:
-        return dict(environ)
-    return {"GOMP_SPINCOUNT": SPIN_COUNT, **environ}
-
-
-class EngineProcess:
-    """One run of `python -m model_svc.engine` and the socket to it."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-        self.pid = process.pid
-        self.info: RunnerInfo
-        """Set once the engine said Ready."""
-        self.adapters: tuple[AdapterOutcome, ...] = ()
-        """Likewise: what became of those that the settings name."""
-
-    @classmethod
-    async def start(cls, settings: EngineSettings) -> "EngineProcess":
-        """Start it and wait for Ready. Raises what it refuses with, or Unavailable when it dies before."""
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                command = (sys.executable, "-m", "model_svc.engine", str(theirs.fileno()))
-                process = await asyncio.create_subprocess_exec(
-                    *command, pass_fds=(theirs.fileno(),), env=engine_environ(os.environ)
-                )  # fmt: skip
-            reader, writer = await asyncio.open_connection(sock=ours)
-        except BaseException:
-            ours.close()  # upon which a process that did start ends
-            raise
-        engine = cls(process, reader, writer)
-        try:
-            await engine.write(settings)
-            first = await engine.read()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            status = await engine.kill()
-            message = f"the engine process ended before it was ready (exit status {status}); its log says why"
-            raise Unavailable(message, reason="ENGINE_DOWN") from None
-        except asyncio.CancelledError:
-            await engine.kill()
-            raise
-        if isinstance(first, Refused):
-            await engine.kill()
-            raise first.error
-        assert isinstance(first, Ready)
-        engine.info, engine.adapters = first.info, first.adapters
-        return engine
-
-    async def read(self) -> Any:
-        """The next message. Raises IncompleteReadError or ConnectionError when the process is gone."""
-        (size,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
-        return pickle.loads(await self._reader.readexactly(size))
-
-    async def write(self, message: Any) -> None:
-        """Send a message; waits while the engine is behind. Raises ConnectionError when the process is gone."""
-        self._writer.write(encode(message))
-        await self._writer.drain()
-
-    async def close(self) -> int | None:
-        """Close the socket, upon which the process ends; kill it if it does not. Returns its exit status."""
-        self._writer.close()
-        try:
-            return await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
-        except TimeoutError:
-            log.warning("the engine process did not end within %g s and is killed", CLOSE_TIMEOUT_S)
-            return await self.kill()
-
-    async def kill(self) -> int:
-        """End the process without asking: it has not begun to serve, or does not react. Returns its exit status."""
-        self._writer.close()
-        if self._process.returncode is None:
-            self._process.kill()
-        return await self._process.wait()

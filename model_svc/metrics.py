@@ -73,10 +73,10 @@ class EngineMetrics:
             self.batch.observe(result.num_batch_sequences)
             self.computed_tokens.inc(result.num_batch_tokens)
             self.output_tokens.inc(len(result.new.token_ids))
-        if result.masks.num_rows:
-            self.masks.inc(result.masks.num_rows)
-            self.mask_time.inc(result.masks.busy_s)
-            self.mask_wait.observe(result.masks.waited_s)
+        if (masks := result.new.masks).num_rows:
+            self.masks.inc(masks.num_rows)
+            self.mask_time.inc(masks.busy_s)
+            self.mask_wait.observe(masks.waited_s)
         for ended in result.ended:
             self._by_reason[ended.terminal.reason].inc()
             self.prompt_tokens.inc(ended.terminal.usage.prompt_tokens)

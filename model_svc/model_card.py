@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model_svc.admission import Admission
+from model_svc.admission import Admission, TokenRequest
 from model_svc.engine_client import EngineClient
 from model_svc.grammar.compiler import GrammarCompiler
 from tokenwire.block_hash import SHARED_SCHEME, TENANT_SCHEME
@@ -33,6 +33,18 @@ class TierState:
         return Admission(
             self._engine.info, self._fingerprint.vocabulary, self.hash_scheme, self._engine.adapters.check
         )  # fmt: skip
+
+    async def grammar(self, request: TokenRequest) -> str:
+        """What a request's constraint is compiled to, "" where it has none. Raises as `check` and `compile` do."""
+        found = self.grammars.known(request.options.constraint)
+        if found is None:
+            self.check(request)
+            found = await self.grammars.compile(request.options.constraint)
+        return found
+
+    def check(self, request: TokenRequest) -> None:
+        """Raise what a request would be refused with now whatever its constraint: before one is compiled in vain."""
+        self._engine.admit(self.admission().sequences(request, self._engine.next_id))
 
     def card(self) -> common_pb2.ModelCard:
         """The model. Raises Unavailable while the engine is down."""

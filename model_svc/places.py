@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from model_svc.runner.host import usable_cores
+from model_svc.host import usable_cores
 
 
 def main(argv: Sequence[str]) -> int:

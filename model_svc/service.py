@@ -53,7 +53,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """One request. Where no choice went well, the call's status says why."""
         request = request_from_wire(message.request, call_remaining_s=context.time_remaining())
         self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
-        grammar = await self._state.grammars.compile(request.options.constraint)
+        grammar = await self._state.grammar(request)
         sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
         self._engine.admit(sequences)
         stream = RequestStream(len(sequences))

@@ -231,6 +231,7 @@ class TokenSession:
         if grammar is not None:
             self._start(request, grammar, handles, OpenRequest(key, len(handles)))
             return
+        self._state.check(request)
         opened = self._requests[key] = OpenRequest(key, len(handles))
         self._open.update((handle, (COMPILING, opened)) for handle in handles)
         task = asyncio.ensure_future(self._compile(request, handles, opened))
@@ -268,7 +269,8 @@ class TokenSession:
         """Send a request's sequences to the engine: those of the handles that are `wanted`, None meaning all."""
         sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
         self._engine.admit(sequences)
-        self._requests[opened.key] = opened
+        if wanted is None:  # else it has had its id, and may have given it back since
+            self._requests[opened.key] = opened
         chosen = set(handles if wanted is None else wanted)
         for handle, sequence in zip(handles, sequences, strict=True):
             if handle in chosen:

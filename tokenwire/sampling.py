@@ -58,6 +58,11 @@ class SamplingParams:
     """Runs of token ids of which the last may not follow the others."""
 
     @property
+    def is_penalised(self) -> bool:
+        """Whether what came before may change what comes next. Of resolved values."""
+        return self.repetition_penalty != 1.0 or bool(self.presence_penalty) or bool(self.frequency_penalty)
+
+    @property
     def num_named_ids(self) -> int:
         """Token ids that these values name: what they take in memory."""
         return len(self.allowed_token_ids) + 2 * len(self.logit_bias) + sum(map(len, self.banned_sequences))

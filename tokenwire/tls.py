@@ -1,8 +1,9 @@
 """TLS from PEM files: what a server shows, what a client trusts, and both again when the files have changed.
 
 Files are looked at when a connection is made, never in between, so what runs is not cut. Files that make no sense, a
-certificate without its key while they are being replaced say, leave what was there in force. At least TLS 1.2. Knows no
-tier, no service and no gRPC, whose credentials `grpc_tls` makes from these files.
+certificate without its key while they are being replaced say, leave what was there in force. At least TLS 1.2, and 1.3
+where clients must show certificates. Knows no tier, no service and no gRPC, whose credentials `grpc_tls` makes from
+these files.
 """
 
 import logging
@@ -47,9 +48,7 @@ class ServerTls:
     def context(self) -> ssl.SSLContext:
         """For ssl. Raises OSError, ssl.SSLError among them, and ValueError."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.options |= ssl.OP_NO_TICKET  # a resumed connection would bring a CA back that has been taken out
-        context.num_tickets = 0
+        resume_nothing(context, asks=bool(self.client_ca))
         context.load_cert_chain(self.certificate, self.key, _no_password)
         if self.client_ca:
             context.load_verify_locations(self.client_ca)
@@ -161,6 +160,16 @@ def server_context(tls: ServerTls) -> ssl.SSLContext:
     context.sslobject_class = LoggedHandshake
     keep_fresh(context, files)
     return context
+
+
+def resume_nothing(context: ssl.SSLContext, *, asks: bool) -> None:
+    """Let no session be resumed that would bring a CA back which has been taken out.
+
+    `asks`: clients must show certificates. Then it is TLS 1.3 alone, since 1.2 resumes sessions without tickets too.
+    """
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if asks else ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
 
 
 def keep_fresh(context: ssl.SSLContext, files: ServerFiles) -> None:

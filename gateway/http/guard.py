@@ -10,9 +10,12 @@ import http
 import json
 import math
 import re
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import httptools
 
 from gateway.http.connection import Connection
 from gateway.http.errors import HeadTooLarge, RequestTimeout, error_object
@@ -25,7 +28,7 @@ READ_BYTES = 256 * 1024
 LINGER_S = 5.0
 """How long the rest of a body is thrown away after its request has been answered."""
 RETRY_AFTER_S = 1.0
-UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,11 @@ class GuardedConnection(Connection):
         self._in_head = False
         self._in_body = False
         self._num_read = 0
-        """Bytes read while this head was open."""
+        """Bytes read while this head was open, or since something of the body came."""
         self._head_bytes = 0
         self._num_headers = 0
+        self._again: bytes | None = None
+        """The head that has been read, without the wish for another protocol, where it had one."""
         self._slow: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
 
@@ -81,10 +86,10 @@ class GuardedConnection(Connection):
         """Read on."""
         if self.transport.is_closing():
             return
-        super().data_received(data if self._in_head or self._in_body else _without_upgrade(data))
+        self._feed(data)
         if self.transport.is_closing():
             return
-        if self._in_head:
+        if self._in_head or self._in_body:
             self._num_read += len(data)
             if self._num_read > self._limits.max_header_bytes + READ_BYTES:
                 self._refuse(self._too_large())
@@ -103,6 +108,7 @@ class GuardedConnection(Connection):
         """A head begins."""
         super().on_message_begin()
         self._in_head = True
+        self._again = None
         self._num_read = self._head_bytes = self._num_headers = 0
 
     def on_url(self, url: bytes) -> None:
@@ -111,18 +117,26 @@ class GuardedConnection(Connection):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One field."""
+        """One field. Those behind a body are counted and left out: what they say has been asked of the head."""
         self._num_headers += 1
         if self._num_headers > self._limits.max_headers:
             message = f"the request has more than {self._limits.max_headers} header fields (max_headers)"
             self._refuse_head(HeadTooLarge(message, reason="TOO_MANY_HEADERS"))
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if not self._in_body:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A head is there."""
         self._in_head = False
         self._stop_waiting()
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse_head(InvalidRequest("this is no proxy: CONNECT is not answered", reason="NO_PROXY"))
+        if self.parser.should_upgrade():
+            self._again = self._head_without_upgrade()
+            return
+        if CONTROL.search(urllib.parse.unquote(self.url.partition(b"?")[0].decode("latin-1"))):
+            self._refuse_head(InvalidRequest("the request's path has control characters", reason="MALFORMED_PATH"))
         if len(self.pipeline) >= MAX_PIPELINED:
             self._refuse_head(InvalidRequest("too many requests wait behind another on this connection"))
         num_hosts = sum(name == b"host" for name, _ in self.headers)
@@ -133,8 +147,15 @@ class GuardedConnection(Connection):
         if self.pipeline:
             self.flow.resume_reading()  # so few may wait, and one whose client goes must be known
 
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._num_read = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """A whole request is there."""
+        if self._again is not None:
+            return  # the parser gives up its body for lost
         self._in_body = False
         if self._lingering is not None:
             self._lingering.cancel()
@@ -155,6 +176,31 @@ class GuardedConnection(Connection):
     def _answered(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
+
+    def _feed(self, data: bytes) -> None:
+        """Let the parser read.
+
+        Behind a head that wishes for another protocol, which a server may ignore (RFC 9110, 7.8), it takes what follows
+        for that protocol. So it is given such a head again, as it read it, without the wish; then its body. Java's own
+        client wishes so by default.
+        """
+        self._unset_keepalive_if_required()
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    assert self._again is not None, "a head without the wish came before"
+                    data = self._again + data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            self.send_400_response(str(error))
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def _count(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes
@@ -197,17 +243,6 @@ class GuardedConnection(Connection):
             self._refuse(RequestTimeout(f"the request's head did not come within {limit_s:g} s (header_timeout_s)"))
         else:
             self.transport.close()
-
-
-def _without_upgrade(data: bytes) -> bytes:
-    """What begins with a head, without the wish for another protocol, which a server may ignore (RFC 9110, 7.8).
-
-    The parser would take what follows for that protocol, and lose the body. Java's own client wishes so by default.
-    """
-    if data.find(b"pgrade:", 0, READ_BYTES) < 0:
-        return data
-    head, gap, rest = data.partition(b"\r\n\r\n")
-    return UPGRADE.sub(b"", head) + gap + rest
 
 
 def _whole_answer(error: TokenwireError) -> bytes:

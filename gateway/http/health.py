@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.generation import Generation
 from gateway.identity.identity import NOBODY, identity_of_call
+from tokenwire.errors import PermissionDenied
 from tokenwire.telemetry import CONTENT_TYPE, exposition
 
 
@@ -32,6 +33,8 @@ def health_routes(generation: Generation, registry: CollectorRegistry) -> APIRou
     @router.get("/metrics")
     async def metrics() -> Response:
         """All metrics in Prometheus' text format."""
+        if not (generation.settings.open_metrics or identity_of_call().admin):
+            raise PermissionDenied("metrics are for callers with admin rights", reason="ADMIN_ONLY")
         return Response(exposition(registry), media_type=CONTENT_TYPE)
 
     return router

@@ -143,12 +143,12 @@ class Drafting:
 
     def draft(self, rows: list[ScheduledRow], budget: int) -> list[ScheduledRow]:
         """Add drafts to a step's rows, up to `budget` in all. A block for each row stays free of them."""
+        self._kinds, self._num_asked, self._num_caught_up = {}, 0, 0
         if not self.limits.max_drafts:
             return rows
         if self._num_suspended:
             self._num_suspended -= 1
             return rows
-        self._kinds, self._num_asked, self._num_caught_up = {}, 0, 0
         if self.lengths is not None:
             self.lengths.begin_step(sum([row.samples and row.num_new_tokens == 1 for row in rows]))
         left, spare = min(budget, MOST_DRAFTS_PER_STEP), len(rows)
@@ -337,12 +337,6 @@ class Drafting:
             return "off"
         if sequence.sequence_id in self._given_up:
             return "failed"
-        if is_penalised(sequence):
+        if sequence.sampling.is_penalised:
             return "penalties"
         return "pending" if sequence.token_ids[-1] == PENDING else None
-
-
-def is_penalised(sequence: Sequence) -> bool:
-    """Whether a penalty may change what comes next."""
-    sampling = sequence.sampling
-    return bool(sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty)

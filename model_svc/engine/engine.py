@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from model_svc.engine.adapters import AdapterOutcome, AdapterStore
 from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch
 from model_svc.engine.events import EngineLoad, Inbox, NewTokens, StepResult
-from model_svc.engine.scheduler import Limits, Scheduler
+from model_svc.engine.limits import Limits
+from model_svc.engine.scheduler import Scheduler
 from model_svc.engine.sequence import Sequence, SequenceStatus
 from tokenwire.errors import Internal
 
@@ -113,7 +114,7 @@ class Engine:
         if self.adapters is not None and self.adapters.has_outcomes:
             for outcome in self.adapters.take_outcomes():
                 if outcome.error is None:
-                    self.scheduler.adapters.add(outcome.name, outcome.num_bytes)
+                    self.scheduler.add_adapter(outcome.name, outcome.num_bytes)
                 outcomes.append(outcome)
         return outcomes
 
@@ -146,7 +147,6 @@ class Engine:
             num_received=self.num_received,
             stored_hashes=stored,
             removed_hashes=removed,
-            masks=new.masks,
             num_batch_tokens=batch.num_tokens,
             num_batch_sequences=len(batch.rows),
             step_s=time.perf_counter() - started_s,
@@ -166,10 +166,10 @@ class Engine:
         try:
             launched = self.runner.launch(batch)
         except OutOfMemory as error:
-            num_preempted = self.scheduler.give_way(batch)
+            done = self.scheduler.give_way(batch)
             log.warning(
-                "out of memory in a step of %d sequences and %d tokens: %d preempted, steps of %d tokens from now (%s)",
-                len(batch.rows), batch.num_tokens, num_preempted, self.scheduler.budget.max_tokens, error,
+                "out of memory in a step of %d sequences and %d tokens: %s (%s)",
+                len(batch.rows), batch.num_tokens, done, error,
             )  # fmt: skip
             return None
         except Exception as error:

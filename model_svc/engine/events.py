@@ -93,6 +93,7 @@ class NewTokens:
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     """By sequence id, for those that ask: the prompt's next tokens, all before the first output token."""
     masks: MaskTimes = MaskTimes()
+    """Of the step that made them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,6 @@ class StepResult(NamedTuple):
     """Tokens computed in this step."""
     num_batch_sequences: int = 0
     step_s: float = 0.0
-    masks: MaskTimes = MaskTimes()
-    """Of the steps whose tokens are in this result."""
     phases_s: tuple[float, ...] = (0.0,) * len(PHASES)
     """Seconds the engine has spent in each of `PHASES` since it started, but for sending this result."""
     adapters: Rows[AdapterOutcome] = ()

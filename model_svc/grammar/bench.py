@@ -6,7 +6,6 @@ not know tensors or the device.
 """
 
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from model_svc.engine.sequence import PENDING, Sequence, SequenceStatus
 from model_svc.grammar.library import new_matcher, reason_of
 from model_svc.grammar.matching import Matching, Outcome
 from model_svc.grammar.vocabulary import Vocabulary
+from model_svc.host import usable_cores
 from tokenwire.errors import Internal, InvalidRequest, TokenwireError
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ class GrammarBench:
     """One per engine process. Called from the engine's thread alone."""
 
     def __init__(self, vocabulary: Vocabulary, num_threads: int = 0) -> None:
-        """`num_threads`: that fill masks; 0: by the number of cores."""
+        """`num_threads`: that fill masks; 0: by the cores this process may use."""
         self.vocabulary = vocabulary
-        self._num_threads = num_threads or max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
+        self._num_threads = num_threads or max(1, min(MAX_THREADS, usable_cores() // 2))
         self._makers = ThreadPoolExecutor(1, "grammar-maker")
         """One thread makes matchers: a large grammar delays other grammars, never a mask."""
         self._fillers = ThreadPoolExecutor(self._num_threads, "grammar-mask")

@@ -92,18 +92,20 @@ def _finished(output: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
     return output.view(*input.shape[:-1], -1)
 
 
-def check_quantization(mode: str, device: torch.device) -> None:
-    """Raise FailedPrecondition where the device or what is installed cannot do it. Cheap: before anything is loaded."""
+def check_quantization(mode: str, device: torch.device, setting: str = "quantization") -> None:
+    """Raise FailedPrecondition where the device or what is installed cannot do it. Cheap: before anything is loaded.
+
+    `setting`: what asks for it.
+    """
     if mode == "fp8" and device.type == "cpu":
-        raise refused(mode, "a CPU has no 8-bit floating point; use int8 or int4")
+        raise refused(mode, "a CPU has no 8-bit floating point; use int8 or int4", setting)
     if mode == "none" or device.type == "cpu":
         return
     if find_spec("torchao") is None:
-        raise refused(mode, "on a GPU it needs torchao: pip install 'tokenwire[quantization]'")
+        raise refused(mode, "on a GPU it needs torchao: pip install 'tokenwire[quantization]'", setting)
     if mode == "fp8" and (capability := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
-        raise refused(
-            mode, f"it needs a GPU of compute capability 8.9 or later, and {device} has {capability[0]}.{capability[1]}"
-        )
+        has = f"{device} has {capability[0]}.{capability[1]}"
+        raise refused(mode, f"it needs a GPU of compute capability 8.9 or later, and {has}", setting)
 
 
 def quantize(model: LoadedModel, mode: str, *, natively: bool = False) -> int:
@@ -176,6 +178,6 @@ def quantize_by_torchao(module: nn.Module, mode: str, names: set[str]) -> None:
     torchao.quantize_(module, config, filter_fn=lambda _, name: name in names)
 
 
-def refused(mode: str, why: str) -> FailedPrecondition:
+def refused(mode: str, why: str, setting: str = "quantization") -> FailedPrecondition:
     """The error for a quantisation that cannot be had."""
-    return FailedPrecondition(f"quantization: {mode} cannot be used: {why}", reason="QUANTIZATION_UNSUPPORTED")
+    return FailedPrecondition(f"{setting}: {mode} cannot be used: {why}", reason="QUANTIZATION_UNSUPPORTED")

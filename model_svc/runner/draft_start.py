@@ -25,7 +25,17 @@ def check_draft_model(settings: EngineSettings) -> None:
     if not settings.draft_model:
         if settings.speculation == "draft":
             raise FailedPrecondition("speculation: draft needs --draft-model", reason="DRAFT_MODEL_MISSING")
+        if settings.draft_quantization != "none":
+            raise FailedPrecondition(
+                f"draft_quantization: {settings.draft_quantization} is of no use without --draft-model",
+                reason="DRAFT_MODEL_MISSING",
+            )
         return
+    if settings.speculation == "ngram":
+        raise FailedPrecondition(
+            "speculation: with ngram the draft model is never asked; leave --draft-model out, or use both or draft",
+            reason="DRAFT_MODEL_UNUSED",
+        )
     if settings.tensor_parallel > 1:
         raise FailedPrecondition(
             "draft_model: there is none for several ranks (tensor_parallel); use --speculation ngram",

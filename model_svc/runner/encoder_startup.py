@@ -10,6 +10,7 @@ import torch
 
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
+from model_svc.host import usable_cores
 from model_svc.model.device import resolve_device
 from model_svc.model.encoder import Encoder, load_encoder
 from model_svc.model.encoder_attention import EncoderBackend, encoder_backend
@@ -20,7 +21,6 @@ from model_svc.model.sentence_files import EmbeddingDefaults, embedding_defaults
 from model_svc.runner.encoder_runner import EncoderRunner
 from model_svc.runner.fast_layers import why_without_kernels
 from model_svc.runner.gpu_check import check_gpu
-from model_svc.runner.host import usable_cores
 from model_svc.runner.limits import StepLimits, step_limits
 from model_svc.runner.startup import context_limit, timed
 from model_svc.settings import EngineSettings
@@ -75,7 +75,8 @@ def check_settings(settings: EngineSettings) -> None:
     fine = {
         "tensor_parallel": (1,), "compile": ("off",), "quantization": ("none",), "kv_memory": (0,),
         "merge_linears": ("auto", "off"), "attention": ("auto",), "speculation": ("auto", "off"), "draft_model": ("",),
-        "adapters": ((),), "adapter_folder": ("",),
+        "draft_quantization": ("none",), "speculation_adaptive": (True,),
+        "speculation_length": (EngineSettings.speculation_length,), "adapters": ((),), "adapter_folder": ("",),
     }  # fmt: skip
     for name, allowed in fine.items():
         value = getattr(settings, name)

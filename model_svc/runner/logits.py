@@ -73,7 +73,7 @@ class LogitsChanger:
             banned = [banned_next(sequence) for sequence in sequences]
         else:
             banned = [banned_next(sequence, after) for sequence, after in zip(sequences, drafts, strict=True)]
-        penalised = [is_penalised(sequence) for sequence in sequences]
+        penalised = [sequence.sampling.is_penalised for sequence in sequences]
         biased = [has_bias(sequence.sampling) for sequence in sequences]
         constrained = [sequence.constraint is not None for sequence in sequences]
         rows = [i for i in range(len(sequences)) if penalised[i] or biased[i] or banned[i] or constrained[i]]
@@ -154,17 +154,11 @@ def penalised(scores: Tensor, counts: Tensor, columns: Tensor) -> Tensor:
     return scores - (presence * (counts > 0) + frequency * counts)
 
 
-def is_penalised(sequence: Sequence) -> bool:
-    """Whether a penalty may change anything."""
-    params = sequence.sampling
-    return params.repetition_penalty != 1.0 or bool(params.presence_penalty) or bool(params.frequency_penalty)
-
-
 def is_changed(sequence: Sequence) -> bool:
     """Whether its request may change the logits of its next token."""
     if sequence.constraint is not None:
         return True
-    return is_penalised(sequence) or has_bias(sequence.sampling) or bool(banned_next(sequence))
+    return sequence.sampling.is_penalised or has_bias(sequence.sampling) or bool(banned_next(sequence))
 
 
 def banned_next(sequence: Sequence, drafts: Rows[int] = ()) -> list[int]:

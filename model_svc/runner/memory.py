@@ -13,9 +13,10 @@ import torch
 
 from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.drafting import MOST_DRAFTS_PER_STEP
-from model_svc.engine.scheduler import MAX_PROMPT_LOGPROBS_PER_STEP
+from model_svc.engine.roster import MAX_PROMPT_LOGPROBS_PER_STEP
 from model_svc.engine.sequence import Sequence
-from model_svc.runner.host import available_memory_bytes
+from model_svc.grammar.matching import Matching
+from model_svc.host import available_memory_bytes
 from tokenwire.errors import FailedPrecondition
 from tokenwire.sampling import NEUTRAL, StopParams
 
@@ -162,7 +163,15 @@ def _aliased(runner: ModelRunner, slot: int, num_tokens: int, *, computed: int) 
         sequence_id=-2 - slot, token_ids=[0] * num_tokens, num_prompt_tokens=num_tokens, sampling=ASKS_FOR_ALL,
         stop=StopParams(max_tokens=1), num_computed_tokens=computed, slot=slot, logprobs=5,
         block_table=[index % PROFILE_BLOCKS for index in range(num_blocks)],
+        constraint=any_text() if runner.grammars is not None else None,
     )  # fmt: skip
+
+
+def any_text() -> Matching:
+    """A constraint without a matcher: its masks are made and applied as any other's, and allow every token."""
+    matching = Matching("")
+    matching.is_ready = True
+    return matching
 
 
 @contextmanager

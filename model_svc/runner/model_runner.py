@@ -60,8 +60,8 @@ class TorchModelRunner:
         self._changer = LogitsChanger(info.max_batch_size, model.vocab_size, model.device)
         self._pooler = Pooler(info.max_batch_size, model.device)
         self._tainted_blocks: set[int] = set()
-        self._broken_ends: dict[int, int] = {}
-        """By sequence_id: where drafts ended that were not accepted and may have left a NaN."""
+        self._broken_ends: dict[int, tuple[int, int]] = {}
+        """By slot: a sequence_id, and where drafts of it ended that were not accepted and may have left a NaN."""
         self._last_tokens = torch.zeros(info.max_batch_size, dtype=torch.int64, device=model.device)
         """By slot: what the last step sampled for whoever had it; what PENDING stands for."""
 
@@ -143,7 +143,8 @@ class TorchModelRunner:
         for row in broken_by_drafts(launched.batch, output):
             self._tainted_blocks.update(launched.block_tables[row])
             scheduled = launched.batch.rows[row]
-            self._broken_ends[scheduled.sequence.sequence_id] = scheduled.end
+            if scheduled.sequence.slot >= 0:  # it has not been taken back meanwhile
+                self._broken_ends[scheduled.sequence.slot] = scheduled.sequence.sequence_id, scheduled.end
         return output
 
     def close(self) -> None:
@@ -235,15 +236,16 @@ class TorchModelRunner:
     def _clean_after_drafts(self, batch: ScheduledBatch) -> None:
         """Zero what drafts may have broken behind the rows' tokens, for the same reason.
 
-        Whatever blocks a sequence has by now, those positions are nobody else's. One that is in no step when others are
-        has ended, or begins with fresh blocks.
+        Those positions are nobody else's for as long as the sequence keeps its slot. One that loses it, and with it its
+        blocks, begins with other ones, clean by then. One that is left out of this step is looked after in its next.
         """
-        ends, self._broken_ends = self._broken_ends, {}
         size, slots = self._kv.block_size, []
         for row in batch.rows:
-            table = row.sequence.block_table
-            end = min(ends.get(row.sequence.sequence_id, 0), len(table) * size)
-            slots += [table[position // size] * size + position % size for position in range(row.end, end)]
+            sequence_id, end = self._broken_ends.pop(row.sequence.slot, (-1, 0))
+            if sequence_id == row.sequence.sequence_id:
+                table = row.sequence.block_table
+                end = min(end, len(table) * size)
+                slots += [table[position // size] * size + position % size for position in range(row.end, end)]
         if slots:
             self._kv.clear_slots(to_device(np.array(slots, dtype=np.int64), self._kv.device))
 

@@ -17,6 +17,7 @@ from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.bench import GrammarBench
 from model_svc.grammar.vocabulary import load_vocabulary
+from model_svc.host import usable_cores
 from model_svc.model.adapters import AdapterBank
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
@@ -35,7 +36,6 @@ from model_svc.runner.draft_start import check_draft_model, draft_settings, load
 from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
 from model_svc.runner.gpu_check import check_gpu
 from model_svc.runner.graph import record_on_cuda
-from model_svc.runner.host import usable_cores
 from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.kv_cache import KVSize, kv_size
 from model_svc.runner.limits import StepLimits, step_limits
@@ -77,6 +77,7 @@ def start_runner(
     check_adapters(settings)
     check_draft_model(settings)
     check_quantization(settings.quantization, device)
+    check_quantization(settings.draft_quantization, device, "draft_quantization")
     if device.type == "cuda":
         with timed(phases_s, "device"):
             check_gpu(device, settings.dtype)
@@ -87,6 +88,8 @@ def start_runner(
         model = load(Path(settings.model), device, settings.dtype, ranks)
         model = with_fast_layers(settings, model, backend, natively=without_kernels is None)
         draft = load_draft_model(settings, model, backend, load, natively=without_kernels is None)
+    with timed(phases_s, "vocabulary"):
+        grammars = make_grammars(settings, model)
     context = context_limit(settings.max_context_tokens, model.max_context_tokens)
     step_memory: StepMemory | None = None
     with timed(phases_s, "probe"):
@@ -98,7 +101,7 @@ def start_runner(
             run_compiled(settings, model, backend, specs, limits, context)
     if device.type == "cuda":
         with timed(phases_s, "memory"):
-            step_memory = try_largest(settings, model, backend, specs, limits, context)
+            step_memory = try_largest(settings, model, backend, specs, limits, context, grammars)
     with timed(phases_s, "probe"):
         size = kv_size(
             (*specs, *draft_specs), block_size=settings.block_size, dtype=model.dtype, device=device,
@@ -118,8 +121,6 @@ def start_runner(
     if graphs is not None:
         with timed(phases_s, "graphs"):
             graphs = record_graphs(graphs, lazily=settings.lazy_graphs)
-    with timed(phases_s, "vocabulary"):
-        grammars = make_grammars(settings, model)
     runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars, bank, draft_model)
     block_bytes = sum(spec.num_bytes(settings.block_size, model.dtype) for spec in (*specs, *draft_specs))
     cache_bytes = size.num_blocks * block_bytes
@@ -224,11 +225,12 @@ def try_largest(
     specs: tuple[LayerKVSpec, ...],
     limits: StepLimits,
     max_context_tokens: int,
+    grammars: GrammarBench | None,
 ) -> StepMemory:
     """What the largest steps take on a GPU, and the graphs, over a few blocks that are given back afterwards."""
     size = KVSize(PROFILE_BLOCKS, max_context_tokens)
     kv = make_cache(settings, model, specs, size)
-    runner = make_runner(settings, model, backend, kv, size, limits, {}, None)
+    runner = make_runner(settings, model, backend, kv, size, limits, {}, None, grammars)
     activations = peak_bytes(model.device, lambda: run_largest_steps(runner))
     graphs = make_graphs(settings, model, backend, kv, size, limits)
     if graphs is None:

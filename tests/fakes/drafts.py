@@ -1,6 +1,7 @@
 """A lookup whose drafts are right as often as a test wants, for the fake runner's model."""
 
 import random
+from collections.abc import Sequence as Rows
 
 from model_svc.engine.sequence import PENDING, Sequence
 from tests.fakes.runner import next_token
@@ -29,6 +30,15 @@ class ScriptedLookup:
         self.known.discard(sequence.sequence_id)
 
 
+def right_tokens(sequence: Sequence, num_tokens: int) -> list[int]:
+    """What the fake model says next, so many times."""
+    assert PENDING not in sequence.token_ids
+    tokens = list(sequence.token_ids)
+    for _ in range(num_tokens):
+        tokens.append(next_token(tokens))
+    return tokens[sequence.num_tokens :]
+
+
 class ScriptedForcing:
     """Says that a constraint leaves no choice about the next tokens: what the fake model says, or all wrong."""
 
@@ -36,12 +46,31 @@ class ScriptedForcing:
         self.num_tokens, self.right = num_tokens, right
 
     def forced(self, sequence: Sequence, num_tokens: int) -> list[int]:
-        assert PENDING not in sequence.token_ids and sequence.constraint is not None
-        tokens = list(sequence.token_ids)
-        for _ in range(min(num_tokens, self.num_tokens)):
-            tokens.append(next_token(tokens))
-        made = tokens[sequence.num_tokens :]
+        assert sequence.constraint is not None
+        made = right_tokens(sequence, min(num_tokens, self.num_tokens))
         return made if self.right else [(token + 1) % 997 for token in made]
+
+
+class ScriptedModel:
+    """A draft model that is always right, and always as far behind."""
+
+    def __init__(self, num_behind: int) -> None:
+        self.behind = num_behind
+
+    def most(self, sequence: Sequence) -> int:
+        return 10**9
+
+    def num_behind(self, sequence: Sequence) -> int:
+        return self.behind
+
+    def propose(self, wanted: Rows[tuple[Sequence, int]]) -> list[list[int]]:
+        return [right_tokens(sequence, number) for sequence, number in wanted]
+
+    def forget(self, sequence: Sequence) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class RecordedLookup:

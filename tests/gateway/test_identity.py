@@ -272,7 +272,9 @@ def test_every_path_asks_but_health_and_metrics_are_for_admins(callers: Callers,
             assert (await live.http.get("/nowhere", headers=callers.header("alice"))).status_code == 404
             assert (await live.http.get("/healthz")).status_code == 200
             assert (await live.http.get("/readyz")).json() == {"status": "ready"}
-            assert (await live.http.get("/metrics", headers=callers.header("alice"))).status_code == 403
+            for path in ("/metrics", "/metrics?a", "/%6detrics"):
+                assert (await live.http.get(path, headers=callers.header("alice"))).status_code == 403, path
+            assert (await live.http.get("/metrics%0A", headers=callers.header("alice"))).status_code == 400
             response = await live.http.get("/metrics", headers=callers.header("root"))
             assert 'tokenwire_gateway_identity_refusals_total{reason="no_credentials"} 5.0' in response.text
         async with asking(callers, issuer, open_health=False, open_metrics=True) as (_, live):

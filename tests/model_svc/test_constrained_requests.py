@@ -135,6 +135,43 @@ async def check_cancel_while_compiling(live: Any, session: RawSession, monkeypat
     release.set()
 
 
+def test_nothing_is_compiled_for_a_request_that_is_refused_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another model's name, or for want of room, on a session and on a call of its own."""
+    compiled: list[Any] = []
+
+    async def compile_to_nothing(constraint: Any) -> str:
+        compiled.append(constraint)
+        return ""
+
+    async def main() -> None:
+        async with live_model_tier(max_batch_size=1, max_queued_requests=1) as live:
+            grammars = live.tier.state.grammars
+            monkeypatch.setattr(grammars, "known", lambda constraint: None if constraint else "")
+            monkeypatch.setattr(grammars, "compile", compile_to_nothing)
+            other, fine = constrained(regex="a+"), constrained(regex="b+", max_tokens=2)
+            other.model = "another"
+            session = await RawSession.open(live.stub)
+            await session.submit({1: other, 2: fine})
+            await session.read_until_finished(1, 2)
+            assert from_wire(session.finishes[1].error).reason == "MODEL_NOT_FOUND"
+            assert FINISH_FROM_WIRE[session.finishes[2].reason] is FinishReason.LENGTH
+            assert len(compiled) == 1
+
+            live.tier.engine.pause(True)
+            await session.submit({3: token_request(PROMPT, max_tokens=2), 4: constrained(regex="c+")})
+            await session.read_until_finished(4)
+            assert from_wire(session.finishes[4].error).reason == "QUEUE_FULL"
+            for request, code in ((other, grpc.StatusCode.NOT_FOUND), (fine, grpc.StatusCode.RESOURCE_EXHAUSTED)):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await live.stub.Generate(model_pb2.ModelServiceGenerateRequest(request=request)).read()
+                assert caught.value.code() is code
+            assert len(compiled) == 1
+            live.tier.engine.pause(False)
+            await session.read_until_finished(3)
+
+    asyncio.run(main())
+
+
 def test_the_mock_engine_has_no_vocabulary_and_says_so() -> None:
     async def main() -> None:
         async with live_model_tier() as live:

@@ -127,7 +127,8 @@ def test_a_cpu_computes_in_float32_unless_told_otherwise(tmp_path: Path) -> None
     [
         ("tensor_parallel", 2), ("compile", "on"), ("quantization", "int8"), ("kv_memory", 1 << 20),
         ("attention", "native"), ("merge_linears", "on"), ("speculation", "ngram"), ("draft_model", "small"),
-        ("adapters", (("a", "/a"),)), ("adapter_folder", "/adapters"),
+        ("adapters", (("a", "/a"),)), ("adapter_folder", "/adapters"), ("draft_quantization", "int8"),
+        ("speculation_adaptive", False), ("speculation_length", 4),
     ],
 )  # fmt: skip
 def test_settings_that_an_encoder_has_no_use_for(folders: Callable[[str], Path], setting: str, value: object) -> None:

@@ -95,6 +95,9 @@ def with_tokenizer(folder: Path, tokens: list[str]) -> Path:
         ({"draft_model": "other"}, "DRAFT_MODEL_VOCABULARY"),
         ({"draft_model": "same", "tensor_parallel": 2}, "DRAFT_MODEL_OF_RANKS"),
         ({"speculation": "draft"}, "DRAFT_MODEL_MISSING"),
+        ({"draft_quantization": "int8"}, "DRAFT_MODEL_MISSING"),
+        ({"draft_model": "same", "draft_quantization": "fp8"}, "QUANTIZATION_UNSUPPORTED"),
+        ({"draft_model": "same", "speculation": "ngram"}, "DRAFT_MODEL_UNUSED"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
@@ -107,3 +110,4 @@ def test_what_cannot_be_is_refused(tmp_path: Path, settings: dict[str, Any], rea
     with pytest.raises(FailedPrecondition) as caught:
         tiny_runner_of(str(target), **settings)
     assert caught.value.reason == reason
+    assert str(caught.value).partition(":")[0] in settings, "the setting that is wrong is named"

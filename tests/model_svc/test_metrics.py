@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
+from model_svc.engine.batch import MaskTimes
 from model_svc.engine.drafting import UNDRAFTED, DraftCounts
 from model_svc.engine.events import EngineLoad, NewTokens, StepResult
 from model_svc.engine.phase_clock import PHASES
@@ -36,6 +37,18 @@ def test_seconds_by_phase_and_steps_are_counted_across_engines() -> None:
 def result(step: int, forward_s: float) -> StepResult:
     phases_s = tuple(forward_s if phase == "forward" else 0.0 for phase in PHASES)
     return StepResult(NewTokens(), [], EngineLoad(step=step), 0, phases_s=phases_s)
+
+
+def test_masks_are_counted_with_the_tokens_they_are_of() -> None:
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(registry)
+    for masks in (MaskTimes(3, 0.25, 0.125), MaskTimes(), MaskTimes(1, 0.5, 0.0)):
+        metrics.record(StepResult(NewTokens(masks=masks), [], EngineLoad(), 0))
+    value = registry.get_sample_value
+    assert value("tokenwire_model_constrained_rows_total") == 4
+    assert value("tokenwire_model_mask_seconds_total") == 0.75
+    assert value("tokenwire_model_mask_wait_seconds_sum") == 0.125
+    assert value("tokenwire_model_mask_wait_seconds_count") == 2, "of steps with masks"
 
 
 def test_drafts_are_counted_and_the_acceptance_of_late_is_told() -> None:

@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tokenwire.requests import GenerationOptions
-from tokenwire.sampling import SamplingParams, StopParams
+from tokenwire.sampling import NEUTRAL, SamplingParams, StopParams
 
 
 @pytest.mark.parametrize("top_k", [-1, 2**31, 2**70])
@@ -52,6 +54,17 @@ def test_min_tokens_is_within_max_tokens() -> None:
     assert [v.field for v in StopParams(max_tokens=3, min_tokens=4).violations()] == ["stop.min_tokens"]
     assert [v.field for v in StopParams(min_tokens=-1).violations()] == ["stop.min_tokens"]
     assert StopParams(max_tokens=3, min_tokens=3).violations() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "penalised"),
+    [
+        ({}, False), ({"repetition_penalty": 1.01}, True), ({"repetition_penalty": 0.5}, True),
+        ({"presence_penalty": -0.5}, True), ({"frequency_penalty": 0.5}, True), ({"logit_bias": ((1, 2.0),)}, False),
+    ],
+)  # fmt: skip
+def test_whether_a_penalty_may_change_anything(changed: dict[str, Any], penalised: bool) -> None:
+    assert replace(NEUTRAL, **changed).is_penalised is penalised
 
 
 def test_defaults_fill_in_what_is_absent_and_nothing_else() -> None:

@@ -28,7 +28,7 @@ from tokenwire.server import GrpcServer
 from tokenwire.settings import ServerSettings
 from tokenwire.status import TLS_FAILED, from_rpc_error
 from tokenwire.telemetry import serve_metrics
-from tokenwire.tls import ClientTls
+from tokenwire.tls import ClientTls, server_context
 
 Settings = dict[str, Any]
 
@@ -204,6 +204,68 @@ def test_a_ca_that_is_taken_out_lets_nobody_in_any_more(
             assert await check(target, certificates.client("known"))
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("port", ["asyncio", "gRPC", "metrics"])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_does_not_bring_a_ca_back(
+    certificates: Certificates, others: Certificates, tmp_path: Path, port: str, version: ssl.TLSVersion
+) -> None:
+    async def main() -> None:
+        asked = tmp_path / "clients.pem"
+        settings = ServerSettings(**{**certificates.server(), "tls_client_ca": str(asked)}, metrics_tls=True)
+        asked.write_text(Path(others.ca).read_text() + Path(certificates.ca).read_text())
+        stranger = others.client("stranger")
+        context = ssl.create_default_context(cafile=certificates.ca)
+        context.load_cert_chain(stranger.certificate, stranger.key)
+        context.maximum_version = version
+        context.set_alpn_protocols(["h2"])
+        async with listening(port, settings) as number:
+            try:
+                session = await asyncio.to_thread(connected, number, context, None)
+            except ssl.SSLError:
+                assert version is ssl.TLSVersion.TLSv1_2 and port != "gRPC", "1.2 is refused where it would resume"
+                return
+            shutil.copy(certificates.ca, asked)
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.to_thread(connected, number, context, session)
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def listening(port: str, settings: ServerSettings) -> AsyncIterator[int]:
+    """A port of one of the three servers that speak TLS."""
+    assert settings.tls is not None
+    if port == "gRPC":
+        async with running(tls_certificate=settings.tls_certificate, tls_key=settings.tls_key,
+                           tls_client_ca=settings.tls_client_ca) as target:  # fmt: skip
+            yield int(target.rpartition(":")[2])
+    elif port == "metrics":
+        (number,) = free_ports(1)
+        serve_metrics("127.0.0.1", number, CollectorRegistry(), settings.tls)
+        yield number
+    else:
+
+        async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"hello")
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=server_context(settings.tls))
+        yield server.sockets[0].getsockname()[1]
+        server.close()
+
+
+def connected(port: int, context: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+    """Connect and read something, as only a client that was let in can; the session, for the next time."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as connection,
+    ):
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        if not connection.recv(1):
+            raise ConnectionResetError("closed")
+        return connection.session
 
 
 def test_half_of_a_new_pair_leaves_the_old_one_in_force(

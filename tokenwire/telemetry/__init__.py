@@ -7,14 +7,14 @@ so that the scheme holds; tiers say what they measure. Requires the `server` ext
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from ssl import SSLSocket, TLSVersion
+from ssl import SSLSocket
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from tokenwire.errors import FailedPrecondition
-from tokenwire.tls import ServerFiles, ServerTls, keep_fresh
+from tokenwire.tls import ServerFiles, ServerTls, keep_fresh, resume_nothing
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -85,9 +85,9 @@ def serve_metrics(host: str, port: int, registry: CollectorRegistry = REGISTRY, 
             keyfile=tls.key,
             client_cafile=tls.client_ca or None,
             client_auth_required=bool(tls.client_ca),
-            tls_min_version=TLSVersion.TLSv1_2,
         )
         assert isinstance(server.socket, SSLSocket)
+        resume_nothing(server.socket.context, asks=bool(tls.client_ca))
         keep_fresh(server.socket.context, files)
     except OSError as error:
         message = f"metrics port {port} on {host} cannot be used ({error.strerror}): give another with --metrics-port"

@@ -104,6 +104,8 @@ REFUSED = {
     "chunked is not last": HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
     "chunk size is no number": HEAD + CHUNKED + b"\r\nzz\r\n" + BODY + b"\r\n0\r\n\r\n",
     "chunk size is too large": HEAD + CHUNKED + b"\r\n" + b"f" * 17 + b"\r\n",
+    "control character in the path": b"GET /healthz%0A HTTP/1.1\r\nHost: x\r\n\r\n",
+    "tunnel": b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
     "chunk without its end": HEAD + CHUNKED + b"\r\n3\r\nabcdef\r\n0\r\n\r\n",
 }
 
@@ -130,8 +132,22 @@ def test_what_is_no_request_is_a_400_and_the_connection_closes(what: str) -> Non
         (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "head_too_large"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 3_000_000, "head_too_large"),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"b" * 3_000_000, "head_too_large"),
+        (HEAD + CHUNKED + b"\r\n1\r\n{\r\n0\r\n" + b"A: b\r\n" * 5000 + b"\r\n", "too_many_headers"),
+        (HEAD + CHUNKED + b"\r\n1\r\n{\r\n0\r\nA: " + b"b" * 40_000 + b"\r\n\r\n", "head_too_large"),
+        (HEAD + CHUNKED + b"\r\n1\r\n{\r\n0\r\nA: " + b"b" * 3_000_000, "head_too_large"),
+        (HEAD + CHUNKED + b"\r\n1;a=" + b"b" * 3_000_000, "head_too_large"),
     ],
-    ids=["thousands of fields", "large field", "large target", "field without an end", "name without an end"],
+    ids=[
+        "thousands of fields",
+        "large field",
+        "large target",
+        "field without an end",
+        "name without an end",
+        "thousands of fields behind a body",
+        "large field behind a body",
+        "field without an end behind a body",
+        "chunk extension without an end",
+    ],
 )
 def test_large_heads_are_refused(data: bytes, reason: str) -> None:
     async def main() -> None:
@@ -286,16 +302,48 @@ def test_nothing_is_written_into_a_running_answer(behind: bytes) -> None:
     asyncio.run(main())
 
 
-def test_a_request_that_asks_for_http2_is_answered_in_http1() -> None:
+JAVA = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+UPGRADES = {
+    "as Java does": HEAD + JAVA + LENGTH + b"\r\n" + BODY,
+    "behind the length": HEAD + LENGTH + JAVA + b"\r\n" + BODY,
+    "as the last field": HEAD + LENGTH + b"Connection: upgrade\r\nUpgrade: 20\r\n\r\n" + BODY,
+    "in capitals": HEAD + JAVA.upper() + LENGTH + b"\r\n" + BODY,
+    "in chunks": HEAD + JAVA + CHUNKED + b"\r\n" + CHUNKS,
+    "for a socket": HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + LENGTH + b"\r\n" + BODY,
+    "in a second request": GOOD + HEAD + JAVA + LENGTH + b"\r\n" + BODY,
+}
+
+
+@pytest.mark.parametrize("what", UPGRADES)
+def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(what: str) -> None:
+    """Its body belongs to it, wherever what is read is cut, and what stands behind it is the next request."""
+
+    async def main() -> None:
+        data, last = UPGRADES[what], b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n"
+        async with gateway_over_fake() as (tier, live):
+            for cut in [len(data), *range(1, len(data), 7)]:
+                num_asked = len(tier.requests)
+                async with connected(live) as (reader, writer), asyncio.timeout(5):
+                    writer.write(data[:cut])
+                    await asyncio.sleep(0.002)
+                    writer.write(data[cut:] + last)
+                    answer = await reader.read(-1)
+                num_chats = data.count(b"POST ")
+                assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1 ") == num_chats + 1, (cut, answer)
+                assert answer.count(b"chat.completion") == len(tier.requests) - num_asked == num_chats
+                assert answer.endswith(b'{"status":"ok"}')
+
+    asyncio.run(main())
+
+
+def test_what_stands_behind_a_body_is_no_header() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
-            upgrade = (
-                b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
-            )
-            length = b"Content-Length: %d\r\n\r\n" % len(BODY)
-            async with connected(live) as (reader, writer), asyncio.timeout(5):
-                writer.write(HEAD + upgrade + length + BODY)
-                assert b" 200 OK" in await reader.readuntil(b"\r\n")
-                assert b"chat.completion" in await reader.readuntil(b"}}}")
+            tail = b"0\r\nX-Request-Id: mine\r\n\r\n"
+            head = b"POST /healthz HTTP/1.1\r\nHost: x\r\n" + CLOSE
+            assert b"x-request-id: mine" in await exchange(live, head + b"X-Request-Id: mine\r\n\r\n")
+            assert b"mine" not in await exchange(live, head + CHUNKED + b"\r\n" + tail)
 
     asyncio.run(main())

@@ -11,7 +11,7 @@ from model_svc.engine.draft_lengths import FORCED, KINDS, DraftLengths
 from model_svc.engine.drafting import MOST_DRAFTS_PER_STEP, UNDRAFTED, DraftLimits
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.matching import Matching
-from tests.fakes.drafts import ScriptedForcing, ScriptedLookup
+from tests.fakes.drafts import ScriptedForcing, ScriptedLookup, ScriptedModel
 from tests.fakes.scheduling import GREEDY, Harness, expected_output, sequence
 from tokenwire.requests import CancelReason, FinishReason
 
@@ -92,7 +92,7 @@ def test_nobody_is_preempted_for_a_draft() -> None:
     harness = drafting_harness(right=0.5, num_blocks=16, max_context_tokens=16)
     harness.add(*[sequence([n] * 3, max_tokens=13, arrival_s=100.0 + n) for n in range(4)])
     harness.run()
-    assert harness.scheduler.num_preemptions == 0
+    assert harness.scheduler.roster.num_preemptions == 0
 
 
 def test_who_is_drafted_for() -> None:
@@ -159,6 +159,17 @@ class WithoutGain(DraftLengths):
         return 0 if kind in self.kinds else self.longest
 
 
+class Observed(WithoutGain):
+    """Keeps what is said of steps: whether the draft model was asked, and how far it caught up."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__(longest)
+        self.observed: list[tuple[bool, int]] = []
+
+    def observe(self, *step: Any, modelled: bool = False, num_caught_up: int = 0) -> None:
+        self.observed.append((modelled, num_caught_up))
+
+
 def test_forced_drafts_that_do_not_pay_leave_their_place_to_what_is_looked_up() -> None:
     for kinds, none_pay in (((FORCED,), False), (tuple(range(len(KINDS))), True)):
         harness = drafting_harness(right=1.0, limits={"drafts": DraftLimits(max_drafts=4, by_default=True)})
@@ -181,14 +192,31 @@ def test_without_a_length_nobody_drafts_whatever_is_asked() -> None:
     assert harness.scheduler.drafting.counts() == Harness().scheduler.drafting.counts()
 
 
-def test_a_step_with_drafts_that_has_no_memory_is_made_without_them() -> None:
+def test_a_step_with_drafts_that_has_no_memory_is_made_without_them(caplog: pytest.LogCaptureFixture) -> None:
     harness, only = drafting_harness(right=1.0), sequence([1, 2], max_tokens=20)
     harness.add(only)
     harness.runner.memory_tokens = 2
     harness.run()
+    (line,) = caplog.messages
+    assert line.startswith("out of memory in a step of 1 sequences and ") and "no drafts for 1000 steps" in line
+    load = harness.scheduler.load()
+    assert load.num_out_of_memory == 1 and load.step_budget_tokens == 32
     assert harness.outputs[only.sequence_id] == expected_output([1, 2], 20)
-    assert harness.scheduler.num_preemptions == 0
+    assert harness.scheduler.roster.num_preemptions == 0
     assert sum(b.num_drafts > 0 for b in harness.runner.batches) == 1
+
+
+def test_steps_without_drafts_for_want_of_memory_are_not_taken_for_the_draft_models() -> None:
+    harness = drafting_harness(limits={"drafts": DraftLimits(max_drafts=4, by_default=True, by_lookup=False)})
+    drafting = harness.scheduler.drafting
+    drafting.draft_model = ScriptedModel(num_behind=9)
+    drafting.lengths = lengths = Observed(4)
+    harness.add(sequence([1, 2], max_tokens=40))
+    harness.run(until=lambda: len(lengths.observed) == 3)
+    assert lengths.observed == [(True, 9)] * 3
+    harness.runner.memory_tokens = 2
+    harness.run(until=lambda: len(lengths.observed) == 6)
+    assert lengths.observed[3:] == [(False, 0)] * 3
 
 
 def test_a_row_that_its_drafts_broke_is_made_again_without() -> None:

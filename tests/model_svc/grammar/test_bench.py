@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from model_svc.engine.sequence import Sequence, SequenceStatus
+from model_svc.grammar import bench as bench_module
 from model_svc.grammar.bench import GrammarBench
 from model_svc.grammar.vocabulary import Vocabulary
 from tests.fakes.constrained import matching_of
@@ -17,6 +18,16 @@ from tokenwire.constraints import regex
 def bench(letters: Vocabulary) -> Iterator[GrammarBench]:
     made = GrammarBench(letters, num_threads=1)
     yield made
+    made.close()
+
+
+@pytest.mark.parametrize(("cores", "num_threads"), [(1, 1), (6, 3), (64, 8)])
+def test_masks_are_filled_on_half_the_cores_that_may_be_used(
+    letters: Vocabulary, monkeypatch: pytest.MonkeyPatch, cores: int, num_threads: int
+) -> None:
+    monkeypatch.setattr(bench_module, "usable_cores", lambda: cores)
+    made = GrammarBench(letters)
+    assert made._num_threads == made._fillers._max_workers == num_threads
     made.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_svc.engine.batch import OutOfMemory, ScheduledBatch, StepOutput
+from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch, StepOutput
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import LayerKVSpec
 from model_svc.runner import kv_cache, startup
@@ -24,6 +24,7 @@ from model_svc.runner.memory import (
 )
 from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.settings import EngineSettings
+from tests.fakes.constrained import write_text_model
 from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import GREEDY, StepLoop, outputs
@@ -169,32 +170,51 @@ def test_the_share_has_bounds(share: str) -> None:
         settings_from(EngineSettings, "model", {}, {"TOKENWIRE_MODEL_GPU_MEMORY_SHARE": share})
 
 
+class Watched:
+    """Keeps what is asked of a runner, and what it answers."""
+
+    adapters = draft_model = None
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner, self.info, self.phases, self.grammars = runner, runner.info, runner.phases, runner.grammars
+        self.steps: list[ScheduledBatch] = []
+        self.outputs: list[StepOutput] = []
+
+    def launch(self, batch: ScheduledBatch) -> Any:
+        self.steps.append(batch)
+        return self.runner.launch(batch)
+
+    def collect(self, launched: Any) -> StepOutput:
+        self.outputs.append(self.runner.collect(launched))
+        return self.outputs[-1]
+
+    def close(self) -> None:
+        pass
+
+
 def test_the_largest_steps_are_the_largest(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = str(write_model(tmp_path_factory.mktemp("models") / "qwen3", "qwen3"))
     runner = tiny_runner_of(folder, max_batch_size=6, max_step_tokens=300, block_size=4)
-    steps: list[ScheduledBatch] = []
-
-    class Watched:
-        info = runner.info
-        phases = runner.phases
-
-        def launch(self, batch: ScheduledBatch) -> Any:
-            steps.append(batch)
-            return runner.launch(batch)
-
-        def collect(self, launched: Any) -> StepOutput:
-            return runner.collect(launched)
-
-        def close(self) -> None:
-            pass
-
-    run_largest_steps(Watched())
-    prefill, decode, drafted = steps
+    watched = Watched(runner)
+    run_largest_steps(watched)
+    prefill, decode, drafted = watched.steps
     assert prefill.num_tokens == 300 and [row.num_new_tokens for row in prefill.rows] == [127, 127, 46]
     assert len(decode.rows) == decode.num_tokens == 6
     assert {row.sequence.num_tokens for row in decode.rows} == {CONTEXT - 1}
     assert all(row.samples for row in (*prefill.rows, *decode.rows, *drafted.rows))
     assert drafted.num_drafts > 40 and drafted.rows[0].end <= CONTEXT
+    assert runner.grammars is None and not any(output.masks.num_rows for output in watched.outputs)
+
+
+def test_where_outputs_can_be_constrained_the_largest_steps_have_masks(tmp_path: Path) -> None:
+    runner = tiny_runner_of(str(write_text_model(tmp_path / "text")), max_batch_size=6, max_step_tokens=64)
+    watched = Watched(runner)
+    run_largest_steps(watched)
+    prefill, decode, drafted = watched.steps
+    sampling = [sum(row.samples for row in step.rows) for step in (prefill, decode, drafted)]
+    assert decode.num_tokens == 6 and drafted.num_drafts > 20
+    assert [output.masks.num_rows for output in watched.outputs] == sampling
+    assert not any(output.errors for output in watched.outputs)
 
 
 def test_a_step_that_never_fits_is_refused_at_start(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +276,7 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
     )  # fmt: skip
     info = startup.start_runner(settings, {}, load=load).info
     assert done == ["checked cuda:0 float32", "measured", "sized"]
-    assert list(info.phases_s) == ["device", "attention", "load", "probe", "memory", "kv", "vocabulary", "warmup"]
+    assert list(info.phases_s) == ["device", "attention", "load", "vocabulary", "probe", "memory", "kv", "warmup"]
 
 
 def test_weights_that_are_shared_count_once() -> None:

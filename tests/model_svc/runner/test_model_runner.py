@@ -8,17 +8,24 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
 
 import pytest
 
 from model_svc.engine.batch import ModelRunner
+from model_svc.engine.sequence import Sequence
 from model_svc.model import paged
 from model_svc.runner.startup import start_runner
 from model_svc.runner.step_output import NOT_FINITE_ERROR
 from model_svc.settings import EngineSettings
+from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.reference import Reference
-from tests.fakes.step_loop import StepLoop, outputs
+from tests.fakes.step_loop import GREEDY, StepLoop, outputs
 from tests.fakes.tiny_models import VOCAB_SIZE
+from tests.fakes.tiny_runner import tiny_runner_of
+from tokenwire.errors import Internal
+from tokenwire.requests import FinishReason
 from tokenwire.sampling import NEUTRAL, SamplingParams
 
 Folders = Callable[[str], str]
@@ -179,6 +186,65 @@ def test_a_step_gives_its_time_to_the_phases(tiny_runner: Runners) -> None:
     assert all(spent[phase] > 0 for phase in ("prepare", "forward", "sample", "wait"))
     assert spent["schedule"] == spent["publish"] == 0, "the engine's"
     assert spent["forward"] < sum(spent.values()) < took_s
+
+
+@pytest.mark.parametrize("cpu_kernels", ["auto", "off"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_sequence_without_numbers_ends_and_its_batch_goes_on(
+    tiny_folder: Folders, cpu_kernels: str, overlap: bool
+) -> None:
+    """However its token would be drawn: every logit of such a sequence is NaN, at its first output or later."""
+    poison = 17
+    ways: list[dict[str, Any]] = [
+        {}, {"logprobs": 3}, {"sampling": stochastic(4)}, {"sampling": replace(NEUTRAL, temperature=1.0, seed=2)},
+        {"sampling": replace(GREEDY, repetition_penalty=1.3)}, {"sampling": replace(GREEDY, logit_bias=((3, 2.0),))},
+        {"sampling": replace(stochastic(6), allowed_token_ids=tuple(range(30, 60)))},
+    ]  # fmt: skip
+    runner = tiny_runner_of(tiny_folder("llama"), cpu_kernels=cpu_kernels)
+    sound = [[token for token in prompt if token != poison] for prompt in prompts(len(ways), 20)]
+
+    def serve(broken: list[Sequence]) -> tuple[EngineLoop, list[list[int]]]:
+        loop = EngineLoop(runner, overlap=overlap)
+        fine = [loop.sequence(prompt, NUM_OUTPUTS, **way) for prompt, way in zip(sound, ways, strict=True)]
+        loop.serve([each for pair in zip_longest(fine, broken) for each in pair if each is not None])
+        assert all(loop.terminals[each.sequence_id].reason is FinishReason.LENGTH for each in fine)
+        return loop, [outputs(each) for each in fine]
+
+    _, wanted = serve([])
+    assert not any(poison in tokens for tokens in wanted), "choose another token to poison"
+    runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")  # type: ignore[attr-defined]
+    maker = EngineLoop(runner)
+    broken = [maker.sequence([5, poison, 7, number], NUM_OUTPUTS, **way) for number, way in enumerate(ways)]
+    later = replace(GREEDY, allowed_token_ids=(poison,))
+    broken.append(maker.sequence([5, 6, 7], NUM_OUTPUTS, sampling=later))
+    loop, found = serve(broken)
+    assert found == wanted
+    for each in broken:
+        error = loop.terminals[each.sequence_id].error
+        assert isinstance(error, Internal) and error.reason == "SEQUENCE_FAILED" and error.message == NOT_FINITE_ERROR
+        assert outputs(each) == ([poison] if each is broken[-1] else [])
+
+
+def test_what_a_wrong_draft_broke_is_mended_also_when_its_sequence_is_left_out_of_a_step(tiny_folder: Folders) -> None:
+    poison = 17
+    runner = tiny_runner_of(tiny_folder("llama"), cpu_kernels="off")
+    runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")  # type: ignore[attr-defined]
+    long, short = [token for token in prompts(1, 60)[0] if token != poison] * 3, [3, 4, 5, 6, 7]
+    wanted = [greedy_reference(tiny_folder("llama"), prompt) for prompt in (long, short)]
+    assert poison not in wanted[1], "choose another token to poison"
+
+    loop = StepLoop(runner)
+    beside, drafted = loop.add(long, NUM_OUTPUTS), loop.add(short, NUM_OUTPUTS)
+    loop.step()
+    loop.drafts[drafted.sequence_id] = [poison, 5]
+    loop.step()
+    loop.running.remove(drafted)
+    loop.step()
+    loop.running.append(drafted)
+    loop.run()
+    assert not loop.errors
+    assert [outputs(beside), outputs(drafted)] == wanted
+    assert not runner._broken_ends  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("cpu_kernels", ["auto", "off"])

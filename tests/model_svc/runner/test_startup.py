@@ -30,7 +30,7 @@ def test_info_tells_what_was_built(settings: EngineSettings) -> None:
     assert (info.device, info.dtype, info.attention) == ("cpu", "float32", attention)
     assert info.max_context_tokens == 100
     assert info.num_blocks == 3 * 13, "never more than a full batch could use"
-    assert list(info.phases_s) == ["import", "attention", "load", "probe", "kv", "vocabulary", "warmup"]
+    assert list(info.phases_s) == ["import", "attention", "load", "vocabulary", "probe", "kv", "warmup"]
     assert all(seconds >= 0 for seconds in info.phases_s.values())
 
 

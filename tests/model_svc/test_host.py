@@ -3,7 +3,7 @@ from pathlib import Path
 
 import psutil
 
-from model_svc.runner.host import available_memory_bytes, usable_cores
+from model_svc.host import available_memory_bytes, usable_cores
 
 
 def test_a_machine_without_limits(tmp_path: Path) -> None:
