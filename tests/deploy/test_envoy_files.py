@@ -1,4 +1,4 @@
-"""The files of deploy/envoy, as far as can be seen without Envoy: no clock ends a stream, and every file there is one."""
+"""The files of deploy/envoy, as far as can be seen without Envoy: no clock ends a stream, and what is named exists."""
 
 from collections.abc import Iterator
 from pathlib import Path

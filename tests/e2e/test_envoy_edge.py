@@ -1,4 +1,4 @@
-"""Envoy at the edge, with the files of deploy/envoy, before two gateways that speak TLS: who gets what, what is lost."""
+"""Envoy at the edge, with the files of deploy/envoy, before two gateways with TLS: who gets what, what is lost."""
 
 import asyncio
 import itertools
