@@ -18,8 +18,8 @@ from model_svc.engine.batch import ModelRunner, RunnerInfo
 from model_svc.engine.drafting import DraftLimits
 from model_svc.engine.engine import ADAPTER_POLL_S, Engine
 from model_svc.engine.events import Inbox, Ready, Refused
+from model_svc.engine.limits import Limits
 from model_svc.engine.link import EngineLink
-from model_svc.engine.scheduler import Limits
 from model_svc.settings import EngineSettings
 from tokenwire import logs
 from tokenwire.errors import FailedPrecondition, TokenwireError
