@@ -191,7 +191,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         if message.HasField("dp_rank") and message.dp_rank != 0:
             raise NotFound(f"dp_rank: {message.dp_rank} is not there: this worker has rank 0 alone")
         info, load = self._engine.info, self._engine.load
-        queued, total = self._engine.num_queued, load.kv_blocks_total * info.block_size
+        queued, total = self._engine.backlog.num_queued, load.kv_blocks_total * info.block_size
         used = load.kv_blocks_used * info.block_size
         rank = pb.SchedulerLoad(
             dp_rank=0,
@@ -203,7 +203,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
             token_usage=used / total if total else 0.0,
             utilization=load.running / info.max_batch_size,
             max_running_requests=info.max_batch_size,
-            num_waiting_uncached_tokens=min(self._engine.num_queued_tokens, 2**31 - 1),
+            num_waiting_uncached_tokens=min(self._engine.backlog.num_queued_tokens, 2**31 - 1),
         )
         now = datetime.now(UTC).isoformat()
         return pb.GetLoadsResponse(timestamp=now, version=__version__, dp_rank_count=1, loads=[rank])
