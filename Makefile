@@ -13,7 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all check fmt protos model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
+.PHONY: help up demo test test-all check fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,17 +35,22 @@ check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	cd protos && $(abspath $(BIN))/buf lint
+	cd protos && $(abspath $(BIN))/buf lint && $(abspath $(BIN))/buf breaking --against baseline.binpb
 	$(BIN)/python -m scripts.protos --check
+	$(BIN)/python -m scripts.protocol_page --check
 
 fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-protos: $(VENV)/.made-dev ## Generate tokenwire/v1 from the contract, and the tables of settings and modules in docs
+protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the contract, and the tables of settings and modules in docs
 	$(BIN)/python -m scripts.protos
+	$(BIN)/python -m scripts.protocol_page
 	$(BIN)/python -m scripts.settings_table
 	$(BIN)/python -m scripts.module_table
+
+protos-baseline: $(VENV)/.made-dev ## At a release: what later contracts must stay compatible with
+	cd protos && $(abspath $(BIN))/buf build --exclude-source-info -o baseline.binpb
 
 model: $(VENV)/.made-all ## Fetch and convert the default model, if it is not there
 	@$(BIN)/tokenwire models pull

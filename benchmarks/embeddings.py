@@ -24,7 +24,7 @@ from benchmarks.comparison import results
 from benchmarks.machine import ROOT, machine, num_cores, wait_until_quiet
 from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
-from model_svc.engine_client import engine_environ
+from model_svc.engine_process import engine_environ
 
 PROGRAM = "benchmarks.embeddings_program"
 

@@ -21,7 +21,7 @@ from transformers import AutoModel
 
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Inbox
-from model_svc.engine.scheduler import Limits
+from model_svc.engine.limits import Limits
 from model_svc.engine.sequence import Sequence
 from model_svc.runner import build_runner
 from model_svc.settings import EngineSettings

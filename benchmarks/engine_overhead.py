@@ -25,10 +25,10 @@ from benchmarks.step_table import lines, per_step
 from model_svc.engine.batch import ModelRunner
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Inbox
+from model_svc.engine.limits import Limits
 from model_svc.engine.link import EngineLink
 from model_svc.engine.mock_runner import MockRunner
 from model_svc.engine.phase_clock import PhaseClock
-from model_svc.engine.scheduler import Limits
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
 from tokenwire.sampling import NEUTRAL, SamplingParams, StopParams
@@ -78,7 +78,7 @@ def measure(runner: ModelRunner, args: argparse.Namespace) -> list[dict[str, flo
         link = EngineLink(ours)
         engine.take(sequences(args.batch, args.prompt, args.steps + 32, runner.info.vocab_size, sampling))
         while any(s.num_uncomputed_tokens > 1 for s in engine.scheduler.sequences.values()) or (
-            len(engine.scheduler.running) < args.batch
+            len(engine.scheduler.roster.running) < args.batch
         ):
             link.send(engine.step())
         for _ in range(args.steps // ROUND_STEPS):

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.tables import markdown
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.policies import POLICIES, policy_of
 from tokenizer_svc.router import Policy, Router, RoutingQuery
 from tokenwire.block_hash import SHARED_SCHEME, block_hashes, cache_root
 from tokenwire.cache_events import CacheChange, CacheEvent
+from tokenwire.routing.breaker import Breaker
 
 BLOCK_SIZE = 16
 

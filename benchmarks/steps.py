@@ -26,7 +26,7 @@ from benchmarks.load import numbers
 from benchmarks.machine import ROOT, machine, num_cores
 from benchmarks.program import as_program, one_or_more, refuse_unwritable
 from benchmarks.tables import markdown
-from model_svc.engine_client import engine_environ
+from model_svc.engine_process import engine_environ
 
 PROGRAM = "benchmarks.steps_program"
 

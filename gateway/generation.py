@@ -113,7 +113,7 @@ class Generation:
         """Raise InvalidRequest for no prompt at all and for too many."""
         if not 1 <= num_prompts <= self.settings.max_prompts:
             allowed = f"{num_prompts} prompts are not allowed: from 1 to {self.settings.max_prompts}"
-            raise InvalidRequest(f"{field}: {allowed}", violations=[FieldViolation(field, allowed)])
+            raise InvalidRequest.of(field, allowed)
 
 
 def now_plus(seconds: float | None) -> float | None:

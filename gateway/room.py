@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gateway.submission import Submission
-from tokenwire.errors import FieldViolation, InvalidRequest, Overloaded
+from tokenwire.errors import InvalidRequest, Overloaded
 
 RETRY_AFTER_S = 1.0
 
@@ -60,7 +60,7 @@ class Room:
             field = "options.num_choices" if num_choices > 1 else "prompts"
             given = f"{num_prompts} prompts times {num_choices} choices are {num_outputs} outputs"
             description = f"{given}: at most {most} in one call (max_concurrent_requests)"
-            raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+            raise InvalidRequest.of(field, description)
         num_over = self.num_outputs + num_outputs - most
         if num_over <= 0:
             return

@@ -3,7 +3,7 @@
 A slow or credit-less client fills its own outbox and nothing else. Does not know the sessions below.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -73,10 +73,12 @@ class TextServerSession:
         self._on_close = on_close
         self._max_requests = generation.settings.max_concurrent_requests
         self._last_handle = 0
-        self._choices: dict[int, tuple[Submission, Choice]] = {}
+        self._choices: dict[int, tuple[_Running, Submission, Choice]] = {}
         """What each open handle stands for below."""
-        self._running: dict[str, _Running] = {}
-        """Open Submits by request id."""
+        self._running: set[_Running] = set()
+        """Open Submits."""
+        self._by_id: dict[str, _Running] = {}
+        """By request id; a request that is being taken back does not hold its id any more."""
 
     def hello(self) -> tokenizer_pb2.SessionResponse:
         """The first frame down."""
@@ -90,14 +92,16 @@ class TextServerSession:
         return tokenizer_pb2.SessionResponse(hello=hello)
 
     def on_frame(self, frame: tokenizer_pb2.SessionRequest) -> None:
-        """Take submits, cancels, credits. A handle out of order ends the session; other faults their request alone."""
+        """Take cancels of earlier handles, submits, cancels of those, and credits.
+
+        A handle out of order ends the session; any other fault ends its request alone.
+        """
+        before = self._last_handle
+        self._cancel(cancel for cancel in frame.cancels if cancel.handle <= before)
         for submit in frame.submits:
             self._submit(submit)
-        for cancel in frame.cancels:
-            self.outbox.discard_text(cancel.handle)
-            if (open_choice := self._choices.get(cancel.handle)) is not None:
-                submission, choice = open_choice
-                submission.cancel(choice, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+        if frame.submits:
+            self._cancel(cancel for cancel in frame.cancels if cancel.handle > before)
         for credit in frame.credits:
             self.outbox.grant(credit.handle, credit.tokens)
 
@@ -115,12 +119,13 @@ class TextServerSession:
 
     def close(self) -> None:
         """The client is gone: take back what is open."""
-        for running in list(self._running.values()):
+        for running in list(self._running):
             if running.submission is not None:
                 running.submission.abandon(CancelReason.CLIENT)
             running.record.ended(Terminal(FinishReason.CANCELLED))
             running.record.close()
         self._running.clear()
+        self._by_id.clear()
         self._choices.clear()
         self._on_close(self)
 
@@ -131,8 +136,21 @@ class TextServerSession:
         self.outbox.finish(handle, replace(terminal, gateway_timings=running.record.timings()))
         running.num_open -= 1
         if running.num_open == 0:
-            self._running.pop(running.request_id, None)
+            self._running.discard(running)
+            self._release_id(running)
             running.record.close()
+
+    def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
+        for cancel in cancels:
+            self.outbox.discard_text(cancel.handle)
+            if (open_choice := self._choices.get(cancel.handle)) is not None:
+                running, submission, choice = open_choice
+                self._release_id(running)
+                submission.cancel(choice, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
+
+    def _release_id(self, running: _Running) -> None:
+        if self._by_id.get(running.request_id) is running:
+            del self._by_id[running.request_id]
 
     def _submit(self, submit: tokenizer_pb2.Submit) -> None:
         num_choices = submit.request.options.num_choices or 1
@@ -163,7 +181,7 @@ class TextServerSession:
         context = context_from_wire(request.context)
         record.request_id = context.request_id
         self._generation.refuse_when_draining()
-        if context.request_id in self._running:
+        if context.request_id in self._by_id:
             message = f"context.request_id {context.request_id!r} is running on this session: give each its own"
             raise AlreadyExists(message, violations=[FieldViolation("context.request_id", "in use on this session")])
         if self.outbox.num_undelivered >= self._max_requests:
@@ -174,6 +192,7 @@ class TextServerSession:
         sinks = [_HandleSink(self, running, handle) for handle in handles]
         submission = self._generation.backends.submit(request, caller.context, sinks, caller.give_up_s)
         running.submission = submission
-        self._running[context.request_id] = running
+        self._running.add(running)
+        self._by_id[context.request_id] = running
         for handle, choice in zip(handles, submission.choices, strict=True):
-            self._choices[handle] = (submission, choice)
+            self._choices[handle] = (running, submission, choice)

@@ -15,7 +15,6 @@ from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from tokenwire.errors import (
     AlreadyExists,
     FailedPrecondition,
-    FieldViolation,
     InvalidRequest,
     NotFound,
     PermissionDenied,
@@ -69,7 +68,7 @@ class Adapters:
         """
         if not is_adapter_name(name):
             description = f"{name[:80]!r} is not allowed: {ADAPTER_NAME_RULE}"
-            raise InvalidRequest(f"name: {description}", violations=[FieldViolation("name", description)])
+            raise InvalidRequest.of("name", description)
         for state, there in (
             ("loaded: unload it first", self._folders),
             ("being loaded already", self._coming),
@@ -180,7 +179,7 @@ def folder_below(root: str, path: str) -> str:
         )
     if not path or "\0" in path:
         description = "a folder with a PEFT adapter is needed"
-        raise InvalidRequest(f"path: {description}", violations=[FieldViolation("path", description)])
+        raise InvalidRequest.of("path", description)
     allowed = Path(root).resolve()
     found = (allowed / path).resolve()
     if not found.is_relative_to(allowed):

@@ -1,42 +1,35 @@
-"""The engine process seen from the gRPC process: started, watched, restarted, spoken to once per step.
+"""The engine seen from the gRPC process: its process is watched, started again when lost, and spoken to once per step.
 
-Knows sequences by id and who waits for each. Does not know the wire of gRPC (see `sessions.py`, `service.py`).
+Knows sequences by id and who waits for each. Does not know the wire of gRPC (see `sessions.py`, `service.py`), nor how
+a process is started and messages reach it (see `engine_process.py`).
 """
 
 import asyncio
 import itertools
 import logging
-import os
-import pickle
 import secrets
-import socket
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from model_svc.adapters import Adapters, check_at_start, folder_below
+from model_svc.backlog import RETRY_AFTER_S, Backlog
 from model_svc.cache_events import CacheEventLog
-from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
+from model_svc.engine.adapters import LoadAdapter
 from model_svc.engine.batch import RunnerInfo
-from model_svc.engine.events import Abort, EngineLoad, Inbox, Ready, Refused, StepResult
-from model_svc.engine.link import HEADER, encode
+from model_svc.engine.events import Abort, EngineLoad, Inbox, StepResult
 from model_svc.engine.sequence import Sequence
+from model_svc.engine_process import EngineProcess
 from model_svc.metrics import EngineMetrics
 from model_svc.settings import EngineSettings
-from tokenwire.errors import AlreadyExists, Overloaded, TokenwireError, Unavailable
+from tokenwire.errors import AlreadyExists, TokenwireError, Unavailable
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage
 from tokenwire.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
 
-SPIN_COUNT = "20000"
-"""Turns, some tens of microseconds: as long as most waits within a step."""
-
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-CLOSE_TIMEOUT_S = 5.0
-RETRY_AFTER_S = 1.0
 
 
 class SequenceSink(Protocol):
@@ -70,7 +63,7 @@ class EngineClient:
 
     def __init__(self, settings: EngineSettings, on_state: Callable[[bool], None], metrics: EngineMetrics) -> None:
         self.settings = settings
-        self.load = EngineLoad()
+        self.backlog = Backlog(settings.max_queued_requests, settings.max_queued_tokens)
         self.cache_events = CacheEventLog()
         self.epoch = 0
         """Changes with every start of the engine process; 0 while there is none."""
@@ -82,13 +75,6 @@ class EngineClient:
         self._ids = itertools.count(1)
         self._outbox = Inbox()
         self._wake = asyncio.Event()
-        self._num_sent = 0
-        self._num_received = 0
-        self._sent_tokens: dict[int, int] = {}
-        self._num_named_ids = 0
-        """Token ids in the options of open requests."""
-        self._num_open_choices: dict[int, int] = {}
-        """By request (`Sequence.request`)."""
         self._tasks: list[asyncio.Task[None]] = []
         self._paused = self._draining = self._closed = False
         self._was_up = False
@@ -133,14 +119,9 @@ class EngineClient:
         return self._process.pid if self._process is not None else None
 
     @property
-    def num_queued(self) -> int:
-        """Sequences that wait in the engine or are on their way to it."""
-        return self.load.queued + self._num_sent - self._num_received
-
-    @property
-    def num_queued_tokens(self) -> int:
-        """Their prompt tokens."""
-        return self.load.queued_tokens + sum(self._sent_tokens.values())
+    def load(self) -> EngineLoad:
+        """How busy the engine is, as it said last."""
+        return self.backlog.load
 
     @property
     def num_open(self) -> int:
@@ -150,33 +131,13 @@ class EngineClient:
     @property
     def room(self) -> tuple[int, int]:
         """Sequences and prompt tokens that may still be queued; none while the engine is down."""
-        if self._info is None:
-            return 0, 0
-        settings = self.settings
-        return settings.max_queued_requests - self.num_queued, settings.max_queued_tokens - self.num_queued_tokens
+        return self.backlog.room if self._info is not None else (0, 0)
 
     def admit(self, sequences: list[Sequence]) -> None:
-        """Raise Unavailable or Overloaded when the sequences of one request may not wait now.
-
-        A request that finds nothing waiting may exceed the bounds by itself.
-        """
-        num_sequences, num_tokens = len(sequences), sum(sequence.num_tokens for sequence in sequences)
-        named_ids = sequences[0].sampling.num_named_ids
+        """Raise Unavailable, or Overloaded as `Backlog.admit` does, when the sequences of one request may not come."""
         if self._info is None:
             raise Unavailable("the engine is not running", reason="ENGINE_DOWN", retry_after_s=RETRY_AFTER_S)
-        queued, bound = self.num_queued, self.settings.max_queued_requests
-        if queued and queued + num_sequences > bound:
-            message = f"{queued} sequences wait already and {bound} may (max_queued_requests); {num_sequences} more"
-            raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
-        tokens, bound = self.num_queued_tokens, self.settings.max_queued_tokens
-        if queued and tokens + num_tokens > bound:
-            message = f"{tokens} prompt tokens wait already and {bound} may (max_queued_tokens); {num_tokens} more"
-            raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
-
-        if self._live and self._num_named_ids + named_ids > bound:
-            message = f"open requests name {self._num_named_ids} token ids in their options (logit_bias, "
-            message += f"allowed_token_ids, banned_sequences) and {bound} may (max_queued_tokens); {named_ids} more"
-            raise Overloaded(f"{message} are refused", reason="QUEUE_FULL", retry_after_s=RETRY_AFTER_S)
+        self.backlog.admit(sequences)
 
     def next_id(self) -> int:
         """An id for a new Sequence."""
@@ -185,14 +146,10 @@ class EngineClient:
     def submit(self, sequence: Sequence, sink: SequenceSink, handle: int) -> None:
         """Send a sequence to the engine with the next message. `sink` gets its tokens and exactly one end."""
         self._live[sequence.sequence_id] = Live(sink, handle, sequence)
-        num_choices = self._num_open_choices.get(sequence.request, 0)
-        self._num_open_choices[sequence.request] = num_choices + 1
-        self._num_named_ids += sequence.sampling.num_named_ids if not num_choices else 0
+        self.backlog.sent(sequence)
         if sequence.adapter:
             self.adapters.opened(sequence.adapter)
             self._metrics.adapter_request(sequence)
-        self._num_sent += 1
-        self._sent_tokens[self._num_sent] = sequence.num_tokens
         self._outbox.sequences.append(sequence)
         self._wake.set()
 
@@ -232,11 +189,11 @@ class EngineClient:
         self._draining = self._outbox.draining = True
         self._wake.set()
 
-    def _adopt(self, process: "EngineProcess", adapters: tuple[tuple[str, str], ...]) -> None:
+    def _adopt(self, process: EngineProcess, adapters: tuple[tuple[str, str], ...]) -> None:
         self._process, self._info, self.epoch = process, process.info, secrets.randbits(63) | 1
         self._was_up = True
-        self.load = EngineLoad(kv_blocks_total=process.info.num_blocks)
-        self._outbox, self._num_sent, self._num_received, self._sent_tokens = Inbox(), 0, 0, {}
+        self.backlog.restart(process.info.num_blocks)
+        self._outbox = Inbox()
         if self._paused:
             self.pause(True)
         if self._draining:
@@ -245,7 +202,7 @@ class EngineClient:
         self.adapters.on_engine(adapters, process.adapters)
         self._on_state(True)
 
-    async def _supervise(self, process: "EngineProcess") -> None:
+    async def _supervise(self, process: EngineProcess) -> None:
         """Serve the process until it is lost, then start another; for ever."""
         while True:
             try:
@@ -264,7 +221,7 @@ class EngineClient:
             self._adopt(process, adapters)
             log.info("the engine process runs again")
 
-    async def _restart(self, settings: EngineSettings) -> "EngineProcess":
+    async def _restart(self, settings: EngineSettings) -> EngineProcess:
         backoff_s = FIRST_BACKOFF_S
         while True:
             try:
@@ -274,7 +231,7 @@ class EngineClient:
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
-    async def _serve(self, process: "EngineProcess") -> None:
+    async def _serve(self, process: EngineProcess) -> None:
         """Write what is submitted and deliver what comes, until the link breaks or a bug on this side breaks it."""
         reader, writer = asyncio.ensure_future(self._read(process)), asyncio.ensure_future(self._write(process))
         try:
@@ -282,14 +239,14 @@ class EngineClient:
         finally:
             await cancel_and_wait(reader, writer)
 
-    async def _read(self, process: "EngineProcess") -> None:
+    async def _read(self, process: EngineProcess) -> None:
         try:
             while True:
                 self._deliver(await process.read())
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # the process is gone
 
-    async def _write(self, process: "EngineProcess") -> None:
+    async def _write(self, process: EngineProcess) -> None:
         """One message in flight; what comes meanwhile goes with the next."""
         try:
             while True:
@@ -303,10 +260,7 @@ class EngineClient:
     def _deliver(self, result: StepResult) -> None:
         if self._closed:
             return  # everything has ended
-        self.load = result.load
-        for number in range(self._num_received + 1, result.num_received + 1):
-            del self._sent_tokens[number]
-        self._num_received = result.num_received
+        self.backlog.received(result.load, result.num_received)
         self.cache_events.record(result.stored_hashes, result.removed_hashes)
         touched: set[SequenceSink] = set()
         new = result.new
@@ -322,7 +276,7 @@ class EngineClient:
             touched.add(live.sink)
         for ended in result.ended:
             live = self._live.pop(ended.sequence_id)
-            self._close_choice(live.sequence)
+            self.backlog.ended(live.sequence)
             if live.sequence.adapter:
                 self.adapters.closed(live.sequence.adapter)
             live.sink.on_end(live.handle, ended.terminal)
@@ -333,17 +287,10 @@ class EngineClient:
             self.adapters.on_outcome(outcome)
         self._metrics.record(result)
 
-    def _close_choice(self, sequence: Sequence) -> None:
-        """A choice has ended; with a request's last one its named ids are no longer held."""
-        self._num_open_choices[sequence.request] -= 1
-        if not self._num_open_choices[sequence.request]:
-            del self._num_open_choices[sequence.request]
-            self._num_named_ids -= sequence.sampling.num_named_ids
-
     def _lose(self, error: TokenwireError) -> None:
         """End every open sequence with this error."""
-        lost, self._live, self._num_named_ids = self._live, {}, 0
-        self._num_open_choices.clear()
+        lost, self._live = self._live, {}
+        self.backlog.all_ended()
         for live in lost.values():
             if live.sequence.adapter:
                 self.adapters.closed(live.sequence.adapter)
@@ -352,89 +299,3 @@ class EngineClient:
             live.sink.on_end(live.handle, Terminal(FinishReason.ERROR, usage, error=error))
         for sink in {live.sink for live in lost.values()}:
             sink.flush()
-
-
-def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the engine process: its compute threads spin briefly before they sleep, unless `environ` says.
-
-    OpenMP's threads wait for each other hundreds of times a step. Left alone they spin for milliseconds, also when what
-    they wait for needs the very core they hold; put to sleep at once they cost a wake-up each time. docs/engine.md has
-    the numbers. Read when torch is loaded; libgomp's own names.
-    """
-    if "OMP_WAIT_POLICY" in environ:
-        return dict(environ)
-    return {"GOMP_SPINCOUNT": SPIN_COUNT, **environ}
-
-
-class EngineProcess:
-    """One run of `python -m model_svc.engine` and the socket to it."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-        self.pid = process.pid
-        self.info: RunnerInfo
-        """Set once the engine said Ready."""
-        self.adapters: tuple[AdapterOutcome, ...] = ()
-        """Likewise: what became of those that the settings name."""
-
-    @classmethod
-    async def start(cls, settings: EngineSettings) -> "EngineProcess":
-        """Start it and wait for Ready. Raises what it refuses with, or Unavailable when it dies before."""
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                command = (sys.executable, "-m", "model_svc.engine", str(theirs.fileno()))
-                process = await asyncio.create_subprocess_exec(
-                    *command, pass_fds=(theirs.fileno(),), env=engine_environ(os.environ)
-                )  # fmt: skip
-            reader, writer = await asyncio.open_connection(sock=ours)
-        except BaseException:
-            ours.close()  # upon which a process that did start ends
-            raise
-        engine = cls(process, reader, writer)
-        try:
-            await engine.write(settings)
-            first = await engine.read()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            status = await engine.kill()
-            message = f"the engine process ended before it was ready (exit status {status}); its log says why"
-            raise Unavailable(message, reason="ENGINE_DOWN") from None
-        except asyncio.CancelledError:
-            await engine.kill()
-            raise
-        if isinstance(first, Refused):
-            await engine.kill()
-            raise first.error
-        assert isinstance(first, Ready)
-        engine.info, engine.adapters = first.info, first.adapters
-        return engine
-
-    async def read(self) -> Any:
-        """The next message. Raises IncompleteReadError or ConnectionError when the process is gone."""
-        (size,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
-        return pickle.loads(await self._reader.readexactly(size))
-
-    async def write(self, message: Any) -> None:
-        """Send a message; waits while the engine is behind. Raises ConnectionError when the process is gone."""
-        self._writer.write(encode(message))
-        await self._writer.drain()
-
-    async def close(self) -> int | None:
-        """Close the socket, upon which the process ends; kill it if it does not. Returns its exit status."""
-        self._writer.close()
-        try:
-            return await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
-        except TimeoutError:
-            log.warning("the engine process did not end within %g s and is killed", CLOSE_TIMEOUT_S)
-            return await self.kill()
-
-    async def kill(self) -> int:
-        """End the process without asking: it has not begun to serve, or does not react. Returns its exit status."""
-        self._writer.close()
-        if self._process.returncode is None:
-            self._process.kill()
-        return await self._process.wait()

@@ -68,8 +68,8 @@ class TierState:
         load = self._engine.load
         return common_pb2.Load(
             running=load.running,
-            queued=self._engine.num_queued,
-            queued_tokens=self._engine.num_queued_tokens,
+            queued=self._engine.backlog.num_queued,
+            queued_tokens=self._engine.backlog.num_queued_tokens,
             kv_blocks_used=load.kv_blocks_used,
             kv_blocks_total=load.kv_blocks_total,
             max_batch_size=self._engine.max_batch_size,

@@ -269,7 +269,8 @@ class TokenSession:
         """Send a request's sequences to the engine: those of the handles that are `wanted`, None meaning all."""
         sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
         self._engine.admit(sequences)
-        self._requests[opened.key] = opened
+        if wanted is None:  # else it has had its id, and may have given it back since
+            self._requests[opened.key] = opened
         chosen = set(handles if wanted is None else wanted)
         for handle, sequence in zip(handles, sequences, strict=True):
             if handle in chosen:

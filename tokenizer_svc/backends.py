@@ -12,29 +12,27 @@ from typing import Any, Protocol
 import grpc
 
 from tokenizer_svc.allowance import Allowance
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.cache_events import CacheFollower
 from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.held_queue import Held
-from tokenizer_svc.outcomes import Outcomes
 from tokenizer_svc.router import EmbeddingAnswer, EmbeddingSubmission, TokenReceiver, TokenSubmission
+from tokenizer_svc.token_frames import add_demand, embedding_to_wire, guard, hand_out, submit_to_wire, take_finishes
 from tokenwire.channels import TierChannel
-from tokenwire.embedding_wire import embedding_options_to_wire, generates, vectors_from_wire
+from tokenwire.embedding_wire import generates, vectors_from_wire
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError
 from tokenwire.logs import fields
 from tokenwire.requests import CancelReason
+from tokenwire.routing.breaker import Breaker
+from tokenwire.routing.outcomes import Outcomes
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
-from tokenwire.wire import context_to_wire, logprobs_from_wire, options_to_wire, terminal_from_wire, usage_from_wire
+from tokenwire.wire import usage_from_wire
 
 log = logging.getLogger(__name__)
 
 Stream = SessionStream[TokenReceiver]
-
-MAX_DEMANDS = 64
-"""Entries of demand in one frame; what smaller ones hold is told as that of nobody in particular."""
 
 
 class Flow(Protocol):
@@ -205,20 +203,7 @@ class ModelReplica:
         self._allowance.charge(len(receivers), len(receivers) * len(submission.token_ids))
         handle = stream.open(list(receivers))
         self._outcomes.on_submit(handle)
-        stream.submit(
-            model_pb2.TokenSubmit(
-                handle=handle,
-                request=model_pb2.TokenRequest(
-                    context=context_to_wire(submission.context),
-                    token_ids=submission.token_ids,
-                    options=options_to_wire(submission.options),
-                    fingerprint=common_pb2.Fingerprint(vocabulary=submission.vocabulary),
-                    cache_salt=submission.cache_salt,
-                    num_generated_tokens=submission.num_generated_tokens,
-                    first_choice=submission.first_choice,
-                ),
-            )
-        )
+        stream.submit(submit_to_wire(handle, submission))
         return StreamPlacement(stream, handle)
 
     def embed(self, submission: EmbeddingSubmission) -> asyncio.Task[EmbeddingAnswer]:
@@ -270,9 +255,7 @@ class ModelReplica:
         self._streams.add(stream)
         self._outcomes.on_stream()
         self._follow_cache(hello.epoch, card)
-        self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
-        self.adapters = frozenset(card.adapters)
-        self.generates, self.embedding_size = generates(card), card.embedding_size
+        self._take_card(card)
         self._draining = False
         self._num_reported = self._num_open_at_report = 0
         self._allowance = Allowance(self._flow.on_lapse if self._flow is not None else None)
@@ -283,12 +266,12 @@ class ModelReplica:
     def on_frame(self, stream: Stream, frame: Any) -> None:
         """Hand out what one engine step gave. Linear in its tokens."""
         if frame.handles or frame.logprobs:
-            self._hand_out(stream.receivers, frame)
+            hand_out(self.target, stream.receivers, frame)
             self._outcomes.on_tokens(stream is self._accepted, frame.handles)
         if frame.finishes:
             self._end(stream, frame.finishes)
         if frame.models and stream is self._accepted:
-            self.adapters = frozenset(frame.models[0].adapters)
+            self._take_card(frame.models[0])
             self._on_change()
         if frame.HasField("load"):
             self._take_load(stream, frame.load)
@@ -304,48 +287,8 @@ class ModelReplica:
             extra = fields(target=self.target, num_open=len(receivers), error=error.message)
             log.warning("model tier lost", extra=extra)
         for receiver in receivers.values():
-            _guard(receiver, receiver.on_lost, error)
+            guard(receiver, receiver.on_lost, error)
         self._on_change()
-
-    def _hand_out(self, receivers: dict[int, TokenReceiver], frame: Any) -> None:
-        handles, token_ids, counts = list(frame.handles), list(frame.token_ids), list(frame.counts)
-        counted = len(counts) == len(handles) and sum(counts) == len(token_ids)
-        if not (counted if counts else len(handles) == len(token_ids)):
-            raise Internal(
-                f"{self.target} sent a frame whose columns do not match: {len(handles)} handles, "
-                f"{len(counts)} counts, {len(token_ids)} token ids",
-                reason="BAD_FRAME",
-            )
-        if not counts and not frame.logprobs:
-            self._hand_out_singly(receivers, handles, token_ids)
-            return
-        logprobs = {message.handle: logprobs_from_wire(message.tokens, message.prompt) for message in frame.logprobs}
-        begin = 0
-        for handle, count in zip(handles, counts or [1] * len(handles), strict=True):
-            end = begin + count
-            receiver = receivers.get(handle)
-            if receiver is not None:
-                try:
-                    receiver.on_tokens(token_ids[begin:end], logprobs.pop(handle, None) if logprobs else None)
-                except Exception as error:
-                    _fail(receiver, error)
-            begin = end
-        for handle, found in logprobs.items():  # of prompts whose first token is yet to come
-            receiver = receivers.get(handle)
-            if receiver is not None:
-                _guard(receiver, receiver.on_tokens, (), found)
-
-    def _hand_out_singly(
-        self, receivers: dict[int, TokenReceiver], handles: Sequence[int], token_ids: Sequence[int]
-    ) -> None:
-        """One token each, which is what most frames have."""
-        for handle, token_id in zip(handles, token_ids, strict=True):
-            receiver = receivers.get(handle)
-            if receiver is not None:
-                try:
-                    receiver.on_token(token_id)
-                except Exception as error:
-                    _fail(receiver, error)
 
     def _take_credit(self, frame: Any) -> None:
         credit = frame.credit
@@ -356,28 +299,21 @@ class ModelReplica:
     def _add_demand(self, stream: Stream, frame: Any) -> None:
         """Every frame up says all that is held: one that says nothing means nothing."""
         held = self._flow.demand() if self._flow is not None and stream is self._stream else ()
-        if len(held) > MAX_DEMANDS:
-            held = sorted(held, key=lambda each: each.num_requests, reverse=True)
-            rest = held[MAX_DEMANDS - 1 :]
-            requests, tokens = sum(each.num_requests for each in rest), sum(each.num_tokens for each in rest)
-            held = [*held[: MAX_DEMANDS - 1], Held(0, "", requests, tokens)]
-        for each in held:
-            frame.demand.add(
-                priority=each.priority, tenant=each.tenant, requests=each.num_requests, tokens=each.num_tokens
-            )
+        add_demand(frame, held)
 
     def _end(self, stream: Stream, finishes: Sequence[common_pb2.Finish]) -> None:
         """Hand out terminal events. How they ended is told first: some go elsewhere at once."""
-        ended = [
-            (receiver, finish.handle, terminal_from_wire(finish))
-            for finish in finishes
-            if (receiver := stream.receivers.pop(finish.handle, None)) is not None
-        ]
+        ended = take_finishes(stream.receivers, finishes)
         if not self._draining and not stream.draining:
             current = stream is self._accepted
             self._outcomes.on_finishes(current, [(handle, terminal) for _, handle, terminal in ended])
         for receiver, _, terminal in ended:
-            _guard(receiver, receiver.on_finish, terminal)
+            guard(receiver, receiver.on_finish, terminal)
+
+    def _take_card(self, card: common_pb2.ModelCard) -> None:
+        self.max_context_tokens, self.vocab_size = card.max_context_tokens, card.vocab_size
+        self.adapters = frozenset(card.adapters)
+        self.generates, self.embedding_size = generates(card), card.embedding_size
 
     def _follow_cache(self, epoch: int, card: common_pb2.ModelCard) -> None:
         self.cache.connect(epoch, card.hash_scheme, card.block_size)
@@ -391,26 +327,3 @@ class ModelReplica:
         if load.draining != self._draining:
             self._draining = load.draining
             self._on_change()
-
-
-def embedding_to_wire(submission: EmbeddingSubmission) -> model_pb2.ModelServiceEmbedRequest:
-    """Inputs to embed, as a message."""
-    return model_pb2.ModelServiceEmbedRequest(
-        context=context_to_wire(submission.context),
-        inputs=[common_pb2.TokenIds(ids=ids) for ids in submission.inputs],
-        options=embedding_options_to_wire(submission.options),
-        fingerprint=common_pb2.Fingerprint(vocabulary=submission.vocabulary),
-    )
-
-
-def _guard(receiver: TokenReceiver, call: Callable[..., None], *arguments: Any) -> None:
-    """A bug with one sequence ends that sequence, not the session of all."""
-    try:
-        call(*arguments)
-    except Exception as error:
-        _fail(receiver, error)
-
-
-def _fail(receiver: TokenReceiver, error: Exception) -> None:
-    log.error("a sequence failed", exc_info=error)
-    receiver.on_failed(Internal(f"text could not be made of the model's tokens: {type(error).__name__}"))

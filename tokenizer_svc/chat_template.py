@@ -18,7 +18,7 @@ from tokenizer_svc.template_budget import WORK_PER_OUTPUT, Budget, TooMuch
 from tokenizer_svc.template_sandbox import BUDGET, BoundedEnvironment
 from tokenizer_svc.tokenizer import read_json
 from tokenizer_svc.tool_prompt import with_tools_written_out
-from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
+from tokenwire.errors import FailedPrecondition, InvalidRequest
 from tokenwire.fingerprint import template_fingerprint
 
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -255,5 +255,4 @@ def _cut_at_tag(text: str, final: ChatMessage) -> str:
 
 
 def _invalid(field_name: str, description: str) -> InvalidRequest:
-    violation = FieldViolation(f"conversation.{field_name}", description)
-    return InvalidRequest(f"{violation.field}: {description}", violations=[violation])
+    return InvalidRequest.of(f"conversation.{field_name}", description)

@@ -84,11 +84,9 @@ class Dispatcher:
         for other in displaced:
             self._left(other)
         self._changed()
+        message = "this request was held until a model tier has room, and gave way to one of "
+        message += "a higher priority or of another tenant"
         for other in displaced:
-            message = (
-                "this request was held until a model tier has room, and gave way to one of a higher priority or of "
-            )
-            message += "another tenant"
             other.turn_away(Overloaded(message, reason="HELD_QUEUE_FULL", retry_after_s=RETRY_AFTER_S))
         self.on_room()
 

@@ -156,12 +156,14 @@ async def _send(submission: EmbeddingSubmission, tier: Tier) -> EmbeddingAnswer:
         part = EmbeddingPart(submission, loss, avoided)
         try:
             tier.dispatcher.place(part)
-            return await part.answer
+            answer = await part.answer
+            tier.retry_budget.on_success()
+            return answer
         except Unavailable as error:
             if part.replica is None:  # it was not sent: nobody could take it
                 raise loss or error from None
             num_losses, loss, avoided = num_losses + 1, error, part.replica
-            if num_losses > tier.max_resumes:
+            if num_losses > tier.max_resumes or not tier.retry_budget.take(error):
                 raise lost_with(avoided, error) from None
             tier.metrics.retries.inc()
         except Overloaded as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tokenizer_svc.encoder import INLINE_CHARS, MAX_BATCH_CHARS
 from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.tier import Tier
-from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.errors import InvalidRequest
 
 Affixes = tuple[Sequence[int], Sequence[int]]
 NO_AFFIXES: Affixes = ((), ())
@@ -77,20 +77,16 @@ def pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 def fitted(ids: list[int], max_tokens: int, truncation: Truncation | None, affixes: Affixes, field: str) -> list[int]:
     """The ids, or what is left of them. Raises InvalidRequest for none, too many, and a cut that would leave none."""
     if not ids:
-        raise _invalid(field, "has no token: nothing can be embedded of it")
+        raise InvalidRequest.of(field, "has no token: nothing can be embedded of it")
     limits = [limit for limit in (max_tokens, truncation.max_tokens if truncation is not None else 0) if limit]
     most = min(limits, default=len(ids))
     if len(ids) <= most:
         return ids
     if truncation is None:
-        raise _invalid(field, f"has {len(ids)} tokens, the model takes {most}: shorten it or set truncate")
+        raise InvalidRequest.of(field, f"has {len(ids)} tokens, the model takes {most}: shorten it or set truncate")
     before, behind = affixes
     room = most - len(before) - len(behind)
     if room < 1:
-        raise _invalid("truncation.max_tokens", f"{most} leaves nothing of an input beside its special tokens")
+        raise InvalidRequest.of("truncation.max_tokens", f"{most} leaves nothing of an input beside its special tokens")
     inner = ids[len(before) : len(ids) - len(behind)]
     return [*before, *(inner[:room] if truncation.at_end else inner[-room:]), *behind]
-
-
-def _invalid(field: str, description: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])

@@ -79,7 +79,7 @@ class Passage:
             self._end(choice, FinishReason.LENGTH, None)
             return True
         replica = choice.part.replica if choice.part is not None else None
-        if not self._may_go_on(choice, replica, refused=refused):
+        if not self._may_go_on(choice, replica, error, refused=refused):
             return False
         choice.part = None
         if not self._given_up:
@@ -93,7 +93,7 @@ class Passage:
         if part is not None and part.placement is None and all(each.ended for each in self._choices_of(part)):
             self._tier.dispatcher.forget(part)
 
-    def _may_go_on(self, choice: Choice, replica: Replica | None, *, refused: bool) -> bool:
+    def _may_go_on(self, choice: Choice, replica: Replica | None, error: TokenwireError, *, refused: bool) -> bool:
         """Whether one more try is due, which is then counted."""
         if refused:
             if replica is None or not replica.leases_room or choice.num_refusals >= MAX_REFUSALS:
@@ -101,6 +101,8 @@ class Passage:
             choice.num_refusals += 1
             return True
         if choice.num_resumes >= self._tier.max_resumes or self._tier.dispatcher.closed:
+            return False
+        if not choice.begun and not self._tier.retry_budget.take(error):
             return False
         choice.num_resumes += 1
         return True

@@ -6,7 +6,7 @@ Pure arithmetic on counts; knows neither text nor where the limit comes from.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.errors import InvalidRequest
 
 TOO_LONG = "CONTEXT_LENGTH_EXCEEDED"
 """The reason where prompt and output do not fit the context; OpenAI's clients look for it."""
@@ -56,17 +56,17 @@ def fit_prompt(
     allowed.
     """
     if not token_ids:
-        raise _invalid("input", "the prompt is empty: at least one token is needed")
+        raise InvalidRequest.of("input", "the prompt is empty: at least one token is needed")
     if truncation is not None and truncation.max_tokens:
         token_ids = truncation.cut(token_ids, truncation.max_tokens, begin_id)
     if not max_context_tokens:
         return token_ids
     wanted = 1 if max_tokens is None else max_tokens
     if wanted >= max_context_tokens:
-        raise _invalid(
+        raise InvalidRequest.of(
             "options.stop.max_tokens",
             f"{wanted} is not allowed: the context holds {max_context_tokens} tokens, the prompt's included",
-            TOO_LONG,
+            reason=TOO_LONG,
         )
     room = max_context_tokens - wanted
     if len(token_ids) <= room:
@@ -74,20 +74,15 @@ def fit_prompt(
     if truncation is not None:
         return truncation.cut(token_ids, room, begin_id)
     if max_tokens is not None and len(token_ids) < max_context_tokens:
-        raise _invalid(
+        raise InvalidRequest.of(
             "options.stop.max_tokens",
             f"{max_tokens} is not allowed: after a prompt of {len(token_ids)} tokens the context of "
             f"{max_context_tokens} holds at most {max_context_tokens - len(token_ids)} more",
-            TOO_LONG,
+            reason=TOO_LONG,
         )
-    raise _invalid(
+    raise InvalidRequest.of(
         "input",
         f"the prompt has {len(token_ids)} tokens, the context holds {max_context_tokens} with at least one for the "
         "output: shorten it or set truncate",
-        TOO_LONG,
+        reason=TOO_LONG,
     )
-
-
-def _invalid(field: str, description: str, reason: str = "") -> InvalidRequest:
-    violations = [FieldViolation(field, description)]
-    return InvalidRequest(f"{field}: {description}", reason=reason, violations=violations)

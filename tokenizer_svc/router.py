@@ -1,7 +1,7 @@
 """The model replicas: which of them take requests, and the one for a request, as a policy chooses.
 
 Plain values and protocols alone; the wire is `tokenizer_svc.backends`' business, all policies but the simplest
-`tokenizer_svc.policies`', and which replicas there are `tokenizer_svc.discovery`'s.
+`tokenizer_svc.policies`', and which replicas there are `tokenwire.routing`'s.
 """
 
 import asyncio
@@ -9,15 +9,15 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from math import ceil
 from typing import Protocol
 
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.cache_view import CacheView
 from tokenwire.embeddings import EmbeddingOptions, Vector
 from tokenwire.errors import TokenwireError, Unavailable
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import CancelReason, GenerationOptions, RequestContext, Terminal, Usage
+from tokenwire.routing.breaker import Breaker
+from tokenwire.routing.ejection import not_on_trial, without_failing
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,19 +219,9 @@ class Router:
         return len(self.ready_replicas())
 
     def ready_replicas(self, exclude: Collection[Replica] = ()) -> list[Replica]:
-        """Those that take new requests. Replicas to which requests fail are left out, within a limit.
-
-        Of the connected ones at most `max_ejected_share`, rounded up, and never all; where more would be, those whose
-        pause ends first are used.
-        """
+        """Those that take new requests. Replicas to which requests fail are left out, within a limit."""
         connected = [replica for replica in self.replicas if replica.ready and replica not in exclude]
-        failing = [replica for replica in connected if not replica.breaker.admits]
-        if not failing:
-            return connected
-        most = min(len(connected) - 1, ceil(len(connected) * self._max_ejected_share))
-        failing.sort(key=lambda replica: -replica.breaker.wait_s)
-        ejected = failing[:most]
-        return [replica for replica in connected if replica not in ejected]
+        return without_failing(connected, self._max_ejected_share)
 
     def any_ready(self) -> Replica:
         """A replica to ask what all have in common. Raises Unavailable when none is ready."""
@@ -263,7 +253,7 @@ class Router:
 
         One that another request is just trying out is left alone where there are others.
         """
-        among = [replica for replica in among if not replica.breaker.is_on_trial] or among
+        among = not_on_trial(among)
         if len(among) == 1:
             pick = Pick(among[0], PickReason.ONLY_ONE)
         else:

@@ -31,6 +31,7 @@ from tokenwire.requests import (
     TokenizerTimings,
     Usage,
 )
+from tokenwire.routing.outcomes import ENDED_WELL
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,11 @@ class RunningRequest:
 
     def start(self) -> None:
         """Go. Raises Overloaded when the tier runs enough requests already."""
-        self._tier.admit(len(self.choices))
+        try:
+            self._tier.admit(len(self.choices))
+        except TokenwireError:
+            self._let_go()
+            raise
         loop = asyncio.get_running_loop()
         remaining_s = self.request.context.remaining_s()
         if remaining_s is not None:
@@ -155,7 +160,10 @@ class RunningRequest:
         metrics.output_tokens.inc(terminal.usage.completion_tokens)
         self._num_output_tokens += terminal.usage.completion_tokens
         self._ends[terminal.reason.value] += 1
+        if terminal.reason in ENDED_WELL:
+            self._tier.retry_budget.on_success()
         if terminal.error is not None:
+            terminal.error.with_traceback(None)  # it waits to be sent, and its frames hold this request
             metrics.errors.labels(terminal.error.reason).inc()
         if self._passage is not None:
             self._passage.on_end(choice)
@@ -236,7 +244,7 @@ class RunningRequest:
         """Cut the circles of references: a prompt can be large, and garbage is looked for seldom."""
         for choice in self.choices:
             choice.part = choice.text = None
-        self.choices, self._passage, self._prompt = [], None, NO_PROMPT
+        self.choices, self._passage, self._prompt, self._task = [], None, NO_PROMPT, None
 
     def _log_end(self, last: Terminal) -> None:
         if not log.isEnabledFor(logging.INFO):

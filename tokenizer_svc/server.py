@@ -9,22 +9,25 @@ from prometheus_client import CollectorRegistry
 
 from tokenizer_svc.answers import AnswerFormat
 from tokenizer_svc.backends import ModelReplica
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.chat_template import load_chat_template
-from tokenizer_svc.discovery import Discovery, Resolve, resolve_all
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.encoding_cache import EncodingCache
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.policies import needs_cache_events, policy_of
-from tokenizer_svc.replica_set import ReplicaSet
 from tokenizer_svc.router import Pick, Router
 from tokenizer_svc.service import TokenizerServicer
+from tokenizer_svc.sessions import model_card
 from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.tokenizer import Tokenizer
+from tokenwire.embedding_wire import capability_names
 from tokenwire.logs import fields
 from tokenwire.models import served_name
+from tokenwire.routing.breaker import Breaker
+from tokenwire.routing.discovery import Discovery, Resolve, resolve_all
+from tokenwire.routing.replica_set import ReplicaSet
+from tokenwire.routing.retry_budget import RetryBudget
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.telemetry import REGISTRY, serve_metrics
@@ -99,6 +102,7 @@ class TokenizerTier:
             metrics=self.metrics,
             max_requests=settings.max_requests,
             max_resumes=settings.max_resumes,
+            retry_budget=RetryBudget(settings.retry_budget),
             answers=answers,
         )
         self.server = GrpcServer(settings, share_port=share_port)
@@ -171,15 +175,22 @@ class TokenizerTier:
 
     async def _watch(self) -> None:
         """Healthy while at least one model tier takes requests."""
-        serving, adapters = False, self.tier.adapters
+        serving, card = False, model_card(self.tier)
         while True:
             await self._changed.wait()
             self._changed.clear()
             self.tier.dispatcher.on_room()
-            if self.tier.adapters != adapters:
-                adapters = self.tier.adapters
+            if (now := model_card(self.tier)) != card:
+                card = now
                 self.servicer.announce_card()
-                log.info("adapters changed", extra=fields(adapters=",".join(sorted(adapters))))
+                log.info(
+                    "what is served changed",
+                    extra=fields(
+                        adapters=",".join(card.adapters) or None,
+                        max_context_tokens=card.max_context_tokens,
+                        capabilities=",".join(capability_names(card)),
+                    ),
+                )
             ready = self.tier.router.num_ready > 0
             if ready != serving:
                 serving = ready

@@ -15,7 +15,7 @@ from tokenizer_svc.tokenizer import Encoding
 from tokenizer_svc.tokenizer_files import read_tokenizer_files
 from tokenizer_svc.wire import conversation_from_wire, embedding_call_from_wire, truncation_from_wire
 from tokenwire.embedding_wire import vectors_to_wire
-from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError
+from tokenwire.errors import InvalidRequest, TokenwireError
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import StopParams, refuse
 from tokenwire.session_server import run_session
@@ -221,4 +221,4 @@ def _spaces_between(request: pb.DetokenizeRequest | pb.StreamDetokenizeRequest) 
 
 def _require(given: object, field: str, description: str) -> None:
     if not given:
-        raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+        raise InvalidRequest.of(field, description)

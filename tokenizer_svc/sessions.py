@@ -111,6 +111,7 @@ class TextSession:
         try:
             self._start(submit.handle, submit.request)
         except TokenwireError as error:
+            error.with_traceback(None)  # it waits to be sent, and its frames hold the Submit
             for handle in handles:
                 self._outbox.finish(handle, Terminal(FinishReason.ERROR, error=error))
 

@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from tokenizer_svc.parsers.families import TOOL_FORMATS
 from tokenizer_svc.parsers.reasoning import REASONING_TAGS
 from tokenizer_svc.policies import POLICIES
-from tokenizer_svc.targets import Target, parse_targets
-from tokenwire.settings import UpstreamSettings, WorkerSettings, setting
-
-
-def targets_of(text: str) -> str:
-    """Check the model tiers' list; returns it in one spelling. Raises ValueError."""
-    return ",".join(map(str, parse_targets(text)))
+from tokenwire.routing.settings import RoutingSettings
+from tokenwire.routing.targets import Target, parse_targets, targets_of
+from tokenwire.settings import WorkerSettings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerTierSettings(UpstreamSettings, WorkerSettings):
+class TokenizerTierSettings(RoutingSettings, WorkerSettings):
     """Everything `python -m tokenizer_svc` accepts."""
 
     port: int = setting(50052, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)
@@ -31,24 +27,12 @@ class TokenizerTierSettings(UpstreamSettings, WorkerSettings):
         "file:/path, a host:port per line",
         parse=targets_of,
     )
-    discovery_interval_s: float = setting(
-        5.0, "how often dns: names are resolved and file: lists looked at again", minimum=0.1, maximum=3600
-    )
     routing_policy: str = setting("prefix-cache", "how a model tier is chosen for a request", choices=POLICIES)
     routing_load_guard: float = setting(
         0.5,
         "most load, in batches of sequences, that a cached prefix or a session's own replica may outweigh",
         minimum=0,
         maximum=100,
-    )
-    breaker_failures: int = setting(
-        5, "failures in a row after which a model tier is passed over for a while; 0: never", minimum=0
-    )
-    max_ejected_share: float = setting(
-        0.5,
-        "most of the connected model tiers that are passed over at once, rounded up; never all",
-        minimum=0,
-        maximum=1,
     )
     encode_window_ms: float = setting(
         0.0, "how long a prompt waits for others to be encoded with; 0: only those already there", minimum=0, maximum=20

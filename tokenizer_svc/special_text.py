@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenizer_svc.chat_template import ChatMessage, Conversation
-from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.errors import InvalidRequest
 
 MARKS = tuple(chr(code) for code in range(0xFDD2, 0xFDF0))
 """Noncharacters, but for the two that `tokenizer.PLAIN_GUARD` is made of."""
@@ -37,7 +37,7 @@ def marked(conversation: Conversation, specials: re.Pattern[str]) -> tuple[Conve
             break
     else:
         description = "has every noncharacter from U+FDD2 to U+FDEF; not allowed with split_special_tokens"
-        raise InvalidRequest(f"conversation: {description}", violations=[FieldViolation("conversation", description)])
+        raise InvalidRequest.of("conversation", description)
 
     def mark_in(text: str) -> str:
         return specials.sub(lambda match: match[0][0] + mark + match[0][1:], text)

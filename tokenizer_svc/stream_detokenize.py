@@ -11,7 +11,7 @@ from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.generation import ChoiceText
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.errors import FieldViolation, InvalidRequest, Overloaded
+from tokenwire.errors import InvalidRequest, Overloaded
 from tokenwire.requests import FinishReason, GenerationOptions
 
 MAX_SEQUENCES = 4096
@@ -128,4 +128,4 @@ def _refuse_short(sequence: _Sequence) -> None:
 
 
 def _refuse(field: str, description: str) -> None:
-    raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+    raise InvalidRequest.of(field, description)

@@ -96,7 +96,7 @@ def constraint_of(request: TextRequest, tier: Tier, prompt: EncodedPrompt) -> Co
     if calls is not None:
         if constraint is not None:
             field, description = "options.constraint", "is not allowed with a tool that must be called"
-            raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+            raise InvalidRequest.of(field, description)
         constraint = Constraint(ConstraintForm.CALLS, calls=calls)
     if constraint is None or constraint.before is not None:
         return constraint

@@ -9,7 +9,8 @@ from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Router
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.errors import FieldViolation, InvalidRequest, NotFound, Overloaded
+from tokenwire.errors import InvalidRequest, NotFound, Overloaded
+from tokenwire.routing.retry_budget import RetryBudget
 
 RETRY_AFTER_S = 1.0
 
@@ -31,6 +32,8 @@ class Tier:
     """Choices that may run at once."""
     max_resumes: int
     """How often a choice may go on after a loss."""
+    retry_budget: RetryBudget
+    """How many that have no token yet may be sent down once more after a failure."""
     answers: AnswerFormat = AnswerFormat()
     """How reasoning and tool calls are split from the text."""
     running: int = field(default=0, init=False)
@@ -57,9 +60,7 @@ class Tier:
         asked = model if model and model != self.model else ""
         if adapter and asked and adapter != asked:
             description = f"{adapter!r} contradicts the model, which is the adapter {asked!r}"
-            raise InvalidRequest(
-                f"options.adapter: {description}", violations=[FieldViolation("options.adapter", description)]
-            )
+            raise InvalidRequest.of("options.adapter", description)
         found = adapter or asked
         if found and found not in self.adapters:
             raise self.adapter_missing(found)

@@ -143,7 +143,7 @@ class Tokenizer:
         """A second tokenizer, made when it is first needed: the library's own switch would change the first for all."""
         if any(PLAIN_GUARD in text for text in texts):
             description = "U+FDD0 followed by U+FDD1 is not allowed with split_special_tokens"
-            raise InvalidRequest(f"text: {description}", violations=[FieldViolation("text", description)])
+            raise InvalidRequest.of("text", description)
         with self._plain_lock:
             if self._plain is None:
                 plain = _without_special_pieces(self.backend)

@@ -45,14 +45,14 @@ def truncation_from_wire(
     given = message.truncation
     sides = tokenizer_pb2.TruncationSide
     if given.side not in sides.values():
-        raise _invalid("truncation.side", f"{given.side} is not allowed: 1 for the start, 2 for the end")
+        raise InvalidRequest.of("truncation.side", f"{given.side} is not allowed: 1 for the start, 2 for the end")
     return Truncation(given.side == tokenizer_pb2.TRUNCATION_SIDE_END, given.max_tokens)
 
 
 def embedding_call_from_wire(message: tokenizer_pb2.EmbedRequest, call_remaining_s: float | None) -> EmbeddingCall:
     """A call to embed. Raises InvalidRequest."""
     if message.texts and message.token_ids:
-        raise _invalid("token_ids", "texts are given too: one of them is embedded")
+        raise InvalidRequest.of("token_ids", "texts are given too: one of them is embedded")
     truncation = truncation_from_wire(message)
     if truncation is not None and message.truncation.side == tokenizer_pb2.TRUNCATION_SIDE_UNSPECIFIED:
         truncation = Truncation(True, truncation.max_tokens)
@@ -73,7 +73,7 @@ def conversation_from_wire(message: tokenizer_pb2.Conversation, path: str = "con
     """A conversation, its tools and calls in the form templates expect."""
     if message.required_tool not in ("", *(("*",) if message.tools else ()), *(tool.name for tool in message.tools)):
         allowed = "the name of a tool, or '*' for any of them" if message.tools else "there are no tools to call"
-        raise _invalid(f"{path}.required_tool", f"{message.required_tool!r:.80} is not allowed: {allowed}")
+        raise InvalidRequest.of(f"{path}.required_tool", f"{message.required_tool!r:.80} is not allowed: {allowed}")
     return Conversation(
         messages=tuple(_message(m, f"{path}.messages[{i}]") for i, m in enumerate(message.messages)),
         tools=tuple(_tool(tool, f"{path}.tools[{i}]") for i, tool in enumerate(message.tools)),
@@ -100,12 +100,12 @@ def _input(message: tokenizer_pb2.TextRequest) -> str | tuple[int, ...] | Conver
         return tuple(message.token_ids.ids)
     if kind == "conversation":
         return conversation_from_wire(message.conversation)
-    raise _invalid("input", "one of text, token_ids and conversation is needed")
+    raise InvalidRequest.of("input", "one of text, token_ids and conversation is needed")
 
 
 def _message(message: tokenizer_pb2.ChatMessage, path: str) -> ChatMessage:
     if not message.role:
-        raise _invalid(f"{path}.role", "is empty: a role such as system, user, assistant or tool is needed")
+        raise InvalidRequest.of(f"{path}.role", "is empty: a role such as system, user, assistant or tool is needed")
     return ChatMessage(
         role=message.role,
         content=message.content,
@@ -124,7 +124,7 @@ def _call(call: tokenizer_pb2.ToolCall, path: str) -> dict[str, Any]:
 
 def _tool(tool: tokenizer_pb2.ToolDefinition, path: str) -> dict[str, Any]:
     if not tool.name:
-        raise _invalid(f"{path}.name", "is empty: a function's name is needed")
+        raise InvalidRequest.of(f"{path}.name", "is empty: a function's name is needed")
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
@@ -139,15 +139,15 @@ def _json_object(text: str, path: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_no_such_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise _invalid(path, f"{text[:80]!r} is not JSON ({error})") from None
+        raise InvalidRequest.of(path, f"{text[:80]!r} is not JSON ({error})") from None
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise _invalid(path, f"{text[:80]!r} has half of a surrogate pair, which no text may have") from None
+        raise InvalidRequest.of(path, f"{text[:80]!r} has half of a surrogate pair, which no text may have") from None
     except RecursionError:
-        raise _invalid(path, f"{text[:80]!r} is nested too deeply") from None
+        raise InvalidRequest.of(path, f"{text[:80]!r} is nested too deeply") from None
     if not isinstance(value, dict):
-        raise _invalid(path, f"{text[:80]!r} is not a JSON object")
+        raise InvalidRequest.of(path, f"{text[:80]!r} is not a JSON object")
     return value
 
 
@@ -160,7 +160,3 @@ def _finite(number: str) -> float:
 
 def _no_such_number(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
-
-
-def _invalid(field: str, description: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])

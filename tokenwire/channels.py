@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -58,18 +58,23 @@ def client_options(max_message_bytes: int = 64 * 2**20) -> list[tuple[str, Any]]
     ]
 
 
-def aio_channel(target: str, tls: ClientTls | None = None) -> grpc.aio.Channel:
+Options = Sequence[tuple[str, Any]]
+
+
+def aio_channel(target: str, tls: ClientTls | None = None, options: Options = ()) -> grpc.aio.Channel:
     """An asyncio channel to `host:port`. Raises FailedPrecondition for TLS files that cannot be used. Close it."""
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=client_options())
-    return grpc.aio.secure_channel(target, channel_credentials(tls), options=[*client_options(), *channel_options(tls)])
+        return grpc.aio.insecure_channel(target, options=[*client_options(), *options])
+    all_options = [*client_options(), *channel_options(tls), *options]
+    return grpc.aio.secure_channel(target, channel_credentials(tls), options=all_options)
 
 
-def sync_channel(target: str, tls: ClientTls | None = None) -> grpc.Channel:
+def sync_channel(target: str, tls: ClientTls | None = None, options: Options = ()) -> grpc.Channel:
     """A channel to `host:port` for ordinary code. Raises as `aio_channel` does. Close it."""
     if tls is None:
-        return grpc.insecure_channel(target, options=client_options())
-    return grpc.secure_channel(target, channel_credentials(tls), options=[*client_options(), *channel_options(tls)])
+        return grpc.insecure_channel(target, options=[*client_options(), *options])
+    all_options = [*client_options(), *channel_options(tls), *options]
+    return grpc.secure_channel(target, channel_credentials(tls), options=all_options)
 
 
 class TierChannel(Generic[S]):

@@ -61,22 +61,18 @@ def generates_nothing(model: str) -> FailedPrecondition:
 def refuse_inputs(sizes: Sequence[int], field: str) -> None:
     """Raise InvalidRequest for no input, too many, and empty ones. `sizes`: the length of each."""
     if not 1 <= len(sizes) <= MAX_INPUTS:
-        raise _invalid(field, f"{len(sizes)} inputs are not allowed: from 1 to {MAX_INPUTS} in one call")
+        raise InvalidRequest.of(field, f"{len(sizes)} inputs are not allowed: from 1 to {MAX_INPUTS} in one call")
     for index, size in enumerate(sizes):
         if not size:
-            raise _invalid(f"{field}[{index}]", "is empty: nothing can be embedded of it")
+            raise InvalidRequest.of(f"{field}[{index}]", "is empty: nothing can be embedded of it")
 
 
 def refuse_answer_size(num_inputs: int, num_values: int, field: str) -> None:
     """Raise InvalidRequest where the vectors of so many inputs are more than one message may hold."""
     if num_inputs * num_values * BYTES_PER_VALUE > MAX_ANSWER_BYTES:
         most = MAX_ANSWER_BYTES // (num_values * BYTES_PER_VALUE)
-        raise _invalid(
+        raise InvalidRequest.of(
             field,
             f"{num_inputs} vectors of {num_values} values do not fit into an answer of 4 MiB: send at most {most} "
             "inputs in one call, or ask for fewer dimensions",
         )
-
-
-def _invalid(field: str, description: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])

@@ -21,7 +21,7 @@ turns these into google.rpc.Status and back.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class TokenwireError(Exception):
     http_status: ClassVar[int] = 500
     openai_type: ClassVar[str] = "api_error"
     default_reason: ClassVar[str] = "UNKNOWN"
+
+    @classmethod
+    def of(cls, field: str, description: str, *, reason: str = "") -> Self:
+        """The refusal of one field."""
+        return cls(f"{field}: {description}", reason=reason, violations=[FieldViolation(field, description)])
 
     def __post_init__(self) -> None:
         Exception.__init__(self, self.message)

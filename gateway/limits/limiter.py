@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.limits.table import UsageTable
-from tokenwire.errors import FieldViolation, InvalidRequest, Overloaded
+from tokenwire.errors import InvalidRequest, Overloaded
 from tokenwire.identity_file import TenantLimits
 
 STREAM_RETRY_S = 1.0
@@ -131,7 +131,7 @@ class Limiter:
         if most_streams and streams > most_streams:
             field = "options.num_choices" if num_streams > 1 else "prompts"
             description = f"{streams} outputs in one call: the tenant may have {most_streams} at once"
-            raise InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+            raise InvalidRequest.of(field, description)
         now_s = self._clock()
         table = self._table
         with table.locked():

@@ -1,4 +1,4 @@
-"""The engine process: `python -m model_svc.engine FD`. Started by `model_svc.engine_client`, never by hand.
+"""The engine process: `python -m model_svc.engine FD`. Started by `model_svc.engine_process`, never by hand.
 
 Reads its settings from the socket FD, loads the model, then loops: take what came, step, send what was made. Ends when
 the gRPC process is gone.
@@ -18,8 +18,8 @@ from model_svc.engine.batch import ModelRunner, RunnerInfo
 from model_svc.engine.drafting import DraftLimits
 from model_svc.engine.engine import ADAPTER_POLL_S, Engine
 from model_svc.engine.events import Inbox, Ready, Refused
+from model_svc.engine.limits import Limits
 from model_svc.engine.link import EngineLink
-from model_svc.engine.scheduler import Limits
 from model_svc.settings import EngineSettings
 from tokenwire import logs
 from tokenwire.errors import FailedPrecondition, TokenwireError

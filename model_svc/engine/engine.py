@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from model_svc.engine.adapters import AdapterOutcome, AdapterStore
 from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch
 from model_svc.engine.events import EngineLoad, Inbox, NewTokens, StepResult
-from model_svc.engine.scheduler import Limits, Scheduler
+from model_svc.engine.limits import Limits
+from model_svc.engine.scheduler import Scheduler
 from model_svc.engine.sequence import Sequence, SequenceStatus
 from tokenwire.errors import Internal
 
@@ -113,7 +114,7 @@ class Engine:
         if self.adapters is not None and self.adapters.has_outcomes:
             for outcome in self.adapters.take_outcomes():
                 if outcome.error is None:
-                    self.scheduler.adapters.add(outcome.name, outcome.num_bytes)
+                    self.scheduler.add_adapter(outcome.name, outcome.num_bytes)
                 outcomes.append(outcome)
         return outcomes
 

@@ -1,7 +1,7 @@
 """The pipe between the gRPC process and the engine process: pickled messages, each behind its length.
 
 Both ends belong to one program and share a private socket pair, so pickle is safe here. This is the engine's, blocking,
-end; the gRPC process has an asyncio one in `model_svc.engine_client`.
+end; the gRPC process has an asyncio one in `model_svc.engine_process`.
 """
 
 import pickle

@@ -13,7 +13,7 @@ import torch
 
 from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.drafting import MOST_DRAFTS_PER_STEP
-from model_svc.engine.scheduler import MAX_PROMPT_LOGPROBS_PER_STEP
+from model_svc.engine.roster import MAX_PROMPT_LOGPROBS_PER_STEP
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.matching import Matching
 from model_svc.host import available_memory_bytes

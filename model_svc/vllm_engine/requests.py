@@ -127,7 +127,7 @@ def _constraint(params: pb.SamplingParams) -> Constraint | None:
 
 
 def _refusal(kind: type[TokenwireError], field: str, description: str) -> TokenwireError:
-    return kind(f"{field}: {description}", violations=[FieldViolation(field, description)])
+    return kind.of(field, description)
 
 
 def embed_inputs(message: pb.EmbedRequest) -> list[list[int]]:

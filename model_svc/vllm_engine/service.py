@@ -26,7 +26,7 @@ from model_svc.vllm_engine.model_files import chunks_of, facts_of, tokenizer_bun
 from model_svc.vllm_engine.requests import EngineRequest, context_of, embed_inputs, generate_request
 from model_svc.vllm_engine.stop_texts import StopTexts
 from tokenwire.embeddings import EmbeddingOptions
-from tokenwire.errors import AlreadyExists, FieldViolation, InvalidRequest, NotFound, TokenwireError, Unsupported
+from tokenwire.errors import AlreadyExists, InvalidRequest, NotFound, TokenwireError, Unsupported
 from tokenwire.requests import CancelReason, FinishReason, Terminal
 from tokenwire.sampling import NEUTRAL, SCALARS
 from tokenwire.server import GrpcServer
@@ -48,7 +48,7 @@ class Running:
     """One request to generate."""
 
     sequences: Sequence[EngineSequence] = ()
-    """None as long as its constraint is being compiled."""
+    """None yet while its constraint is being compiled."""
     aborted: bool = False
 
 
@@ -78,6 +78,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         if request_id in self._running:
             description = f"request_id: {request_id!r} is running: give each request its own"
             raise AlreadyExists(description, reason="DUPLICATE_REQUEST")
+        self._refuse_stop_strings(asked)
         running = self._running[request_id] = Running()
         try:
             self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
@@ -190,7 +191,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         if message.HasField("dp_rank") and message.dp_rank != 0:
             raise NotFound(f"dp_rank: {message.dp_rank} is not there: this worker has rank 0 alone")
         info, load = self._engine.info, self._engine.load
-        queued, total = self._engine.num_queued, load.kv_blocks_total * info.block_size
+        queued, total = self._engine.backlog.num_queued, load.kv_blocks_total * info.block_size
         used = load.kv_blocks_used * info.block_size
         rank = pb.SchedulerLoad(
             dp_rank=0,
@@ -202,7 +203,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
             token_usage=used / total if total else 0.0,
             utilization=load.running / info.max_batch_size,
             max_running_requests=info.max_batch_size,
-            num_waiting_uncached_tokens=min(self._engine.num_queued_tokens, 2**31 - 1),
+            num_waiting_uncached_tokens=min(self._engine.backlog.num_queued_tokens, 2**31 - 1),
         )
         now = datetime.now(UTC).isoformat()
         return pb.GetLoadsResponse(timestamp=now, version=__version__, dp_rank_count=1, loads=[rank])
@@ -235,13 +236,14 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         """Not built."""
         raise Unsupported("StopProfile is not built: `make profile` shows where the time goes")
 
-    def _answers(self, asked: EngineRequest, sequences: Sequence[EngineSequence]) -> GenerateAnswers:
-        options = asked.request.options
+    def _refuse_stop_strings(self, asked: EngineRequest) -> None:
+        """Raise InvalidRequest for stop strings where there is no tokenizer."""
         if asked.stop_strings and self._tokenizer is None:
             description = "this worker's model has no tokenizer.json to look for them with"
-            raise InvalidRequest(
-                f"sampling_params.stop: {description}", violations=[FieldViolation("sampling_params.stop", description)]
-            )
+            raise InvalidRequest.of("sampling_params.stop", description)
+
+    def _answers(self, asked: EngineRequest, sequences: Sequence[EngineSequence]) -> GenerateAnswers:
+        options = asked.request.options
         return GenerateAnswers(
             asked.request.token_ids,
             [ChoiceAnswer(index, self._stop_texts(asked)) for index in range(len(sequences))],

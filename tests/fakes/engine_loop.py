@@ -9,7 +9,7 @@ from model_svc.engine.batch import ModelRunner, RunnerInfo, ScheduledBatch, Step
 from model_svc.engine.drafting import DraftLimits
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Inbox
-from model_svc.engine.scheduler import Limits
+from model_svc.engine.limits import Limits
 from model_svc.engine.sequence import Sequence
 from tests.fakes.step_loop import GREEDY
 from tokenwire.requests import Terminal, TokenLogprob
@@ -93,7 +93,7 @@ class EngineLoop:
 
     @property
     def num_preemptions(self) -> int:
-        return self.engine.scheduler.num_preemptions
+        return self.engine.scheduler.roster.num_preemptions
 
     def _step(self) -> None:
         result = self.engine.step()

@@ -42,6 +42,8 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
         self.target = ""
         self.requests: list[Any] = []
         self.metadata_timeouts: list[float | None] = []
+        self.failures_left = 0
+        """Calls that are still to be refused with Unavailable."""
         self.damages = False
         """Sends files with their bytes in the wrong order."""
         self.cancelled = threading.Event()
@@ -112,6 +114,9 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
         self.metadata_timeouts.append(context.time_remaining())
         if getattr(request, "model", "") not in ("", MODEL):
             raise InvalidRequest(f"model {request.model!r} is not served; allowed: {MODEL}")
+        if self.failures_left:
+            self.failures_left -= 1
+            raise Unavailable("not now")
 
     async def _answer(self, words: list[str], options: Any) -> AsyncIterator[tuple[Any, Any]]:
         what = words[0] if words else ""

@@ -32,7 +32,7 @@ class LiveTier:
     async def until_idle(self) -> None:
         """Wait until the engine holds no sequence, then check that it holds no block either."""
         async with asyncio.timeout(10):
-            while self.tier.engine.num_open or self.tier.engine.load.running or self.tier.engine.num_queued:
+            while self.tier.engine.num_open or self.tier.engine.load.running or self.tier.engine.backlog.num_queued:
                 await asyncio.sleep(0.005)
         assert self.tier.engine.load.kv_blocks_used == 0
 

@@ -11,12 +11,12 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from tests.fakes.model_tier import FakeModelTier, fake_model_tier
-from tokenizer_svc.discovery import Resolve, resolve_all
 from tokenizer_svc.server import TokenizerTier
 from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.parsed import Parsed
 from tokenwire.requests import CancelReason, Terminal, TokenLogprob
+from tokenwire.routing.discovery import Resolve, resolve_all
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tokenwire.wire import CANCEL_TO_WIRE, logprob_from_wire, parsed_from_wire, terminal_from_wire
 

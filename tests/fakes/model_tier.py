@@ -143,6 +143,10 @@ class FakeModelTier(model_pb2_grpc.ModelServiceServicer):
     async def change_adapters(self, *names: str) -> None:
         """These it has from now on, and says so."""
         self.card.adapters[:] = names
+        await self.announce_card()
+
+    async def announce_card(self) -> None:
+        """Say anew what there is."""
         for session in self.sessions:
             await session.send(Frame(models=[self.card]))
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.cache_view import CacheView
+from tokenwire.routing.breaker import Breaker
 
 
 @dataclass(eq=False)

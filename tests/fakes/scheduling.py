@@ -8,7 +8,7 @@ from typing import Any
 from model_svc.engine.batch import RunnerInfo
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Ended
-from model_svc.engine.scheduler import Limits
+from model_svc.engine.limits import Limits
 from model_svc.engine.sequence import Sequence
 from tests.fakes.runner import FakeRunner, next_token, runner_info
 from tokenwire.requests import FinishReason, Usage

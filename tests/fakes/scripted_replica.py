@@ -12,7 +12,6 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from tests.fakes.logprobs import logprobs_of
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.cache_view import CacheView
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
@@ -26,6 +25,8 @@ from tokenwire.errors import Unavailable
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage
+from tokenwire.routing.breaker import Breaker
+from tokenwire.routing.retry_budget import RetryBudget
 
 Script = Callable[[int], Sequence[int]]
 """The whole output of a choice, by its number."""
@@ -210,6 +211,7 @@ def tier_over(
     wait_s: float = 5.0,
     max_held: int = 100,
     max_requests: int = 1000,
+    retry_budget: int = 1000,
 ) -> Tier:
     metrics = TokenizerMetrics(CollectorRegistry())
     router = Router(list(replicas))
@@ -223,6 +225,7 @@ def tier_over(
         metrics=metrics,
         max_requests=max_requests,
         max_resumes=max_resumes,
+        retry_budget=RetryBudget(retry_budget),
     )
 
 

@@ -77,7 +77,7 @@ class FakeSession:
             job = self.jobs.get(cancel.handle)
             self.tier.note_cancel(CANCEL_FROM_WIRE[cancel.reason])
             if job is not None and not self.tier.deaf:
-                job.task.cancel()
+                asyncio.get_running_loop().call_soon(job.task.cancel)  # one that has not begun would end unheard
 
     async def run(self, job: Job) -> None:
         sent: list[str] = []

@@ -187,6 +187,24 @@ def test_cancel_while_running_and_while_held_for_credit() -> None:
     asyncio.run(main())
 
 
+def test_a_request_that_is_taken_back_gives_its_id_free_in_the_same_frame() -> None:
+    async def run() -> None:
+        async with session() as (tier, live, peer):
+            await peer.submit(1, "!hold a b", request_id="mine")
+            await peer.until(lambda: peer.texts.get(1))
+            request = tokenizer_pb2.TextRequest(text="again", context=pb.RequestContext(request_id="mine"))
+            submit = tokenizer_pb2.Submit(handle=2, request=request)
+            await peer.send(submits=[submit], cancels=[pb.Cancel(handle=1), pb.Cancel(handle=9)])
+            assert (await peer.end(1)).reason is FinishReason.CANCELLED
+            assert (await peer.end(2)).reason is FinishReason.STOP_TOKEN and peer.texts[2] == "again"
+            await peer.send(cancels=[pb.Cancel(handle=3)], submits=[tokenizer_pb2.Submit(handle=3, request=request)])
+            assert (await peer.end(3)).reason is FinishReason.CANCELLED, "a Cancel of a Submit of its own frame"
+            await live.until_idle()
+            assert tier.cancels == [CancelReason.CLIENT, CancelReason.CLIENT]
+
+    asyncio.run(run())
+
+
 def test_a_session_that_breaks_takes_its_requests_back() -> None:
     async def main() -> None:
         async with session() as (tier, live, peer):

@@ -128,7 +128,7 @@ def test_a_full_queue_refuses_a_call_whole() -> None:
         async with live_model_tier(max_queued_requests=4, mock_step_ms=200.0, max_batch_size=1) as live:
             first = asyncio.ensure_future(live.stub.Embed(request_of(*[[1, 2]] * 4)))
             async with asyncio.timeout(5):
-                while not live.tier.engine.num_queued:
+                while not live.tier.engine.backlog.num_queued:
                     await asyncio.sleep(0.005)
             error = await refusal(live, request_of(*[[1]] * 4))
             assert isinstance(error, Overloaded) and error.retry_after_s is not None

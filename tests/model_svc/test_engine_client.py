@@ -1,7 +1,6 @@
 import asyncio
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -55,29 +54,3 @@ def test_a_bug_while_delivering_ends_every_request_and_the_engine_comes_back(cap
     with caplog.at_level(logging.ERROR):
         asyncio.run(main())
     assert any(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)
-
-
-@pytest.mark.parametrize(
-    ("asked", "wanted"),
-    [
-        ({}, {"GOMP_SPINCOUNT": "20000"}),
-        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
-        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
-    ],
-)
-def test_compute_threads_spin_briefly_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], wanted: dict[str, str]
-) -> None:
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in asked.items():
-        monkeypatch.setenv(name, value)
-
-    async def main() -> None:
-        async with live_model_tier() as live:
-            environ = Path(f"/proc/{live.tier.engine.pid}/environ").read_text().split("\0")
-            found = dict(entry.split("=", 1) for entry in environ if entry.startswith(names))
-            assert found == wanted
-
-    asyncio.run(main())

@@ -11,8 +11,8 @@ from model_svc.credits import Lessor
 from model_svc.sessions import TokenSession
 from tests.fakes.live_model_tier import token_request
 from tokenwire.constraints import Constraint
-from tokenwire.errors import Internal
-from tokenwire.requests import CancelReason
+from tokenwire.errors import AlreadyExists, Internal
+from tokenwire.requests import CancelReason, FinishReason, Terminal
 from tokenwire.status import from_wire
 from tokenwire.v1 import common_pb2, model_pb2
 
@@ -51,10 +51,13 @@ class State:
         self.grammars = self
 
     def known(self, constraint: Constraint | None) -> str | None:
-        return None
+        return "" if constraint is None else None
 
     async def compile(self, constraint: Constraint | None) -> str:
         return await self._compiled()
+
+    def check(self, request: Any) -> None:
+        pass
 
     def admission(self) -> "State":
         return self
@@ -70,8 +73,12 @@ def session_of(engine: Engine, compiled: Callable[[], Awaitable[str]]) -> TokenS
     return TokenSession(engine, State(compiled), Lessor(), lambda _: None)  # type: ignore[arg-type]
 
 
-def submit(session: TokenSession, handle: int, *, num_choices: int = 1, request_id: str = "r") -> None:
+def submit(
+    session: TokenSession, handle: int, *, num_choices: int = 1, request_id: str = "r", regex: str = "a+"
+) -> None:
     request = token_request([1, 2], request_id=request_id)
+    if regex:
+        request.options.constraint.regex = regex
     request.options.num_choices = num_choices
     submits = [model_pb2.TokenSubmit(handle=handle, request=request)]
     session.on_frame(model_pb2.ModelServiceSessionRequest(submits=submits))
@@ -95,3 +102,33 @@ def test_a_bug_while_a_constraint_is_compiled_ends_the_request(caplog: pytest.Lo
     asyncio.run(main())
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.message == "a request failed"
+
+
+def test_an_id_given_back_while_a_constraint_is_compiled_stays_with_whom_it_went_to() -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+        engine = Engine()
+
+        async def compiled() -> str:
+            await go_on.wait()
+            return ""
+
+        session = session_of(engine, compiled)
+        submit(session, 1, num_choices=2, request_id="same")
+        session.on_frame(model_pb2.ModelServiceSessionRequest(cancels=[common_pb2.Cancel(handle=1)]))
+        submit(session, 3, request_id="same", regex="")
+        go_on.set()
+        async with asyncio.timeout(10):
+            while len(engine.submitted) < 2:
+                await asyncio.sleep(0)
+        assert [handle for _, handle in engine.submitted] == [3, 2]
+        session.on_end(2, Terminal(FinishReason.LENGTH))
+        submit(session, 4, request_id="same", regex="")
+        frame = await session.next_frame()
+        assert frame is not None and [finish.handle for finish in frame.finishes] == [1, 2, 4]
+        assert isinstance(from_wire(frame.finishes[2].error), AlreadyExists)
+        session.on_end(3, Terminal(FinishReason.LENGTH))
+        submit(session, 5, request_id="same", regex="")
+        assert [handle for _, handle in engine.submitted] == [3, 2, 5], "the id is free again"
+
+    asyncio.run(main())

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Inbox
-from model_svc.engine.scheduler import Limits
+from model_svc.engine.limits import Limits
 from model_svc.engine.sequence import Sequence
 from model_svc.engine_client import EngineClient
 from model_svc.metrics import EngineMetrics

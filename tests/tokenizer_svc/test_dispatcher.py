@@ -10,11 +10,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.fakes.replica import FakeClock, FakeReplica
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Replica, Router, RoutingQuery
 from tokenwire.errors import Overloaded, TokenwireError, Unavailable
+from tokenwire.routing.breaker import Breaker
 
 
 @dataclass(eq=False)

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, live_tokenizer_tier
+from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, TextPeer, live_tokenizer_tier
 from tests.fakes.model_tier import FakeModelTier, fake_model_tier
 from tokenizer_svc.embedding import MAX_PARTS, PART_INPUTS, PART_TOKENS, parts_of
 from tokenizer_svc.embedding_inputs import NO_AFFIXES, fitted, pieces
 from tokenizer_svc.encoder import MAX_BATCH_CHARS
 from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.router import EmbeddingSubmission
+from tokenwire.embedding_wire import capabilities_to_wire, capability_names
 from tokenwire.embeddings import MAX_INPUTS, EmbeddingOptions
 from tokenwire.errors import (
     DeadlineExceeded,
@@ -147,6 +148,29 @@ def test_the_card_tells_what_can_be_asked_for(trained_folder: Path) -> None:
         (card,) = (await live.stub.ListModels(pb.ListModelsRequest())).models
         assert list(card.capabilities) == [common_pb2.CAPABILITY_GENERATE, common_pb2.CAPABILITY_EMBED]
         assert card.embedding_size == SIZE
+
+    with_tiers(trained_folder, call)
+
+
+def test_whatever_changes_on_the_card_is_told(trained_folder: Path) -> None:
+    async def call(fake: FakeModelTier, live: LiveTokenizerTier) -> None:
+        peer = await TextPeer.open(live)
+        assert peer.hello.models[0].embedding_size == SIZE
+        fake.card.embedding_size, fake.card.max_context_tokens = 2 * SIZE, 99
+        await fake.announce_card()
+        (card,) = (await peer.read()).models
+        assert (card.embedding_size, card.max_context_tokens) == (2 * SIZE, 99)
+        assert capability_names(card) == ["generate", "embed"]
+        fake.card.capabilities[:] = capabilities_to_wire(generates=True, embeds=False)
+        fake.card.embedding_size = 0
+        await fake.announce_card()
+        (card,) = (await peer.read()).models
+        assert capability_names(card) == ["generate"] and not card.embedding_size
+        await fake.announce_card()
+        fake.card.max_context_tokens = 98
+        await fake.announce_card()
+        (card,) = (await peer.read()).models
+        assert card.max_context_tokens == 98, "what is the same is not told again"
 
     with_tiers(trained_folder, call)
 

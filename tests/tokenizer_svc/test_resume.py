@@ -221,6 +221,25 @@ def test_an_engine_that_is_lost_is_resumed_elsewhere_though_its_tier_looks_well(
     asyncio.run(main())
 
 
+def test_without_a_budget_what_has_begun_goes_on_and_what_has_not_ends(tokenizer: Tokenizer) -> None:
+    async def main() -> None:
+        first, second = (ScriptedReplica(name, script_of(tokenizer)) for name in ("first", "second"))
+        second.load = 1.0
+        tier = tier_over(tokenizer, first, second, retry_budget=1)
+        sinks = [(await start(tier, request_of(tokenizer, context=RequestContext(f"r{n}"))))[1] for n in range(3)]
+        first.submitted[0].say(0, 5)
+        first.lose()
+        await settle()
+        second.finish_all()
+        await settle()
+        ends = [sink.choices[0].terminal for sink in sinks]
+        assert sinks[0].choices[0].text == sinks[1].choices[0].text == TEXTS[0]
+        assert ends[2] is not None and ends[2].error is not None and ends[2].error.reason == "MODEL_TIER_LOST"
+        assert tier.retry_budget.left == pytest.approx(0.4), "two ended well since"
+
+    asyncio.run(main())
+
+
 def test_without_another_in_time_the_loss_is_the_error(tokenizer: Tokenizer) -> None:
     async def main() -> None:
         only = ScriptedReplica("only", script_of(tokenizer))

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.replica import FakeClock, FakeReplica
-from tokenizer_svc.breaker import Breaker
 from tokenizer_svc.router import LeastLoad, NoneAllowed, Pick, PickReason, Router, RoutingQuery
 from tokenwire.errors import Unavailable
+from tokenwire.routing.breaker import Breaker
 
 
 def test_the_least_loaded_ready_replica_is_picked() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from tests.fakes.live_tokenizer_tier import TextPeer, live_tokenizer_tier, text_request
 from tests.fakes.model_tier import FakeModelTier, Frame, fake_model_tier
-from tokenizer_svc import breaker
 from tokenwire.errors import Unavailable
 from tokenwire.requests import FinishReason, Terminal, Usage
+from tokenwire.routing import breaker
 from tokenwire.v1 import common_pb2
 
 DONE = Terminal(FinishReason.LENGTH, Usage(1, 0, 1))

@@ -1,7 +1,7 @@
 import pytest
 
 from tokenizer_svc.settings import TokenizerTierSettings
-from tokenizer_svc.targets import AddressTarget, DnsTarget, FileTarget
+from tokenwire.routing.targets import AddressTarget, DnsTarget, FileTarget
 from tokenwire.settings import SettingError, settings_from
 
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -224,7 +224,7 @@ class Up:
             waiting.cancel()
         try:
             async with self.client() as client:
-                if all(only_embeds(card) for card in await client.models()):
+                if only_embed(await client.models()):
                     await client.embed("Hello", timeout_s=FIRST_TOKEN_TIMEOUT_S)
                     click.echo(f"  first embedding served after {self.seconds():.1f} s")
                     return
@@ -279,7 +279,7 @@ async def serve(running: Up) -> None:
         async with running.client() as client:
             cards = await client.models()
         names = [card.name for card in cards] or names
-        shown = embedding_examples if cards and all(map(only_embeds, cards)) else examples
+        shown = embedding_examples if only_embed(cards) else examples
     tls_folder = running.settings.tls_folder
     http_url = f"{'https' if tls_folder else 'http'}://{running.http_target}"
     click.echo(f"\nServing {', '.join(names)}:  gRPC {running.grpc_target}  HTTP {http_url}\n")
@@ -293,9 +293,9 @@ async def serve(running: Up) -> None:
     await wait(running.stop)
 
 
-def only_embeds(card: ModelCard) -> bool:
-    """Whether a model gives vectors and no text."""
-    return "embed" in card.capabilities and "generate" not in card.capabilities
+def only_embed(cards: Sequence[ModelCard]) -> bool:
+    """Whether there are models, and all of them give vectors and no text."""
+    return bool(cards) and all("embed" in c.capabilities and "generate" not in c.capabilities for c in cards)
 
 
 def metrics_addresses(settings: UpSettings) -> str:

@@ -10,7 +10,7 @@
 
     Client("gateway.example:50051", api_key="…", tls=ClientTls(ca="ca.pem"))      # or ClientTls(): this machine's CAs
 
-Knows only the gateway's contract: no tokenizer, no model, no retry.
+Knows only the gateway's contract: no tokenizer, no model.
 """
 
 from tokenwire.client.clients import AsyncClient, Client
@@ -28,6 +28,8 @@ from tokenwire.client.events import (
     Tool,
 )
 from tokenwire.client.options import CallOptions
+from tokenwire.client.session_outputs import AsyncSessionOutputs, BlockingSessionOutputs
+from tokenwire.client.sessions import AsyncSession, Session
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.parsed import ToolCall
 from tokenwire.requests import FinishReason, Terminal, TokenLogprob, Usage
@@ -35,7 +37,10 @@ from tokenwire.tls import ClientTls
 
 __all__ = [
     "AsyncClient",
+    "AsyncSession",
+    "AsyncSessionOutputs",
     "AsyncStream",
+    "BlockingSessionOutputs",
     "CallOptions",
     "Client",
     "ClientTls",
@@ -49,6 +54,7 @@ __all__ = [
     "ModelCard",
     "Output",
     "RenderedPrompt",
+    "Session",
     "Stream",
     "Terminal",
     "TextDelta",

@@ -1,7 +1,7 @@
 """`Client` and `AsyncClient`: the gateway's calls as methods.
 
 Both only start calls on their kind of channel; requests, answers and errors are made by the shared functions of
-`messages.py`. Neither retries.
+`messages.py`. What is tried again is the transport's business (`retries.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from tokenwire.client.conversations import conversation_of
 from tokenwire.client.embeddings import Embeddings, EmbedOptions, embed_request, embeddings
 from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, RenderedPrompt, TokenizerFiles, Tool
 from tokenwire.client.options import CallOptions
+from tokenwire.client.retries import retry_options
+from tokenwire.client.sessions import AsyncSession, Session
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls
@@ -23,6 +25,7 @@ from tokenwire.v1 import gateway_pb2_grpc
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 UNARY_TIMEOUT_S = 30.0
+DEFAULT_ATTEMPTS = 3
 
 
 def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
@@ -33,14 +36,23 @@ def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
 class Client:
     """A gateway, for ordinary code; may be shared by threads. Close it, or use it in a `with` block."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, api_key: str = "", tls: ClientTls | None = None) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str = "",
+        tls: ClientTls | None = None,
+        max_attempts: int = DEFAULT_ATTEMPTS,
+    ) -> None:
         """`api_key`: an API key or a JWT, sent with every call. `tls`: None: without; its files are read here, once.
 
-        Raises FailedPrecondition for TLS files that cannot be used.
+        `max_attempts`: how often a call that no server has taken is tried, with growing pauses; 1 to 5. Raises
+        FailedPrecondition for TLS files that cannot be used.
         """
         self.target = target
         self._metadata = bearer(api_key)
-        self._channel = sync_channel(target, tls)
+        self._tls = tls
+        self._channel = sync_channel(target, tls, retry_options(max_attempts))
         self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> Stream:
@@ -82,6 +94,10 @@ class Client:
         )
         sent = m.chat_call(conversation, options)
         return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
+
+    def session(self, *, max_open: int = 1024) -> Session:
+        """One stream for very many requests, at most `max_open` outputs of them open at once. Close it."""
+        return Session(self.target, self._metadata, self._tls, max_open)
 
     def tokenize(
         self,
@@ -180,14 +196,22 @@ class Client:
 class AsyncClient:
     """A gateway, for asyncio. Belongs to the loop it was made in; close it, or use it in an `async with` block."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, api_key: str = "", tls: ClientTls | None = None) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str = "",
+        tls: ClientTls | None = None,
+        max_attempts: int = DEFAULT_ATTEMPTS,
+    ) -> None:
         """`api_key`: an API key or a JWT, sent with every call. `tls`: None: without; its files are read here, once.
 
-        Raises FailedPrecondition for TLS files that cannot be used.
+        `max_attempts`: how often a call that no server has taken is tried, with growing pauses; 1 to 5. Raises
+        FailedPrecondition for TLS files that cannot be used.
         """
         self.target = target
         self._metadata = bearer(api_key)
-        self._channel = aio_channel(target, tls)
+        self._channel = aio_channel(target, tls, retry_options(max_attempts))
         self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> AsyncStream:
@@ -221,6 +245,10 @@ class AsyncClient:
         )
         sent = m.chat_call(conversation, options)
         return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
+
+    def session(self, *, max_open: int = 1024) -> AsyncSession:
+        """As `Client.session`, on this client's connection."""
+        return AsyncSession(lambda: self._stub.Session(metadata=self._metadata), self.target, max_open)
 
     async def tokenize(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenwire.client.events import Message, Tool
 from tokenwire.client.options import refuse_bad_text
-from tokenwire.errors import FieldViolation, InvalidRequest
+from tokenwire.errors import InvalidRequest
 from tokenwire.v1 import tokenizer_pb2
 from tokenwire.wire import tool_call_to_wire
 
@@ -46,7 +46,7 @@ def conversation_of(
 
 def invalid(field: str, description: str) -> InvalidRequest:
     """The refusal of one field."""
-    return InvalidRequest(f"{field}: {description}", violations=[FieldViolation(field, description)])
+    return InvalidRequest.of(field, description)
 
 
 def _add_message(conversation: tokenizer_pb2.Conversation, message: Message, field: str) -> None:

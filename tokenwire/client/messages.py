@@ -85,6 +85,47 @@ def chat_call(conversation: tokenizer_pb2.Conversation, given: CallOptions) -> G
     return GenerationCall(request, context.request_id, options.num_choices, _call_timeout_s(given), chat_events)
 
 
+def text_request(
+    input: Prompt | tokenizer_pb2.Conversation, given: CallOptions
+) -> tuple[tokenizer_pb2.TextRequest, int]:
+    """One request of a Session and how many outputs it has. Raises InvalidRequest."""
+    context, options = request_context(given), generation_options(given)
+    request = tokenizer_pb2.TextRequest(
+        context=context_to_wire(context),
+        model=given.get("model", ""),
+        options=options_to_wire(options),
+        truncate=given.get("truncate", False),
+        cache_salt=given.get("cache_salt", ""),
+        split_special_tokens=given.get("split_special_tokens", False),
+        truncation=_truncation(given),
+    )
+    if isinstance(input, tokenizer_pb2.Conversation):
+        request.conversation.CopyFrom(input)
+    elif isinstance(input, str):
+        refuse_bad_text("text", input)
+        request.text = input
+    else:
+        request.token_ids.CopyFrom(token_ids_message(input, "token_ids"))
+    return request, options.num_choices
+
+
+def session_delta(text: str, num_tokens: int, choice: int, extras: tokenizer_pb2.Extras | None) -> TextDelta:
+    """One row of a Session's frame, with what stands beside it."""
+    if extras is None:
+        return TextDelta(text, num_tokens, choice=choice)
+    return TextDelta(
+        text,
+        num_tokens,
+        tuple(extras.token_ids),
+        0,
+        choice,
+        tuple(map(logprob_from_wire, extras.logprobs)),
+        tuple(map(logprob_from_wire, extras.prompt_logprobs)),
+        extras.reasoning,
+        tuple(ToolCall(call.id, call.name, call.arguments, call.index) for call in extras.tool_calls),
+    )
+
+
 def generate_events(response: gateway_pb2.GenerateResponse) -> list[Event]:
     """The events of one message of Generate: new text, the end, or both."""
     return _events(response, response.index)

@@ -4,6 +4,7 @@ Closing a stream before its end cancels the request in every tier.
 """
 
 import asyncio
+from collections import deque
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,19 +19,15 @@ from tokenwire.status import from_rpc_error
 class StreamState:
     """What both streams share: events that wait to be taken, and what was collected."""
 
-    def __init__(self, sent: GenerationCall) -> None:
-        self.request_id = sent.request_id
+    def __init__(self, request_id: str, num_outputs: int) -> None:
+        self.request_id = request_id
         """Under which every tier logs this request."""
-        self._num_outputs = sent.num_outputs
-        self._events_of = sent.events_of
-        self._waiting: list[Event] = []
-        self._collector = OutputCollector(sent.num_outputs)
-
-    def _take(self, response: Any) -> None:
-        self._waiting.extend(self._events_of(response))
+        self._num_outputs = num_outputs
+        self._waiting: deque[Event] = deque()
+        self._collector = OutputCollector(num_outputs)
 
     def _next_event(self) -> Event:
-        event = self._waiting.pop(0)
+        event = self._waiting.popleft()
         self._collector.add(event)
         return event
 
@@ -54,7 +51,8 @@ class Stream(StreamState):
     """Events of one call, in order of arrival. An iterator and a context manager; errors are `tokenwire.errors`."""
 
     def __init__(self, sent: GenerationCall, call: Any) -> None:
-        super().__init__(sent)
+        super().__init__(sent.request_id, sent.num_outputs)
+        self._events_of = sent.events_of
         self._call = call
 
     def __iter__(self) -> Self:
@@ -63,7 +61,7 @@ class Stream(StreamState):
     def __next__(self) -> Event:
         while not self._waiting:
             try:
-                self._take(next(self._call))
+                self._waiting.extend(self._events_of(next(self._call)))
             except StopIteration:
                 self._check_complete()
                 raise
@@ -97,7 +95,8 @@ class AsyncStream(StreamState):
     """`Stream` for asyncio: `async for`, `async with`, `await stream.text()`."""
 
     def __init__(self, sent: GenerationCall, call: Any) -> None:
-        super().__init__(sent)
+        super().__init__(sent.request_id, sent.num_outputs)
+        self._events_of = sent.events_of
         self._call = call
 
     def __aiter__(self) -> Self:
@@ -117,7 +116,7 @@ class AsyncStream(StreamState):
             if response is grpc.aio.EOF:
                 self._check_complete()
                 raise StopAsyncIteration
-            self._take(response)
+            self._waiting.extend(self._events_of(response))
         return self._next_event()
 
     async def text(self) -> str:

@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 
-from model_svc.engine.scheduler import ADAPTER_PATIENCE_S
+from model_svc.engine.roster import ADAPTER_PATIENCE_S
 from model_svc.engine.sequence import Sequence
 from tests.fakes.runner import runner_info
 from tests.fakes.scheduling import Harness, expected_output, sequence
@@ -22,7 +22,7 @@ def harness(
     info = replace(runner_info(num_blocks=num_blocks), num_adapter_slots=num_slots, max_adapter_bytes=max_bytes)
     made = Harness(overlap=overlap, of=info, batch=batch)
     for name in names:
-        made.scheduler.adapters.add(name, 1)
+        made.scheduler.add_adapter(name, 1)
     return made
 
 
@@ -31,7 +31,7 @@ def with_adapter(name: str, prompt: list[int], **fields: object) -> Sequence:
 
 
 def running(made: Harness) -> list[str]:
-    return [each.adapter for each in made.scheduler.running]
+    return [each.adapter for each in made.scheduler.roster.running]
 
 
 def test_more_adapters_than_slots_take_turns() -> None:
@@ -80,13 +80,13 @@ def test_a_slot_is_asked_for_once_a_step_by_all_that_want_the_same_adapter() -> 
     made.add(with_adapter("poet", [1], max_tokens=50))
     made.step()
     asked: list[str] = []
-    has_room = made.scheduler.adapters.has_room
+    has_room = made.scheduler.roster.adapters.has_room
 
     def counted(name: str, without: frozenset[str] = frozenset()) -> bool:
         asked.append(name)
         return has_room(name, without)
 
-    made.scheduler.adapters.has_room = counted  # type: ignore[method-assign]
+    made.scheduler.roster.adapters.has_room = counted  # type: ignore[method-assign]
     made.add(*(with_adapter(("coder", "critic")[n % 2], [2, n], arrival_s=made.clock()) for n in range(500)))
     made.step()
     assert sorted(asked) == ["coder", "critic"]
@@ -117,7 +117,7 @@ def test_an_adapter_that_a_higher_priority_holds_too_keeps_its_slot() -> None:
     made.step()
     assert running(made) == ["a", "a"]
     made.run(lambda: waiting.slot >= 0)
-    assert [each.adapter for each in made.scheduler.waiting] == ["a"], "once the other had ended"
+    assert [each.adapter for each in made.scheduler.roster.waiting] == ["a"], "once the other had ended"
     made.run()
 
 
@@ -128,13 +128,13 @@ def test_nobody_gives_a_slot_up_for_what_finds_no_blocks_even_then() -> None:
     made.step()
     made.add(with_adapter("b", list(range(50, 80)), priority=50, arrival_s=made.clock()))
     made.step()
-    assert running(made) == ["", "a"] and made.scheduler.num_preemptions == 0
+    assert running(made) == ["", "a"] and made.scheduler.roster.num_preemptions == 0
     made.run()
 
 
 def test_adapters_that_are_large_together_give_way_one_after_the_other() -> None:
     made = harness(3, "a", "b", max_bytes=4)
-    made.scheduler.adapters.add("big", 3)
+    made.scheduler.add_adapter("big", 3)
     for number, name in enumerate("aab"):
         made.add(with_adapter(name, [number], max_tokens=30, arrival_s=100.0 + number))
     made.step()
@@ -161,7 +161,7 @@ def test_an_unloaded_adapter_leaves_no_cached_prefix_behind() -> None:
         made.run()
     assert [ended.terminal.usage.cached_tokens for ended in made.ended.values()] == [0, 0, 16]
     made.scheduler.forget_adapter("a")
-    made.scheduler.adapters.add("a", 1)
+    made.scheduler.add_adapter("a", 1)
     for name in ("a", "b"):
         made.add(with_adapter(name, prompt))
         made.run()
@@ -186,8 +186,8 @@ def test_long_runs_with_preemptions_and_few_slots_keep_every_promise() -> None:
             made.add(each)
             made.step()
         made.run()
-        assert made.scheduler.num_preemptions > 0
+        assert made.scheduler.roster.num_preemptions > 0
         for each in sequences:
             prompt = each.token_ids[: each.num_prompt_tokens]
             assert made.outputs[each.sequence_id] == expected_output(prompt, each.stop.max_tokens or 0)
-        assert not made.scheduler.adapters._num_holders
+        assert not made.scheduler.roster.adapters._num_holders

@@ -92,7 +92,7 @@ def test_nobody_is_preempted_for_a_draft() -> None:
     harness = drafting_harness(right=0.5, num_blocks=16, max_context_tokens=16)
     harness.add(*[sequence([n] * 3, max_tokens=13, arrival_s=100.0 + n) for n in range(4)])
     harness.run()
-    assert harness.scheduler.num_preemptions == 0
+    assert harness.scheduler.roster.num_preemptions == 0
 
 
 def test_who_is_drafted_for() -> None:
@@ -202,7 +202,7 @@ def test_a_step_with_drafts_that_has_no_memory_is_made_without_them(caplog: pyte
     load = harness.scheduler.load()
     assert load.num_out_of_memory == 1 and load.step_budget_tokens == 32
     assert harness.outputs[only.sequence_id] == expected_output([1, 2], 20)
-    assert harness.scheduler.num_preemptions == 0
+    assert harness.scheduler.roster.num_preemptions == 0
     assert sum(b.num_drafts > 0 for b in harness.runner.batches) == 1
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from model_svc.engine.engine import MAX_FAILED_STEPS, Engine
 from model_svc.engine.events import Abort, Inbox
-from model_svc.engine.scheduler import Limits
+from model_svc.engine.limits import Limits
 from model_svc.engine.sequence import Sequence
 from tests.fakes.runner import FakeRunner, runner_info
 from tokenwire.errors import Internal

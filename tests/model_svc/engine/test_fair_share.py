@@ -67,14 +67,14 @@ def test_two_tenants_that_always_wait_stay_within_the_bound(
     served.add(another("a"))
     for _ in range(rng.randint(0, 40)):  # one may have a start
         served.step()
-        served.add(*(another("a") for _ in range(batch + 1 - len(harness.scheduler.waiting))))
+        served.add(*(another("a") for _ in range(batch + 1 - len(harness.scheduler.roster.waiting))))
     served.add(*(another("b") for _ in range(batch + 1)))
     start = dict(served.total)
     most_tokens = blocks * 4
     bound = 2 * max(PROMPT_COST * MAX_PROMPT, OUTPUT_COST * most_tokens) / min(1.0, weight)
     for _ in range(250):
         for tenant in "ab":
-            waiting = sum(each.tenant == tenant for each in harness.scheduler.waiting)
+            waiting = sum(each.tenant == tenant for each in harness.scheduler.roster.waiting)
             served.add(*(another(tenant) for _ in range(batch + 1 - waiting)))  # more than a step can start
         served.step()
         got_a = served.total.get("a", 0.0) - start.get("a", 0.0)
@@ -101,8 +101,8 @@ def test_shares_follow_weights() -> None:
     harness.run(until=lambda: len(harness.ended) >= 80)
     first = [harness.scheduler.sequences.get(i) for i in list(harness.ended)[:80]]
     assert first == [None] * 80
-    gold = sum(each.tenant == "gold" for each in harness.scheduler.waiting)
-    plain = sum(each.tenant == "plain" for each in harness.scheduler.waiting)
+    gold = sum(each.tenant == "gold" for each in harness.scheduler.roster.waiting)
+    plain = sum(each.tenant == "plain" for each in harness.scheduler.roster.waiting)
     assert 55 <= 100 - gold <= 65 and 16 <= 100 - plain <= 24
 
 
@@ -142,7 +142,7 @@ def test_counters_of_idle_tenants_are_bounded(monkeypatch: pytest.MonkeyPatch) -
         harness.add(sequence([index], max_tokens=1 + index % 3, tenant=f"t{index}"))
         harness.step()
     harness.run()
-    assert len(harness.scheduler.shares._counters) <= 11
+    assert len(harness.scheduler.roster.shares._counters) <= 11
 
 
 def test_the_counters_that_are_dropped_are_the_lowest_of_idle_tenants() -> None:
@@ -175,16 +175,16 @@ def test_a_thousand_tenants_do_not_slow_every_step_down() -> None:
     harness.scheduler.paused = True
     harness.add(*(sequence([2], tenant=f"t{i}") for i in range(1000)))
     looked = 0
-    counter = harness.scheduler.shares.counter
+    counter = harness.scheduler.roster.shares.counter
 
     def counted(tenant: str) -> float:
         nonlocal looked
         looked += 1
         return counter(tenant)
 
-    harness.scheduler.shares.counter = counted  # type: ignore[method-assign]
+    harness.scheduler.roster.shares.counter = counted  # type: ignore[method-assign]
     harness.scheduler.schedule()
     assert looked == 0
     harness.scheduler.paused = False
-    list(harness.scheduler.waiting.in_order())
+    list(harness.scheduler.roster.waiting.in_order())
     assert looked <= 3 * 1000

@@ -8,7 +8,7 @@ import pytest
 
 from model_svc.engine import step_budget
 from model_svc.engine.engine import Engine
-from model_svc.engine.scheduler import Limits
+from model_svc.engine.limits import Limits
 from model_svc.engine.sequence import Sequence
 from model_svc.engine.step_budget import StepBudget
 from tests.fakes.runner import FakeRunner, runner_info
@@ -128,7 +128,7 @@ def test_a_prompt_alone_is_computed_in_smaller_chunks(overlap: bool) -> None:
     loop.run(only)
     loop.check(only, num_outputs=10)
     assert only.num_preemptions == 0
-    assert loop.engine.scheduler.budget.max_tokens == 4
+    assert loop.engine.scheduler.roster.budget.max_tokens == 4
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlap"])
@@ -162,6 +162,7 @@ def test_a_device_without_any_memory_ends_sequences_but_not_the_engine(overlap: 
 def test_the_budget_comes_back_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_budget, "GOOD_STEPS", 5)
     loop = Loop(batch=4, budget=32)
+    budget = loop.engine.scheduler.roster.budget
     loop.runner.memory_rows = 1
     given = prompts(2, 2, 2, 2, max_tokens=8)
     for added in given:
@@ -169,11 +170,11 @@ def test_the_budget_comes_back_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
         loop.engine.add(added)
     loop.step()
     loop.step()
-    assert (loop.engine.scheduler.budget.max_tokens, loop.engine.scheduler.budget.max_sequences) == (8, 1)
+    assert (budget.max_tokens, budget.max_sequences) == (8, 1)
     loop.runner.memory_rows = 99
     loop.run()
     loop.check(*given, num_outputs=8)
-    assert (loop.engine.scheduler.budget.max_tokens, loop.engine.scheduler.budget.max_sequences) == (32, 4)
+    assert (budget.max_tokens, budget.max_sequences) == (32, 4)
 
 
 def test_a_thousand_good_steps_double_it() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from model_svc.engine.engine import Engine
 from model_svc.engine.events import Inbox, StepResult
+from model_svc.engine.limits import Limits
 from model_svc.engine.mock_runner import MockRunner
 from model_svc.engine.phase_clock import PHASES, PhaseClock
-from model_svc.engine.scheduler import Limits
 from model_svc.engine.sequence import Sequence
 from model_svc.settings import EngineSettings
 from tokenwire.sampling import NEUTRAL, StopParams

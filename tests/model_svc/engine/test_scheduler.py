@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_svc.engine.scheduler import CONSTRAINT_POLL_S
+from model_svc.engine.roster import CONSTRAINT_POLL_S
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.matching import Matching
 from tests.fakes.scheduling import GREEDY, Harness, expected_output, sequence
@@ -76,7 +76,7 @@ def test_preemption_recomputes_and_changes_no_token() -> None:
     sequences = [sequence([i] * 6, max_tokens=20, arrival_s=100.0 + i) for i in range(4)]
     harness.add(*sequences)
     harness.run()
-    assert harness.scheduler.num_preemptions > 0
+    assert harness.scheduler.roster.num_preemptions > 0
     for each in sequences:
         assert harness.outputs[each.sequence_id] == expected_output(each.token_ids[:6], 20)
 
@@ -180,7 +180,7 @@ def test_fair_shares_never_preempt() -> None:
     harness.step()
     harness.add(sequence([2], max_tokens=2, tenant="b"))
     harness.run()
-    assert harness.scheduler.num_preemptions == 0
+    assert harness.scheduler.roster.num_preemptions == 0
 
 
 def test_an_urgent_prompt_does_not_wait_behind_the_prefill_of_a_long_one() -> None:
@@ -218,7 +218,7 @@ def test_nobody_is_preempted_for_what_could_not_start_even_then() -> None:
     harness.add(sequence([9] * 48, max_tokens=2, priority=5, arrival_s=101.0))
     for _ in range(5):
         harness.step()
-    assert harness.scheduler.num_preemptions == 0
+    assert harness.scheduler.roster.num_preemptions == 0
     harness.run()
 
 
@@ -231,7 +231,7 @@ def test_paused_nothing_new_starts_and_what_runs_goes_on_even_after_preemption()
     waiting, expiring = sequence([9], max_tokens=2), sequence([8], max_tokens=2, deadline_s=100.05)
     harness.add(waiting, expiring)
     harness.run(until=lambda: all(each.sequence_id in harness.ended for each in running))
-    assert harness.scheduler.num_preemptions > 0
+    assert harness.scheduler.roster.num_preemptions > 0
     assert harness.reason(expiring) is FinishReason.DEADLINE
     assert waiting.first_scheduled_s is None and harness.scheduler.load().paused
     assert harness.scheduler.idle_s() is None, "a paused engine with nothing running sleeps"
@@ -259,7 +259,7 @@ def test_what_starts_does_not_have_to_give_way_at_once() -> None:
     harness.step()
     harness.add(second)
     harness.run()
-    assert harness.scheduler.num_preemptions == 0
+    assert harness.scheduler.roster.num_preemptions == 0
     assert harness.outputs[second.sequence_id] == expected_output([2] * 56, 2)
 
 
@@ -327,7 +327,7 @@ def test_any_history_ends_every_sequence_once_with_the_right_tokens(
     harness.run()
     assert set(harness.ended) == {each.sequence_id for each, _, _ in added}
     assert harness.scheduler.kv.pool.num_used == 0
-    assert len(harness.scheduler.waiting) == 0 and harness.scheduler.idle_s() is None
+    assert len(harness.scheduler.roster.waiting) == 0 and harness.scheduler.idle_s() is None
     for each, prompt, max_tokens in added:
         output = harness.outputs[each.sequence_id]
         assert output == expected_output(prompt, len(output))

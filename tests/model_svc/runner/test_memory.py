@@ -241,8 +241,8 @@ def test_the_division_is_logged_at_start(tiny_folder: Folders, caplog: pytest.Lo
     assert line.startswith("memory of cpu: weights 0 MiB | steps not measured | KV cache 1 MiB")
 
 
-def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of things on a GPU, with the CPU standing in: checks, largest steps, then the cache."""
+def test_a_gpus_start_measures_before_it_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of things on a GPU, with the CPU standing in: checks, largest steps with masks, then the cache."""
     done: list[str] = []
 
     class Standin:
@@ -268,14 +268,21 @@ def test_a_gpus_start_measures_before_it_sizes(tiny_folder: Folders, monkeypatch
 
     monkeypatch.setattr(startup, "resolve_device", lambda _: Standin())
     monkeypatch.setattr(startup, "check_gpu", lambda device, dtype: done.append(f"checked {device} {dtype}"))
+
+    def ran(runner: TorchModelRunner) -> None:
+        assert runner.grammars is not None
+        run_largest_steps(runner)
+        done.append("run")
+
     monkeypatch.setattr(startup, "peak_bytes", measured)
+    monkeypatch.setattr(startup, "run_largest_steps", ran)
     monkeypatch.setattr(startup, "kv_size", sized)
     settings = EngineSettings(
-        model=tiny_folder("llama"), dtype="float32", threads=1, max_batch_size=3, max_step_tokens=64,
-        kv_memory=2**20, gpu_memory_share=0.75, cuda_graphs="off", attention="sdpa",
+        model=str(write_text_model(tmp_path / "text")), dtype="float32", threads=1, max_batch_size=3,
+        max_step_tokens=64, kv_memory=2**20, gpu_memory_share=0.75, cuda_graphs="off", attention="sdpa",
     )  # fmt: skip
     info = startup.start_runner(settings, {}, load=load).info
-    assert done == ["checked cuda:0 float32", "measured", "sized"]
+    assert done == ["checked cuda:0 float32", "run", "measured", "sized"]
     assert list(info.phases_s) == ["device", "attention", "load", "vocabulary", "probe", "memory", "kv", "warmup"]
 
 

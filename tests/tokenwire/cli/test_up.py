@@ -14,7 +14,8 @@ import pytest
 
 from tokenwire.cli.examples import command_name, examples
 from tokenwire.cli.tiers import UpSettings
-from tokenwire.cli.up import metrics_addresses
+from tokenwire.cli.up import metrics_addresses, only_embed
+from tokenwire.client import ModelCard
 
 TOKENWIRE = [sys.executable, "-m", "tokenwire.cli.main"]
 FREE_PORTS = [f"--{name}port=0" for name in ("", "http-", "tokenizer-", "model-")]
@@ -32,6 +33,12 @@ def test_a_taken_port_is_told_before_anything_is_started() -> None:
     assert result.returncode == 1
     assert f"--http-port {port} is in use" in result.stderr
     assert "starting" not in result.stdout
+
+
+def test_examples_of_embeddings_are_for_those_who_can_do_nothing_else() -> None:
+    generates, embeds = (ModelCard(name, 100, 10, "", capabilities=(name,)) for name in ("generate", "embed"))
+    assert only_embed([embeds]) and only_embed([embeds, embeds])
+    assert not any(map(only_embed, ([generates], [embeds, generates], [])))
 
 
 def test_an_unknown_option_is_told_where_the_settings_of_tiers_are_given() -> None:

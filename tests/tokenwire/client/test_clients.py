@@ -459,3 +459,40 @@ def test_a_server_may_not_name_files_outside_the_folder(client: Client, monkeypa
     monkeypatch.setitem(FILES, "../outside", b"x")
     with pytest.raises(Internal, match="no name that a server may give"):
         client.tokenizer()
+
+
+@pytest.mark.parametrize(("failures", "max_attempts", "fine"), [(2, 3, True), (2, 2, False), (1, 1, False)])
+def test_a_call_that_no_server_took_is_tried_again(
+    gateway: FakeGateway, failures: int, max_attempts: int, fine: bool
+) -> None:
+    gateway.requests.clear()
+    gateway.failures_left = failures
+    with Client(gateway.target, max_attempts=max_attempts) as client:
+        if fine:
+            assert client.generate("flaky then fine").text() == "flaky then fine"
+        else:
+            with pytest.raises(Unavailable, match="not now"):
+                client.generate("flaky then fine").text()
+    assert len(gateway.requests) == min(failures + 1, max_attempts)
+
+    async def main() -> None:
+        gateway.failures_left = failures
+        async with AsyncClient(gateway.target, max_attempts=max_attempts) as client:
+            if fine:
+                assert await client.chat("flaky then fine").text() == "flaky then fine"
+            else:
+                with pytest.raises(Unavailable, match="not now"):
+                    await client.chat("flaky then fine").text()
+
+    asyncio.run(main())
+    gateway.failures_left = 0
+
+
+def test_overload_is_the_callers_business(gateway: FakeGateway) -> None:
+    gateway.requests.clear()
+    with Client(gateway.target, max_attempts=5) as client, pytest.raises(Overloaded) as caught:
+        client.generate("overload").text()
+    assert len(gateway.requests) == 1 and caught.value.retry_after_s == 1.5
+    for bad in (0, 6):
+        with pytest.raises(ValueError, match="max_attempts"):
+            Client(gateway.target, max_attempts=bad)

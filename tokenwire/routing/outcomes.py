@@ -7,14 +7,21 @@ is not closed, only what was submitted since it opened counts. Does not know the
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from tokenizer_svc.breaker import Breaker, BreakerState
 from tokenwire.errors import Internal, TokenwireError, Unavailable
 from tokenwire.logs import fields
 from tokenwire.requests import FinishReason, Terminal
+from tokenwire.routing.breaker import Breaker, BreakerState
 
 log = logging.getLogger(__name__)
 
 ENDED_WELL = {FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH}
+GOODBYES = {"SHUTTING_DOWN", "DRAINING"}
+"""Reasons with which a tier that is about to stop sends a request elsewhere, which is no failure."""
+
+
+def is_failure(error: TokenwireError | None) -> bool:
+    """Whether a request that ended so says something bad of its tier."""
+    return isinstance(error, Unavailable | Internal) and error.reason not in GOODBYES
 
 
 class Outcomes:
@@ -49,7 +56,7 @@ class Outcomes:
         if any(terminal.reason in ENDED_WELL for terminal in counted):
             self._tell(self._breaker.on_success)
             return
-        errors = [terminal.error for terminal in counted if isinstance(terminal.error, Unavailable | Internal)]
+        errors = [terminal.error for terminal in counted if is_failure(terminal.error)]
         if errors:
             self._fail(errors[0])
 
@@ -66,7 +73,7 @@ class Outcomes:
                 return
             if error is None:
                 self._tell(self._breaker.on_success)
-            elif isinstance(error, Unavailable | Internal):
+            elif is_failure(error):
                 self._fail(error)
 
         return end
@@ -93,7 +100,7 @@ class Outcomes:
             return
         if after is BreakerState.OPEN:
             self._first_since_open = None
-            log.warning("model tier failing", extra=fields(target=self._target, problem=self._breaker.problem()))
+            log.warning("tier below failing", extra=fields(target=self._target, problem=self._breaker.problem()))
         elif after is BreakerState.CLOSED:
-            log.info("model tier works again", extra=fields(target=self._target))
+            log.info("tier below works again", extra=fields(target=self._target))
         self._on_change()

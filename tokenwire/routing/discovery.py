@@ -1,4 +1,4 @@
-"""Which model tiers there are: fixed addresses, names that are resolved again and again, files that are read again.
+"""Which tiers there are below: fixed addresses, names that are resolved again and again, files that are read again.
 
 Tells its listener the whole list whenever it has changed. What fails keeps the addresses it gave last, so that a DNS
 outage takes no replica away. Does not know what a replica is.
@@ -11,9 +11,9 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from tokenizer_svc.targets import AddressTarget, DnsTarget, FileTarget, Target, split_address
 from tokenwire.addresses import join_host_port
 from tokenwire.logs import fields
+from tokenwire.routing.targets import AddressTarget, DnsTarget, FileTarget, Target, split_address
 from tokenwire.tasks import cancel_and_wait
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Discovery:
             problem = str(error)
             if self.problems.get(target) != problem:
                 kept = len(self._found[target])
-                log.warning("model tiers not found", extra=fields(source=str(target), error=problem, kept=kept))
+                log.warning("tiers below not found", extra=fields(source=str(target), error=problem, kept=kept))
             self.problems[target] = problem
         else:
             self.problems.pop(target, None)

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from tokenizer_svc.router import Replica
 from tokenwire.logs import fields
 
 log = logging.getLogger(__name__)
@@ -18,9 +17,11 @@ LOOK_AGAIN_S = 0.05
 """How often a replica that runs out is looked at."""
 
 
-class OwnedReplica(Replica, Protocol):
+class OwnedReplica(Protocol):
     """A replica with a connection to look after."""
 
+    target: str
+    """Its address."""
     leaving: bool
     """No longer wanted: it is not ready, and runs out."""
 
@@ -37,17 +38,25 @@ class OwnedReplica(Replica, Protocol):
 
 R = TypeVar("R", bound=OwnedReplica)
 
+Place = tuple[str, int]
+"""An address, and which of the replicas there."""
+
 
 class ReplicaSet(Generic[R]):
     """Owns the replicas. `update` as often as they change, `close` once."""
 
-    def __init__(self, make: Callable[[str], R], on_change: Callable[[], None]) -> None:
-        """`make` makes the replica of an address. `on_change` is called when `serving` has changed."""
+    def __init__(self, make: Callable[[str], R], on_change: Callable[[], None], *, num_each: int = 1) -> None:
+        """`make` makes the replica of an address. `on_change` is called when `serving` has changed.
+
+        `num_each`: replicas to have at each address, where several processes may answer.
+        """
         self.serving: tuple[R, ...] = ()
-        """Those that are wanted, in the order of the last update."""
+        """Those that are wanted, in the order of the last update: one of each address, then the second of each."""
         self._make = make
         self._on_change = on_change
-        self._leaving: dict[str, R] = {}
+        self._num_each = num_each
+        self._wanted: dict[Place, R] = {}
+        self._leaving: dict[Place, R] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -57,42 +66,44 @@ class ReplicaSet(Generic[R]):
 
     def update(self, addresses: Sequence[str]) -> None:
         """These are the replicas now, each address once."""
-        before = {replica.target: replica for replica in self.serving}
-        self.serving = tuple(before.pop(address, None) or self._enter(address) for address in addresses)
-        for replica in before.values():
-            self._leave(replica)
+        before = self._wanted
+        places = [(address, number) for number in range(self._num_each) for address in addresses]
+        self._wanted = {place: before.pop(place, None) or self._enter(place) for place in places}
+        self.serving = tuple(self._wanted.values())
+        for place, replica in before.items():
+            self._leave(place, replica)
         self._on_change()
 
     async def close(self) -> None:
         """Cut every connection; what is open is reported lost."""
         replicas = self.all
-        self.serving, self._leaving = (), {}  # so that those that run out are no longer waited for
+        self.serving, self._wanted, self._leaving = (), {}, {}  # so that those that run out are no longer waited for
         await asyncio.gather(*(replica.close() for replica in replicas), *self._tasks)
 
-    def _enter(self, address: str) -> R:
-        replica = self._leaving.pop(address, None)
+    def _enter(self, place: Place) -> R:
+        replica = self._leaving.pop(place, None)
         if replica is None:
-            replica = self._make(address)
+            replica = self._make(place[0])
             replica.start()
-            log.info("model tier added", extra=fields(target=address))
+            log.info("tier below added", extra=fields(target=place[0]))
         replica.leaving = False
         return replica
 
-    def _leave(self, replica: R) -> None:
+    def _leave(self, place: Place, replica: R) -> None:
         replica.leaving = True
-        self._leaving[replica.target] = replica
-        log.info("model tier removed", extra=fields(target=replica.target, num_open=replica.num_open))
-        task = asyncio.get_running_loop().create_task(self._run_out(replica))
+        self._leaving[place] = replica
+        log.info("tier below removed", extra=fields(target=place[0], num_open=replica.num_open))
+        task = asyncio.get_running_loop().create_task(self._run_out(place, replica))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run_out(self, replica: R) -> None:
+    async def _run_out(self, place: Place, replica: R) -> None:
         """Close it once nothing is open, unless it is wanted again."""
-        while replica.num_open and self._runs_out(replica):
+        while replica.num_open and self._runs_out(place, replica):
             await asyncio.sleep(LOOK_AGAIN_S)
-        if self._runs_out(replica):
-            del self._leaving[replica.target]
+        if self._runs_out(place, replica):
+            del self._leaving[place]
             await replica.close()
 
-    def _runs_out(self, replica: R) -> bool:
-        return self._leaving.get(replica.target) is replica
+    def _runs_out(self, place: Place, replica: R) -> bool:
+        return self._leaving.get(place) is replica

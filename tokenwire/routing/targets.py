@@ -1,4 +1,4 @@
-"""How model tiers are named in the setting: addresses, DNS names, files to read. Parses and checks, no more."""
+"""How the tiers below are named in the setting: addresses, DNS names, files to read. Parses and checks, no more."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ ALLOWED = (
 
 @dataclass(frozen=True, slots=True)
 class AddressTarget:
-    """One model tier at a fixed place."""
+    """One tier at a fixed place."""
 
     address: str
 
@@ -20,7 +20,7 @@ class AddressTarget:
 
 @dataclass(frozen=True, slots=True)
 class DnsTarget:
-    """One model tier at each address that a name resolves to."""
+    """One tier at each address that a name resolves to."""
 
     host: str
     port: int
@@ -31,7 +31,7 @@ class DnsTarget:
 
 @dataclass(frozen=True, slots=True)
 class FileTarget:
-    """One model tier for each line of a file."""
+    """One tier for each line of a file."""
 
     path: str
 
@@ -76,3 +76,8 @@ def _target(text: str) -> Target:
         return FileTarget(path)
     split_address(text)
     return AddressTarget(text)
+
+
+def targets_of(text: str) -> str:
+    """Check a list of targets; returns it in one spelling. Raises ValueError saying what is allowed."""
+    return ",".join(map(str, parse_targets(text)))

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.replica import FakeClock
-from tokenizer_svc.breaker import FIRST_PAUSE_S, MAX_PAUSE_S, PROBE_TIMEOUT_S, Breaker, BreakerState
+from tokenwire.routing.breaker import FIRST_PAUSE_S, MAX_PAUSE_S, PROBE_TIMEOUT_S, Breaker, BreakerState
 
 
 def opened(clock: FakeClock) -> Breaker:

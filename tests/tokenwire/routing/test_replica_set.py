@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.fakes.replica import FakeReplica
-from tokenizer_svc.replica_set import ReplicaSet
+from tokenwire.routing.replica_set import ReplicaSet
 
 
 @dataclass(eq=False)
@@ -24,10 +24,10 @@ class Owned(FakeReplica):
 
 
 class Case:
-    def __init__(self) -> None:
+    def __init__(self, num_each: int = 1) -> None:
         self.made: list[Owned] = []
         self.changes = 0
-        self.set = ReplicaSet(self._make, self._on_change)
+        self.set = ReplicaSet(self._make, self._on_change, num_each=num_each)
 
     def _make(self, address: str) -> Owned:
         self.made.append(Owned(address))
@@ -120,5 +120,20 @@ def test_closing_waits_for_those_that_are_being_closed_and_cuts_those_that_run_o
         a.closes.set()
         await closing
         assert a.calls == ["start", "close", "closed"]
+
+    asyncio.run(main())
+
+
+def test_several_at_each_address_come_and_go_together() -> None:
+    async def main() -> None:
+        case = Case(num_each=2)
+        case.set.update(["a", "b"])
+        assert case.serving == ["a", "b", "a", "b"] and len(set(case.set.serving)) == 4
+        kept = [replica for replica in case.set.serving if replica.target == "b"]
+        case.set.update(["b"])
+        assert list(case.set.serving) == kept
+        await until(lambda: sum("closed" in replica.calls for replica in case.made) == 2)
+        assert all(replica.target == "a" for replica in case.made if "closed" in replica.calls)
+        await case.set.close()
 
     asyncio.run(main())

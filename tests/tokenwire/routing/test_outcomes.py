@@ -3,10 +3,10 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes.replica import FakeClock
-from tokenizer_svc.breaker import Breaker, BreakerState
-from tokenizer_svc.outcomes import Outcomes
 from tokenwire.errors import Internal, InvalidRequest, Overloaded, TokenwireError, Unavailable
 from tokenwire.requests import FinishReason, Terminal
+from tokenwire.routing.breaker import Breaker, BreakerState
+from tokenwire.routing.outcomes import Outcomes
 
 GOOD = Terminal(FinishReason.LENGTH)
 
@@ -53,6 +53,7 @@ def test_one_good_end_in_a_frame_speaks_for_it() -> None:
         Terminal(FinishReason.DEADLINE),
         bad(InvalidRequest("max_tokens: 0")),
         bad(Overloaded("full")),
+        bad(Unavailable("this one stops", reason="SHUTTING_DOWN")),
     ],
 )
 def test_what_is_not_its_fault_counts_neither_way(terminal: Terminal) -> None:

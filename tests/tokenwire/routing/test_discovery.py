@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenizer_svc.discovery import Discovery, resolve_all
-from tokenizer_svc.targets import parse_targets
+from tokenwire.routing.discovery import Discovery, resolve_all
+from tokenwire.routing.targets import parse_targets
 
 
 class FakeDns:

@@ -2,7 +2,7 @@
 
 A state machine over outcomes and a clock: closed, open after so many failures in a row, half open once a pause is over
 and a request tries it. Each opening without a request that ended well in between doubles the pause. Does not know
-replicas, the wire, or what others do: how many replicas may be passed over at once is `router`'s business.
+replicas, the wire, or what others do: how many may be passed over at once is `ejection`'s business.
 """
 
 import time

@@ -1,0 +1,114 @@
+"""One run of the engine process, seen from the gRPC process: started, spoken to through a socket, ended.
+
+Knows processes and whole messages. Does not know what the messages say, but for the first ones, nor what becomes of a
+process that is lost (see `engine_client.py`).
+"""
+
+import asyncio
+import logging
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from model_svc.engine.adapters import AdapterOutcome
+from model_svc.engine.batch import RunnerInfo
+from model_svc.engine.events import Ready, Refused
+from model_svc.engine.link import HEADER, encode
+from model_svc.settings import EngineSettings
+from tokenwire.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+SPIN_COUNT = "20000"
+"""Turns, some tens of microseconds: as long as most waits within a step."""
+
+CLOSE_TIMEOUT_S = 5.0
+
+
+def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the engine process: its compute threads spin briefly before they sleep, unless `environ` says.
+
+    OpenMP's threads wait for each other hundreds of times a step. Left alone they spin for milliseconds, also when what
+    they wait for needs the very core they hold; put to sleep at once they cost a wake-up each time. docs/engine.md has
+    the numbers. Read when torch is loaded; libgomp's own names.
+    """
+    if "OMP_WAIT_POLICY" in environ:
+        return dict(environ)
+    return {"GOMP_SPINCOUNT": SPIN_COUNT, **environ}
+
+
+class EngineProcess:
+    """One run of `python -m model_svc.engine` and the socket to it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self.pid = process.pid
+        self.info: RunnerInfo
+        """Set once the engine said Ready."""
+        self.adapters: tuple[AdapterOutcome, ...] = ()
+        """Likewise: what became of those that the settings name."""
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> "EngineProcess":
+        """Start it and wait for Ready. Raises what it refuses with, or Unavailable when it dies before."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                command = (sys.executable, "-m", "model_svc.engine", str(theirs.fileno()))
+                process = await asyncio.create_subprocess_exec(
+                    *command, pass_fds=(theirs.fileno(),), env=engine_environ(os.environ)
+                )  # fmt: skip
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()  # upon which a process that did start ends
+            raise
+        engine = cls(process, reader, writer)
+        try:
+            await engine.write(settings)
+            first = await engine.read()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            status = await engine.close()  # it is ending, or has: what it ends with is worth waiting for
+            message = f"the engine process ended before it was ready (exit status {status}); its log says why"
+            raise Unavailable(message, reason="ENGINE_DOWN") from None
+        except asyncio.CancelledError:
+            await engine.kill()
+            raise
+        if isinstance(first, Refused):
+            await engine.kill()
+            raise first.error
+        assert isinstance(first, Ready)
+        engine.info, engine.adapters = first.info, first.adapters
+        return engine
+
+    async def read(self) -> Any:
+        """The next message. Raises IncompleteReadError or ConnectionError when the process is gone."""
+        (size,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
+        return pickle.loads(await self._reader.readexactly(size))
+
+    async def write(self, message: Any) -> None:
+        """Send a message; waits while the engine is behind. Raises ConnectionError when the process is gone."""
+        self._writer.write(encode(message))
+        await self._writer.drain()
+
+    async def close(self) -> int | None:
+        """Close the socket, upon which the process ends; kill it if it does not. Returns its exit status."""
+        self._writer.close()
+        try:
+            return await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("the engine process did not end within %g s and is killed", CLOSE_TIMEOUT_S)
+            return await self.kill()
+
+    async def kill(self) -> int:
+        """End the process without asking: it has not begun to serve, or does not react. Returns its exit status."""
+        self._writer.close()
+        if self._process.returncode is None:
+            self._process.kill()
+        return await self._process.wait()

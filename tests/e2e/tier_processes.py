@@ -1,0 +1,38 @@
+"""Tiers as processes of their own, started one by one, for tests that put something between them."""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.e2e.replicated_stack import end
+
+
+class TierProcesses:
+    """Starts tiers; all end with the block."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: for their logs."""
+        self.folder = folder
+        self._stack = ExitStack()
+        self._number = 0
+
+    def __enter__(self) -> "TierProcesses":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, module: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
+        """`python -m module flags`."""
+        self._number += 1
+        log = self._stack.enter_context((self.folder / f"{self._number}-{module}.log").open("wb"))
+        command = [sys.executable, "-m", module, "--drain-timeout-s", "3", *flags]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environ})
+        self._stack.callback(end, process)
+        return process
+
+    def logs(self) -> str:
+        """What all said."""
+        return "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(self.folder.glob("*.log")))

@@ -1,0 +1,95 @@
+"""The engine process is started, spoken to and ended; this is the real one, with the mock engine."""
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model_svc import engine_process
+from model_svc.engine.events import Inbox, StepResult
+from model_svc.engine.sequence import Sequence
+from model_svc.engine_process import EngineProcess
+from model_svc.settings import EngineSettings
+from tokenwire.errors import FailedPrecondition, Unavailable
+from tokenwire.sampling import NEUTRAL, StopParams
+
+MOCK = EngineSettings(engine="mock", mock_step_ms=1.0)
+
+
+def test_it_answers_every_message_with_what_was_made_and_ends_when_its_socket_does() -> None:
+    async def main() -> None:
+        process = await EngineProcess.start(MOCK)
+        assert process.info.device == "mock" and process.adapters == ()
+        sequence = Sequence(7, [1, 2], 2, replace(NEUTRAL, seed=0), StopParams(3))
+        await process.write(Inbox(sequences=[sequence]))
+        tokens: list[int] = []
+        while True:
+            result = await process.read()
+            assert isinstance(result, StepResult) and result.num_received == 1
+            tokens += result.new.token_ids
+            if result.ended:
+                break
+        assert len(tokens) == 3 and [ended.sequence_id for ended in result.ended] == [7]
+        assert await process.close() == 0
+
+    asyncio.run(main())
+
+
+def test_what_it_refuses_is_raised_and_nothing_is_left() -> None:
+    async def main() -> None:
+        with pytest.raises(FailedPrecondition) as caught:
+            await EngineProcess.start(replace(MOCK, tensor_parallel=2))
+        assert caught.value.reason == "TENSOR_PARALLEL"
+
+    asyncio.run(main())
+
+
+def test_one_that_dies_before_it_is_ready_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(engine_process.sys, "executable", "/bin/false")
+        with pytest.raises(Unavailable, match=r"ended before it was ready \(exit status 1\)") as caught:
+            await EngineProcess.start(MOCK)
+        assert caught.value.reason == "ENGINE_DOWN"
+
+    asyncio.run(main())
+
+
+def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(engine_process, "CLOSE_TIMEOUT_S", 0.1)
+
+    async def main() -> None:
+        process = await EngineProcess.start(MOCK)
+        os.kill(process.pid, signal.SIGSTOP)
+        assert await process.close() == -signal.SIGKILL
+
+    asyncio.run(main())
+    assert "did not end within 0.1 s and is killed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "20000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_compute_threads_spin_briefly_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], wanted: dict[str, str]
+) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+
+    async def main() -> None:
+        process = await EngineProcess.start(MOCK)
+        environ = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+        assert await process.close() == 0
+        assert dict(entry.split("=", 1) for entry in environ if entry.startswith(names)) == wanted
+
+    asyncio.run(main())
