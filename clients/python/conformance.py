@@ -4,9 +4,13 @@ python clients/python/conformance.py --case NAME --target HOST:PORT [--tls-ca FI
 """
 
 import argparse
+import base64
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from google.protobuf import json_format, symbol_database
 
 from tokenwire.client import (
     BlockingSessionOutputs,
@@ -104,6 +108,17 @@ def session_lost(session: Session) -> None:
         print(json.dumps({"output": 0, "text": text, "error": told(error)}))
 
 
+def read_vectors(folder: Path) -> None:
+    """Each test vector, read, written again, and compared with its JSON."""
+    messages = symbol_database.Default()
+    for entry in json.loads((folder / "index.json").read_text()):
+        kind = messages.GetSymbol(entry["message"])
+        message = kind.FromString((folder / f"{entry['name']}.binpb").read_bytes())
+        from_json = json_format.Parse((folder / f"{entry['name']}.json").read_text(), kind())
+        encoded = base64.b64encode(message.SerializeToString()).decode()
+        print(json.dumps({"vector": entry["name"], "encoded": encoded, "json_equal": message == from_json}))
+
+
 CALLS: dict[str, Any] = {
     "generate": lambda c: tell_stream(c.generate("one two three", temperature=0, max_tokens=3)),
     "prompts": lambda c: tell_stream(c.generate("one two", "lost one")),
@@ -133,11 +148,15 @@ ON_SESSIONS: dict[str, Any] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", required=True)
-    parser.add_argument("--target", required=True)
+    parser.add_argument("--case", default="")
+    parser.add_argument("--target", default="")
+    parser.add_argument("--vectors", type=Path)
     parser.add_argument("--tls-ca", default="")
     parser.add_argument("--api-key", default="")
     given = parser.parse_args()
+    if given.vectors is not None:
+        read_vectors(given.vectors)
+        return
     tls = ClientTls(ca=given.tls_ca) if given.tls_ca else None
     with Client(given.target, api_key=given.api_key, tls=tls) as client:
         if given.case in CALLS:
