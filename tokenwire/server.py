@@ -36,8 +36,8 @@ GC_THRESHOLDS = (20_000, 20, 50)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LIVENESS = "liveness"
-"""Name under which health says SERVING for as long as the process answers, whether or not the tier can: who restarts what
-hangs must not restart a tier that waits for another one."""
+"""Name under which health says SERVING for as long as the process answers, whether or not the tier can: who restarts
+what hangs must not restart a tier that waits for another one."""
 
 
 class GrpcServer:
