@@ -75,6 +75,7 @@ class ModelTier:
         except TokenwireError:
             await self.grpc.server.stop(None)
             raise
+        self.metrics.kv_total.set(0 if info.whole_sequences else info.num_blocks)  # else unknown until the first step
         self.grammars.load(info.vocab_size)
         self._gpus.watch(info.gpus)
         log.info(
