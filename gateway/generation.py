@@ -14,7 +14,7 @@ from gateway.settings import GatewaySettings
 from gateway.streams import TextStream
 from gateway.submission import DEADLINE_GRACE_S
 from gateway.text_requests import TextRequest
-from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable
+from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable, let_go
 from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, numbered
 from tokenwire.sampling import refuse
 from tokenwire.wire import CALL_ROUNDING, call_limit_s
@@ -103,6 +103,7 @@ class Generation:
             except TokenwireError as error:
                 if len(requests) == 1:
                     raise
+                let_go(error)
                 for output in outputs:
                     output.on_finish(Terminal(FinishReason.ERROR, error=error))
         return stream

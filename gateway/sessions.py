@@ -10,7 +10,7 @@ from functools import partial
 from gateway.generation import Generation
 from gateway.metrics import RequestRecord
 from gateway.submission import Choice, Direct, Submission
-from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError
+from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError, let_go
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
 from tokenwire.parsed import Parsed
@@ -170,6 +170,7 @@ class TextServerSession:
                 refuse([FieldViolation("options.num_choices", allowed)])
             self._start(submit.request, handles, record)
         except TokenwireError as error:
+            let_go(error)  # it waits to be read
             record.failed(error)
             for handle in handles:
                 self.outbox.finish(handle, Terminal(FinishReason.ERROR, error=error))

@@ -72,6 +72,7 @@ class ModelTier:
         except TokenwireError:
             await self.grpc.server.stop(None)
             raise
+        self.metrics.kv_total.set(0 if info.whole_sequences else info.num_blocks)  # else unknown until the first step
         self.grammars.load(info.vocab_size)
         log.info(
             "serving",
