@@ -43,7 +43,7 @@ class ModelTier:
         self.engine = EngineClient(engine_settings, self._on_engine, self.metrics)
         self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
         self.state = TierState(self.engine, vocabulary, template, self.grammars)
-        self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
+        self.servicer = ModelServicer(self.engine, self.state, settings)
         self.metrics.follow_leases(lambda: self.servicer.leased)
         self._gpus = GpuMetrics(registry)
         self.engine.adapters.on_change = self._on_adapters
