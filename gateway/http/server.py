@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from gateway.http.connection import Batch
 from gateway.http.guard import GuardedConnection, HttpLimits
 from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
@@ -55,7 +56,9 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             loop="none",
-            http=functools.partial(GuardedConnection, limits=limits, on_refused=on_refused),  # type: ignore[arg-type]
+            http=functools.partial(  # type: ignore[arg-type]
+                GuardedConnection, limits=limits, on_refused=on_refused, batch=Batch()
+            ),
             timeout_keep_alive=limits.idle_timeout_s,  # type: ignore[arg-type]
             ws="none",
             lifespan="off",

@@ -21,7 +21,7 @@ class TextEvents:
         """`before`, `after`: what stands around the text, written as JSON, in each event."""
         self._prefix, self._suffix = before.encode(), after.encode()
         self._num_bytes = len(self._prefix) + len(self._suffix)
-        self._write = connection.transport.write
+        self._write = connection.write_later
         self._on_failure = on_failure
         self.quiet = False
         """To be set by who wants to know whether something was written since."""
