@@ -75,7 +75,14 @@ class TextOutbox:
         """
         if handle in self._plain:
             if not token_ids and logprobs is None and parsed is None:
-                self._add_plain(handle, text, num_tokens)
+                columns = self._columns
+                if not columns.handles:
+                    self._wake.set()
+                columns.handles.append(handle)
+                columns.texts.append(text)
+                columns.counts.append(num_tokens)
+                if len(columns.handles) > self._most_rows:
+                    self._merge_columns()
                 return
             self._leave_columns(handle)
         waiting = self._open.get(handle)
@@ -163,14 +170,9 @@ class TextOutbox:
         self._fill(frame)
         return frame
 
-    def _add_plain(self, handle: int, text: str, num_tokens: int) -> None:
-        columns = self._columns
-        if not columns.handles:
-            self._wake.set()
-        columns.append(handle, text, num_tokens)
-        if len(columns.handles) > self._most_rows:
-            self._columns = columns.merged()
-            self._most_rows = max(MAX_ROWS, 2 * len(self._columns.handles))
+    def _merge_columns(self) -> None:
+        self._columns = self._columns.merged()
+        self._most_rows = max(MAX_ROWS, 2 * len(self._columns.handles))
 
     def _leave_columns(self, handle: int) -> None:
         """From now on the sequence's text waits in rows of its own, as does what there is of it."""

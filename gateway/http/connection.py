@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 EXTENSION = "tokenwire.connection"
 """Where the connection is found in an ASGI scope's extensions."""
-FLUSH_BYTES = 16 * 1024
-"""So much is written at once: a client that does not keep up must be noticed within a frame."""
+MAX_LATER = 32
+"""Pieces that wait for one write: a client that does not keep up must be noticed within a frame."""
 
 
 def _nothing() -> None:
@@ -30,10 +30,11 @@ class Batch:
         self._waiting: list[Connection] = []
 
     def add(self, connection: "Connection") -> None:
-        """Have it flushed. To be called once until then."""
-        if not self._waiting:
+        """Have it flushed."""
+        waiting = self._waiting
+        if not waiting:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting.append(connection)
+        waiting.append(connection)
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -54,7 +55,6 @@ class Connection(HttpToolsProtocol):
         self._batch = batch
         self._later: list[bytes] = []
         """What waits for the flush."""
-        self._num_later_bytes = 0
         self.on_writable: Callable[[], None] = _nothing
         """Called when what was paused may be written to again."""
         self.on_paused: Callable[[], None] = _nothing
@@ -77,18 +77,18 @@ class Connection(HttpToolsProtocol):
 
         Nine tenths of a write are the kernel's, and the waking of whoever reads.
         """
-        if not self._later:
+        later = self._later
+        if not later:
             self._batch.add(self)
-        self._later.append(data)
-        self._num_later_bytes += len(data)
-        if self._num_later_bytes > FLUSH_BYTES:
+        later.append(data)
+        if len(later) >= MAX_LATER:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
         later = self._later
         if later:
-            self._later, self._num_later_bytes = [], 0
+            self._later = []
             self.transport.write(later[0] if len(later) == 1 else b"".join(later))
 
     def watch(self, on_gone: Callable[[], None]) -> None:

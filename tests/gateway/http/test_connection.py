@@ -7,7 +7,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from gateway.http.connection import FLUSH_BYTES, Batch, Connection
+from gateway.http.connection import MAX_LATER, Batch, Connection
 
 
 class Transport:
@@ -71,11 +71,12 @@ def test_nothing_overtakes_what_waits() -> None:
 def test_much_is_written_at_once() -> None:
     async def main() -> None:
         connection, transport = connected(Batch())
-        for _ in range(5):
-            connection.write_later(b"x" * (FLUSH_BYTES // 2))
-        assert [len(data) for data in transport.writes] == [3 * (FLUSH_BYTES // 2)]
+        for number in range(MAX_LATER + 3):
+            connection.write_later(b"%d," % number)
+        assert len(transport.writes) == 1
         await asyncio.sleep(0)
-        assert sum(map(len, transport.writes)) == 5 * (FLUSH_BYTES // 2)
+        assert b"".join(transport.writes) == b"".join(b"%d," % number for number in range(MAX_LATER + 3))
+        assert len(transport.writes) == 2
 
     asyncio.run(main())
 
