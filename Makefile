@@ -38,6 +38,7 @@ check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and 
 	cd protos && $(abspath $(BIN))/buf lint && $(abspath $(BIN))/buf breaking --against baseline.binpb
 	$(BIN)/python -m scripts.protos --check
 	$(BIN)/python -m scripts.protocol_page --check
+	$(BIN)/python -m scripts.vectors --check
 
 fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 	$(BIN)/ruff check --fix --quiet .
@@ -46,6 +47,7 @@ fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the contract, and the tables of settings and modules in docs
 	$(BIN)/python -m scripts.protos
 	$(BIN)/python -m scripts.protocol_page
+	$(BIN)/python -m scripts.vectors
 	$(BIN)/python -m scripts.settings_table
 	$(BIN)/python -m scripts.module_table
 

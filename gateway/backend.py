@@ -1,13 +1,13 @@
-"""One tokenizer tier: its channel, its session, and whether it says that it can answer.
+"""One tokenizer tier: its channel, its session, whether it says that it can answer, and how requests to it end.
 
-Hands what a frame brings to the choices that it is for. Does not choose among tiers, nor decide what becomes of the
-requests of one that is lost (see `backends`).
+Hands what a frame brings to the choices that it is for. Does not choose among tiers (see `tokenizer_tiers`), nor decide
+what becomes of requests that it gave up (see `backends`).
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,6 +16,8 @@ from gateway.metrics import GatewayMetrics
 from gateway.submission import Choice, Submission
 from tokenwire.channels import TierChannel
 from tokenwire.errors import Internal, TokenwireError, Unavailable
+from tokenwire.routing.breaker import Breaker
+from tokenwire.routing.outcomes import Outcomes
 from tokenwire.session import SessionClient, SessionStream
 from tokenwire.status import from_rpc_error
 from tokenwire.tasks import cancel_and_wait
@@ -36,6 +38,16 @@ def with_retry_time(error: TokenwireError) -> TokenwireError:
     return error
 
 
+class SubmissionOwner(Protocol):
+    """Who placed the submissions of a session."""
+
+    def on_lost(self, submission: Submission, error: TokenwireError) -> None:
+        """Its session broke: it goes on elsewhere or ends."""
+
+    def goes_on(self, submission: Submission, error: TokenwireError) -> bool:
+        """The tier ended one of its choices with this. Returns whether all of it begins again at another tier."""
+
+
 class Backend:
     """One tokenizer tier: its channel, its session, and whether it says that it can answer."""
 
@@ -43,23 +55,35 @@ class Backend:
         self,
         target: str,
         metrics: GatewayMetrics,
-        on_lost: Callable[[Submission, TokenwireError], None],
+        owner: SubmissionOwner,
         changed: Callable[[], None],
         tls: ClientTls | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
+        """`changed` is called when it came, went, or changed its mind. `breaker`: a plain one where none is given."""
         self.target = target
+        self.leaving = False
+        """No longer listed: it gets nothing new, and runs out."""
+        self.breaker = breaker or Breaker()
+        self.outcomes = Outcomes(target, self.breaker, changed)
         self._link: TierChannel[Any] = TierChannel(target, tokenizer_pb2_grpc.TokenizerServiceStub, tls)
         self.session: SessionClient[Choice] = SessionClient(
-            target, lambda: self._link.refreshed().Session(), tokenizer_pb2.SessionRequest, self
+            target,
+            lambda: self._link.refreshed().Session(),
+            tokenizer_pb2.SessionRequest,
+            self,
+            self._link.told_to_move,
         )
         self.serving = False
         """What the tier's health service says."""
         self.models: list[common_pb2.ModelCard] = []
         self.num_open = 0
-        """Prompts on their way through this tier."""
+        """Prompts and calls on their way through this tier."""
         self._health: asyncio.Task[None] | None = None
         self._metrics = metrics
-        self._on_lost = on_lost
+        self._owner = owner
+        self._accepted: SessionStream[Choice] | None = None
+        """The last stream that was opened."""
         self._changed = changed
 
     @property
@@ -74,9 +98,31 @@ class Backend:
         return self.target, stream.hello.epoch if stream is not None else 0
 
     @property
+    def connected(self) -> bool:
+        """Whether a request can be sent there."""
+        return self.session.stream is not None and not self.leaving
+
+    @property
+    def state(self) -> str:
+        """One of `gateway.metrics.TIER_STATES`."""
+        if self.leaving:
+            return "leaving"
+        if self.session.stream is None:
+            return "unreachable"
+        if not self.serving:
+            return "not_serving"
+        return "ready" if self.breaker.admits else "ejected"
+
+    def problem(self) -> str:
+        """What keeps requests away, for people; empty when nothing does."""
+        if self.session.stream is None:
+            return str(self.session.last_error)
+        return self.breaker.problem() if self.serving else "connected, but no model is ready behind it"
+
+    @property
     def ready(self) -> bool:
         """Whether a request sent there now would be answered, as far as is known."""
-        return self.session.stream is not None and self.serving
+        return self.connected and self.serving
 
     def start(self) -> None:
         """Begin connecting."""
@@ -90,8 +136,18 @@ class Backend:
         await self.session.close()
         await self._link.close()
 
+    def place(self, submission: Submission) -> None:
+        """Send a prompt down. Only while connected."""
+        stream = self.session.stream
+        assert stream is not None, "only connected tiers are chosen, and nothing awaits in between"
+        self.num_open += 1
+        submission.place(stream)
+        self.outcomes.on_submit(submission.choices[0].handle)
+
     def on_ready(self, stream: SessionStream[Choice]) -> None:
         """The session is open."""
+        self._accepted = stream
+        self.outcomes.on_stream()
         self.models = list(stream.hello.models)
         log.info("tokenizer tier %s is connected", self.target)
         self._changed()
@@ -122,32 +178,59 @@ class Backend:
                 logprobs = logprobs_from_wire(extra.logprobs, extra.prompt_logprobs)
                 parsed = parsed_from_wire(extra.reasoning, extra.tool_calls)
                 choice.on_text(text, num_tokens, extra.token_ids, logprobs, parsed)
-        for finish in frame.finishes:
-            choice = receivers.pop(finish.handle, None)
-            if choice is not None:
-                terminal = terminal_from_wire(finish)
-                if terminal.error is not None:
-                    with_retry_time(terminal.error)
-                choice.on_finish(terminal)
+        if handles:
+            self.outcomes.on_tokens(stream is self._accepted, handles)
+        if frame.finishes:
+            self._end(stream, frame.finishes)
 
     def on_lost(self, stream: SessionStream[Choice], receivers: dict[int, Choice], error: TokenwireError) -> None:
         """The session broke: each request goes on elsewhere or ends."""
-        level = logging.DEBUG if error.reason == "SESSION_CLOSED" else logging.WARNING
+        quiet = error.reason == "SESSION_CLOSED" or (stream.draining and not receivers)
+        level = logging.DEBUG if quiet else logging.WARNING
         log.log(level, "tokenizer tier %s is lost: %s", self.target, error)
         self._changed()
+        if not stream.draining:
+            self.outcomes.on_lost(stream is self._accepted, receivers, error)
         for submission in {choice.submission: None for choice in receivers.values()}:
-            self._on_lost(submission, error)
+            self._owner.on_lost(submission, error)
+
+    def _end(self, stream: SessionStream[Choice], finishes: Sequence[common_pb2.Finish]) -> None:
+        """Hand out terminal events. How they ended is told first: some begin again elsewhere at once."""
+        receivers = stream.receivers
+        ended = [(finish.handle, terminal_from_wire(finish)) for finish in finishes if finish.handle in receivers]
+        self.outcomes.on_finishes(stream is self._accepted, ended)
+        for handle, terminal in ended:
+            choice = receivers.pop(handle, None)  # gone, where another choice of its submission moved on
+            if choice is None:
+                continue
+            if terminal.error is not None:
+                with_retry_time(terminal.error)
+                if self._owner.goes_on(choice.submission, terminal.error):
+                    continue
+            choice.on_finish(terminal)
 
     async def _watch_health(self) -> None:
+        """Follow its health. Where the connection is to be left, it is asked again on a new one."""
         while True:
-            stub = health_pb2_grpc.HealthStub(self._link.channel)
+            following = asyncio.ensure_future(self._follow_health())
+            leaving = asyncio.ensure_future(self._link.told_to_move())
             try:
-                async for response in stub.Watch(health_pb2.HealthCheckRequest()):
-                    self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
-            except grpc.RpcError as error:
-                log.debug("health of %s: %s", self.target, from_rpc_error(error))
-            self._set_serving(False)
-            await asyncio.sleep(HEALTH_RETRY_S)
+                await asyncio.wait({following, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                lost = following.done()
+            finally:
+                await cancel_and_wait(following, leaving)
+            if lost:
+                self._set_serving(False)
+                await asyncio.sleep(HEALTH_RETRY_S)
+
+    async def _follow_health(self) -> None:
+        """What it says until the stream ends."""
+        stub = health_pb2_grpc.HealthStub(self._link.channel)
+        try:
+            async for response in stub.Watch(health_pb2.HealthCheckRequest()):
+                self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
+        except grpc.RpcError as error:
+            log.debug("health of %s: %s", self.target, from_rpc_error(error))
 
     def _set_serving(self, serving: bool) -> None:
         if serving != self.serving:

@@ -1,12 +1,11 @@
-"""The tokenizer tiers below: which of them takes the next request, and what becomes of it when its tier is lost.
+"""Every prompt and call on its way through the tokenizer tiers, and what becomes of it when its tier fails.
 
-All requests of this gateway share one session per tier. A request whose tier is lost before any of its text came goes
-to another one, once. Does not know who asked.
+What fails before any of its text came goes to another tier, once, within a budget that all share; what a tier that
+stops sends elsewhere goes on whatever the budget. Does not know which tiers there are.
 """
 
 import asyncio
 import hashlib
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,8 +20,12 @@ from gateway.room import Room
 from gateway.settings import GatewaySettings
 from gateway.submission import Sink, Submission
 from gateway.text_requests import TextRequest
+from gateway.tokenizer_tiers import TokenizerTiers
 from tokenwire.errors import TokenwireError, Unavailable
 from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
+from tokenwire.routing.discovery import Resolve, resolve_all
+from tokenwire.routing.outcomes import GOODBYES
+from tokenwire.routing.retry_budget import RetryBudget
 from tokenwire.status import from_rpc_error
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 from tokenwire.version import __version__
@@ -62,25 +65,36 @@ def estimate_of(request: TextRequest, num_choices: int) -> Estimate:
 class Backends:
     """All tokenizer tiers, and every prompt on its way through them."""
 
-    def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics, limiter: Limiter | None = None) -> None:
-        """`limiter`: holds tenants to their limits; None: there are none."""
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        metrics: GatewayMetrics,
+        limiter: Limiter | None = None,
+        *,
+        resolve: Resolve = resolve_all,
+    ) -> None:
+        """`limiter`: holds tenants to their limits; None: there are none. `resolve`: how names become addresses."""
         self.changed = asyncio.Event()
         """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
         self.room = Room(settings.max_concurrent_requests)
         self._limiter = limiter
         self._metrics = metrics
-        targets = settings.tokenizer_targets.split(",") * settings.sessions_per_target
-        self.tiers = [
-            Backend(target, metrics, self._lost, self.changed.set, settings.upstream_tls) for target in targets
-        ]
-        self._open: dict[Submission, Backend] = {}
+        self._below = TokenizerTiers(settings, metrics, self, self.changed.set, resolve=resolve)
+        self._budget = RetryBudget(settings.retry_budget)
+        self._open: dict[Submission, list[Backend]] = {}
+        """Where each was sent, the last one being where it is."""
         self._request_ids: set[str] = set()
         self._closing: TokenwireError | None = None
 
     @property
     def ready(self) -> bool:
         """Whether a tokenizer tier with a model behind it can be reached."""
-        return self._closing is None and any(backend.ready for backend in self.tiers)
+        return self._closing is None and self._below.ready
+
+    @property
+    def tiers(self) -> Sequence[Backend]:
+        """The tokenizer tiers that are listed now."""
+        return self._below.serving
 
     @property
     def num_open(self) -> int:
@@ -105,39 +119,30 @@ class Backends:
 
     def models(self) -> list[common_pb2.ModelCard]:
         """What the tiers said last that they serve, as far as the caller may use it."""
-        return visible(self._served().values())
-
-    def _served(self) -> dict[str, common_pb2.ModelCard]:
-        return {card.name: card for backend in self.tiers if backend.session.stream for card in backend.models}
+        return visible(self._below.cards().values())
 
     def _refuse_model(self, name: str, adapter: str = "") -> None:
         """Raise NotFound for a model that the caller may not use."""
         who = identity_of_call()
         if who.models is not None:
-            who.refuse_model(name, adapter, self._served())
+            who.refuse_model(name, adapter, self._below.cards())
 
     def missing(self) -> str:
         """What keeps the gateway from answering, for people; empty when nothing does."""
-        if self._closing is not None:
-            return str(self._closing)
-        if self.ready:
-            return ""
-        said = [
-            f"{b.target}: connected, but no model is ready behind it" if b.session.stream else
-            f"{b.target}: {b.session.last_error}"
-            for b in self.tiers
-        ]  # fmt: skip
-        return "no tokenizer tier can answer (" + "; ".join(dict.fromkeys(said)) + ")"
+        return str(self._closing) if self._closing is not None else self._below.missing()
+
+    def show_tiers(self) -> None:
+        """Tell the metrics how the tiers are."""
+        self._below.show_states()
 
     def start(self) -> None:
         """Begin connecting to all."""
-        for backend in self.tiers:
-            backend.start()
+        self._below.start()
 
     async def close(self) -> None:
         """Cut everything; what is open ends with an error."""
         self.end_all(with_retry_time(Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN")))
-        await asyncio.gather(*(backend.close() for backend in self.tiers))
+        await self._below.close()
 
     def end_all(self, error: TokenwireError) -> None:
         """End every open prompt with this error and refuse new ones."""
@@ -177,7 +182,7 @@ class Backends:
                 raise self._closing
             self._refuse_model(request.model, request.options.adapter)
             self.room.require(1, len(sinks), context.priority)
-            backend = self._choose()
+            backend = self._below.choose()
         except TokenwireError:
             lease.give_back()
             raise
@@ -186,41 +191,53 @@ class Backends:
         self._request_ids.add(context.request_id)
         self.room.enter(submission)
         self._metrics.open_streams.inc()
-        self._place(submission, backend)
+        self._open[submission] = [backend]
+        backend.place(submission)
         return submission
 
     async def call(self, method: str, request: Any, *, timeout_s: float | None, request_id: str) -> Any:
         """A unary call to a tier, raw; tried on another one when the first is lost. Raises its error, and NotFound."""
         if not isinstance(request, tokenizer_pb2.ListModelsRequest):
             self._refuse_model(request.model)
-        tried: list[Backend] = []
+        backend, tried = self._below.choose(), list[Backend]()
         while True:
-            backend = self._choose(tried)
             tried.append(backend)
+            end = backend.outcomes.on_call()
+            backend.num_open += 1
             try:
                 metadata = (("x-request-id", request_id),)
                 response = await getattr(backend.stub, method)(request, timeout=timeout_s, metadata=metadata)
-                if isinstance(response, tokenizer_pb2.ListModelsResponse):
-                    return tokenizer_pb2.ListModelsResponse(models=visible(response.models))
-                return response
             except grpc.aio.AioRpcError as rpc_error:
                 error = with_retry_time(from_rpc_error(rpc_error))
-                if not isinstance(error, Unavailable) or len(tried) >= min(MAX_TRIES, len(self.tiers)):
+                end(error)
+                other = self._another(tried, error)
+                if other is None:
                     raise error from None
+                backend = other
+                continue
+            finally:
+                tried[-1].num_open -= 1
+            end(None)
+            self._budget.on_success()
+            if isinstance(response, tokenizer_pb2.ListModelsResponse):
+                return tokenizer_pb2.ListModelsResponse(models=visible(response.models))
+            return response
 
     async def stream(
         self, method: str, request: Any, *, timeout_s: float | None, request_id: str
     ) -> AsyncIterator[Any]:
         """The answers of a streaming call to a tier, raw. Not tried again. Raises its error, and NotFound."""
         self._refuse_model(getattr(request, "model", ""))
-        backend = self._choose()
+        backend = self._below.choose()
         call = getattr(backend.stub, method)(request, timeout=timeout_s, metadata=(("x-request-id", request_id),))
+        backend.num_open += 1
         try:
             async for response in call:
                 yield response
         except grpc.aio.AioRpcError as rpc_error:
             raise with_retry_time(from_rpc_error(rpc_error)) from None
         finally:
+            backend.num_open -= 1
             call.cancel()
 
     async def list_models(self, *, timeout_s: float | None, request_id: str) -> list[common_pb2.ModelCard]:
@@ -229,51 +246,46 @@ class Backends:
         response = await self.call("ListModels", request, timeout_s=timeout_s, request_id=request_id)
         return list(response.models)
 
-    def _choose(self, avoid: Sequence[Backend] = ()) -> Backend:
-        """The ready tier with the fewest prompts, else one that is connected. Raises Unavailable.
+    def on_lost(self, submission: Submission, error: TokenwireError) -> None:
+        """Its session broke: it goes on elsewhere or ends."""
+        if not self.goes_on(submission, error):
+            target = self._open[submission][-1].target
+            lost = f"the tokenizer tier at {target} was lost: {error}"
+            submission.fail(Unavailable(lost, reason="TOKENIZER_TIER_LOST", retry_after_s=RETRY_AFTER_S))
 
-        Several sessions may lead to one process, which its epoch shows: the first of them is used, so that what goes to
-        one process at a time goes in one frame.
-        """
-        connected = [b for b in self.tiers if b.session.stream is not None and b not in avoid]
-        ready = [b for b in connected if b.serving]
-        if not connected:
-            raise Unavailable(
-                self.missing() or "the other tokenizer tiers are down",
-                reason="TOKENIZER_TIER_DOWN",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        candidates = ready or connected
-        if len(candidates) == 1:
-            return candidates[0]
-        loads = Counter[tuple[str, int]]()
-        for backend in candidates:
-            loads[backend.process] += backend.num_open
-        return min(candidates, key=lambda backend: loads[backend.process])
+    def goes_on(self, submission: Submission, error: TokenwireError) -> bool:
+        """One of its choices got this error. Returns whether all of it begins again at another tier."""
+        if submission.started or submission.cancelled:
+            return False
+        tried = self._open[submission]
+        other = self._another(tried, error)
+        if other is None:
+            return False
+        submission.leave()
+        tried[-1].num_open -= 1
+        tried.append(other)
+        other.place(submission)
+        return True
 
-    def _place(self, submission: Submission, backend: Backend) -> None:
-        stream = backend.session.stream
-        assert stream is not None, "_choose returns connected tiers, and nothing awaits in between"
-        backend.num_open += 1
-        self._open[submission] = backend
-        submission.place(stream)
-
-    def _lost(self, submission: Submission, error: TokenwireError) -> None:
-        backend = self._open[submission]
-        if not submission.started and submission.num_tries < MAX_TRIES and self._closing is None:
-            try:
-                other = self._choose([backend])
-            except Unavailable:
-                other = None
-            if other is not None:
-                backend.num_open -= 1
-                self._place(submission, other)
-                return
-        lost = f"the tokenizer tier at {backend.target} was lost: {error}"
-        submission.fail(Unavailable(lost, reason="TOKENIZER_TIER_LOST", retry_after_s=RETRY_AFTER_S))
+    def _another(self, tried: Sequence[Backend], error: TokenwireError) -> Backend | None:
+        """Where what got this error is to be tried again, which is then counted; None: it is not."""
+        if self._closing is not None or not isinstance(error, Unavailable):
+            return None
+        if len(tried) >= MAX_TRIES and error.reason not in GOODBYES:
+            return None
+        try:
+            other = self._below.choose(tried)
+        except Unavailable:
+            return None
+        if not self._budget.take(error):
+            return None
+        self._metrics.retries.inc()
+        return other
 
     def _closed(self, submission: Submission) -> None:
-        self._open.pop(submission).num_open -= 1
+        self._open.pop(submission)[-1].num_open -= 1
+        if submission.ended_well:
+            self._budget.on_success()
         self.room.leave(submission)
         self._request_ids.discard(submission.context.request_id)
         self._metrics.open_streams.dec()

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from types import TracebackType
 
@@ -10,12 +12,14 @@ from prometheus_client import CollectorRegistry
 
 from tokenwire.errors import TokenwireError
 from tokenwire.logs import fields
-from tokenwire.requests import FinishReason, GatewayTimings, Terminal
+from tokenwire.requests import GatewayTimings, Terminal
+from tokenwire.routing.outcomes import ENDED_WELL
 from tokenwire.telemetry import REGISTRY, TierMetrics
 
 log = logging.getLogger(__name__)
 
-ENDED_WELL = {FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH}
+TIER_STATES = ("ready", "ejected", "not_serving", "unreachable", "leaving")
+"""Of a tokenizer tier; `not_serving`: connected, without a model behind it; `leaving`: no longer listed."""
 
 
 class GatewayMetrics:
@@ -39,6 +43,15 @@ class GatewayMetrics:
         self.embedded = make.counter("embedded_total", "Inputs embedded for clients")
         self.embedded_tokens = make.counter("embedded_tokens_total", "Their tokens")
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
+        self.retries = make.counter("retries_total", "Prompts and calls sent to another tokenizer tier after a failure")
+        self.ejections = make.counter("ejections_total", "Times that a tokenizer tier was found failing")
+        self._tiers = make.gauge("tokenizer_replicas", "Sessions to tokenizer tiers by state", ["state"])
+
+    def show_tiers(self, states: Iterable[str]) -> None:
+        """In which of TIER_STATES each tokenizer tier is now."""
+        counts = Counter(states)
+        for state in TIER_STATES:
+            self._tiers.labels(state).set(counts[state])
 
     def identity_refused(self, reason: str) -> None:
         """Count a caller that was not let in for what it showed, or did not show."""

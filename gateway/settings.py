@@ -1,32 +1,26 @@
 """Settings of the gateway. Parsed once in `__main__`; everything below receives values, never the environment."""
 
-import re
 from dataclasses import dataclass
 
 from gateway.identity.settings import IdentitySettings
 from gateway.limits.settings import LimitSettings
-from tokenwire.settings import UpstreamSettings, WorkerSettings, bytes_of, setting
-
-TARGET = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):\d{1,5}")
-
-
-def targets_of(text: str) -> str:
-    """`"host:port,host:port"`, tidied; raises ValueError for anything else."""
-    targets = [word.strip() for word in text.split(",") if word.strip()]
-    if not targets or not all(TARGET.fullmatch(target) for target in targets):
-        raise ValueError("one or more host:port, separated by commas")
-    return ",".join(dict.fromkeys(targets))
+from tokenwire.routing.settings import RoutingSettings
+from tokenwire.routing.targets import targets_of
+from tokenwire.settings import WorkerSettings, bytes_of, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewaySettings(LimitSettings, IdentitySettings, UpstreamSettings, WorkerSettings):
+class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSettings):
     """What the gateway takes."""
 
     port: int = setting(50051, "gRPC port; 0 picks a free one", minimum=0, maximum=65535)
     http_port: int = setting(8080, "HTTP port; 0 picks a free one", minimum=0, maximum=65535)
     metrics_port: int = setting(9464, "Prometheus port; 0 turns it off", minimum=0, maximum=65535)
     tokenizer_targets: str = setting(
-        "127.0.0.1:50052", "tokenizer tiers as host:port, separated by commas", parse=targets_of
+        "127.0.0.1:50052",
+        "tokenizer tiers, separated by commas: host:port; dns:host:port, every address of that name; file:/path, a "
+        "host:port per line",
+        parse=targets_of,
     )
     sessions_per_target: int = setting(
         1,

@@ -15,6 +15,7 @@ from tokenwire.errors import TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.parsed import Parsed
 from tokenwire.requests import CancelReason, FinishReason, RequestContext, Terminal, Usage
+from tokenwire.routing.outcomes import ENDED_WELL
 from tokenwire.session import SessionStream
 from tokenwire.v1 import tokenizer_pb2
 from tokenwire.wire import context_to_wire
@@ -104,7 +105,10 @@ class Submission:
         """How many there were at the start."""
         self.started = False
         """Something was passed on, so the request cannot begin again elsewhere."""
-        self.num_tries = 0
+        self.cancelled = False
+        """The caller took a choice back."""
+        self.ended_well = False
+        """One of its choices came to an end of its own."""
         self.stream: SessionStream[Choice] | None = None
         self._on_closed = on_closed
         self._lease = lease
@@ -118,16 +122,21 @@ class Submission:
     def place(self, stream: SessionStream[Choice]) -> None:
         """Submit on this stream."""
         self.stream = stream
-        self.num_tries += 1
         self.request.context.CopyFrom(context_to_wire(self.context))
         handle = stream.open(self.choices)
         for offset, choice in enumerate(self.choices):
             choice.handle = handle + offset
         stream.submit(tokenizer_pb2.Submit(handle=handle, request=self.request))
 
+    def leave(self) -> None:
+        """Take what is open back from where it was placed, to be placed elsewhere."""
+        for choice in self.choices:
+            self._detach(choice, CancelReason.CLIENT)
+
     def cancel(self, choice: Choice, reason: CancelReason) -> None:
         """Ask the tier to end one choice; its terminal event still comes. An ended choice is ignored."""
         if self.stream is not None and choice in self.choices:
+            self.cancelled = True
             self.stream.cancel(choice.handle, reason)
 
     def abandon(self, reason: CancelReason) -> None:
@@ -146,6 +155,7 @@ class Submission:
     def count(self, terminal: Terminal, num_tokens: int) -> None:
         """A choice used so much: what its end says, at least the tokens that came."""
         usage = terminal.usage
+        self.ended_well |= terminal.reason in ENDED_WELL
         num_tokens = max(usage.completion_tokens, num_tokens)
         self._completion_tokens += num_tokens
         if usage.prompt_tokens or (terminal.error is not None and not num_tokens):

@@ -1,7 +1,7 @@
 """What this tier measures. All per request, nothing per token."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import cache
 
 from prometheus_client import CollectorRegistry
@@ -58,12 +58,9 @@ class TokenizerMetrics:
         )
         self.cache_bytes = tier.gauge("encoding_cache_bytes", "What the encoding cache holds, texts and token ids")
 
-    def follow_replicas(self, states: Callable[[], list[str]], num_cached_blocks: Callable[[], int]) -> None:
-        """Where the gauges of replicas read from, whenever they are scraped and from another thread."""
-
-        def count_of(state: str) -> Callable[[], float]:
-            return lambda: Counter(states())[state]
-
+    def show_replicas(self, states: Iterable[str], num_cached_blocks: int) -> None:
+        """In which of REPLICA_STATES each model tier is now, and how much is known to be cached in all of them."""
+        counts = Counter(states)
         for state in REPLICA_STATES:
-            self.model_replicas.labels(state).set_function(count_of(state))
-        self.known_cached_blocks.set_function(num_cached_blocks)
+            self.model_replicas.labels(state).set(counts[state])
+        self.known_cached_blocks.set(num_cached_blocks)

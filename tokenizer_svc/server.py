@@ -1,6 +1,7 @@
 """The tokenizer tier as a whole: what is loaded, connected and served, and in which order it goes down."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -35,6 +36,9 @@ from tokenwire.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from tokenwire.worker_place import WorkerPlace
 
 log = logging.getLogger(__name__)
+
+SHOW_REPLICAS_S = 1.0
+"""How often the metrics are told how the model tiers are, while nothing is heard of them."""
 
 
 class TokenizerTier:
@@ -106,17 +110,13 @@ class TokenizerTier:
             answers=answers,
         )
         self.server = GrpcServer(settings, share_port=share_port)
-        self.servicer = TokenizerServicer(self.tier, folder)
+        self.servicer = TokenizerServicer(self.tier, folder, settings)
         self.server.add(
             tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
             self.servicer,
             tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"],
         )
         self._watcher: asyncio.Task[None] | None = None
-        self.metrics.follow_replicas(
-            lambda: [replica.state for replica in self.replica_set.all],
-            lambda: sum(len(replica.cache) for replica in self.replica_set.all),
-        )
         log.info(
             "tokenizer loaded",
             extra=fields(
@@ -177,8 +177,12 @@ class TokenizerTier:
         """Healthy while at least one model tier takes requests."""
         serving, card = False, model_card(self.tier)
         while True:
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SHOW_REPLICAS_S):
+                    await self._changed.wait()
             self._changed.clear()
+            replicas = self.replica_set.all
+            self.metrics.show_replicas((each.state for each in replicas), sum(len(each.cache) for each in replicas))
             self.tier.dispatcher.on_room()
             if (now := model_card(self.tier)) != card:
                 card = now

@@ -16,6 +16,7 @@ from gateway.settings import GatewaySettings
 from tests.fakes.live_tokenizer_tier import LiveTokenizerTier
 from tests.fakes.tokenizer_tier import FakeTokenizerTier, fake_tokenizer_tier
 from tokenwire.channels import aio_channel
+from tokenwire.routing.discovery import Resolve, resolve_all
 from tokenwire.tls import ClientTls
 from tokenwire.v1 import gateway_pb2, gateway_pb2_grpc
 
@@ -80,12 +81,16 @@ def client_context(tls: ClientTls | None) -> ssl.SSLContext | bool:
 
 @asynccontextmanager
 async def live_gateway(
-    *tiers: FakeTokenizerTier | LiveTokenizerTier, wait: bool = True, tls: ClientTls | None = None, **settings: Any
+    *tiers: FakeTokenizerTier | LiveTokenizerTier,
+    wait: bool = True,
+    tls: ClientTls | None = None,
+    resolve: Resolve = resolve_all,
+    **settings: Any,
 ) -> AsyncIterator[LiveGateway]:
     targets = ",".join(tier.target for tier in tiers) or "127.0.0.1:1"
     values = {"port": 0, "http_port": 0, "metrics_port": 0, "tokenizer_targets": targets, "drain_timeout_s": 1.0}
     registry = CollectorRegistry()
-    server = Gateway(GatewaySettings(**{**values, **settings}), registry=registry)
+    server = Gateway(GatewaySettings(**{**values, **settings}), registry=registry, resolve=resolve)
     await server.start()
     url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.http.port}"
     async with (
@@ -98,6 +103,7 @@ async def live_gateway(
                 await live.until_ready()
             yield live
         finally:
+            await http.aclose()
             if not server.generation.draining:
                 await server.drain()
 

@@ -8,6 +8,7 @@ tokens. A prompt whose first word begins with `!` is a script:
     !bad a         ends with InvalidRequest at once
     !down          ends with Unavailable at once, which says nothing of when to come back
     !break a b     sends the words, then ends with Internal
+    !lost a b      sends the words, then ends with Unavailable
     !late a        sends the words, then ends with DEADLINE
 """
 
@@ -25,6 +26,7 @@ from tokenwire.errors import (
     NotFound,
     TokenwireError,
     Unavailable,
+    let_go,
 )
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
@@ -85,6 +87,7 @@ class FakeSession:
         except asyncio.CancelledError:
             terminal = Terminal(FinishReason.CANCELLED, usage=Usage(1, 0, len(sent)))
         except TokenwireError as error:
+            let_go(error)
             terminal = Terminal(FinishReason.ERROR, error=error)
         self.jobs.pop(job.handle, None)
         self.outbox.finish(job.handle, terminal)
@@ -106,6 +109,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.cancels: list[CancelReason] = []
+        self.failure: TokenwireError | None = None
+        """What every request and call ends with."""
         self.deaf = False
         """Ignores Cancel and deadlines."""
         self.embeds: list[Any] = []
@@ -115,6 +120,7 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.port = 0
         self._changed = asyncio.Event()
         self.num_steps = 0
+        self.num_tokenized = 0
 
     @property
     def target(self) -> str:
@@ -155,11 +161,7 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         options = options_from_wire(request.options)
         words = self.words(request)
         script = words.pop(0) if words[0].startswith("!") else ""
-        if script == "!bad":
-            message = "options.stop.max_tokens: 999 is not allowed: at most 63"
-            raise InvalidRequest(message, violations=[FieldViolation("options.stop.max_tokens", "999 is not allowed")])
-        if script == "!down":
-            raise Unavailable("no model tier is ready")
+        self.refuse(script)
         limit = options.stop.max_tokens or 10**6
         num_prompt = len(words) + bool(script)
         for number, word in enumerate(words[: 1 if script == "!hold" else limit]):
@@ -176,11 +178,23 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
             await asyncio.Event().wait()
         if script == "!break":
             raise Internal("the fake broke")
+        if script == "!lost":
+            raise Unavailable("the model tier was lost")
         if script == "!late":
             return Terminal(FinishReason.DEADLINE, usage=usage)
         if len(sent) >= limit:
             return Terminal(FinishReason.LENGTH, usage=usage)
         return Terminal(FinishReason.STOP_TOKEN, usage=usage, stop_token_id=0)
+
+    def refuse(self, script: str) -> None:
+        """Raise what it ends with before its first word."""
+        if self.failure is not None:
+            raise self.failure
+        if script == "!bad":
+            message = "options.stop.max_tokens: 999 is not allowed: at most 63"
+            raise InvalidRequest(message, violations=[FieldViolation("options.stop.max_tokens", "999 is not allowed")])
+        if script == "!down":
+            raise Unavailable("no model tier is ready")
 
     def logprobs(self, options: GenerationOptions, number: int, sent: list[str]) -> SequenceLogprobs | None:
         """Of the last word that was sent; with the first one the prompt's."""
@@ -217,6 +231,9 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         await run_session(frames, context, session)
 
     async def Tokenize(self, request: Any, context: Any) -> Any:
+        self.num_tokenized += 1
+        if self.failure is not None:
+            raise self.failure
         if not request.texts:
             raise InvalidRequest("texts: is empty", violations=[FieldViolation("texts", "is empty")])
         encodings = [tokenizer_pb2.Encoding(token_ids=range(len(text.split()))) for text in request.texts]

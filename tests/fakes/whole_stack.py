@@ -36,7 +36,7 @@ async def whole_stack(
     **model: Any,
 ) -> AsyncIterator[WholeStack]:
     """Settings of the gateway, of the tokenizer tier, and, by name, of the model tier."""
-    async with live_model_tier(model=str(folder), mock_vocab_size=VOCAB_SIZE, **model) as live_model:
+    async with live_model_tier(model=str(folder), **{"mock_vocab_size": VOCAB_SIZE, **model}) as live_model:
         target = {"model_targets": f"127.0.0.1:{live_model.port}", **(tokenizer or {})}
         async with live_tokenizer_tier(folder, wait=False, **target) as live_tokenizer:
             await live_tokenizer.until_ready(1)

@@ -6,12 +6,12 @@ from tokenwire.settings import SettingError, settings_from
 
 def test_targets_are_tidied() -> None:
     settings = settings_from(
-        GatewaySettings, "gateway", {}, {"TOKENWIRE_GATEWAY_TOKENIZER_TARGETS": "a:1, [::1]:2,a:1"}
+        GatewaySettings, "gateway", {}, {"TOKENWIRE_GATEWAY_TOKENIZER_TARGETS": "a:1, [::1]:2,dns:///b:3"}
     )
-    assert settings.tokenizer_targets == "a:1,[::1]:2"
+    assert settings.tokenizer_targets == "a:1,[::1]:2,dns:b:3"
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:port", "a:1;b:2", "::1:5"])
+@pytest.mark.parametrize("text", ["", "host", "host:port", "a:1;b:2", "::1:5", "a:1,a:1", "file:"])
 def test_a_target_that_is_none_is_refused_with_its_name_and_value(text: str) -> None:
     with pytest.raises(SettingError, match="--tokenizer-targets=.*host:port"):
         settings_from(GatewaySettings, "gateway", {"tokenizer_targets": text}, {})

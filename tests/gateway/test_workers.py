@@ -43,12 +43,18 @@ class Workers:
         async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
             return await client.post(f"{self.url}/v1/chat/completions", json=CHAT)
 
-    async def counted(self, url: str) -> float:
-        """Finished chats in the metrics there."""
+    async def counted(self, url: str, what: str = r'requests_total\{.*outcome="ok".*') -> float:
+        """Finished chats in the metrics there, or the sum of others."""
         async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
             text = (await client.get(url)).text
-        found = re.findall(r'^tokenwire_gateway_requests_total\{.*outcome="ok".*\} (\S+)$', text, re.MULTILINE)
+        found = re.findall(rf"^tokenwire_gateway_{what}\}} (\S+)$", text, re.MULTILINE)
         return sum(map(float, found))
+
+    async def until_ready(self, number: int) -> None:
+        """Wait until the metrics say that so many sessions to tokenizer tiers are ready, of all workers."""
+        async with asyncio.timeout(30):
+            while await self.counted(self.metrics_url, r'tokenizer_replicas\{state="ready"') != number:
+                await asyncio.sleep(0.05)
 
     async def until(self, condition: Any) -> None:
         async with asyncio.timeout(30):
@@ -87,6 +93,7 @@ def test_workers_share_ports_and_metrics_and_are_started_again() -> None:
             assert len(first) == 2
             assert await workers.counted(workers.metrics_url) == 20
             assert await workers.counted(f"{workers.url}/metrics") == 20
+            await workers.until_ready(2)
 
             victim = first.pop()
             os.kill(victim, signal.SIGKILL)
@@ -94,6 +101,7 @@ def test_workers_share_ports_and_metrics_and_are_started_again() -> None:
             for _ in range(5):
                 assert (await workers.chat()).status_code == 200  # the other goes on meanwhile
             await workers.until(lambda: len(workers.pids()) == 2 and len(tier.sessions) >= 3)
+            await workers.until_ready(2)  # what the dead one was connected to does not count
             assert await workers.counted(workers.metrics_url) == 25  # what the dead one counted is not lost
 
     asyncio.run(main())

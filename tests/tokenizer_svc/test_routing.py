@@ -44,7 +44,7 @@ def test_the_second_equal_prompt_goes_where_the_first_one_is_cached(trained_fold
                 assert live.metric("picks_total", reason="prefix") == 20
                 cached = len(live.ids(PROMPT)) // 4 * 4
                 assert live.metric("expected_cached_tokens_total") == 20 * cached
-                assert live.metric("known_cached_blocks") == cached // 4
+                await until(lambda: live.metric("known_cached_blocks") == cached // 4)
                 holder.cache.restart(2)
                 await until(lambda: not len(replica.cache))
 
@@ -139,8 +139,8 @@ def test_a_tier_that_answers_garbage_is_passed_over_while_requests_go_on_elsewhe
                 assert live.server.tier.router.num_ready == 1
                 assert "columns do not match" in live.server.replicas[0].problem()
                 assert live.metric("ejections_total") == 1
-                assert live.metric("model_replicas", state="ejected") == 1
-                assert live.metric("model_replicas", state="ready") == 1
+                await until(lambda: live.metric("model_replicas", state="ejected") == 1)
+                await until(lambda: live.metric("model_replicas", state="ready") == 1)
                 for _ in range(20):
                     handle += 1
                     assert (await generate(peer, handle)).reason is FinishReason.LENGTH
@@ -198,7 +198,7 @@ def test_replicas_that_a_name_gives_come_and_go_and_one_that_goes_runs_out(train
                 dns.tiers = (second,)
                 await until(lambda: [each.target for each in live.server.replicas] == [second.target])
                 await live.until_ready(1)
-                assert live.metric("model_replicas", state="leaving") == 1
+                await until(lambda: live.metric("model_replicas", state="leaving") == 1)
                 await peer.submit(2, text_request("hello"))
                 await (await second.request()).end(DONE)
                 await peer.end(2)

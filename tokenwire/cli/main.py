@@ -8,6 +8,7 @@ import grpc
 from tokenwire.cli.adapters import adapters
 from tokenwire.cli.certs import certs
 from tokenwire.cli.chat import chat
+from tokenwire.cli.conformance import conformance
 from tokenwire.cli.doctor import doctor
 from tokenwire.cli.generate import count_tokens, detokenize, generate, tokenize
 from tokenwire.cli.keys import keys
@@ -54,7 +55,21 @@ def health(target: str, timeout_s: float) -> None:
         raise SystemExit(1)
 
 
-for command in (up, demo, chat, generate, tokenize, detokenize, count_tokens, models, adapters, doctor, certs, keys):
+for command in (
+    up,
+    demo,
+    chat,
+    generate,
+    tokenize,
+    detokenize,
+    count_tokens,
+    models,
+    adapters,
+    conformance,
+    doctor,
+    certs,
+    keys,
+):
     cli.add_command(command)
 
 if __name__ == "__main__":

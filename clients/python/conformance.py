@@ -1,0 +1,172 @@
+"""What `tokenwire conformance --client` drives: the client library through every case.
+
+python clients/python/conformance.py --case NAME --target HOST:PORT [--tls-ca FILE --api-key KEY]
+"""
+
+import argparse
+import base64
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format, symbol_database
+
+from tokenwire.client import (
+    BlockingSessionOutputs,
+    Client,
+    ClientTls,
+    Finished,
+    Message,
+    Output,
+    Session,
+    Stream,
+    TextDelta,
+)
+from tokenwire.errors import Cancelled, TokenwireError
+
+
+def told(error: TokenwireError) -> dict[str, Any]:
+    """An error as the kit reads it."""
+    return {
+        "code": error.code,
+        "reason": error.reason,
+        "fields": [violation.field for violation in error.violations],
+        "retry_after_ms": None if error.retry_after_s is None else error.retry_after_s * 1000,
+    }
+
+
+def tell(index: int, output: Output) -> None:
+    line: dict[str, Any] = {
+        "output": index,
+        "choice": output.choice,
+        "text": output.text,
+        "tokens": output.terminal.usage.completion_tokens,
+        "reason": output.terminal.reason.name,
+    }
+    if output.terminal.error is not None:
+        line["error"] = told(output.terminal.error)
+    print(json.dumps(line))
+
+
+def tell_all(streams: Iterable[BlockingSessionOutputs]) -> None:
+    for index, stream in enumerate(streams):
+        for output in stream.outputs():
+            tell(index, output)
+
+
+def tell_stream(stream: Stream) -> None:
+    try:
+        for output in stream.outputs():
+            tell(output.index, output)
+    except TokenwireError as error:
+        print(json.dumps({"error": told(error)}))
+
+
+def cancel(client: Client) -> None:
+    stream = client.generate("hang on")
+    next(stream)
+    stream.close()
+    try:
+        for _ in stream:
+            pass
+    except Cancelled as error:
+        print(json.dumps({"error": told(error)}))
+
+
+def session_cancel(session: Session) -> None:
+    hanging, other = session.submit("hang on"), session.submit("one two three")
+    next(hanging)
+    hanging.cancel()
+    tell_all([hanging, other])
+
+
+def session_held(session: Session) -> None:
+    held, other = session.submit("a b", credit=0), session.submit("one two three")
+    outputs = other.outputs()
+    held.grant(2)
+    tell(0, held.outputs()[0])
+    tell(1, outputs[0])
+
+
+def session_drain(session: Session) -> None:
+    held = session.submit("hold on")
+    next(held)  # with this text came the Drain: the session goes on with a new stream by itself
+    tell_all([held, session.submit("one two")])
+
+
+def session_lost(session: Session) -> None:
+    held, text = session.submit("hold on"), ""
+    try:
+        for event in held:
+            match event:
+                case TextDelta():
+                    text += event.text
+                case Finished():
+                    raise SystemExit("the output ended though its stream broke")
+    except TokenwireError as error:
+        print(json.dumps({"output": 0, "text": text, "error": told(error)}))
+
+
+def read_vectors(folder: Path) -> None:
+    """Each test vector, read, written again, and compared with its JSON."""
+    messages = symbol_database.Default()
+    for entry in json.loads((folder / "index.json").read_text()):
+        kind = messages.GetSymbol(entry["message"])
+        message = kind.FromString((folder / f"{entry['name']}.binpb").read_bytes())
+        from_json = json_format.Parse((folder / f"{entry['name']}.json").read_text(), kind())
+        encoded = base64.b64encode(message.SerializeToString()).decode()
+        print(json.dumps({"vector": entry["name"], "encoded": encoded, "json_equal": message == from_json}))
+
+
+CALLS: dict[str, Any] = {
+    "generate": lambda c: tell_stream(c.generate("one two three", temperature=0, max_tokens=3)),
+    "prompts": lambda c: tell_stream(c.generate("one two", "lost one")),
+    "chat": lambda c: tell_stream(
+        c.chat([Message("system", "Be brief."), Message("user", "one two three")], temperature=0, max_tokens=3)
+    ),
+    "bad-field": lambda c: tell_stream(c.generate("refuse me")),
+    "overloaded": lambda c: tell_stream(c.generate("overload me")),
+    "deadline": lambda c: tell_stream(c.generate("hang on", timeout_s=0.5)),
+    "deadline-text": lambda c: tell_stream(c.generate("slow words")),
+    "cancel": cancel,
+    "tls": lambda c: tell_stream(c.generate("one two three", max_tokens=3)),
+}
+ON_SESSIONS: dict[str, Any] = {
+    "session": lambda s: tell_all([s.submit(text) for text in ("one two", "three", "four five six")]),
+    "session-choices": lambda s: tell_all([s.submit("one two", num_choices=2), s.submit("three")]),
+    "session-cancel": session_cancel,
+    "session-credit": lambda s: tell_all([s.submit("a b c d e f g h i j", credit=2)]),
+    "session-held": session_held,
+    "session-error": lambda s: tell_all([s.submit(text) for text in ("refuse me", "overload me", "one two")]),
+    "session-drain": session_drain,
+    "session-lost": session_lost,
+    "session-future": lambda s: tell_all([s.submit("one two"), s.submit("three")]),
+    "session-many": lambda s: tell_all([s.submit(f"n{number}") for number in range(1000)]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", default="")
+    parser.add_argument("--target", default="")
+    parser.add_argument("--vectors", type=Path)
+    parser.add_argument("--tls-ca", default="")
+    parser.add_argument("--api-key", default="")
+    given = parser.parse_args()
+    if given.vectors is not None:
+        read_vectors(given.vectors)
+        return
+    tls = ClientTls(ca=given.tls_ca) if given.tls_ca else None
+    with Client(given.target, api_key=given.api_key, tls=tls) as client:
+        if given.case in CALLS:
+            CALLS[given.case](client)
+        elif given.case in ON_SESSIONS:
+            with client.session() as session:
+                ON_SESSIONS[given.case](session)
+        else:
+            print(json.dumps({"skip": f"this program does not know the case {given.case}"}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""A client program that does one thing wrong: faulty_client.py FAULT --case NAME --target HOST:PORT."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from tokenwire.v1 import common_pb2 as pb
+from tokenwire.v1 import gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
+
+HELLO = tokenizer_pb2.SessionRequest(hello=pb.Hello(protocol_version=1))
+
+
+def tell(index: int, text: str, **more: Any) -> None:
+    print(json.dumps({"output": index, "text": text, **more}), flush=True)
+
+
+def generate(stub: Any, text: str, **fields: Any) -> Any:
+    request = gateway_pb2.GenerateRequest(prompts=[gateway_pb2.Prompt(text=text)], **fields)
+    return stub.Generate(request)
+
+
+def zero(max_tokens: int = 3) -> pb.GenerationOptions:
+    return pb.GenerationOptions(
+        sampling=pb.SamplingParams(temperature=0), stop=pb.StopConditions(max_tokens=max_tokens)
+    )
+
+
+def frames(*frames: Any, pause_s: float = 0.2) -> Iterator[Any]:
+    for frame in frames:
+        yield frame
+        time.sleep(pause_s)
+
+
+def submit(handle: int, text: str, request_id: str = "", **fields: Any) -> Any:
+    request = tokenizer_pb2.TextRequest(text=text, context=pb.RequestContext(request_id=request_id))
+    return tokenizer_pb2.SessionRequest(submits=[tokenizer_pb2.Submit(handle=handle, request=request, **fields)])
+
+
+def session(stub: Any, *sent: Any) -> None:
+    """Send these, read to the end, and tell what a right client would."""
+    texts: dict[int, str] = {}
+    counts: dict[int, int] = {}
+    reasons: dict[int, str] = {}
+    for frame in stub.Session(frames(*sent)):
+        for handle, text in zip(frame.handles, frame.texts, strict=True):
+            texts[handle] = texts.get(handle, "") + text
+            counts[handle] = counts.get(handle, 0) + 1
+        for finish in frame.finishes:
+            reasons[finish.handle] = pb.FinishReason.Name(finish.reason).removeprefix("FINISH_REASON_")
+    for index, handle in enumerate(sorted(reasons)):
+        tell(index, texts.get(handle, ""), reason=reasons[handle], tokens=counts.get(handle, 0))
+
+
+def prints(line: str) -> Callable[[Any], None]:
+    return lambda stub: print(line)
+
+
+def told_generate(stub: Any, text: str, **options: Any) -> None:
+    """A right call of the case `generate`, told as `text`."""
+    list(generate(stub, "one two three", options=zero()))
+    tell(0, text, **{"reason": "LENGTH", "tokens": 3, **options})
+
+
+def told_error(stub: Any, prompt: str, calls: int = 1, **error: Any) -> None:
+    for _ in range(calls):
+        try:
+            list(generate(stub, prompt))
+        except grpc.RpcError:
+            pass
+    print(json.dumps({"error": error}))
+
+
+CREDITED = "a b c d e f g h i j"
+FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
+    "prints_junk": ("generate", prints("hello"), "not JSON"),
+    "prints_a_list": ("generate", prints("[1]"), "not an object"),
+    "prints_something_else": ("generate", prints('{"what": 1}'), "neither an output"),
+    "exits": ("generate", lambda stub: sys.exit("no way"), "exit status 1: no way"),
+    "hangs": ("generate", lambda stub: time.sleep(60), "took longer"),
+    "asks_for_nothing": ("generate", lambda stub: tell(0, "one two three"), "0 calls of Generate"),
+    "leaves_temperature_out": ("generate", lambda stub: list(generate(stub, "a")), "temperature is absent"),
+    "wrong_max_tokens": ("generate", lambda stub: list(generate(stub, "a", options=zero(4))), "max_tokens is 4"),
+    "wrong_text": ("generate", lambda stub: told_generate(stub, "one two"), "'one two'"),
+    "wrong_reason": ("generate", lambda stub: told_generate(stub, "one two three", reason="STOP"), "'STOP'"),
+    "wrong_tokens": ("generate", lambda stub: told_generate(stub, "one two three", tokens=9), "9"),
+    "no_details": ("bad-field", lambda stub: told_error(stub, "refuse", code="INVALID_ARGUMENT"), "reason was told"),
+    "wrong_fields": (
+        "bad-field",
+        lambda stub: told_error(stub, "refuse", code="INVALID_ARGUMENT", reason="INVALID_REQUEST", fields=["x"]),
+        "fields were told",
+    ),
+    "hurries": (
+        "overloaded",
+        lambda stub: told_error(
+            stub, "overload", 2, code="RESOURCE_EXHAUSTED", reason="QUEUE_FULL", retry_after_ms=1500
+        ),
+        "2 calls came",
+    ),
+    "no_deadline": ("deadline", lambda stub: told_error(stub, "one", code="DEADLINE_EXCEEDED"), "without a deadline"),
+    "cancels_nothing": ("cancel", lambda stub: told_error(stub, "one", code="CANCELLED"), "saw no cancellation"),
+    "no_hello": ("session", lambda stub: session(stub, submit(1, "one two")), "not hello alone"),
+    "another_version": (
+        "session",
+        lambda stub: session(stub, tokenizer_pb2.SessionRequest(hello=pb.Hello(protocol_version=2))),
+        "protocol_version is 2",
+    ),
+    "hello_twice": ("session", lambda stub: session(stub, HELLO, HELLO), "hello came twice"),
+    "handles_shrink": (
+        "session", lambda stub: session(stub, HELLO, submit(2, "one two"), submit(1, "three")), "not greater than 2"
+    ),
+    "shares_an_id": (
+        "session", lambda stub: session(stub, HELLO, submit(1, "slow", "x"), submit(2, "hang on", "y"),
+                                        submit(3, "three", "y"), tokenizer_pb2.SessionRequest(
+                                            cancels=[pb.Cancel(handle=2)])), "shared by two"
+    ),
+    "cancels_another": (
+        "session-cancel",
+        lambda stub: session(stub, HELLO, submit(1, "one"), submit(2, "one two three"),
+                             tokenizer_pb2.SessionRequest(cancels=[pb.Cancel(handle=2)])),
+        "Cancels came for [2]",
+    ),
+    "no_initial_credit": (
+        "session-credit", lambda stub: session(stub, HELLO, submit(1, CREDITED)), "initial_credit is None"
+    ),
+    "grants_too_much": (
+        "session-credit",
+        lambda stub: session(stub, HELLO, submit(1, CREDITED, initial_credit=2),
+                             tokenizer_pb2.SessionRequest(credits=[pb.Credit(handle=1, tokens=8)])),
+        "8 tokens are granted beyond",
+    ),
+    "grants_too_soon": (
+        "session-held",
+        lambda stub: session(stub, HELLO, submit(1, "a b", initial_credit=0),
+                             tokenizer_pb2.SessionRequest(credits=[pb.Credit(handle=1, tokens=2)]),
+                             submit(2, "one two three")),
+        "before the other had ended",
+    ),
+    "opens_too_many": (
+        "session-many",
+        lambda stub: session(stub, HELLO, tokenizer_pb2.SessionRequest(submits=[
+            tokenizer_pb2.Submit(handle=number + 1, request=tokenizer_pb2.TextRequest(text=f"n{number}"))
+            for number in range(60)
+        ])),
+        "51 sequences are open",
+    ),
+}  # fmt: skip
+"""By name: the case that sees it, what is done, and what the kit says."""
+
+
+if __name__ == "__main__":
+    with grpc.insecure_channel(sys.argv[sys.argv.index("--target") + 1]) as channel:
+        FAULTS[sys.argv[1]][1](gateway_pb2_grpc.GenerationServiceStub(channel))

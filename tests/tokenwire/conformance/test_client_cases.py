@@ -1,0 +1,56 @@
+"""The Python client's program passes every case; programs that do one thing wrong are found out."""
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.fakes import faulty_client
+from tokenwire.cli.main import cli
+from tokenwire.conformance.client_run import CLIENT_CASES, run_client
+from tokenwire.conformance.results import Result
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = f"{sys.executable} {ROOT / 'clients' / 'python' / 'conformance.py'}"
+FAULTY = f"{sys.executable} {faulty_client.__file__}"
+
+
+def results(command: str, *names: str, timeout_s: float = 30.0) -> list[Result]:
+    async def main() -> list[Result]:
+        return [result async for result in run_client(command, names=names, timeout_s=timeout_s)]
+
+    return asyncio.run(main())
+
+
+def test_the_python_client_passes() -> None:
+    found = results(PROGRAM)
+    assert [(result.name, result.outcome, result.reason) for result in found] == [
+        (case.name, "pass", "") for case in CLIENT_CASES
+    ]
+
+
+@pytest.mark.parametrize("fault", faulty_client.FAULTS)
+def test_what_a_client_does_wrong_is_seen(fault: str) -> None:
+    case, _, said = faulty_client.FAULTS[fault]
+    (result,) = results(f"{FAULTY} {fault}", case, timeout_s=3.0)
+    assert result.outcome == "fail" and said in result.reason
+
+
+def test_skips_commands_and_exit_statuses() -> None:
+    (skipped,) = results('sh -c \'echo {\\"skip\\":\\"no\\ TLS\\ here\\"}\'', "tls")
+    assert (skipped.outcome, skipped.reason) == ("skip", "no TLS here")
+    run = CliRunner().invoke(cli, ["conformance", "--client", "no-such-program", "--case", "generate"])
+    assert run.exit_code == 1 and "no-such-program cannot be run" in run.output
+    run = CliRunner().invoke(cli, ["conformance", "--client", " "])
+    assert run.exit_code == 2
+    run = CliRunner().invoke(cli, ["conformance", "--client", "x", "--list"])
+    assert [line.split()[0] for line in run.output.splitlines()] == [case.name for case in CLIENT_CASES]
+
+
+def test_the_page_has_every_case_as_the_kit_has_it() -> None:
+    page = (ROOT / "docs" / "conformance.md").read_text()
+    rows = re.findall(r"^\| `([\w.-]+)` \| (.+?) \|", page, re.MULTILINE)
+    assert rows == [(case.name, case.shows) for case in CLIENT_CASES]

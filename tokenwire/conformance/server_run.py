@@ -1,0 +1,48 @@
+"""Runs the contract's cases against a server. Does not know how results are shown."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+
+from tokenwire.channels import aio_channel
+from tokenwire.conformance import generate_cases, session_cases, session_refusals, token_cases
+from tokenwire.conformance.results import Case, CaseFailed, Result, chosen, run_case
+from tokenwire.conformance.target import Target
+from tokenwire.errors import FailedPrecondition
+from tokenwire.status import from_rpc_error
+from tokenwire.tls import ClientTls
+from tokenwire.v1 import tokenizer_pb2
+
+SERVER_CASES: list[Case[Target]] = [
+    *generate_cases.cases.all,
+    *session_cases.cases.all,
+    *session_refusals.cases.all,
+    *token_cases.cases.all,
+]
+
+
+async def run_server(
+    address: str,
+    *,
+    api_key: str = "",
+    tls: ClientTls | None = None,
+    model: str = "",
+    names: Sequence[str] = (),
+    timeout_s: float = 30.0,
+) -> AsyncIterator[Result]:
+    """Try each case in turn. Raises ValueError for an unknown name, TokenwireError where the server cannot be asked."""
+    cases = chosen(SERVER_CASES, names)
+    async with aio_channel(address, tls) as channel:
+        target = Target(channel, api_key)
+        call: Any = target.stub.ListModels(
+            tokenizer_pb2.ListModelsRequest(), metadata=target.metadata, timeout=timeout_s, wait_for_ready=False
+        )
+        try:
+            target.choose(list((await call).models), model)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        except CaseFailed as failed:
+            raise FailedPrecondition(str(failed)) from None
+        for case in cases:
+            yield await run_case(case, target, timeout_s)
