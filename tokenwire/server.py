@@ -61,7 +61,12 @@ class GrpcServer:
         self.port = 0
         self.services: list[str] = []
         self._share_port = share_port
-        options = server_options(settings.max_message_bytes, share_port=share_port)
+        options = server_options(
+            settings.max_message_bytes,
+            share_port=share_port,
+            max_age_s=settings.max_connection_age_s,
+            age_grace_s=settings.max_connection_age_grace_s,
+        )
         typed_errors = TypedErrors()
         self._running = typed_errors.running
         self.server = grpc.aio.server(interceptors=[typed_errors, *interceptors], options=options)

@@ -48,6 +48,9 @@ class EchoSession:
     def half_close(self) -> None:
         self.waiting.put_nowait(None)
 
+    def drain(self, reason: str, grace_s: float) -> None:
+        self.waiting.put_nowait(tokenizer_pb2.SessionResponse(drain=common_pb2.Drain(reason=reason)))
+
     async def next_frame(self) -> Any | None:
         return await self.waiting.get()
 
