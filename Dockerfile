@@ -13,12 +13,12 @@ COPY pyproject.toml scripts/requirements.py ./
 
 # The dependencies of each tier come before its code, so that a change of code installs nothing again.
 FROM build AS build-gateway
-RUN python requirements.py server gateway > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+RUN python requirements.py server gateway tracing > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 COPY . .
 RUN pip install --no-deps .
 
 FROM build AS build-tokenizer
-RUN python requirements.py server tokenizer > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+RUN python requirements.py server tokenizer tracing > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 COPY . .
 RUN pip install --no-deps .
 
@@ -31,7 +31,7 @@ ARG TORCH_INDEX=
 # hadolint ignore=DL3013
 RUN sed -i "s/^torch==.*/torch==$TORCH_VERSION/" constraints.txt \
  && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION"
-RUN python requirements.py server model gpu convert > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+RUN python requirements.py server model gpu convert tracing > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 COPY . .
 RUN pip install --no-deps .
 

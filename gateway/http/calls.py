@@ -58,7 +58,7 @@ class HttpCall:
         )
         refuse(context.violations())
         self.record.model = model
-        self._stream = self._generation.open(self.record, self._generation.caller(context), requests)
+        self._stream = self._generation.open(self.record, self._generation.caller(self.record, context), requests)
         self.connection.watch(self._on_gone)
 
     async def next_events(self) -> list[Event]:

@@ -110,7 +110,7 @@ async def _answer(generation: Generation, request: Request, record: RequestRecor
     vectors, usage = await embed(
         generation,
         record,
-        generation.caller(context),
+        generation.caller(record, context),
         inputs,
         model=body.model or "",
         options=EmbeddingOptions(
