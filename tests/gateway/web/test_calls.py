@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, generate_request, live_gateway
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
 from tests.fakes.web_caller import FORMS, PATH, WebCaller, envelope
-from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unavailable, Unsupported
+from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unsupported
 from tokenwire.requests import CancelReason
 from tokenwire.v1 import common_pb2 as pb
 from tokenwire.v1 import gateway_pb2, tokenizer_pb2
@@ -158,18 +158,6 @@ def test_bodies_have_their_bounds(form: str) -> None:
             large = await web.call("Generate", generate_request("a" * 5000))
             assert isinstance(large.error, MessageTooLarge) and large.code == "RESOURCE_EXHAUSTED"
             assert "max_body_bytes" in large.error.message
-
-    asyncio.run(main())
-
-
-@each_form
-def test_a_gateway_on_its_way_out_says_so(form: str) -> None:
-    async def main() -> None:
-        async with gateway_over_fake() as (_, live):
-            live.server.generation.draining = True
-            result = await WebCaller(live.http, form).call("Chat", chat_request("a"))
-            assert isinstance(result.error, Unavailable) and result.error.reason == "DRAINING"
-            live.server.generation.draining = False
 
     asyncio.run(main())
 
