@@ -14,7 +14,7 @@ from gateway.settings import GatewaySettings
 from gateway.streams import TextStream
 from gateway.submission import DEADLINE_GRACE_S
 from gateway.text_requests import TextRequest
-from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable
+from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable, let_go
 from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, numbered
 from tokenwire.sampling import refuse
 from tokenwire.wire import CALL_ROUNDING, call_limit_s
@@ -66,7 +66,7 @@ class Generation:
         return RequestRecord(self.metrics, api)
 
     def refuse_when_draining(self) -> None:
-        """Raise Unavailable once the gateway is on its way out."""
+        """Raise Unavailable for a new stream of requests once the gateway is on its way out."""
         if self.draining:
             raise Unavailable("the gateway is shutting down; send it elsewhere", reason="DRAINING", retry_after_s=1.0)
 
@@ -83,7 +83,6 @@ class Generation:
         A call that there is no room for is refused whole, unless lower priorities make way. With one prompt an error is
         raised; with several it ends the outputs of its own prompt, and the others go on.
         """
-        self.refuse_when_draining()
         num_choices = requests[0].options.num_choices or 1
         if num_choices > MAX_CHOICES:
             allowed = f"{num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"
@@ -104,6 +103,7 @@ class Generation:
             except TokenwireError as error:
                 if len(requests) == 1:
                     raise
+                let_go(error)
                 for output in outputs:
                     output.on_finish(Terminal(FinishReason.ERROR, error=error))
         return stream

@@ -41,7 +41,7 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
     def drain(self, grace_s: float) -> None:
         """Ask the clients of all sessions to go elsewhere."""
         for session in list(self._sessions):
-            session.drain(grace_s)
+            session.drain("the gateway is shutting down", grace_s)
 
     async def Generate(self, request: gateway_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> None:
         """One prompt, or several whose streams are merged and tagged by index."""
@@ -84,7 +84,14 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         self._generation.refuse_when_draining()
         session = TextServerSession(self._generation, self._epoch, self._sessions.discard)
         self._sessions.add(session)
-        await run_session(requests, context, session)
+        settings = self._generation.settings
+        await run_session(
+            requests,
+            context,
+            session,
+            max_age_s=settings.max_connection_age_s,
+            age_grace_s=settings.max_connection_age_grace_s,
+        )
 
     async def Tokenize(
         self, request: tokenizer_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
@@ -150,7 +157,6 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         with self._generation.record(f"grpc.{method.lower()}") as record:
             model = "" if isinstance(request, tokenizer_pb2.ListModelsRequest) else request.model
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
-            self._generation.refuse_when_draining()
             with self._charged(who):
                 return await self._backends.call(
                     method, request, timeout_s=context.time_remaining(), request_id=who.request_id
@@ -161,7 +167,6 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[Any]:
         with self._generation.record(f"grpc.{method.lower()}") as record:
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
-            self._generation.refuse_when_draining()
             timeout_s = context.time_remaining()
             with self._charged(who):
                 async for response in self._backends.stream(

@@ -10,7 +10,7 @@ from functools import partial
 from gateway.generation import Generation
 from gateway.metrics import RequestRecord
 from gateway.submission import Choice, Direct, Submission
-from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError
+from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError, let_go
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
 from tokenwire.parsed import Parsed
@@ -109,9 +109,9 @@ class TextServerSession:
         """The client submits nothing more."""
         self.outbox.end()
 
-    def drain(self, grace_s: float) -> None:
+    def drain(self, reason: str, grace_s: float) -> None:
         """Ask the client to put new Submits on another stream; this one ends when nothing is open any more."""
-        self.outbox.drain("the gateway is shutting down", round(grace_s * 1000))
+        self.outbox.drain(reason, round(grace_s * 1000))
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
         """Wait for something to send."""
@@ -170,6 +170,7 @@ class TextServerSession:
                 refuse([FieldViolation("options.num_choices", allowed)])
             self._start(submit.request, handles, record)
         except TokenwireError as error:
+            let_go(error)  # it waits to be read
             record.failed(error)
             for handle in handles:
                 self.outbox.finish(handle, Terminal(FinishReason.ERROR, error=error))
@@ -179,7 +180,6 @@ class TextServerSession:
         """Send one request down. Raises what is wrong with it."""
         context = context_from_wire(request.context)
         record.request_id = context.request_id
-        self._generation.refuse_when_draining()
         if context.request_id in self._by_id:
             message = f"context.request_id {context.request_id!r} is running on this session: give each its own"
             raise AlreadyExists(message, violations=[FieldViolation("context.request_id", "in use on this session")])

@@ -166,9 +166,8 @@ class TextStream:
         if self._closed:
             return
         self._closed = True
-        for submission in self.submissions:
-            submission.abandon(reason)
-        self.submissions.clear()  # they hold the prompts, and outputs and stream hold each other
+        while self.submissions:  # they hold the prompts, and outputs and stream hold each other
+            self.submissions.pop().abandon(reason)
         self._wake.set()
         if self._listener is not None:
             self._listener()

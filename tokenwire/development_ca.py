@@ -20,7 +20,11 @@ from tokenwire.errors import AlreadyExists, InvalidRequest
 TIERS = ("gateway", "tokenizer", "model")
 CLIENT = "client"
 CA = "ca"
+KEY_SUFFIX = "-key"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+MAX_NAME_CHARS = 64
+"""Of a common name (RFC 5280, appendix A.1)."""
+MAX_DAYS = 36_500
 BACKDATED = datetime.timedelta(minutes=5)
 """Clocks of two machines differ."""
 
@@ -56,11 +60,11 @@ class DevelopmentCa:
         """The CA that `make` left. Raises InvalidRequest when it is not there or cannot be read."""
         try:
             certificate = x509.load_pem_x509_certificate((folder / f"{CA}.pem").read_bytes())
-            key = serialization.load_pem_private_key((folder / f"{CA}-key.pem").read_bytes(), None)
+            key = serialization.load_pem_private_key((folder / f"{CA}{KEY_SUFFIX}.pem").read_bytes(), None)
         except (OSError, ValueError) as error:
             raise InvalidRequest(f"{folder} holds no development CA ({error}): make one there first") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise InvalidRequest(f"{folder / f'{CA}-key.pem'} is not a key that this program made")
+            raise InvalidRequest(f"{folder / f'{CA}{KEY_SUFFIX}.pem'} is not a key that this program made")
         return cls(folder, certificate, key)
 
     def issue(
@@ -76,7 +80,13 @@ class DevelopmentCa:
 
         `name`: common name and file name. `names`: host names and addresses it is good for, `uris`: identities such as
         spiffe://…; without either the common name stands as a host name. Negative `days` make one that has expired.
+        Raises InvalidRequest for what no certificate can say, and for names whose files would be the CA's or another's.
         """
+        _refuse_name(name)
+        for text in (*names, *uris):
+            _refuse_text(text)
+        if max(days, starts_in_days) > MAX_DAYS:
+            raise InvalidRequest(f"{max(days, starts_in_days):g} days are too many: at most {MAX_DAYS}")
         key = ec.generate_private_key(ec.SECP256R1())
         start = datetime.datetime.now(datetime.UTC) - BACKDATED + datetime.timedelta(days=starts_in_days)
         end = start + BACKDATED + datetime.timedelta(days=days)
@@ -121,6 +131,24 @@ def make_all(folder: Path, *, hosts: Sequence[str] = (), days: float = 90) -> li
     return written
 
 
+def _refuse_name(name: str) -> None:
+    _refuse_text(name)
+    if len(name) > MAX_NAME_CHARS or "/" in name or name.startswith("."):
+        allowed = f"at most {MAX_NAME_CHARS} characters, no '/', and no '.' at the beginning"
+        raise InvalidRequest(f"{name!r:.80} is no name for a certificate and its files: {allowed}")
+    if name.lower() == CA or name.lower().endswith(KEY_SUFFIX):
+        message = (
+            f"{name!r} would be taken for the CA's own files or another's key: not {CA}, and nothing in {KEY_SUFFIX}"
+        )
+        raise InvalidRequest(message)
+
+
+def _refuse_text(text: str) -> None:
+    if not text or not text.isascii() or not text.isprintable():
+        allowed = "printable ASCII characters; other host names in their ASCII form (xn--…)"
+        raise InvalidRequest(f"{text!r:.80} cannot stand in a certificate: {allowed}")
+
+
 def _dated(days: int) -> x509.CertificateBuilder:
     start = datetime.datetime.now(datetime.UTC) - BACKDATED
     end = start + BACKDATED + datetime.timedelta(days=days)
@@ -148,7 +176,7 @@ def _write_pair(folder: Path, name: str, certificate: x509.Certificate, key: ec.
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = folder / f"{name}.pem"
-    _replace(folder / f"{name}-key.pem", private, 0o600)
+    _replace(folder / f"{name}{KEY_SUFFIX}.pem", private, 0o600)
     _replace(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     return path
 

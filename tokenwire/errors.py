@@ -149,6 +149,21 @@ class Internal(TokenwireError):
     code, http_status, openai_type, default_reason = "INTERNAL", 500, "api_error", "INTERNAL"
 
 
+def let_go(error: BaseException) -> None:
+    """Take the tracebacks from an error and from those that it came of, so that it can be kept, or sent, by itself.
+
+    Their frames hold what was asked, and often the error too: a circle, which only a look for garbage would find.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            waiting += (each.__context__, each.__cause__)
+
+
 BY_CODE: dict[str, type[TokenwireError]] = {
     cls.code: cls
     for cls in (

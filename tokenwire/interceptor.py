@@ -108,6 +108,7 @@ def _wrap_coroutine(behaviour: Any, request_streaming: bool, method: str, counte
             try:
                 return await behaviour(_checked(request, request_streaming), context)
             except Exception as error:
+                del request  # the call's context keeps the frames that end it
                 await _answer(error, context, method)
 
     return call
@@ -120,6 +121,7 @@ def _wrap_generator(behaviour: Any, request_streaming: bool, method: str, counte
                 async for response in behaviour(_checked(request, request_streaming), context):
                     yield response
             except Exception as error:
+                del request  # the call's context keeps the frames that end it
                 await _answer(error, context, method)
 
     return call

@@ -10,7 +10,15 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status as RpcStatus
 
-from tokenwire.errors import BY_CODE, FieldViolation, MessageTooLarge, Overloaded, TokenwireError, Unavailable
+from tokenwire.errors import (
+    BY_CODE,
+    FieldViolation,
+    MessageTooLarge,
+    Overloaded,
+    TokenwireError,
+    Unavailable,
+    let_go,
+)
 from tokenwire.tls_problems import tls_problem
 from tokenwire.v1 import common_pb2
 
@@ -91,6 +99,6 @@ def from_rpc_error(error: grpc.RpcError) -> TokenwireError:
 async def abort(context: grpc.aio.ServicerContext, error: TokenwireError) -> NoReturn:
     """End the call with this error's status and details. Raises, as `context.abort` does."""
     details = RpcStatus.FromString(to_wire(error).SerializeToString()).SerializeToString()
-    error.__traceback__ = None  # its frames hold the request, and often the error: a circle
+    let_go(error)
     await context.abort(grpc.StatusCode[error.code], error.message, ((STATUS_DETAILS_KEY, details),))
     raise AssertionError("context.abort returned")

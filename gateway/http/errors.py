@@ -25,6 +25,7 @@ from tokenwire.errors import (
     TokenwireError,
     Unauthenticated,
     Unsupported,
+    let_go,
 )
 from tokenwire.requests import FinishReason, Terminal
 
@@ -130,9 +131,9 @@ def error_object(error: TokenwireError, prompt_field: str = "prompt") -> dict[st
 def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONResponse:
     """The whole answer, with `Retry-After` in whole seconds where the error knows when to come back.
 
-    `x-should-retry` is what OpenAI's clients heed before the status. Takes the error's traceback away.
+    `x-should-retry` is what OpenAI's clients heed before the status. Lets the error's tracebacks go.
     """
-    error.__traceback__ = None  # its frames hold the request, and often the error: a circle
+    let_go(error)
     headers = {}
     if isinstance(error, FINAL):
         headers["x-should-retry"] = "false"

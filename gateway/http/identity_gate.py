@@ -27,7 +27,7 @@ class IdentityGate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] in self._open:
+        if scope["path"] in self._open and self._identifier.asks:
             CURRENT.set(NOBODY)
         else:
             given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]

@@ -22,7 +22,7 @@ from gateway.http.calls import HttpCall
 from gateway.http.errors import error_object
 from gateway.http.text_events import TextEvents
 from gateway.streams import Event
-from tokenwire.errors import Cancelled, TokenwireError
+from tokenwire.errors import Cancelled, TokenwireError, let_go
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -89,20 +89,20 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the end. The call is closed in any case."""
-        failure: BaseException | None = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             await send({"type": "http.response.body", "body": self._first.encode(), "more_body": True})
             if self._error is None:
                 await self._until_over()
             await send({"type": "http.response.body", "body": self._last().encode(), "more_body": False})
-        except Cancelled as error:
-            failure = error  # the client has gone: nobody is there to be told
+        except Cancelled as error:  # the client has gone: nobody is there to be told
+            let_go(error)
+            self._call.close(error)
         except BaseException as error:
-            failure = error
+            self._call.close(error)
             raise
-        finally:
-            self._call.close(failure)
+        else:
+            self._call.close()
 
     async def _until_over(self) -> None:
         """Write all but the last piece. Raises Cancelled when the client has gone."""

@@ -58,7 +58,7 @@ class GrpcGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def _let_in(self, context: grpc.aio.ServicerContext, method: str) -> None:
         """Leave the caller's proof for the handler, which runs in this call's own task. Raises Unauthenticated."""
-        if self._open_health and method.startswith(HEALTH):
+        if self._open_health and self._identifier.asks and method.startswith(HEALTH):
             CURRENT.set(NOBODY)
             return
         given = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]

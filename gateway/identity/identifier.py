@@ -1,13 +1,27 @@
 """Who calls: from an Authorization header or a client certificate to a proof. Knows no protocol."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from gateway.identity.identity import Proof
+from gateway.identity.identity import ANYBODY, Identity, Proof
 from gateway.identity.keyring import Keyring
 from gateway.identity.tokens import Tokens
 from tokenwire.errors import TokenwireError, Unauthenticated
 
 NO_CREDENTIALS = "this server asks who calls: send `Authorization: Bearer` with an API key or a token"
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """The proof of a caller who came while nobody was asked. It lapses as soon as callers are."""
+
+    keyring: Keyring
+
+    def identity(self) -> Identity:
+        """As Proof says."""
+        if self.keyring.asks:
+            raise Unauthenticated(NO_CREDENTIALS, reason="NO_CREDENTIALS")
+        return ANYBODY.who
 
 
 class Identifier:
@@ -19,12 +33,19 @@ class Identifier:
         self._tokens = tokens
         self._on_refused = on_refused
 
+    @property
+    def asks(self) -> bool:
+        """Whether callers are asked: a file of limits alone may get its first key at any time."""
+        return self._tokens is not None or (self._keyring is not None and self._keyring.asks)
+
     async def identify(self, authorizations: Sequence[str], certificate_names: Callable[[], Sequence[str]]) -> Proof:
         """The proof that a caller gives. Raises Unauthenticated.
 
         `authorizations`: the values of every such header; one that is given is judged, whatever else there is.
         `certificate_names`: asked only where certificates count and no header came.
         """
+        if self._keyring is not None and not self.asks:
+            return Unasked(self._keyring)
         try:
             if authorizations:
                 return await self._by_header(authorizations)

@@ -4,6 +4,7 @@ Symmetric keys are left out: whoever could check a token with one could make it.
 """
 
 import asyncio
+import http.client
 import json
 import logging
 import time
@@ -121,7 +122,7 @@ class KeySet:
     async def _fetch(self) -> None:
         try:
             self._take(await asyncio.to_thread(self._load))
-        except (OSError, ValueError, TokenwireError) as error:
+        except (OSError, ValueError, RecursionError, http.client.HTTPException, TokenwireError) as error:
             log.warning("the key set at %s cannot be read, the old one stays: %s", self._source, error)
 
     def _load(self) -> bytes:

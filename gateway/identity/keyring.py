@@ -35,6 +35,7 @@ class Keyring:
         self._now = now
         self._watched = WatchedFiles((str(path),))
         self._looked_s = clock()
+        self._asks = False
         try:
             self._take(read_identity_file(path))
         except (OSError, InvalidRequest) as error:
@@ -42,8 +43,12 @@ class Keyring:
 
     @property
     def asks(self) -> bool:
-        """Whether the file says that callers are asked who they are."""
-        return self._file.asks
+        """Whether callers are asked who they are: the file says so, or has said so before.
+
+        What is left out of a file later lets nobody in: that takes a restart.
+        """
+        self.refresh()
+        return self._asks
 
     @property
     def has_certificates(self) -> bool:
@@ -105,6 +110,7 @@ class Keyring:
 
     def _take(self, file: IdentityFile) -> None:
         self._file = file
+        self._asks = self._asks or file.asks
         self._by_prefix: dict[str, list[tuple[str, Grant]]] = {}
         for digest, grant in file.keys.items():
             self._by_prefix.setdefault(digest[:PREFIX], []).append((digest, grant))

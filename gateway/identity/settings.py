@@ -50,8 +50,8 @@ class IdentitySettings:
         return Tokens(KeySet(self.jwt_jwks), rules)
 
     def identifier(self, keyring: Keyring | None, metrics: GatewayMetrics) -> Identifier | None:
-        """What asks callers who they are; None where nobody is asked. Raises FailedPrecondition."""
+        """What asks callers who they are; None where nobody can ever be asked. Raises FailedPrecondition."""
         tokens = self.tokens()
-        if tokens is None and (keyring is None or not keyring.asks):
+        if tokens is None and keyring is None:
             return None
         return Identifier(keyring, tokens, metrics.identity_refused)

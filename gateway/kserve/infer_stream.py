@@ -20,7 +20,7 @@ from gateway.kserve.model import TEXT_INPUT, VERSION
 from gateway.kserve.request import FINAL, read_request
 from gateway.metrics import RequestRecord
 from gateway.streams import TextStream
-from tokenwire.errors import TokenwireError, Unavailable
+from tokenwire.errors import TokenwireError, Unavailable, let_go
 from tokenwire.kserve import inference_pb2 as pb
 
 
@@ -114,6 +114,7 @@ class InferStream:
         record = self._generation.record("grpc.model_stream_infer")
         record.request_id, record.model = request_id_of(message.id), message.model_name
         try:
+            self._generation.refuse_when_draining()  # a client here has no other way to hear of it
             stream, answers = open_request(
                 self._generation,
                 record,
@@ -123,6 +124,7 @@ class InferStream:
                 traceparent=traceparent,
             )
         except TokenwireError as error:
+            let_go(error)
             record.failed(error)
             record.close()
             if self._errors_end_call:
@@ -169,6 +171,7 @@ class InferStream:
             for response in running.take():
                 await context.write(response)
         except TokenwireError as error:
+            let_go(error)
             if self._errors_end_call:
                 raise
             await context.write(running.answers.failed(error.message))

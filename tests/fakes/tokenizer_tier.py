@@ -26,6 +26,7 @@ from tokenwire.errors import (
     NotFound,
     TokenwireError,
     Unavailable,
+    let_go,
 )
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
@@ -86,6 +87,7 @@ class FakeSession:
         except asyncio.CancelledError:
             terminal = Terminal(FinishReason.CANCELLED, usage=Usage(1, 0, len(sent)))
         except TokenwireError as error:
+            let_go(error)
             terminal = Terminal(FinishReason.ERROR, error=error)
         self.jobs.pop(job.handle, None)
         self.outbox.finish(job.handle, terminal)

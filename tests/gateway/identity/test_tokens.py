@@ -255,6 +255,45 @@ def test_keys_come_from_a_url_and_unknown_ones_are_asked_for_with_pauses(tmp_pat
         server.server_close()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+        b"",
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000,
+    ],
+    ids=["no HTTP", "cut", "nothing", "deep"],
+)
+def test_a_url_that_answers_nonsense_leaves_the_old_keys(
+    tmp_path: Path, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer = Issuer(tmp_path / "jwks.json")
+    answers = [b"HTTP/1.1 200 OK\r\n\r\n" + issuer.path.read_bytes(), answer, answer]
+
+    async def main() -> None:
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answers.pop(0))
+            writer.close()
+
+        server = await asyncio.start_server(speak, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks"
+        clock = FakeClock()
+        tokens = Tokens(KeySet(url, clock=clock), RULES)
+        await tokens.check(issuer.token())
+        clock.now_s += 11
+        with pytest.raises(Unauthenticated, match="not known here"):
+            await tokens.check(issuer.token(header={"kid": "made up"}))
+        await tokens.check(issuer.token())
+        with pytest.raises(Unauthenticated):
+            await Tokens(KeySet(url), RULES).check(issuer.token())
+        assert not answers and caplog.text.count("cannot be read, the old one stays") == 2
+        server.close()
+
+    asyncio.run(main())
+
+
 def test_keys_are_not_fetched_in_the_clear() -> None:
     with pytest.raises(FailedPrecondition, match="https"):
         KeySet("http://192.0.2.1/jwks.json")

@@ -54,7 +54,23 @@ def test_one_more_certificate_is_signed_by_the_same_ca(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     assert run("certs", "issue", str(tmp_path), "alice", "--uri", "spiffe://test/alice").strip().endswith("alice.pem")
     assert (tmp_path / "alice-key.pem").exists() and certificates.client()
-    assert "is no name for a file" in run("certs", "issue", str(tmp_path), "../alice", code=2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ca"], ["CA"], ["ca-key"], ["gateway-key"], ["../alice"], [".alice"], ["a" * 65], ["\u00e9"], ["a\nb"], [""],
+        ["alice", "--host", "\u00e9.test"], ["alice", "--host", ""], ["alice", "--uri", "spiffe://\u00e9"],
+        ["alice", "--days", "1e9"],
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_what_no_certificate_can_be_called_is_refused_and_writes_nothing(tmp_path: Path, words: list[str]) -> None:
+    run("certs", "make", str(tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = CliRunner().invoke(cli, ["certs", "issue", str(tmp_path), *words])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert isinstance(result.exception, SystemExit) and "Error: " in result.output, result.output
 
 
 def test_a_folder_without_a_ca_is_refused(tmp_path: Path) -> None:
