@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from gateway.http.connection import Batch
 from gateway.http.guard import GuardedConnection, HttpLimits
 from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
@@ -57,7 +58,11 @@ class HttpServer:
             app,
             loop="none",
             http=functools.partial(  # type: ignore[arg-type]
-                GuardedConnection, limits=limits, on_refused=on_refused, is_draining=lambda: self._draining
+                GuardedConnection,
+                limits=limits,
+                on_refused=on_refused,
+                is_draining=lambda: self._draining,
+                batch=Batch(),
             ),
             timeout_keep_alive=limits.idle_timeout_s,  # type: ignore[arg-type]
             ws="none",
