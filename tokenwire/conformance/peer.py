@@ -80,7 +80,8 @@ class Peer:
         for handle, text, num_tokens in zip(frame.handles, frame.texts, frame.num_tokens, strict=True):
             self._row(handle, text, num_tokens)
         for extras in frame.extras:
-            expect(extras.handle in frame.handles, f"extras of {extras.handle} came without its row")
+            number = list(frame.handles).count(extras.handle)
+            expect(number == 1, f"extras of handle {extras.handle} came with {number} rows")
         for finish in frame.finishes:
             handle = finish.handle
             expect(handle in self.submitted, f"a finish came for handle {handle}, which was never submitted")
