@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from model_svc.credits import Lessor
+from model_svc.credits import Lease, Lessor
 from model_svc.embedding_request import EmbeddingRequest, VectorCollector, embedding_sequences
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
@@ -47,6 +47,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._settings = settings
         self._sessions: set[TokenSession] = set()
         self._lessor = Lessor()
+
+    @property
+    def leased(self) -> Lease:
+        """What all sessions together were told last that they may submit."""
+        return self._lessor.leased
 
     async def Generate(
         self, message: model_pb2.ModelServiceGenerateRequest, context: grpc.aio.ServicerContext

@@ -71,6 +71,11 @@ class ChoiceText:
         """Output tokens so far; those after a stop string do not count."""
         self.stop_string: str | None = None
 
+    @property
+    def num_holds(self) -> int:
+        """How often text was held back for a stop string."""
+        return self._matcher.num_holds if self._matcher is not None else 0
+
     def push(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> TextDelta:
         """New tokens, and what came along with them. Call it no more once `stop_string` is set.
 
