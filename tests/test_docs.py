@@ -22,7 +22,9 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 GUIDE = "\n".join([README, SETTINGS, (ROOT / "docs" / "running.md").read_text()])
 """What a newcomer reads and types."""
 PAGES = sorted(
-    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
 )
 MAKEFILE = (ROOT / "Makefile").read_text()
 
