@@ -68,7 +68,11 @@ class Backend:
         self.outcomes = Outcomes(target, self.breaker, changed)
         self._link: TierChannel[Any] = TierChannel(target, tokenizer_pb2_grpc.TokenizerServiceStub, tls)
         self.session: SessionClient[Choice] = SessionClient(
-            target, lambda: self._link.refreshed().Session(), tokenizer_pb2.SessionRequest, self
+            target,
+            lambda: self._link.refreshed().Session(),
+            tokenizer_pb2.SessionRequest,
+            self,
+            self._link.told_to_move,
         )
         self.serving = False
         """What the tier's health service says."""
@@ -181,7 +185,8 @@ class Backend:
 
     def on_lost(self, stream: SessionStream[Choice], receivers: dict[int, Choice], error: TokenwireError) -> None:
         """The session broke: each request goes on elsewhere or ends."""
-        level = logging.DEBUG if error.reason == "SESSION_CLOSED" else logging.WARNING
+        quiet = error.reason == "SESSION_CLOSED" or (stream.draining and not receivers)
+        level = logging.DEBUG if quiet else logging.WARNING
         log.log(level, "tokenizer tier %s is lost: %s", self.target, error)
         self._changed()
         if not stream.draining:
@@ -205,15 +210,27 @@ class Backend:
             choice.on_finish(terminal)
 
     async def _watch_health(self) -> None:
+        """Follow its health. Where the connection is to be left, it is asked again on a new one."""
         while True:
-            stub = health_pb2_grpc.HealthStub(self._link.channel)
+            following = asyncio.ensure_future(self._follow_health())
+            leaving = asyncio.ensure_future(self._link.told_to_move())
             try:
-                async for response in stub.Watch(health_pb2.HealthCheckRequest()):
-                    self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
-            except grpc.RpcError as error:
-                log.debug("health of %s: %s", self.target, from_rpc_error(error))
-            self._set_serving(False)
-            await asyncio.sleep(HEALTH_RETRY_S)
+                await asyncio.wait({following, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                lost = following.done()
+            finally:
+                await cancel_and_wait(following, leaving)
+            if lost:
+                self._set_serving(False)
+                await asyncio.sleep(HEALTH_RETRY_S)
+
+    async def _follow_health(self) -> None:
+        """What it says until the stream ends."""
+        stub = health_pb2_grpc.HealthStub(self._link.channel)
+        try:
+            async for response in stub.Watch(health_pb2.HealthCheckRequest()):
+                self._set_serving(response.status == health_pb2.HealthCheckResponse.SERVING)
+        except grpc.RpcError as error:
+            log.debug("health of %s: %s", self.target, from_rpc_error(error))
 
     def _set_serving(self, serving: bool) -> None:
         if serving != self.serving:

@@ -44,7 +44,6 @@ async def pass_on(
     refuse_inputs([len(text) for text in request.texts] + [len(each.ids) for each in request.token_ids], field)
     num_inputs = len(request.texts) + len(request.token_ids)
     record.num_prompts = num_inputs
-    generation.refuse_when_draining()
     estimate = -(-request.ByteSize() // BYTES_PER_TOKEN)
     with _charged(generation, caller, estimate) as lease:
         with generation.backends.room.taken(num_inputs, caller.context.priority):
@@ -67,7 +66,6 @@ async def embed(
 ) -> tuple[list[Vector], Usage]:
     """The vectors, in the order of the inputs, all of one kind, and the tokens read. Raises the tier's error."""
     record.num_prompts = len(inputs)
-    generation.refuse_when_draining()
     wire_options = embedding_options_to_wire(options)
     places = asyncio.Semaphore(MAX_CALLS)
 

@@ -67,7 +67,7 @@ class Generation:
         return RequestRecord(self.metrics, api)
 
     def refuse_when_draining(self) -> None:
-        """Raise Unavailable once the gateway is on its way out."""
+        """Raise Unavailable for a new stream of requests once the gateway is on its way out."""
         if self.draining:
             raise Unavailable("the gateway is shutting down; send it elsewhere", reason="DRAINING", retry_after_s=1.0)
 
@@ -82,9 +82,8 @@ class Generation:
     def charged_call(self, context: RequestContext) -> Iterator[None]:
         """One request of the tenant's, which generates nothing, while the block runs. One that fails stays charged.
 
-        Raises Overloaded, Unavailable, and as `caller`.
+        Raises Overloaded, and as `caller`.
         """
-        self.refuse_when_draining()
         lease = self.backends.charge_call(self.caller(context).context.tenant)
         try:
             yield
@@ -97,7 +96,6 @@ class Generation:
         A call that there is no room for is refused whole, unless lower priorities make way. With one prompt an error is
         raised; with several it ends the outputs of its own prompt, and the others go on.
         """
-        self.refuse_when_draining()
         num_choices = requests[0].options.num_choices or 1
         if num_choices > MAX_CHOICES:
             allowed = f"{num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"

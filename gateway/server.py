@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 
 SHOW_TIERS_S = 1.0
 """How often the metrics are told how the tiers are, while nothing is heard of them."""
+LINGER_S = 1.0
+"""How long open HTTP connections may bring another request, whose answer says that they close."""
+LOOK_AGAIN_S = 0.05
+"""How often a drain looks whether anybody is left."""
 LAST_MOMENTS_S = 0.5
 """This long before the drain's limit what still runs is ended by name, so that its caller hears why."""
 
@@ -88,6 +92,7 @@ class Gateway:
                 max_headers=settings.max_headers,
                 header_timeout_s=settings.header_timeout_s,
                 idle_timeout_s=settings.idle_timeout_s,
+                max_age_s=settings.max_connection_age_s,
             ),
             on_refused=metrics.http_refused,
             tls=settings.tls,
@@ -114,12 +119,16 @@ class Gateway:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def drain(self) -> None:
-        """Refuse what is new, let what runs finish up to the limit, then let go of everything."""
+        """Let in nobody new, answer who is there up to the limit, then let go of everything.
+
+        What comes on connections that are open is still served, so that who has not heard yet loses nothing.
+        """
         limit_s = self.settings.drain_timeout_s
         ends_s = time.monotonic() + limit_s
         self.generation.draining = True
         if self._watcher is not None:
             await cancel_and_wait(self._watcher)
+        await self.http.drain()
         self.service.drain(limit_s)
         self.inference.drain()
         grpc_drained = asyncio.get_running_loop().create_task(self.grpc.drain())
@@ -133,15 +142,16 @@ class Gateway:
             self._limiter.close()
 
     async def _until_idle(self, limit_s: float) -> None:
-        """Wait until no prompt is being answered, at most this long."""
-        ends_s = time.monotonic() + limit_s
-        while self.backends.num_open and time.monotonic() < ends_s:
-            self.backends.changed.clear()
-            try:
-                async with asyncio.timeout(ends_s - time.monotonic()):
-                    await self.backends.changed.wait()
-            except TimeoutError:
+        """Wait until no prompt is being answered, at most this long; a little for connections that may bring one."""
+        began_s = time.monotonic()
+        while (passed_s := time.monotonic() - began_s) < limit_s:
+            lingers = self.http.num_connections > 0 and passed_s < LINGER_S
+            if not (self.backends.num_open or lingers):
                 return
+            self.backends.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(limit_s - passed_s, LOOK_AGAIN_S)):
+                    await self.backends.changed.wait()
 
     async def _watch(self) -> None:
         """Healthy while a tokenizer tier with a model behind it can be reached."""

@@ -39,7 +39,7 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
     def drain(self, grace_s: float) -> None:
         """Ask the clients of all sessions to go elsewhere."""
         for session in list(self._sessions):
-            session.drain(grace_s)
+            session.drain("the gateway is shutting down", grace_s)
 
     async def Generate(self, request: gateway_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> None:
         """One prompt, or several whose streams are merged and tagged by index."""
@@ -82,7 +82,14 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         self._generation.refuse_when_draining()
         session = TextServerSession(self._generation, self._epoch, self._sessions.discard)
         self._sessions.add(session)
-        await run_session(requests, context, session)
+        settings = self._generation.settings
+        await run_session(
+            requests,
+            context,
+            session,
+            max_age_s=settings.max_connection_age_s,
+            age_grace_s=settings.max_connection_age_grace_s,
+        )
 
     async def Tokenize(
         self, request: tokenizer_pb2.TokenizeRequest, context: grpc.aio.ServicerContext

@@ -109,9 +109,9 @@ class TextServerSession:
         """The client submits nothing more."""
         self.outbox.end()
 
-    def drain(self, grace_s: float) -> None:
+    def drain(self, reason: str, grace_s: float) -> None:
         """Ask the client to put new Submits on another stream; this one ends when nothing is open any more."""
-        self.outbox.drain("the gateway is shutting down", round(grace_s * 1000))
+        self.outbox.drain(reason, round(grace_s * 1000))
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
         """Wait for something to send."""
@@ -180,7 +180,6 @@ class TextServerSession:
         """Send one request down. Raises what is wrong with it."""
         context = context_from_wire(request.context)
         record.request_id = context.request_id
-        self._generation.refuse_when_draining()
         if context.request_id in self._by_id:
             message = f"context.request_id {context.request_id!r} is running on this session: give each its own"
             raise AlreadyExists(message, violations=[FieldViolation("context.request_id", "in use on this session")])

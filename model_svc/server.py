@@ -42,7 +42,7 @@ class ModelTier:
         self.engine = EngineClient(engine_settings, self._on_engine, self.metrics)
         self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
         self.state = TierState(self.engine, vocabulary, template, self.grammars)
-        self.servicer = ModelServicer(self.engine, self.state, settings.drain_timeout_s)
+        self.servicer = ModelServicer(self.engine, self.state, settings)
         self.engine.adapters.on_change = self._on_adapters
         if settings.vllm_engine:
             vllm_engine_module().add_to(self.grpc, self.engine, self.state, folder)
@@ -72,6 +72,7 @@ class ModelTier:
         except TokenwireError:
             await self.grpc.server.stop(None)
             raise
+        self.metrics.kv_total.set(0 if info.whole_sequences else info.num_blocks)  # else unknown until the first step
         self.grammars.load(info.vocab_size)
         log.info(
             "serving",

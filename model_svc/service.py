@@ -17,6 +17,7 @@ from tokenwire.logs import fields
 from tokenwire.requests import CancelReason
 from tokenwire.sampling import SCALARS
 from tokenwire.session_server import run_session
+from tokenwire.settings import ServerSettings
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 from tokenwire.version import __version__
 from tokenwire.wire import context_from_wire, usage_to_wire
@@ -40,10 +41,10 @@ def embedding_request_from_wire(
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Answers ModelService."""
 
-    def __init__(self, engine: EngineClient, state: TierState, drain_timeout_s: float) -> None:
+    def __init__(self, engine: EngineClient, state: TierState, settings: ServerSettings) -> None:
         self._engine = engine
         self._state = state
-        self._drain_timeout_s = drain_timeout_s
+        self._settings = settings
         self._sessions: set[TokenSession] = set()
         self._lessor = Lessor()
 
@@ -79,7 +80,13 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
         session = TokenSession(self._engine, self._state, self._lessor, self._sessions.discard)
         self._sessions.add(session)
-        await run_session(frames, context, session)
+        await run_session(
+            frames,
+            context,
+            session,
+            max_age_s=self._settings.max_connection_age_s,
+            age_grace_s=self._settings.max_connection_age_grace_s,
+        )
 
     async def Embed(
         self, message: model_pb2.ModelServiceEmbedRequest, context: grpc.aio.ServicerContext
@@ -153,7 +160,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     def drain_sessions(self) -> None:
         """Ask every peer to put new Submits on another stream: this tier stops."""
         for session in self._sessions:
-            session.drain(self._drain_timeout_s)
+            session.drain("the model tier moves on", self._settings.drain_timeout_s)
         self._engine.cache_events.close()
 
     def close_sessions(self) -> None:

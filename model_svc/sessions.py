@@ -114,10 +114,10 @@ class TokenSession:
         self._half_closed = True
         self._wake.set()
 
-    def drain(self, grace_s: float) -> None:
+    def drain(self, reason: str, grace_s: float) -> None:
         """Ask the peer to put new Submits on another stream; this one ends once nothing is open for IDLE_LOAD_S."""
         self._draining = True
-        self._drain = common_pb2.Drain(reason="the model tier moves on", grace_ms=round(grace_s * 1000))
+        self._drain = common_pb2.Drain(reason=reason, grace_ms=round(grace_s * 1000))
         self._wake.set()
 
     def announce_card(self) -> None:

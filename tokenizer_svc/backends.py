@@ -124,7 +124,11 @@ class ModelReplica:
         link: TierChannel[Any] = TierChannel(self.target, model_pb2_grpc.ModelServiceStub, self._tls)
         self._link = link
         self._client = SessionClient(
-            self.target, lambda: link.refreshed().Session(), model_pb2.ModelServiceSessionRequest, self
+            self.target,
+            lambda: link.refreshed().Session(),
+            model_pb2.ModelServiceSessionRequest,
+            self,
+            link.told_to_move,
         )
         self._client.start()
 

@@ -4,7 +4,6 @@ Asks again from where it was after every break, and after a gap. Does not know w
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -35,13 +34,12 @@ class CacheFollower:
         self._target = target
         self._view = view
         self._task: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
 
     def follow(self, open_call: OpenCall) -> None:
-        """Begin; where that is done already, do not wait any longer to ask again."""
-        self._wake.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._keep_following(open_call))
+        """Begin, or ask again from where it is: the connection may be a new one, to another process even."""
+        if self._task is not None:
+            self._task.cancel()
+        self._task = asyncio.get_running_loop().create_task(self._keep_following(open_call))
 
     async def close(self) -> None:
         """Follow no longer."""
@@ -51,7 +49,6 @@ class CacheFollower:
     async def _keep_following(self, open_call: OpenCall) -> None:
         backoff_s = FIRST_BACKOFF_S
         while True:
-            self._wake.clear()
             epoch, number = self._view.position
             call = open_call(model_pb2.SubscribeCacheEventsRequest(epoch=epoch, sequence_number=number))
             try:
@@ -66,7 +63,7 @@ class CacheFollower:
                 log.debug("cache events of %s: %s", self._target, error)
             finally:
                 call.cancel()
-            await self._sleep(backoff_s * random.uniform(0.5, 1.0))
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def _read(self, call: Any) -> bool:
@@ -78,10 +75,6 @@ class CacheFollower:
                 return came
             came = True
         return came
-
-    async def _sleep(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
 
 
 def event_from_wire(message: model_pb2.SubscribeCacheEventsResponse) -> CacheEvent:

@@ -19,6 +19,7 @@ from tokenwire.errors import InvalidRequest, TokenwireError
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import StopParams, refuse
 from tokenwire.session_server import run_session
+from tokenwire.settings import ServerSettings
 from tokenwire.v1 import tokenizer_pb2 as pb
 from tokenwire.v1 import tokenizer_pb2_grpc
 from tokenwire.wire import usage_to_wire
@@ -30,8 +31,9 @@ INLINE_IDS = 2_000
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     """Answers TokenizerService."""
 
-    def __init__(self, tier: Tier, folder: Path) -> None:
+    def __init__(self, tier: Tier, folder: Path, settings: ServerSettings) -> None:
         self._tier = tier
+        self._settings = settings
         self._folder = folder
         self._sessions: set[TextSession] = set()
 
@@ -39,7 +41,13 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """Many text requests on one stream."""
         session = TextSession(self._tier, self._sessions.discard)
         self._sessions.add(session)
-        await run_session(frames, context, session)
+        await run_session(
+            frames,
+            context,
+            session,
+            max_age_s=self._settings.max_connection_age_s,
+            age_grace_s=self._settings.max_connection_age_grace_s,
+        )
 
     def drain_sessions(self, grace_s: float) -> None:
         """Ask every peer to put new Submits on another stream."""

@@ -33,12 +33,17 @@ HANDSHAKE_TIMEOUT_MS = 10_000
 """From a connection's beginning to its first settings, TLS included; gRPC's own is two minutes."""
 
 
-def server_options(max_message_bytes: int, *, share_port: bool = False) -> list[tuple[str, Any]]:
+def server_options(
+    max_message_bytes: int, *, share_port: bool = False, max_age_s: float = 0.0, age_grace_s: float = 0.0
+) -> list[tuple[str, Any]]:
     """Options of a tier's server: pings are welcome, messages are bounded, a taken port is an error.
 
-    `share_port`: other processes of this tier listen on the same port.
+    `share_port`: other processes of this tier listen on the same port. `max_age_s`: after so long, give or take a
+    tenth, a connection is told to go (GOAWAY), and after `age_grace_s` more it is cut; 0: never.
     """
+    ages = [("grpc.max_connection_age_ms", max_age_s), ("grpc.max_connection_age_grace_ms", age_grace_s)]
     return [
+        *((name, max(1, round(seconds * 1000))) for name, seconds in ages if seconds > 0 and max_age_s > 0),
         *KEEPALIVE_OPTIONS,
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -82,6 +87,22 @@ def sync_channel(target: str, tls: ClientTls | None = None, options: Options = (
     return grpc.secure_channel(target, channel_credentials(tls), options=all_options)
 
 
+async def told_to_move(channel: grpc.aio.Channel) -> None:
+    """Return when the connection that this channel has, or makes next, is to be left for a new one.
+
+    A GOAWAY means so. Calls that run do not notice it: they go on where they are, and what begins now goes to a
+    new connection. A connection that breaks is left too.
+    """
+    try:
+        state = channel.get_state()
+        while state is not grpc.ChannelConnectivity.READY:
+            await channel.wait_for_state_change(state)
+            state = channel.get_state()
+        await channel.wait_for_state_change(state)
+    except grpc.aio.UsageError:
+        return  # the channel was closed
+
+
 class TierChannel(Generic[S]):
     """A channel to another tier and its stub, which follow the certificates' files. Lives on the event loop; close it.
 
@@ -112,6 +133,10 @@ class TierChannel(Generic[S]):
             self.channel = fresh
             self.stub = self._make_stub(fresh)
         return self.stub
+
+    async def told_to_move(self) -> None:
+        """As the function of that name, of the channel there is now."""
+        await told_to_move(self.channel)
 
     async def close(self) -> None:
         """Cut every call."""

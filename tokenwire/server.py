@@ -35,6 +35,9 @@ GC_THRESHOLDS = (20_000, 20, 50)
 """Python's own, 700, looks for garbage several times per request, and almost all that a request made goes without."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+LIVENESS = "liveness"
+"""Name under which health says SERVING for as long as the process answers, whether or not the tier can: who restarts
+what hangs must not restart a tier that waits for another one."""
 
 
 class GrpcServer:
@@ -58,7 +61,12 @@ class GrpcServer:
         self.port = 0
         self.services: list[str] = []
         self._share_port = share_port
-        options = server_options(settings.max_message_bytes, share_port=share_port)
+        options = server_options(
+            settings.max_message_bytes,
+            share_port=share_port,
+            max_age_s=settings.max_connection_age_s,
+            age_grace_s=settings.max_connection_age_grace_s,
+        )
         typed_errors = TypedErrors()
         self._running = typed_errors.running
         self.server = grpc.aio.server(interceptors=[typed_errors, *interceptors], options=options)
@@ -89,6 +97,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise refusal from error
         await self.set_serving(False)
+        await self.health.set(LIVENESS, SERVING)
         await self.server.start()
         return self.port
 

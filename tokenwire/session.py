@@ -7,7 +7,7 @@ and loss; does not know what a delta means: frames go to the listener as they co
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
 HELLO_TIMEOUT_S = 10.0
+MOVE_AFTER_S = 0.05
+"""A stream that is still there so long after its connection was left was not broken, but told to move."""
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 0.5
 MAX_HANDLE = 2**32 - 1
@@ -31,6 +33,14 @@ LAST_FIRST_HANDLE = MAX_HANDLE - 1024
 """Past it a request with many choices could run out of handles: a new stream takes over."""
 
 R = TypeVar("R")
+
+ToldToMove = Callable[[], Coroutine[Any, Any, None]]
+"""Returns when a connection is to be left for a new one, as `tokenwire.channels.told_to_move` does."""
+
+
+async def never() -> None:
+    """Where nobody hears that a connection is to be left."""
+    await asyncio.Event().wait()
 
 
 class SessionListener(Protocol[R]):
@@ -125,11 +135,21 @@ class SessionStream(Generic[R]):
 
 
 class SessionClient(Generic[R]):
-    """Keeps one Session to one peer open: connects, says Hello, re-connects with backoff, moves on when drained."""
+    """Keeps one Session to one peer open: connects, says Hello, re-connects with backoff, moves on when told to.
+
+    A peer tells by a Drain frame, whose stream takes nothing new from then on, or by a GOAWAY for the connection, whose
+    stream takes what is new until another has been opened. Either way it runs out beside the new one.
+    """
 
     def __init__(
-        self, target: str, open_call: Callable[[], Any], request_type: Callable[..., Any], listener: SessionListener[R]
+        self,
+        target: str,
+        open_call: Callable[[], Any],
+        request_type: Callable[..., Any],
+        listener: SessionListener[R],
+        told_to_move: ToldToMove = never,
     ) -> None:
+        """`told_to_move` returns when the connection of the call opened next is to be left."""
         self.target = target
         self.stream: SessionStream[R] | None = None
         """Where new requests go; None while there is no connection."""
@@ -137,6 +157,7 @@ class SessionClient(Generic[R]):
         self._open_call = open_call
         self._request_type = request_type
         self._listener = listener
+        self._told_to_move = told_to_move
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._told = ""
@@ -176,6 +197,7 @@ class SessionClient(Generic[R]):
 
     async def _run_stream(self, moved_on: asyncio.Event) -> None:
         """One stream from Hello to its end. `moved_on` is set when it was good and a new one is wanted."""
+        leaving = self._spawn(self._told_to_move())
         call = self._open_call()
         stream: SessionStream[R] | None = None
         writer: asyncio.Task[None] | None = None
@@ -184,7 +206,9 @@ class SessionClient(Generic[R]):
             first = await asyncio.wait_for(self._greet(call), HELLO_TIMEOUT_S)
             stream = SessionStream(call, self._request_type, first.hello, self._on_exhausted(moved_on))
             self._listener.on_ready(stream)
-            self.stream, adopted = stream, True
+            self._adopt(stream)
+            adopted = True
+            self._spawn(self._leave(leaving, moved_on))
             self._listener.on_frame(stream, first)
             writer = self._spawn(stream.write_frames())
             while (frame := await call.read()) is not grpc.aio.EOF:
@@ -193,7 +217,7 @@ class SessionClient(Generic[R]):
                 self._listener.on_frame(stream, frame)
                 if stream.draining and not stream.receivers:
                     stream.release()
-            error: TokenwireError = self._ended()
+            error: TokenwireError = self._ended(stream)
         except asyncio.CancelledError:
             self._lose(stream, Unavailable(f"the session to {self.target} was closed", reason="SESSION_CLOSED"))
             raise
@@ -211,6 +235,7 @@ class SessionClient(Generic[R]):
             error = Internal(f"the session to {self.target} failed: {type(bug).__name__}; the log has the details")
         finally:
             call.cancel()
+            leaving.cancel()
             if writer is not None:
                 writer.cancel()
         self._lose(stream, error)
@@ -232,6 +257,20 @@ class SessionClient(Generic[R]):
             )
         return first
 
+    async def _leave(self, leaving: asyncio.Task[None], moved_on: asyncio.Event) -> None:
+        """Ask for a new stream once the connection is to be left. The one there is serves until then."""
+        await asyncio.wait({leaving})
+        if not leaving.cancelled():
+            await asyncio.sleep(MOVE_AFTER_S)
+            moved_on.set()
+
+    def _adopt(self, stream: SessionStream[R]) -> None:
+        """New requests go here from now on; what another stream has runs out there."""
+        before, self.stream = self.stream, stream
+        if before is not None:
+            before.draining = True
+            before.release()
+
     def _on_exhausted(self, moved_on: asyncio.Event) -> Callable[[SessionStream[R]], None]:
         return lambda stream: self._drain(stream, moved_on)
 
@@ -242,8 +281,10 @@ class SessionClient(Generic[R]):
         stream.release()
         moved_on.set()
 
-    def _ended(self) -> TokenwireError:
-        return Unavailable(f"{self.target} ended the session", reason="SESSION_ENDED")
+    def _ended(self, stream: SessionStream[R] | None = None) -> TokenwireError:
+        """The peer ended the call; where it had said so before, what it did not take any more is no loss."""
+        reason = "DRAINING" if stream is not None and stream.draining else "SESSION_ENDED"
+        return Unavailable(f"{self.target} ended the session", reason=reason)
 
     def _lose(self, stream: SessionStream[R] | None, error: TokenwireError) -> None:
         self.last_error = error

@@ -14,6 +14,10 @@ from tokenwire.requests import MAX_CHOICES
 from tokenwire.session import MAX_HANDLE, PROTOCOL_VERSION
 from tokenwire.v1 import common_pb2
 
+AGE_JITTER = 1.1
+"""gRPC tells connections to go at their age, give or take a tenth."""
+TOLD_AFTER_S = 1.0
+"""How long a peer has to hear that by itself."""
 MOST_SUBMITS = 32
 """Taken in one turn of the event loop."""
 
@@ -30,6 +34,9 @@ class ServerSession(Protocol):
     def half_close(self) -> None:
         """The peer submits nothing more; what runs goes on."""
 
+    def drain(self, reason: str, grace_s: float) -> None:
+        """Ask the peer to put new Submits on another stream. `grace_s`: when what still runs is cut; 0: never."""
+
     async def next_frame(self) -> Any | None:
         """Wait for something to send; None once half-closed and every sequence has ended.
 
@@ -40,9 +47,23 @@ class ServerSession(Protocol):
         """The stream is over: cancel whatever is still open. Called exactly once."""
 
 
-async def run_session(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext, session: ServerSession) -> None:
-    """Serve one session to its end. Raises the session's protocol errors; `session.close` is always called."""
+async def run_session(
+    frames: AsyncIterator[Any],
+    context: grpc.aio.ServicerContext,
+    session: ServerSession,
+    *,
+    max_age_s: float = 0.0,
+    age_grace_s: float = 0.0,
+) -> None:
+    """Serve one session to its end. Raises the session's protocol errors; `session.close` is always called.
+
+    `max_age_s`: as of the server's connections. Once this one has been told to go, so is a peer that did not hear it:
+    the new stream comes on a new connection. 0: never.
+    """
     tasks: list[asyncio.Task[None]] = []
+    loop = asyncio.get_running_loop()
+    aged = AGE_JITTER * max_age_s + TOLD_AFTER_S
+    timer = loop.call_later(aged, session.drain, "connections are renewed", age_grace_s) if max_age_s else None
     try:
         first = await anext(frames, None)
         hello = session.hello()
@@ -57,6 +78,8 @@ async def run_session(frames: AsyncIterator[Any], context: grpc.aio.ServicerCont
             session.half_close()
         await writer
     finally:
+        if timer is not None:
+            timer.cancel()
         session.close()
         for task in tasks:
             task.cancel()

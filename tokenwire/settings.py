@@ -55,6 +55,20 @@ class ServerSettings:
     )
     metrics_tls: bool = setting(False, "the metrics port speaks TLS too, and asks for the same certificates")
     drain_timeout_s: float = setting(30.0, "on SIGTERM, seconds to let running requests finish", minimum=0)
+    max_connection_age_s: float = setting(
+        0.0,
+        "seconds, give or take a tenth, after which a connection is told to go, so that clients spread anew over the "
+        "processes there are; what runs on it goes on; 0: never",
+        minimum=0,
+        maximum=86_400,
+    )
+    max_connection_age_grace_s: float = setting(
+        0.0,
+        "seconds that what runs may stay on a gRPC connection that was told to go, before it is cut; 0: as many as it "
+        "takes",
+        minimum=0,
+        maximum=86_400,
+    )
     max_message_bytes: int = setting(16 * 2**20, "largest gRPC message accepted", minimum=1024)
 
     @property

@@ -9,6 +9,7 @@ import asyncio
 import http
 import json
 import math
+import random
 import re
 import urllib.parse
 from collections.abc import Callable
@@ -47,16 +48,29 @@ class HttpLimits:
     The handshake of TLS, before that, has as much."""
     idle_timeout_s: float
     """Between requests."""
+    max_age_s: float = 0.0
+    """Of a connection, give or take a tenth: the answer to a request that comes later is its last. 0: any age."""
 
 
 class GuardedConnection(Connection):
     """One client's connection."""
 
-    def __init__(self, *args: Any, limits: HttpLimits, on_refused: Callable[[str], None], **kwargs: Any) -> None:
-        """`on_refused`: told the reason of each request that was not let in."""
+    def __init__(
+        self,
+        *args: Any,
+        limits: HttpLimits,
+        on_refused: Callable[[str], None],
+        is_draining: Callable[[], bool],
+        **kwargs: Any,
+    ) -> None:
+        """`on_refused`: told the reason of each request not let in. `is_draining`: every answer is its last."""
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._on_refused = on_refused
+        self._is_draining = is_draining
+        age_s = limits.max_age_s * random.uniform(0.9, 1.1) or math.inf
+        self._leaves_s = self.loop.time() + age_s
+        """When it is to be left for a new one."""
         self._refusal: TokenwireError | None = None
         """What is wrong with the head that is being read."""
         self._in_head = False
@@ -147,6 +161,8 @@ class GuardedConnection(Connection):
             self._refuse_head(InvalidRequest(f"the request has {num_hosts} Host fields: one is needed"))
         self._in_body = True
         super().on_headers_complete()
+        if self._is_draining() or self.loop.time() >= self._leaves_s:
+            self._answer_last()
         if self.pipeline:
             self.flow.resume_reading()  # so few may wait, and one whose client goes must be known
 
@@ -174,6 +190,11 @@ class GuardedConnection(Connection):
     def send_400_response(self, msg: str) -> None:
         """What was read is no request that is let in."""
         self._refuse(self._refusal or InvalidRequest("this cannot be read as HTTP/1.1", reason="MALFORMED_HTTP"))
+
+    def _answer_last(self) -> None:
+        """The answer to the request whose head has been read says that the connection closes behind it."""
+        cycle = self.pipeline[0][0] if self.pipeline else self.cycle
+        cycle.keep_alive = False
 
     @property
     def _answered(self) -> bool:

@@ -55,6 +55,13 @@ class _Uvicorn(uvicorn.Server):
         self.servers = listeners  # type: ignore[assignment]
         self.started = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close everything. Handshakes are given up first: a connection that comes now would be waited for."""
+        if self._context is not None:
+            for listener in self.servers:
+                await listener.wait_closed()
+        await super().shutdown(sockets)
+
     def _connection(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
@@ -73,7 +80,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """One HTTP port. `bind`, `start`, `stop`."""
+    """One HTTP port. `bind`, `start`, `drain` perhaps, `stop`."""
 
     def __init__(
         self,
@@ -96,12 +103,15 @@ class HttpServer:
         self._share_port = share_port
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
+        self._draining = False
         # What a client sends wrongly is answered and counted: it must not fill the log.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         config = uvicorn.Config(
             app,
             loop="none",
-            http=functools.partial(GuardedConnection, limits=limits, on_refused=on_refused),  # type: ignore[arg-type]
+            http=functools.partial(  # type: ignore[arg-type]
+                GuardedConnection, limits=limits, on_refused=on_refused, is_draining=lambda: self._draining
+            ),
             timeout_keep_alive=limits.idle_timeout_s,  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
@@ -133,6 +143,18 @@ class HttpServer:
             if self._task.done():
                 self._task.result()
             await asyncio.sleep(0.005)
+
+    @property
+    def num_connections(self) -> int:
+        """Open ones, idle or not."""
+        return len(self._uvicorn.server_state.connections)
+
+    async def drain(self) -> None:
+        """Close the port. Open connections go on: each is answered once more, and told that it closes then."""
+        self._draining = True
+        await asyncio.sleep(0)  # those that knocked already are let in
+        for server in self._uvicorn.servers:
+            server.close()
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Close the port, let open answers be written for this long, then cut them."""

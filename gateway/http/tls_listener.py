@@ -48,13 +48,12 @@ class TlsListener:
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
     def close(self) -> None:
-        """Accept nothing more, and give up what has not shaken hands."""
-        for task in (self._accepting, *self._handshakes):
-            if task is not None:
-                task.cancel()
+        """Accept nothing more. Handshakes that go on may end."""
+        if self._accepting is not None:
+            self._accepting.cancel()
 
     async def wait_closed(self) -> None:
-        """Until that is done."""
+        """Accept nothing more, and give up what has not shaken hands."""
         if self._accepting is not None:
             await cancel_and_wait(self._accepting, *self._handshakes)
 

@@ -114,6 +114,7 @@ class InferStream:
         record = self._generation.record("grpc.model_stream_infer")
         record.request_id, record.model = request_id_of(message.id), message.model_name
         try:
+            self._generation.refuse_when_draining()  # a client here has no other way to hear of it
             stream, answers = open_request(
                 self._generation,
                 record,

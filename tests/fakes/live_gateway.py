@@ -103,6 +103,7 @@ async def live_gateway(
                 await live.until_ready()
             yield live
         finally:
+            await http.aclose()
             if not server.generation.draining:
                 await server.drain()
 

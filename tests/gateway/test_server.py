@@ -45,25 +45,28 @@ def test_health_follows_the_tier_below() -> None:
     asyncio.run(main())
 
 
-def test_a_drain_refuses_what_is_new_and_lets_what_runs_finish() -> None:
+def test_a_drain_lets_nobody_in_and_answers_who_is_there() -> None:
     async def main() -> None:
         async with gateway_over_fake(drain_timeout_s=20) as (tier, live):
-            call = live.stub.Generate(generate_request("!step a b"))
-            streamed = asyncio.ensure_future(live.http.post("/generate", json={"inputs": "!step c d", "stream": True}))
-            await tier.until(lambda: tier.num_running == 2)
-            draining = asyncio.ensure_future(live.server.drain())
-            await asyncio.sleep(0)
-            async with httpx.AsyncClient(base_url=live.http_url, trust_env=False) as other:
-                response = await other.get("/readyz")
-                assert response.status_code == 503 and "shutting down" in response.json()["missing"]
-                response = await other.post("/generate", json={"inputs": "x"})
-                assert response.status_code == 503 and response.json()["error"]["code"] == "draining"
-                assert response.headers["retry-after"] == "1"
-            stepping = asyncio.ensure_future(_step(tier))
-            assert "".join([response.delta.text async for response in call]) == "a b"
-            assert (await streamed).text.endswith("data: [DONE]\n\n")
-            await draining
-            stepping.cancel()
+            async with httpx.AsyncClient(base_url=live.http_url, trust_env=False) as idle:
+                assert (await idle.get("/readyz")).status_code == 200
+                call = live.stub.Generate(generate_request("!step a b"))
+                body = {"inputs": "!step c d", "stream": True}
+                streamed = asyncio.ensure_future(live.http.post("/generate", json=body))
+                await tier.until(lambda: tier.num_running == 2)
+                draining = asyncio.ensure_future(live.server.drain())
+                await live.until(lambda: live.server.generation.draining)
+                await asyncio.sleep(0.02)
+                async with httpx.AsyncClient(base_url=live.http_url, trust_env=False) as other:
+                    with pytest.raises(httpx.ConnectError):
+                        await other.get("/readyz")
+                response = await idle.post("/generate", json={"inputs": "x"})
+                assert response.status_code == 200 and response.headers["connection"] == "close"
+                stepping = asyncio.ensure_future(_step(tier))
+                assert "".join([response.delta.text async for response in call]) == "a b"
+                assert (await streamed).text.endswith("data: [DONE]\n\n")
+                await draining
+                stepping.cancel()
 
     asyncio.run(main())
 

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tokenwire.addresses import is_loopback, join_host_port
 from tokenwire.errors import FailedPrecondition, Internal, InvalidRequest, MessageTooLarge, Overloaded, TokenwireError
 from tokenwire.health import is_serving, wait_serving
-from tokenwire.server import GrpcServer, refuse_public_without_auth
+from tokenwire.server import LIVENESS, GrpcServer, refuse_public_without_auth
 from tokenwire.session_server import MOST_SUBMITS, run_session
 from tokenwire.settings import ServerSettings
 from tokenwire.status import from_rpc_error
@@ -47,6 +47,9 @@ class EchoSession:
 
     def half_close(self) -> None:
         self.waiting.put_nowait(None)
+
+    def drain(self, reason: str, grace_s: float) -> None:
+        self.waiting.put_nowait(tokenizer_pb2.SessionResponse(drain=common_pb2.Drain(reason=reason)))
 
     async def next_frame(self) -> Any | None:
         return await self.waiting.get()
@@ -117,6 +120,17 @@ def test_health_follows_what_the_tier_says() -> None:
         await running.server.set_serving(True)
         await asyncio.wait_for(waiting, 10)
         assert await loop.run_in_executor(None, is_serving, running.target) is True
+
+    with_server(check)
+
+
+def test_a_tier_that_cannot_answer_is_alive_all_the_same() -> None:
+    async def check(running: Running) -> None:
+        stub = health_pb2_grpc.HealthStub(running.channel)
+        alive = await stub.Check(health_pb2.HealthCheckRequest(service=LIVENESS))
+        able = await stub.Check(health_pb2.HealthCheckRequest())
+        serving = health_pb2.HealthCheckResponse.SERVING
+        assert (alive.status == serving, able.status == serving) == (True, False)
 
     with_server(check)
 

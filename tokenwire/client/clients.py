@@ -5,12 +5,13 @@ Both only start calls on their kind of channel; requests, answers and errors are
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
 
-from tokenwire.channels import aio_channel, sync_channel
+from tokenwire.channels import aio_channel, sync_channel, told_to_move
 from tokenwire.client import messages as m
 from tokenwire.client.conversations import conversation_of
 from tokenwire.client.embeddings import Embeddings, EmbedOptions, embed_request, embeddings
@@ -248,7 +249,12 @@ class AsyncClient:
 
     def session(self, *, max_open: int = 1024) -> AsyncSession:
         """As `Client.session`, on this client's connection."""
-        return AsyncSession(lambda: self._stub.Session(metadata=self._metadata), self.target, max_open)
+        return AsyncSession(
+            lambda: self._stub.Session(metadata=self._metadata),
+            self.target,
+            max_open,
+            partial(told_to_move, self._channel),
+        )
 
     async def tokenize(
         self,

@@ -13,10 +13,11 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from tokenwire.channels import aio_channel
+from tokenwire.channels import aio_channel, told_to_move
 from tokenwire.client.conversations import conversation_of
 from tokenwire.client.events import Finished, Message, Prompt
 from tokenwire.client.messages import session_delta, text_request
@@ -32,7 +33,7 @@ from tokenwire.errors import (
     Unauthenticated,
     Unavailable,
 )
-from tokenwire.session import SessionClient, SessionStream
+from tokenwire.session import SessionClient, SessionStream, ToldToMove
 from tokenwire.tls import ClientTls
 from tokenwire.v1 import common_pb2, gateway_pb2_grpc, tokenizer_pb2
 from tokenwire.wire import terminal_from_wire
@@ -47,11 +48,17 @@ T = TypeVar("T")
 class SessionCore:
     """The session itself, on its event loop: who receives what, and how much may be open."""
 
-    def __init__(self, open_call: Callable[[], Any], target: str, max_open: int) -> None:
+    def __init__(
+        self,
+        open_call: Callable[[], Any],
+        target: str,
+        max_open: int,
+        told_to_move: ToldToMove,
+    ) -> None:
         if max_open < 1:
             raise ValueError(f"max_open {max_open} is not allowed: 1 or more")
         self._client: SessionClient[tuple[SessionOutputs, int]] = SessionClient(
-            target, open_call, tokenizer_pb2.SessionRequest, self
+            target, open_call, tokenizer_pb2.SessionRequest, self, told_to_move
         )
         self._max_open = max_open
         self._num_open = 0
@@ -141,8 +148,8 @@ def _refuse_too_many(num_outputs: int, limit: int) -> None:
 class AsyncSession:
     """Many requests on one stream, for asyncio. Made by `AsyncClient.session`; use it in an `async with` block."""
 
-    def __init__(self, open_call: Callable[[], Any], target: str, max_open: int) -> None:
-        self._core = SessionCore(open_call, target, max_open)
+    def __init__(self, open_call: Callable[[], Any], target: str, max_open: int, told_to_move: ToldToMove) -> None:
+        self._core = SessionCore(open_call, target, max_open, told_to_move)
 
     async def submit(
         self, prompt: Prompt, *, credit: int | None = None, **options: Unpack[CallOptions]
@@ -245,7 +252,9 @@ async def _open(
 ) -> tuple[Any, SessionCore]:
     channel = aio_channel(target, tls)
     stub: Any = gateway_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
-    return channel, SessionCore(lambda: stub.Session(metadata=tuple(metadata)), target, max_open)
+    return channel, SessionCore(
+        lambda: stub.Session(metadata=tuple(metadata)), target, max_open, partial(told_to_move, channel)
+    )
 
 
 def _checked(credit: int | None) -> int | None:

@@ -138,7 +138,7 @@ def test_a_server_that_drains_is_left_for_a_new_stream() -> None:
                 await anext(held)
                 first = session._core._client.stream
                 (server_side,) = live.server.service._sessions
-                server_side.drain(5.0)
+                server_side.drain("it stops", 5.0)
                 await until(lambda: session._core._client.stream not in (first, None))
                 assert await (await session.submit("elsewhere")).text() == "elsewhere"
                 held.cancel()
