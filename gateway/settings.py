@@ -19,7 +19,7 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
     tokenizer_targets: str = setting(
         "127.0.0.1:50052",
         "tokenizer tiers, separated by commas: host:port; dns:host:port, every address of that name; file:/path, a "
-        "host:port per line",
+        "host:port per line; xds:///name, what gRPC's control plane tells",
         parse=targets_of,
     )
     sessions_per_target: int = setting(

@@ -44,6 +44,7 @@ class TokenizerTiers:
             self._set.update,
             interval_s=settings.discovery_interval_s,
             resolve=resolve,
+            tls=settings.upstream_tls,
         )
 
     @property

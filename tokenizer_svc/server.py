@@ -85,7 +85,11 @@ class TokenizerTier:
         self.metrics = TokenizerMetrics(registry)
         self.replica_set = ReplicaSet(self._make_replica, self._on_replicas)
         self.discovery = Discovery(
-            settings.targets, self.replica_set.update, interval_s=settings.discovery_interval_s, resolve=resolve
+            settings.targets,
+            self.replica_set.update,
+            interval_s=settings.discovery_interval_s,
+            resolve=resolve,
+            tls=settings.upstream_tls,
         )
         self._fingerprint = tokenizer.fingerprint
         router = Router(

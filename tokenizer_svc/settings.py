@@ -24,7 +24,7 @@ class TokenizerTierSettings(RoutingSettings, WorkerSettings):
     model_targets: str = setting(
         "127.0.0.1:50053",
         "model tiers to route to, separated by commas: host:port; dns:host:port, every address of that name; "
-        "file:/path, a host:port per line",
+        "file:/path, a host:port per line; xds:///name, what gRPC's control plane tells",
         parse=targets_of,
     )
     routing_policy: str = setting("prefix-cache", "how a model tier is chosen for a request", choices=POLICIES)

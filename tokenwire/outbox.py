@@ -1,16 +1,19 @@
-"""What waits to be sent down one text session: one row per sequence, then its terminal event.
+"""What waits to be sent down one text session: rows of text, then each sequence's terminal event.
 
-Text that arrives while the peer is busy is merged, so a slow reader costs one row and slows nobody. A sequence with
-credit keeps its rows apart until they are granted; text, what was split from it, token ids and log-probabilities follow
-the last of the tokens they stand for, and the terminal event follows the text. What is too large for one frame is
-spread over several. Text alone, of a sequence without a limit, waits in the columns that the next frame is made of: it
-costs two dictionary entries and no object. Does not know where text comes from.
+Frames keep a distance of FRAME_GAP_S, since what one costs hardly grows with what is in it. Text alone, of a sequence
+without a limit, waits in the columns that the next frame is made of, a row for each time it came; past MAX_ROWS rows
+are merged, so a slow reader costs one row per sequence and slows nobody. A sequence with credit keeps its rows apart
+until they are granted; text, what was split from it, token ids and log-probabilities follow the last of the tokens they
+stand for, and the terminal event follows the text. What is too large for one frame is spread over several. Does not
+know where text comes from.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from tokenwire.logprobs import SequenceLogprobs, has_room
+from tokenwire.outbox_columns import Columns
 from tokenwire.outbox_rows import Row, Waiting, cut, drop_ungranted, extras_of, take_row
 from tokenwire.parsed import Parsed
 from tokenwire.requests import FinishReason, Terminal
@@ -19,6 +22,10 @@ from tokenwire.wire import terminal_to_wire
 
 MAX_FRAME_CHARS = 512 * 1024
 """A frame is closed when its text reaches this, so that it fits a client's default limit of 4 MiB."""
+MAX_ROWS = 4096
+"""Of text alone; more than that, and twice the sequences that had some when they were last merged, are merged."""
+FRAME_GAP_S = 0.001
+"""From one frame to the next, at least. What comes after a silence of that length goes at once."""
 
 
 class TextOutbox:
@@ -28,15 +35,17 @@ class TextOutbox:
         self._open: dict[int, Waiting] = {}
         self._plain: set[int] = set()
         """Handles whose text goes into the columns: without a limit, and nothing but text has come."""
-        self._texts: dict[int, str] = {}
-        self._counts: dict[int, int] = {}
-        """Columns of the next frame: text and tokens by handle, in one order."""
+        self._columns = Columns()
+        """Of the next frame."""
+        self._most_rows = MAX_ROWS
         self._sendable: dict[int, None] = {}
         """Handles with something to send, in the order in which they became so."""
         self._drain: common_pb2.Drain | None = None
         self._models: Sequence[common_pb2.ModelCard] = ()
         self._ending = False
         self._wake = asyncio.Event()
+        self._next_s = 0.0
+        """When the next frame may go, on the monotonic clock."""
         self.num_undelivered = 0
         """Terminal events that have not been put into a frame yet."""
 
@@ -66,7 +75,14 @@ class TextOutbox:
         """
         if handle in self._plain:
             if not token_ids and logprobs is None and parsed is None:
-                self._add_plain(handle, text, num_tokens)
+                columns = self._columns
+                if not columns.handles:
+                    self._wake.set()
+                columns.handles.append(handle)
+                columns.texts.append(text)
+                columns.counts.append(num_tokens)
+                if len(columns.handles) > self._most_rows:
+                    self._merge_columns()
                 return
             self._leave_columns(handle)
         waiting = self._open.get(handle)
@@ -137,11 +153,15 @@ class TextOutbox:
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
         """Wait for something to send and take all of it; None once ending and every sequence has ended."""
-        while not (self._texts or self._sendable or self._models) and self._drain is None:
+        while not (self._columns.handles or self._sendable or self._models) and self._drain is None:
             if self._ending and not self._open:
                 return None
             self._wake.clear()
             await self._wake.wait()
+        early_s = self._next_s - time.monotonic()
+        if early_s > 0:
+            await asyncio.sleep(early_s)
+        self._next_s = time.monotonic() + FRAME_GAP_S
         frame = tokenizer_pb2.SessionResponse(models=self._models)
         self._models = ()
         if self._drain is not None:
@@ -150,37 +170,17 @@ class TextOutbox:
         self._fill(frame)
         return frame
 
-    def _add_plain(self, handle: int, text: str, num_tokens: int) -> None:
-        texts = self._texts
-        if handle in texts:
-            texts[handle] += text
-            self._counts[handle] += num_tokens
-            return
-        if not texts:
-            self._wake.set()
-        texts[handle] = text
-        self._counts[handle] = num_tokens
+    def _merge_columns(self) -> None:
+        self._columns = self._columns.merged()
+        self._most_rows = max(MAX_ROWS, 2 * len(self._columns.handles))
 
     def _leave_columns(self, handle: int) -> None:
-        """From now on the sequence's text waits in rows, as does what there is of it."""
+        """From now on the sequence's text waits in rows of its own, as does what there is of it."""
         self._plain.discard(handle)
-        if handle in self._texts:
+        if handle in self._columns.handles:
             waiting = self._open[handle]
-            waiting.rows.append(Row(self._texts.pop(handle), self._counts.pop(handle), []))
+            waiting.rows.append(Row(*self._columns.take(handle), []))
             self._mark(handle, waiting)
-
-    def _take_columns(self) -> tuple[dict[int, str], dict[int, int]]:
-        """As much of them as fits a frame, half of which is left to rows where there are any."""
-        texts, counts = self._texts, self._counts
-        self._texts, self._counts = {}, {}
-        most = MAX_FRAME_CHARS // 2 if self._sendable else MAX_FRAME_CHARS
-        num_chars = 0
-        for handle in list(texts) if sum(map(len, texts.values())) > most else ():
-            if num_chars >= most:
-                self._texts[handle], self._counts[handle] = texts.pop(handle), counts.pop(handle)
-            else:
-                num_chars += len(texts[handle])
-        return texts, counts
 
     def _mark(self, handle: int, waiting: Waiting) -> None:
         if (waiting.credit is None and waiting.rows) or waiting.sendable:
@@ -191,19 +191,20 @@ class TextOutbox:
 
     def _fill(self, frame: tokenizer_pb2.SessionResponse) -> None:
         """Move what may be sent into the frame, one row per sequence: what else one has goes with the next frame."""
-        texts, counts = self._take_columns()
-        num_chars = sum(map(len, texts.values())) if self._sendable else 0
+        columns = self._columns
+        self._columns = columns.cut(MAX_FRAME_CHARS // 2 if self._sendable else MAX_FRAME_CHARS)
+        late = set(self._columns.handles)
+        num_chars = sum(map(len, columns.texts)) if self._sendable else 0
         left: list[int] = []
         sendable, self._sendable = self._sendable, {}
         for handle in sendable:
-            if num_chars >= MAX_FRAME_CHARS or handle in self._texts:
+            if num_chars >= MAX_FRAME_CHARS or handle in late:
                 self._sendable[handle] = None
                 continue
             waiting = self._open[handle]
             row = take_row(waiting)
             if row is not None:
-                texts[handle] = row.text
-                counts[handle] = row.num_tokens
+                columns.append(handle, row.text, row.num_tokens)
                 if row.logprobs is not None or row.parsed is not None or row.token_ids:
                     frame.extras.append(extras_of(handle, row))
                     num_chars += row.num_chars
@@ -215,8 +216,8 @@ class TextOutbox:
                 frame.finishes.append(terminal_to_wire(waiting.terminal, handle))
                 del self._open[handle]
                 self.num_undelivered -= 1
-        frame.handles.extend(texts)
-        frame.texts.extend(texts.values())
-        frame.num_tokens.extend(counts.values())
+        frame.handles.extend(columns.handles)
+        frame.texts.extend(columns.texts)
+        frame.num_tokens.extend(columns.counts)
         for handle in left:
             self._mark(handle, self._open[handle])

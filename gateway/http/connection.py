@@ -4,24 +4,57 @@ uvicorn parses requests, keeps time and writes heads and ends. In between, one t
 dictionary per token are what this way saves. Knows nothing of what is written.
 """
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+log = logging.getLogger(__name__)
+
 EXTENSION = "tokenwire.connection"
 """Where the connection is found in an ASGI scope's extensions."""
+MAX_LATER = 32
+"""Pieces that wait for one write: a client that does not keep up must be noticed within a frame."""
 
 
 def _nothing() -> None:
     """What happens where nobody listens."""
 
 
+class Batch:
+    """Connections with something to write once what runs now on the event loop has run, in one write each."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Connection] = []
+
+    def add(self, connection: "Connection") -> None:
+        """Have it flushed."""
+        waiting = self._waiting
+        if not waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        waiting.append(connection)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            try:
+                connection.flush()
+            except Exception:  # this connection's alone
+                log.exception("a connection could not be written to")
+                connection.transport.abort()
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's own, which tells whoever writes an answer when it can go on, and when nobody reads it any more."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batch: Batch, **kwargs: Any) -> None:
+        """`batch`: flushes this connection with others."""
         super().__init__(*args, **kwargs)
+        self._batch = batch
+        self._later: list[bytes] = []
+        """What waits for the flush."""
         self.on_writable: Callable[[], None] = _nothing
         """Called when what was paused may be written to again."""
         self.on_paused: Callable[[], None] = _nothing
@@ -36,7 +69,27 @@ class Connection(HttpToolsProtocol):
 
     def write_chunk(self, body: bytes) -> None:
         """One piece of a body whose head said that it comes in chunks. `body` is not empty."""
+        self.flush()
         self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def write_later(self, data: bytes) -> None:
+        """Write this as it is, together with what else comes in this turn of the event loop.
+
+        Nine tenths of a write are the kernel's, and the waking of whoever reads.
+        """
+        later = self._later
+        if not later:
+            self._batch.add(self)
+        later.append(data)
+        if len(later) >= MAX_LATER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        later = self._later
+        if later:
+            self._later = []
+            self.transport.write(later[0] if len(later) == 1 else b"".join(later))
 
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Tell when the client goes. Its request has been read; what it sends next waits in this process."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from gateway.http.connection import Batch
 from gateway.http.guard import TOO_MANY_CONNECTIONS, GuardedConnection, HttpLimits
 from gateway.http.tls_listener import TlsListener
 from tokenwire.addresses import join_host_port
@@ -110,7 +111,11 @@ class HttpServer:
             app,
             loop="none",
             http=functools.partial(  # type: ignore[arg-type]
-                GuardedConnection, limits=limits, on_refused=on_refused, is_draining=lambda: self._draining
+                GuardedConnection,
+                limits=limits,
+                on_refused=on_refused,
+                is_draining=lambda: self._draining,
+                batch=Batch(),
             ),
             timeout_keep_alive=limits.idle_timeout_s,  # type: ignore[arg-type]
             ws="none",

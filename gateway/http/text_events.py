@@ -1,4 +1,4 @@
-"""One output's text as server-sent events, from the frame that brought it into the connection in one call.
+"""One output's text as server-sent events, from the frame that brought it to the connection in one call.
 
 Everything but the text is made once. Knows neither what stands around a text nor when this may be used: see
 `gateway.http.sse`.
@@ -13,7 +13,7 @@ from gateway.http.connection import Connection
 class TextEvents:
     """A `gateway.submission.Direct`. Does not raise: what goes wrong is told to `on_failure`."""
 
-    __slots__ = ("_num_bytes", "_on_failure", "_prefix", "_suffix", "_write", "quiet")
+    __slots__ = ("_connection", "_num_bytes", "_on_failure", "_prefix", "_suffix", "quiet")
 
     def __init__(
         self, connection: Connection, before: str, after: str, on_failure: Callable[[Exception], None]
@@ -21,7 +21,7 @@ class TextEvents:
         """`before`, `after`: what stands around the text, written as JSON, in each event."""
         self._prefix, self._suffix = before.encode(), after.encode()
         self._num_bytes = len(self._prefix) + len(self._suffix)
-        self._write = connection.transport.write
+        self._connection = connection
         self._on_failure = on_failure
         self.quiet = False
         """To be set by who wants to know whether something was written since."""
@@ -32,6 +32,6 @@ class TextEvents:
         try:
             body = encode_basestring(text).encode()
             size = self._num_bytes + len(body)
-            self._write(b"%x\r\n%b%b%b\r\n" % (size, self._prefix, body, self._suffix))
+            self._connection.write_later(b"%x\r\n%b%b%b\r\n" % (size, self._prefix, body, self._suffix))
         except Exception as error:  # this answer's alone: the frame has others to serve
             self._on_failure(error)

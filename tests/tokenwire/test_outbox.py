@@ -1,36 +1,14 @@
-import asyncio
 from collections.abc import Sequence
 
 import pytest
 
 from tests.fakes.logprobs import logprobs_of
+from tests.fakes.outbox_frames import LENGTH, is_silent, rows, take
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import MAX_FRAME_CHARS, TextOutbox
 from tokenwire.parsed import Parsed, ToolCall
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.v1 import common_pb2 as pb
-
-LENGTH = Terminal(FinishReason.LENGTH, usage=Usage(3, 0, 5))
-
-
-def take(outbox: TextOutbox):
-    """The next frame, which must be there already."""
-    return asyncio.run(asyncio.wait_for(outbox.next_frame(), 1))
-
-
-def rows(frame) -> list[tuple[int, str, int]]:
-    return list(zip(frame.handles, frame.texts, frame.num_tokens, strict=True))
-
-
-def is_silent(outbox: TextOutbox) -> bool:
-    async def wait() -> bool:
-        try:
-            await asyncio.wait_for(outbox.next_frame(), 0.01)
-        except TimeoutError:
-            return True
-        return False
-
-    return asyncio.run(wait())
 
 
 def test_text_that_waits_is_merged_into_one_row_per_sequence_and_the_terminal_follows() -> None:

@@ -1,10 +1,11 @@
-"""Which tiers there are below: fixed addresses, names that are resolved again and again, files that are read again.
+"""Which tiers there are below: fixed addresses, names resolved again and again, files, what a control plane tells.
 
 Tells its listener the whole list whenever it has changed. What fails keeps the addresses it gave last, so that a DNS
 outage takes no replica away. Does not know what a replica is.
 """
 
 import asyncio
+import importlib
 import logging
 import os
 import socket
@@ -12,9 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from tokenwire.addresses import join_host_port
+from tokenwire.errors import FailedPrecondition
 from tokenwire.logs import fields
-from tokenwire.routing.targets import AddressTarget, DnsTarget, FileTarget, Target, split_address
+from tokenwire.routing.targets import AddressTarget, DnsTarget, FileTarget, Target, XdsTarget, split_address
 from tokenwire.tasks import cancel_and_wait
+from tokenwire.tls import ClientTls
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,9 @@ class Source(Protocol):
     async def read(self) -> Sequence[str]:
         """The addresses now. Raises OSError or ValueError with a message for people."""
 
+    async def close(self) -> None:
+        """Let go of what reading takes."""
+
 
 class Resolved:
     """The addresses of a name."""
@@ -49,6 +55,9 @@ class Resolved:
     async def read(self) -> Sequence[str]:
         """As Source says."""
         return await self._resolve(self._target.host, self._target.port)
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 class Listed:
@@ -62,6 +71,9 @@ class Listed:
     async def read(self) -> Sequence[str]:
         """As Source says. A file with one bad line gives nothing."""
         return await asyncio.to_thread(self._read)
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
     def _read(self) -> list[str]:
         stat = os.stat(self._path)
@@ -83,8 +95,12 @@ class Discovery:
         *,
         interval_s: float,
         resolve: Resolve = resolve_all,
+        tls: ClientTls | None = None,
     ) -> None:
-        """`on_addresses` gets every address there is, each once, first the fixed ones and then whenever it changed."""
+        """`on_addresses` gets every address there is, each once, first the fixed ones and then whenever it changed.
+
+        `tls`: how the tiers are called. Raises FailedPrecondition for an xds: target that cannot be followed here.
+        """
         self.problems: dict[Target, str] = {}
         """Why a target's addresses may be out of date."""
         self._on_addresses = on_addresses
@@ -99,6 +115,8 @@ class Discovery:
                 self._sources[target] = Resolved(target, resolve)
             elif isinstance(target, FileTarget):
                 self._sources[target] = Listed(target)
+            elif isinstance(target, XdsTarget):
+                self._sources[target] = xds_source(target, tls)
 
     def start(self) -> None:
         """Tell the fixed addresses now, and begin to follow the rest."""
@@ -110,6 +128,7 @@ class Discovery:
         """Follow no longer."""
         if self._task is not None:
             await cancel_and_wait(self._task)
+        await asyncio.gather(*(source.close() for source in self._sources.values()))
 
     def problem(self) -> str:
         """Why the list may be wrong, for people; empty when nothing is known to be."""
@@ -138,6 +157,19 @@ class Discovery:
         if addresses != self._told:
             self._told = addresses
             self._on_addresses(addresses)
+
+
+def xds_source(target: XdsTarget, tls: ClientTls | None) -> Source:
+    """Loads the packages that only these targets need. Raises FailedPrecondition where they are not installed."""
+    try:
+        module = importlib.import_module("tokenwire.routing.xds_source")
+    except ImportError as error:
+        raise FailedPrecondition(
+            f"{target} needs packages that are not installed ({error}): pip install 'tokenwire[xds]'",
+            reason="PACKAGE_MISSING",
+        ) from error
+    source: Source = module.XdsSource(target.name, tls)
+    return source
 
 
 def _addresses_of(text: str) -> list[str]:

@@ -10,7 +10,10 @@ class RoutingSettings(UpstreamSettings):
     """What the gateway and the tokenizer tier have in common here."""
 
     discovery_interval_s: float = setting(
-        5.0, "how often dns: names are resolved and file: lists looked at again", minimum=0.1, maximum=3600
+        5.0,
+        "how often dns: names are resolved, and file: lists and what xds: targets were told looked at again",
+        minimum=0.1,
+        maximum=3600,
     )
     breaker_failures: int = setting(
         5, "failures in a row after which a tier below is passed over for a while; 0: never", minimum=0

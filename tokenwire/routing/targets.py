@@ -1,10 +1,14 @@
-"""How the tiers below are named in the setting: addresses, DNS names, files to read. Parses and checks, no more."""
+"""How the tiers below are named in the setting: addresses, DNS names, files to read, names that a control plane knows.
 
+Parses and checks, no more.
+"""
+
+import re
 from dataclasses import dataclass
 
 ALLOWED = (
-    "host:port, dns:host:port or file:/path, several separated by commas and each once, such as 127.0.0.1:50053, "
-    "dns:///model-headless:50053 or file:/etc/tokenwire/model-targets"
+    "host:port, dns:host:port, file:/path or xds:///name, several separated by commas and each once, such as "
+    "127.0.0.1:50053, dns:///model-headless:50053, file:/etc/tokenwire/model-targets or xds:///model"
 )
 
 
@@ -39,11 +43,23 @@ class FileTarget:
         return f"file:{self.path}"
 
 
-Target = AddressTarget | DnsTarget | FileTarget
+@dataclass(frozen=True, slots=True)
+class XdsTarget:
+    """One tier at each endpoint that gRPC's control plane (xDS) gives for a name."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"xds:///{self.name}"
+
+
+XDS_NAME = re.compile(r"[\w.:-]+(/[\w.:-]+)*", re.ASCII)
+
+Target = AddressTarget | DnsTarget | FileTarget | XdsTarget
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
-    """`a:1,dns:b:2,file:/c` as values. Raises ValueError saying what is allowed."""
+    """`a:1,dns:b:2,file:/c,xds:///d` as values. Raises ValueError saying what is allowed."""
     targets = tuple(_target(part.strip()) for part in text.split(","))
     if len(set(targets)) != len(targets):
         raise ValueError(ALLOWED)
@@ -74,6 +90,11 @@ def _target(text: str) -> Target:
         if not path:
             raise ValueError(ALLOWED)
         return FileTarget(path)
+    if found and scheme == "xds":
+        name = rest.removeprefix("///")
+        if name == rest or not XDS_NAME.fullmatch(name):
+            raise ValueError(f"xds:///name without an authority of its own, not {text}")
+        return XdsTarget(name)
     split_address(text)
     return AddressTarget(text)
 

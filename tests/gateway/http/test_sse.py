@@ -208,3 +208,17 @@ def test_without_keep_alives_nothing_is_written_into_the_silence() -> None:
             assert ": keep-alive" not in asked.result().text
 
     asyncio.run(main())
+
+
+def test_tokens_of_one_frame_are_events_of_their_own() -> None:
+    async def main() -> None:
+        words = [f"{number:05}" for number in range(400)]
+        async with gateway_over_fake() as (_, live):
+            body = {"messages": [{"role": "user", "content": " ".join(words)}], "stream": True}
+            raw = (await live.http.post("/v1/chat/completions", json=body)).text
+            events = [json.loads(line[6:]) for line in raw.split("\n\n") if line.startswith("data: {")]
+            texts = [event["choices"][0]["delta"].get("content", "") for event in events]
+            assert "".join(texts) == " ".join(words)
+            assert len([text for text in texts if text]) > len(words) / 2
+
+    asyncio.run(main())

@@ -1,0 +1,3 @@
+from tests.tokenizer_svc.conftest import trained_folder
+
+__all__ = ["trained_folder"]
