@@ -11,6 +11,7 @@ import pytest
 
 from tests.fakes.inference import infer_request, is_final, streamed
 from tests.fakes.live_gateway import generate_request
+from tests.fakes.web_caller import PATH, envelope
 from tests.fakes.whole_stack import WholeStack, whole_stack
 from tokenwire.kserve import inference_pb2_grpc
 from tokenwire.v1 import common_pb2, gateway_pb2, tokenizer_pb2
@@ -29,11 +30,13 @@ def long_options() -> common_pb2.GenerationOptions:
     return options
 
 
-async def http_client(stack: WholeStack, path: str, body: dict[str, Any], *, half_close: bool = False) -> Leave:
+async def http_client(
+    stack: WholeStack, path: str, body: dict[str, Any] | bytes, *, half_close: bool = False, kind: str = "json"
+) -> Leave:
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.gateway.server.http.port)
-    content = json.dumps(body).encode()
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/{kind}\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     writer.write(head.encode() + content)
     await writer.drain()
@@ -62,6 +65,16 @@ async def half_closed_chat(stack: WholeStack) -> Leave:
 
 async def many_inputs(stack: WholeStack) -> Leave:
     return await http_client(stack, "/generate", {"inputs": ["hello", "you", "all"], **LONG})
+
+
+async def connect_stream(stack: WholeStack) -> Leave:
+    request = generate_request("hello", options=long_options()).SerializeToString()
+    return await http_client(stack, PATH + "Generate", envelope(request), kind="connect+proto")
+
+
+async def half_closed_grpc_web(stack: WholeStack) -> Leave:
+    request = generate_request("hello", options=long_options()).SerializeToString()
+    return await http_client(stack, PATH + "Generate", envelope(request), kind="grpc-web", half_close=True)
 
 
 async def grpc_call(stack: WholeStack) -> Leave:
@@ -147,10 +160,10 @@ async def session_that_cancels(stack: WholeStack) -> Leave:
 
 
 WAYS = [
-    streaming_chat, whole_chat, half_closed_chat, many_inputs, inference, grpc_call, grpc_chat, grpc_channel,
-    streamed_inference, session_that_breaks, session_that_cancels,
+    streaming_chat, whole_chat, half_closed_chat, many_inputs, connect_stream, half_closed_grpc_web, inference,
+    grpc_call, grpc_chat, grpc_channel, streamed_inference, session_that_breaks, session_that_cancels,
 ]  # fmt: skip
-WAITING = WAYS[:5]
+WAITING = WAYS[:7]
 """Those that can come and wait, without an answer."""
 
 
