@@ -5,7 +5,7 @@ cancels its handler here, whose `finally` takes its prompts back below.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
