@@ -54,7 +54,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
             try:
                 while events := await stream.next_events():
                     for event in events:
-                        await context.write(_generate_response(event, raise_error=single))
+                        for response in _generate_responses(event, raise_error=single):
+                            await context.write(response)
             finally:
                 stream.close()
 
@@ -75,7 +76,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
             try:
                 while events := await stream.next_events():
                     for event in events:
-                        await context.write(_chat_response(event))
+                        for response in _chat_responses(event):
+                            await context.write(response)
             finally:
                 stream.close()
 
@@ -268,19 +270,23 @@ def _error_of(event: Event) -> TokenwireError | None:
     return event.terminal.error or Internal("the request failed below, which did not say why")
 
 
-def _generate_response(event: Event, *, raise_error: bool) -> gateway_pb2.GenerateResponse:
+def _generate_responses(event: Event, *, raise_error: bool) -> Iterator[gateway_pb2.GenerateResponse]:
+    """One message; where an error is the call's status, what came with it before it is raised."""
     terminal, error = event.terminal, _error_of(event)
     if terminal is not None and error is not None:
         error = with_fields_renamed(error, lambda field: _prompt_field(field, event.prompt))
-        if raise_error:
-            raise error
-        terminal = replace(terminal, error=error)
+        terminal = None if raise_error else replace(terminal, error=error)
     response = gateway_pb2.GenerateResponse(index=event.prompt, choice=event.choice)
     if _has_delta(event):
         response.delta.CopyFrom(_delta(event))
     if terminal is not None:
         response.finish.CopyFrom(terminal_to_wire(terminal))
-    return response
+    if error is None or not raise_error:
+        yield response
+        return
+    if response.HasField("delta"):
+        yield response
+    raise error
 
 
 def _prompt_field(field: str, index: int) -> str:
@@ -291,13 +297,15 @@ def _prompt_field(field: str, index: int) -> str:
     return f"prompts[{index}].{field}" if first in ("text", "token_ids") else field
 
 
-def _chat_response(event: Event) -> gateway_pb2.ChatResponse:
+def _chat_responses(event: Event) -> Iterator[gateway_pb2.ChatResponse]:
+    """As `_generate_responses`."""
     error = _error_of(event)
-    if error is not None:
-        raise error
     response = gateway_pb2.ChatResponse(choice=event.choice)
     if _has_delta(event):
         response.delta.CopyFrom(_delta(event))
-    if event.terminal is not None:
+    if event.terminal is not None and error is None:
         response.finish.CopyFrom(terminal_to_wire(event.terminal))
-    return response
+    if error is None or response.HasField("delta"):
+        yield response
+    if error is not None:
+        raise error

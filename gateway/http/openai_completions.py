@@ -31,6 +31,7 @@ OBJECT = "text_completion"
 
 UNBUILT_COMPLETION: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
+    "store": (None, False),
     "suffix": (None,),
 }
 

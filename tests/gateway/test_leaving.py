@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from tests.fakes.live_gateway import generate_request
+from tests.fakes.web_caller import PATH, envelope
 from tests.fakes.whole_stack import WholeStack, whole_stack
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 
@@ -27,11 +28,13 @@ def long_options() -> common_pb2.GenerationOptions:
     return options
 
 
-async def http_client(stack: WholeStack, path: str, body: dict[str, Any], *, half_close: bool = False) -> Leave:
+async def http_client(
+    stack: WholeStack, path: str, body: dict[str, Any] | bytes, *, half_close: bool = False, kind: str = "json"
+) -> Leave:
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.gateway.server.http.port)
-    content = json.dumps(body).encode()
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/{kind}\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     writer.write(head.encode() + content)
     await writer.drain()
@@ -60,6 +63,16 @@ async def half_closed_chat(stack: WholeStack) -> Leave:
 
 async def many_inputs(stack: WholeStack) -> Leave:
     return await http_client(stack, "/generate", {"inputs": ["hello", "you", "all"], **LONG})
+
+
+async def connect_stream(stack: WholeStack) -> Leave:
+    request = generate_request("hello", options=long_options()).SerializeToString()
+    return await http_client(stack, PATH + "Generate", envelope(request), kind="connect+proto")
+
+
+async def half_closed_grpc_web(stack: WholeStack) -> Leave:
+    request = generate_request("hello", options=long_options()).SerializeToString()
+    return await http_client(stack, PATH + "Generate", envelope(request), kind="grpc-web", half_close=True)
 
 
 async def grpc_call(stack: WholeStack) -> Leave:
@@ -112,8 +125,8 @@ async def session_that_cancels(stack: WholeStack) -> Leave:
 
 
 WAYS = [
-    streaming_chat, whole_chat, half_closed_chat, many_inputs, grpc_call, grpc_channel, session_that_breaks,
-    session_that_cancels,
+    streaming_chat, whole_chat, half_closed_chat, many_inputs, connect_stream, half_closed_grpc_web, grpc_call,
+    grpc_channel, session_that_breaks, session_that_cancels,
 ]  # fmt: skip
 
 
@@ -143,7 +156,7 @@ def test_the_engine_stops_within_two_steps(come: Any, trained_folder: Path) -> N
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("come", WAYS[:4], ids=[way.__name__ for way in WAYS[:4]])
+@pytest.mark.parametrize("come", WAYS[:6], ids=[way.__name__ for way in WAYS[:6]])
 def test_what_waits_for_a_client_that_has_gone_never_runs(come: Any, trained_folder: Path) -> None:
     async def main() -> None:
         async with whole_stack(trained_folder, mock_step_ms=STEP_MS, max_batch_size=1) as stack:
