@@ -68,7 +68,7 @@ class RollingStack:
         member.process = self._tiers.start(member.module, *common, *member.flags)
 
     def replace(self, member: Member) -> float:
-        """SIGTERM, and another in its place, until those above have found it. Returns how long the first took to end."""
+        """SIGTERM, and another in its place, which those above have found. Returns how long the first took to end."""
         num_found = self._num_found(member)
         began_s = time.monotonic()
         member.process.send_signal(signal.SIGTERM)
