@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.contenders.process import ServerProcess, environment
 from benchmarks.contenders.spec import Absent
-from benchmarks.loadgen.processes import rss_bytes
+from benchmarks.loadgen.processes import cpu_s, rss_bytes, tree
 from benchmarks.machine import ROOT
 from tokenwire.cli.tiers import free_ports
 
@@ -23,11 +23,17 @@ class MockStack:
     host: str
     port: int
     """HTTP."""
+    grpc_port: int
     process: ServerProcess
 
     def rss_bytes(self) -> int:
         """Of all tiers together."""
         return rss_bytes(self.process.pid)
+
+    def cpu_s(self, tier: str) -> float:
+        """CPU seconds of one tier so far, by the name of its package."""
+        (pid,) = (each.pid for each in tree(self.process.pid) if tier in each.cmdline()[2:5])
+        return cpu_s(pid)
 
     def metric(self, name: str) -> float:
         """A gauge of the gateway's, without labels."""
@@ -47,7 +53,7 @@ def mock_stack(**settings: str | int | float) -> Iterator[MockStack]:
         TOKENWIRE_LOG="warning", **{f"TOKENWIRE_{name.upper()}": str(value) for name, value in settings.items()}
     )
     with ServerProcess(command, environ, ROOT) as process:
-        stack = MockStack("127.0.0.1", http, process)
+        stack = MockStack("127.0.0.1", http, gateway, process)
         until_ready(stack)
         yield stack
 

@@ -11,6 +11,7 @@ from gateway.backend import RETRY_AFTER_S
 from gateway.backends import Backends
 from gateway.generation import Generation
 from gateway.http.app import make_app
+from gateway.http.cors import with_cors
 from gateway.http.guard import HttpLimits
 from gateway.http.server import HttpServer
 from gateway.identity.grpc_gate import GrpcGate
@@ -18,6 +19,8 @@ from gateway.kserve.service import InferenceService
 from gateway.metrics import GatewayMetrics
 from gateway.service import GenerationService
 from gateway.settings import GatewaySettings
+from gateway.web.calls import WebCalls
+from gateway.web.methods import WebMethods
 from tokenwire.errors import Unavailable
 from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 from tokenwire.logs import fields
@@ -66,11 +69,13 @@ class Gateway:
         identifier = settings.identifier(keyring, metrics)
         gates = [] if identifier is None else [GrpcGate(identifier, open_health=settings.open_health)]
         self.grpc = GrpcServer(settings, share_port=place is not None, interceptors=gates)
-        self.grpc.add(
-            gateway_pb2_grpc.add_GenerationServiceServicer_to_server,
-            self.service,
-            gateway_pb2.DESCRIPTOR.services_by_name["GenerationService"],
-        )
+        web_methods = WebMethods(self.grpc.interceptors)
+        for server in (self.grpc, web_methods):
+            server.add(
+                gateway_pb2_grpc.add_GenerationServiceServicer_to_server,
+                self.service,
+                gateway_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+            )
         self.grpc.add(
             inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
             self.inference,
@@ -82,8 +87,9 @@ class Gateway:
             identifier,
             has_limits=self._limiter is not None,
         )
+        self._web = WebCalls(app, web_methods, settings)
         self.http = HttpServer(
-            app,
+            with_cors(self._web, settings.cors_origins.split(",") if settings.cors_origins else ()),
             settings.host,
             settings.http_port,
             limits=HttpLimits(
@@ -137,6 +143,7 @@ class Gateway:
             Unavailable("the gateway is shutting down", reason="SHUTTING_DOWN", retry_after_s=RETRY_AFTER_S)
         )
         await asyncio.gather(grpc_drained, self.http.stop(max(LAST_MOMENTS_S, ends_s - time.monotonic())))
+        self._web.close()
         await self.backends.close()
         if self._limiter is not None:
             self._limiter.close()
@@ -148,10 +155,10 @@ class Gateway:
             lingers = self.http.num_connections > 0 and passed_s < LINGER_S
             if not (self.backends.num_open or lingers):
                 return
-            self.backends.changed.clear()
+            self.backends.idle.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(limit_s - passed_s, LOOK_AGAIN_S)):
-                    await self.backends.changed.wait()
+                    await self.backends.idle.wait()
 
     async def _watch(self) -> None:
         """Healthy while a tokenizer tier with a model behind it can be reached."""

@@ -6,7 +6,6 @@ cancels its handler here, whose `finally` takes its prompts back below.
 
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,6 @@ import grpc
 from gateway.embedding import pass_on
 from gateway.field_names import with_fields_renamed
 from gateway.generation import Caller, Generation
-from gateway.identity.identity import identity_of_call
 from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
 from gateway.streams import Event, TextStream
@@ -54,7 +52,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
             try:
                 while events := await stream.next_events():
                     for event in events:
-                        await context.write(_generate_response(event, raise_error=single))
+                        for response in _generate_responses(event, raise_error=single):
+                            await context.write(response)
             finally:
                 stream.close()
 
@@ -75,7 +74,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
             try:
                 while events := await stream.next_events():
                     for event in events:
-                        await context.write(_chat_response(event))
+                        for response in _chat_responses(event):
+                            await context.write(response)
             finally:
                 stream.close()
 
@@ -157,7 +157,7 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         with self._generation.record(f"grpc.{method.lower()}") as record:
             model = "" if isinstance(request, tokenizer_pb2.ListModelsRequest) else request.model
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
-            with self._charged(who):
+            with self._generation.charged_call(who):
                 return await self._backends.call(
                     method, request, timeout_s=context.time_remaining(), request_id=who.request_id
                 )
@@ -168,20 +168,11 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         with self._generation.record(f"grpc.{method.lower()}") as record:
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
             timeout_s = context.time_remaining()
-            with self._charged(who):
+            with self._generation.charged_call(who):
                 async for response in self._backends.stream(
                     method, request, timeout_s=timeout_s, request_id=who.request_id
                 ):
                     yield response
-
-    @contextmanager
-    def _charged(self, who: RequestContext) -> Iterator[None]:
-        """One request of the tenant's while the block runs. Raises Overloaded."""
-        lease = self._backends.charge_call(identity_of_call().restrict(who).tenant)
-        try:
-            yield
-        finally:
-            lease.settle(None, 0)
 
     async def _begin(
         self, record: RequestRecord, message: common_pb2.RequestContext, model: str, context: grpc.aio.ServicerContext
@@ -268,19 +259,23 @@ def _error_of(event: Event) -> TokenwireError | None:
     return event.terminal.error or Internal("the request failed below, which did not say why")
 
 
-def _generate_response(event: Event, *, raise_error: bool) -> gateway_pb2.GenerateResponse:
+def _generate_responses(event: Event, *, raise_error: bool) -> Iterator[gateway_pb2.GenerateResponse]:
+    """One message; where an error is the call's status, what came with it before it is raised."""
     terminal, error = event.terminal, _error_of(event)
     if terminal is not None and error is not None:
         error = with_fields_renamed(error, lambda field: _prompt_field(field, event.prompt))
-        if raise_error:
-            raise error
-        terminal = replace(terminal, error=error)
+        terminal = None if raise_error else replace(terminal, error=error)
     response = gateway_pb2.GenerateResponse(index=event.prompt, choice=event.choice)
     if _has_delta(event):
         response.delta.CopyFrom(_delta(event))
     if terminal is not None:
         response.finish.CopyFrom(terminal_to_wire(terminal))
-    return response
+    if error is None or not raise_error:
+        yield response
+        return
+    if response.HasField("delta"):
+        yield response
+    raise error
 
 
 def _prompt_field(field: str, index: int) -> str:
@@ -291,13 +286,15 @@ def _prompt_field(field: str, index: int) -> str:
     return f"prompts[{index}].{field}" if first in ("text", "token_ids") else field
 
 
-def _chat_response(event: Event) -> gateway_pb2.ChatResponse:
+def _chat_responses(event: Event) -> Iterator[gateway_pb2.ChatResponse]:
+    """As `_generate_responses`."""
     error = _error_of(event)
-    if error is not None:
-        raise error
     response = gateway_pb2.ChatResponse(choice=event.choice)
     if _has_delta(event):
         response.delta.CopyFrom(_delta(event))
-    if event.terminal is not None:
+    if event.terminal is not None and error is None:
         response.finish.CopyFrom(terminal_to_wire(event.terminal))
-    return response
+    if error is None or response.HasField("delta"):
+        yield response
+    if error is not None:
+        raise error

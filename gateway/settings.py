@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gateway.http.cors import origins_of
 from gateway.identity.settings import IdentitySettings
 from gateway.limits.settings import LimitSettings
 from tokenwire.routing.settings import RoutingSettings
@@ -53,6 +54,12 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
         15.0,
         "seconds after which an answer streamed over HTTP that is silent gets a comment, and looks as often; 0: never",
         minimum=0,
+    )
+    cors_origins: str = setting(
+        "",
+        "origins of web pages that may use the HTTP port, such as https://app.example, separated by commas; *: all; "
+        "empty: none",
+        parse=origins_of,
     )
     default_timeout_s: float = setting(0.0, "time limit of requests that bring none; 0: none", minimum=0)
 

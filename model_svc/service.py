@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from model_svc.backlog import RETRY_AFTER_S
 from model_svc.credits import Lease, Lessor
 from model_svc.embedding_request import EmbeddingRequest, VectorCollector, embedding_sequences
 from model_svc.engine_client import EngineClient
@@ -82,6 +83,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> None:
         """Many requests on one stream."""
+        if self._state.draining:
+            raise Unavailable("the model tier is shutting down", reason="DRAINING", retry_after_s=RETRY_AFTER_S)
         self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
         session = TokenSession(self._engine, self._state, self._lessor, self._sessions.discard)
         self._sessions.add(session)

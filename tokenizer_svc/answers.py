@@ -46,6 +46,11 @@ class AnswerSplitter:
         """What an answer ends with that ends with a call."""
 
     @property
+    def in_reasoning(self) -> bool:
+        """Whether the text so far ends within reasoning."""
+        return self._parser.in_reasoning
+
+    @property
     def finished(self) -> bool:
         """Whether what follows is nothing: the one call that was wanted is there."""
         return self._parser.finished

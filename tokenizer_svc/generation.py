@@ -9,7 +9,7 @@ They are looked for in the raw text, before it is split: markers, reasoning and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizer_svc.answers import AnswerSplitter
 from tokenizer_svc.detokenizer import Detokenizer
@@ -45,7 +45,7 @@ class ChoiceText:
 
     __slots__ = (
         "_detokenizer", "_logprob_texts", "_matcher", "_min_tokens", "_splitter", "is_plain", "num_prompt_tokens",
-        "num_tokens", "stop_string",
+        "num_reasoning_tokens", "num_tokens", "stop_string",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +69,8 @@ class ChoiceText:
         self.num_prompt_tokens = num_prompt_tokens
         self.num_tokens = 0
         """Output tokens so far; those after a stop string do not count."""
+        self.num_reasoning_tokens = 0
+        """Of those, tokens of reasoning, from the one that completes its opening tag."""
         self.stop_string: str | None = None
 
     @property
@@ -133,9 +135,10 @@ class ChoiceText:
         if self._splitter is not None:
             text = self._splitter.finish(text)
         if self.stop_string is None:
-            return text, below
+            usage = replace(below.usage, reasoning_tokens=self.num_reasoning_tokens)
+            return text, below if self._splitter is None else replace(below, usage=usage)
         prompt_tokens = below.usage.prompt_tokens or self.num_prompt_tokens
-        usage = Usage(prompt_tokens, below.usage.cached_tokens, self.num_tokens)
+        usage = Usage(prompt_tokens, below.usage.cached_tokens, self.num_tokens, self.num_reasoning_tokens)
         terminal = Terminal(
             FinishReason.STOP_STRING, usage, stop_string=self.stop_string, model_timings=below.model_timings
         )
@@ -153,7 +156,9 @@ class ChoiceText:
         if self._matcher is not None and self.num_tokens > self._min_tokens:
             text, self.stop_string = self._matcher.push(text)
         if self._splitter is not None:
+            reasoned = self._splitter.in_reasoning
             text = self._splitter.push(text)
+            self.num_reasoning_tokens += reasoned or self._splitter.in_reasoning
             if self._splitter.finished and self.stop_string is None:
                 self.stop_string = self._splitter.closing
         return text

@@ -21,7 +21,7 @@ from tokenwire.status import abort
 log = logging.getLogger(__name__)
 
 ARITY = {False: "unary", True: "stream"}
-
+NOT_PROTOBUF = "the message is not valid protobuf of this type, or a text in it is not valid UTF-8"
 
 WATCHES = {
     "/grpc.health.v1.Health/Watch",
@@ -58,6 +58,7 @@ class Malformed:
     """Stands where a message should be that could not be parsed."""
 
     description: str
+    """What is wrong with it, for its sender."""
 
 
 class TypedErrors(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -97,7 +98,7 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
         try:
             return deserialize(data)
         except (DecodeError, UnicodeDecodeError) as error:
-            return Malformed(str(error))
+            return Malformed(f"{NOT_PROTOBUF} ({error})")
 
     return parse
 
@@ -143,8 +144,7 @@ async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def _refusal(malformed: Malformed) -> InvalidRequest:
-    message = "the message is not valid protobuf of this type, or a text in it is not valid UTF-8"
-    return InvalidRequest(f"{message} ({malformed.description})", reason="MALFORMED_MESSAGE")
+    return InvalidRequest(malformed.description, reason="MALFORMED_MESSAGE")
 
 
 async def _answer(error: Exception, context: grpc.aio.ServicerContext, method: str) -> None:

@@ -69,7 +69,9 @@ class GrpcServer:
         )
         typed_errors = TypedErrors()
         self._running = typed_errors.running
-        self.server = grpc.aio.server(interceptors=[typed_errors, *interceptors], options=options)
+        self.interceptors = [typed_errors, *interceptors]
+        """Of every call, the outermost first."""
+        self.server = grpc.aio.server(interceptors=self.interceptors, options=options)
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         channelz.add_channelz_servicer(self.server)

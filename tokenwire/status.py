@@ -96,9 +96,15 @@ def from_rpc_error(error: grpc.RpcError) -> TokenwireError:
     return BY_CODE.get(code.name, TokenwireError)(message or code.name)
 
 
+def status_bytes(error: TokenwireError) -> bytes:
+    """The error as a serialized google.rpc.Status, which calls end with."""
+    data: bytes = RpcStatus.FromString(to_wire(error).SerializeToString()).SerializeToString()
+    return data
+
+
 async def abort(context: grpc.aio.ServicerContext, error: TokenwireError) -> NoReturn:
     """End the call with this error's status and details. Raises, as `context.abort` does."""
-    details = RpcStatus.FromString(to_wire(error).SerializeToString()).SerializeToString()
+    details = status_bytes(error)
     let_go(error)
     await context.abort(grpc.StatusCode[error.code], error.message, ((STATUS_DETAILS_KEY, details),))
     raise AssertionError("context.abort returned")

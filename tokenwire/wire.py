@@ -271,13 +271,16 @@ def parsed_from_wire(reasoning: str, tool_calls: Collection[tokenizer_pb2.ToolCa
 def usage_to_wire(usage: Usage) -> pb.Usage:
     """Token counts as a message."""
     return pb.Usage(
-        prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, completion_tokens=usage.completion_tokens
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
     )
 
 
 def usage_from_wire(message: pb.Usage) -> Usage:
     """Token counts as plain values."""
-    return Usage(message.prompt_tokens, message.cached_tokens, message.completion_tokens)
+    return Usage(message.prompt_tokens, message.cached_tokens, message.completion_tokens, message.reasoning_tokens)
 
 
 def terminal_to_wire(terminal: Terminal, handle: int = 0) -> pb.Finish:

@@ -137,10 +137,12 @@ class ConnectionPool:
         self._port = port
         self._idle: list[Connection] = []
 
-    async def post(self, path: str, body: bytes, on_body: Callable[[bytes], None]) -> int:
-        """One POST of JSON; returns the status once the answer has ended. Raises BadAnswer and OSError."""
+    async def post(
+        self, path: str, body: bytes, on_body: Callable[[bytes], None], content_type: str = "application/json"
+    ) -> int:
+        """One POST; returns the status once the answer has ended. Raises BadAnswer and OSError."""
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: {content_type}\r\n"
             f"Accept: text/event-stream\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         connection = await self._take()

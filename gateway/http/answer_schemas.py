@@ -62,7 +62,15 @@ ANSWERS: dict[str, Schema] = {
             "prompt_tokens": COUNT,
             "completion_tokens": COUNT,
             "total_tokens": COUNT,
-            "prompt_tokens_details": record({"cached_tokens": COUNT}),
+            "prompt_tokens_details": record({"cached_tokens": COUNT, "audio_tokens": {"const": 0}}),
+            "completion_tokens_details": record(
+                {
+                    "reasoning_tokens": COUNT,
+                    "accepted_prediction_tokens": {"const": 0},
+                    "rejected_prediction_tokens": {"const": 0},
+                    "audio_tokens": {"const": 0},
+                }
+            ),
         }
     ),
     "ToolCall": record(

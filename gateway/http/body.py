@@ -37,7 +37,7 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnsupportedMediaType(f"Content-Type {content_type!r} is not allowed: send application/json")
-    data = await _read(request, settings.max_body_bytes, settings.body_timeout_s)
+    data = await read_bytes(request, settings.max_body_bytes, settings.body_timeout_s)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -52,7 +52,8 @@ def body_of(values: dict[str, Any], model: type[B]) -> B:
         raise _refusal(error.errors(include_url=False, include_context=False)) from None
 
 
-async def _read(request: Request, max_bytes: int, limit_s: float) -> bytes:
+async def read_bytes(request: Request, max_bytes: int, limit_s: float) -> bytes:
+    """The whole body. Raises MessageTooLarge, RequestTimeout, and Cancelled when the client goes."""
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > max_bytes:
         raise _too_large(max_bytes)

@@ -59,8 +59,6 @@ class AccountFields(Body):
 
     user: str | None = None
     metadata: dict[str, str] | None = None
-    store: bool | None = None
-    """Nothing is stored, whatever is said."""
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     """Every request is of the one tier there is; `priority` is what puts one before others."""
     safety_identifier: str | None = None

@@ -31,6 +31,7 @@ UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
     "moderation": (None,),
     "prediction": (None,),
     "reasoning_effort": (None, "none"),
+    "store": (None, False),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }

@@ -1,5 +1,6 @@
 """OpenAI's `usage` and `finish_reason`."""
 
+from dataclasses import replace
 from typing import Any
 
 from gateway.streams import Event
@@ -20,12 +21,18 @@ def finish_reason(reason: FinishReason, with_calls: bool) -> str:
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    """`usage` as OpenAI's API has it."""
+    """`usage` as OpenAI's API has it. No client's predictions are taken and no audio is made: those counts are 0."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+            "audio_tokens": 0,
+        },
     }
 
 
@@ -45,5 +52,5 @@ class UsageTotal:
         if event.terminal is None:
             return
         usage = event.terminal.usage
-        counted = usage if event.choice == 0 else Usage(completion_tokens=usage.completion_tokens)
+        counted = usage if event.choice == 0 else replace(usage, prompt_tokens=0, cached_tokens=0)
         self.usage = self.usage + counted

@@ -14,7 +14,8 @@ from tests.fakes.identities import Callers, Issuer
 from tests.fakes.inference import infer_request, streamed
 from tests.fakes.live_gateway import LiveGateway, generate_request, live_gateway
 from tests.fakes.tokenizer_tier import FakeTokenizerTier, fake_tokenizer_tier
-from tokenwire.errors import NotFound, PermissionDenied, Unauthenticated
+from tests.fakes.web_caller import WebCaller
+from tokenwire.errors import NotFound, Overloaded, PermissionDenied, Unauthenticated
 from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 from tokenwire.requests import MAX_PRIORITY
 from tokenwire.status import from_rpc_error
@@ -72,7 +73,7 @@ async def _http(live: LiveGateway, method: str, path: str, headers: Metadata, bo
     if response.status_code == 200:
         return
     error = response.json()["error"]
-    kinds = {401: Unauthenticated, 403: PermissionDenied, 404: NotFound}
+    kinds = {401: Unauthenticated, 403: PermissionDenied, 404: NotFound, 429: Overloaded}
     assert error["type"] == kinds[response.status_code].openai_type
     assert ("www-authenticate" in response.headers) == (response.status_code == 401)
     if response.status_code == 401:
@@ -180,6 +181,32 @@ async def grpc_session(live: LiveGateway, headers: Metadata, **names: Any) -> No
         await submitted(call, 1, **names)
 
     await _on_stream(lambda: _stub(live).Session(metadata=headers, timeout=10), use)
+
+
+@entrance(CONTEXT)
+async def connect_generate(live: LiveGateway, headers: Metadata, **names: Any) -> None:
+    model, context = _split(names)
+    request = generate_request("a b", model=model, context=context)
+    (await WebCaller(live.http, "connect json").call("Generate", request, headers)).or_raise()
+
+
+@entrance(CONTEXT)
+async def connect_embed(live: LiveGateway, headers: Metadata, **names: Any) -> None:
+    model, context = _split(names)
+    request = tokenizer_pb2.EmbedRequest(texts=["a b"], model=model, context=context)
+    (await WebCaller(live.http, "connect").call("Embed", request, headers)).or_raise()
+
+
+@entrance(CONTEXT)
+async def grpc_web_generate(live: LiveGateway, headers: Metadata, **names: Any) -> None:
+    model, context = _split(names)
+    request = generate_request("a b", model=model, context=context)
+    (await WebCaller(live.http, "grpc-web text").call("Generate", request, headers)).or_raise()
+
+
+@entrance()
+async def grpc_web_list_models(live: LiveGateway, headers: Metadata) -> None:
+    (await WebCaller(live.http, "grpc-web").call("ListModels", tokenizer_pb2.ListModelsRequest(), headers)).or_raise()
 
 
 def _infer_request(make: Any, names: dict[str, Any]) -> Any:

@@ -19,6 +19,8 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
 }
 JUNK: tuple[Any, ...] = ("junk", -(2**70), 0.5, True, [[]], {"a": []})
 JSON = "application/json"
+MAX_BODY_BYTES = 65_536
+"""What the gateway has to be set to."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,13 @@ def grpc_cases() -> list[GrpcCase]:
     return [*_options(), *_prompts(), *_contexts(), *_texts(), *_bytes()]
 
 
-def _good_generate() -> gateway_pb2.GenerateRequest:
+def good_generate() -> gateway_pb2.GenerateRequest:
     request = gateway_pb2.GenerateRequest(prompts=[gateway_pb2.Prompt(text="hello")])
     request.options.stop.max_tokens = 2
     return request
 
 
-def _good_chat() -> gateway_pb2.ChatRequest:
+def good_chat() -> gateway_pb2.ChatRequest:
     request = gateway_pb2.ChatRequest()
     request.conversation.messages.add(role="user", content="hello")
     request.options.stop.max_tokens = 2
@@ -142,7 +144,7 @@ def _good_chat() -> gateway_pb2.ChatRequest:
 
 
 def _options() -> Iterator[GrpcCase]:
-    for method, make in (("Generate", _good_generate), ("Chat", _good_chat)):
+    for method, make in (("Generate", good_generate), ("Chat", good_chat)):
         for name, change in option_changes():
             request = make()
             change(request.options)
@@ -165,16 +167,16 @@ def _prompts() -> Iterator[GrpcCase]:
     no_messages = gateway_pb2.ChatRequest()
     yield GrpcCase("chat: no conversation", "Chat", no_messages.SerializeToString())
     for name, value in {"template arguments": "[]", "documents": "{"}.items():
-        chat = _good_chat()
+        chat = good_chat()
         if name == "documents":
             chat.conversation.documents_json.append(value)
         else:
             chat.conversation.template_arguments_json = value
         yield GrpcCase(f"chat: {name}", "Chat", chat.SerializeToString())
-    tools = _good_chat()
+    tools = good_chat()
     tools.conversation.tools.add(name="", parameters_json="{}")
     yield GrpcCase("chat: a tool without a name", "Chat", tools.SerializeToString())
-    tools = _good_chat()
+    tools = good_chat()
     tools.conversation.tools.add(name="f", parameters_json="no JSON")
     yield GrpcCase("chat: parameters that are no JSON", "Chat", tools.SerializeToString())
 
@@ -187,11 +189,11 @@ def _contexts() -> Iterator[GrpcCase]:
         "low priority": common_pb2.RequestContext(priority=-101),
         "long tenant": common_pb2.RequestContext(tenant="x" * 300),
     }.items():
-        request = _good_generate()
+        request = good_generate()
         request.context.CopyFrom(context)
         yield GrpcCase(f"context: {name}", "Generate", request.SerializeToString())
     for name, change in {"model": {"model": "nobody"}, "salt": {"cache_salt": "x" * 300}}.items():
-        request = _good_generate()
+        request = good_generate()
         request.MergeFrom(gateway_pb2.GenerateRequest(**change))
         codes = ("NOT_FOUND",) if name == "model" else ("INVALID_ARGUMENT",)
         yield GrpcCase(f"unknown {name}", "Generate", request.SerializeToString(), codes)
@@ -209,7 +211,7 @@ def _texts() -> Iterator[GrpcCase]:
 
 def _bytes() -> Iterator[GrpcCase]:
     """What is no message of the type: cut in the middle of a field, or with a text that is no UTF-8."""
-    for method, message in (("Generate", _good_generate()), ("Chat", _good_chat())):
+    for method, message in (("Generate", good_generate()), ("Chat", good_chat())):
         whole = message.SerializeToString()
         for cut in (1, 3, 5):
             yield GrpcCase(f"{method}: cut {cut} from the end", method, whole[:-cut])

@@ -1,4 +1,7 @@
-"""Hundreds of wrong requests over HTTP and gRPC: each is answered rightly, none leaves anything, no other notices."""
+"""Hundreds of wrong requests over HTTP, gRPC, gRPC-Web and Connect.
+
+Each is answered rightly, none leaves anything, no other notices.
+"""
 
 import asyncio
 import json
@@ -14,22 +17,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.live_gateway import generate_request
-from tests.fakes.malformed import GOOD, JSON, GrpcCase, HttpCase, grpc_cases, http_cases
+from tests.fakes.malformed import GOOD, JSON, MAX_BODY_BYTES, GrpcCase, HttpCase, grpc_cases, http_cases
+from tests.fakes.malformed_web import WebCase, web_cases
+from tests.fakes.web_caller import FORMS, WebCaller
 from tests.fakes.whole_stack import WholeStack, whole_stack
 from tokenwire.v1 import common_pb2, gateway_pb2, tokenizer_pb2
 
-HTTP_CASES, GRPC_CASES = http_cases(), grpc_cases()
+HTTP_CASES, GRPC_CASES, WEB_CASES = http_cases(), grpc_cases(), web_cases()
 SERVICE = "/tokenwire.v1.GenerationService/"
 STREAMED = {"Generate", "Chat"}
 NUM_OTHERS = 4
 AT_A_TIME = 8
 T = TypeVar("T")
-SMALL = {"max_body_bytes": 65_536, "max_message_bytes": 1_048_576}
+SMALL = {"max_body_bytes": MAX_BODY_BYTES, "max_message_bytes": 1_048_576}
 
 
 def test_there_are_enough() -> None:
     assert len(HTTP_CASES) >= 300 and len(GRPC_CASES) >= 100
     assert len({case.name for case in HTTP_CASES}) == len(HTTP_CASES)
+    assert len({case.name for case in WEB_CASES}) == len(WEB_CASES) >= 600
 
 
 async def together(awaitables: Sequence[Awaitable[T]]) -> list[T]:
@@ -118,6 +124,25 @@ def test_grpc(trained_folder: Path) -> None:
         async with undisturbed(trained_folder) as stack:
             found = await together([call(stack.gateway.channel, case) for case in GRPC_CASES])
             assert [wrong for wrong in found if wrong] == []
+
+    asyncio.run(main())
+
+
+async def send_web(http: httpx.AsyncClient, case: WebCase) -> str | None:
+    """What is wrong with how a case was answered."""
+    caller = WebCaller(http, case.form)
+    result = await caller.send(case.method, case.content, caller.head(case.method, ()))
+    if result.code not in case.codes or result.messages or result.error is None or not result.error.reason:
+        return f"{case.name}: {result.code} {result.error}, answered {len(result.messages)} times"
+    return None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_browsers(form: str, trained_folder: Path) -> None:
+    async def main() -> None:
+        async with undisturbed(trained_folder) as stack:
+            cases = [send_web(stack.gateway.http, case) for case in WEB_CASES if case.form == form]
+            assert [wrong for wrong in await together(cases) if wrong] == []
 
     asyncio.run(main())
 

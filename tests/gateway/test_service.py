@@ -92,6 +92,23 @@ def test_chat_and_token_ids() -> None:
     asyncio.run(main())
 
 
+def test_what_comes_with_an_error_is_sent_before_it() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            chat = gateway_pb2.ChatRequest()
+            chat.conversation.messages.add(role="user", content="!break a b")
+            for call in (live.stub.Generate(generate_request("!break a b")), live.stub.Chat(chat)):
+                responses = []
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    async for response in call:
+                        responses.append(response)
+                assert caught.value.code() is grpc.StatusCode.INTERNAL
+                assert "".join(response.delta.text for response in responses) == "a b"
+                assert not any(response.HasField("finish") for response in responses)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("request_message", "kind", "field"),
     [

@@ -10,10 +10,12 @@ from tests.fakes.tool_model import CALL, TEMPLATE, WEATHER, tool_folder
 from tokenizer_svc.answers import AnswerFormat, new_call_id
 from tokenizer_svc.chat_template import ChatMessage, Conversation, load_chat_template
 from tokenizer_svc.detokenizer import Detokenizer
+from tokenizer_svc.generation import ChoiceText
 from tokenizer_svc.parsers.families import TOOL_FORMATS
 from tokenizer_svc.parsers.reasoning import REASONING_TAGS
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.parsed import Parsed, ToolCall
+from tokenwire.requests import FinishReason, Terminal, Usage
 
 ASK = (ChatMessage("user", "hi"),)
 
@@ -91,6 +93,39 @@ def test_the_text_is_that_of_a_plain_request_with_markers(family: str, prompt: s
     shown = marked.push(ids) + marked.flush()
     assert re.sub(r"\s", "", shown) == re.sub(r"\s", "", tokenizer.decode(ids, skip_special_tokens=False))
     assert "<tool_call>" in shown and "</tool_call>" in shown
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("num_together", [1, 3, 1000])
+def test_tokens_of_reasoning_are_counted_within_its_tags(
+    num_together: int, thinking: bool, special: bool, tmp_path: Path
+) -> None:
+    """From the one that completes the opening tag, or from the first where the prompt has opened it."""
+    folder = tool_folder(tmp_path, special)
+    tokenizer, answers = Tokenizer.load(folder), chosen(folder)
+    tags = ("" if thinking else "<think>", "</think>")
+    opening, inside, closing, after = (
+        tokenizer.encode(part, add_special_tokens=False).token_ids
+        for part in (tags[0], "I must ask.", tags[1], "Wait for me.")
+    )
+    for ids, reasoned in (
+        ([*opening, *inside, *closing, *after], (0 if thinking else 1) + len(inside) + len(closing)),
+        ([*opening, *inside], (0 if thinking else 1) + len(inside)),
+        (after, len(after) if thinking else 0),
+        ([*opening, *inside, *closing, *after, *inside], (0 if thinking else 1) + len(inside) + len(closing)),
+    ):
+        text = ChoiceText(
+            answers.detokenizer(tokenizer, (), skip_special_tokens=True, spaces_between_special_tokens=True),
+            None,
+            5,
+            splitter=answers.split(Conversation(ASK), "<think>\n" if thinking else ""),
+        )
+        for begin in range(0, len(ids), num_together):
+            text.push(ids[begin : begin + num_together])
+        _, terminal = text.finish(Terminal(FinishReason.LENGTH, Usage(5, 1, len(ids))))
+        assert terminal == Terminal(FinishReason.LENGTH, Usage(5, 1, len(ids), reasoned))
+        assert text.end(FinishReason.DEADLINE)[1].usage == Usage(5, 0, len(ids), reasoned)
 
 
 def test_a_template_without_tools_gets_them_in_the_messages(tmp_path: Path) -> None:

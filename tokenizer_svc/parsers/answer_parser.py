@@ -48,6 +48,8 @@ class AnswerParser:
         self._strip = False
         """Whitespace that comes now belongs to what came before."""
         self._done = False
+        self.in_reasoning = False
+        """The text read so far ends within reasoning."""
         self._steps = self._read()
         self._resume()
 
@@ -125,7 +127,7 @@ class AnswerParser:
         """Show reasoning up to the closing tag, which is read, or the end."""
         assert self._inside is not None and self._tags is not None
         reader = self._reader
-        self._fresh = self._strip = True
+        self._fresh = self._strip = self.in_reasoning = True
         while True:
             marker = self._advance(self._inside, Kind.REASONING)
             if marker is None:
@@ -138,6 +140,7 @@ class AnswerParser:
                 self._parts.add(Kind.MARKUP, reader.take())
                 if marker == self._tags.closing:
                     self._fresh = self._strip = True
+                    self.in_reasoning = False
                     return
             else:
                 self._show_marker(marker, Kind.REASONING)

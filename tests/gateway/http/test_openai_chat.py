@@ -104,7 +104,13 @@ def test_an_answer_has_the_shape_of_the_reference() -> None:
                 "prompt_tokens": 3,
                 "completion_tokens": 4,
                 "total_tokens": 7,
-                "prompt_tokens_details": {"cached_tokens": 1},
+                "prompt_tokens_details": {"cached_tokens": 1, "audio_tokens": 0},
+                "completion_tokens_details": {
+                    "reasoning_tokens": 0,
+                    "accepted_prediction_tokens": 0,
+                    "rejected_prediction_tokens": 0,
+                    "audio_tokens": 0,
+                },
             }
             request = tier.requests[0]
             options = request.options

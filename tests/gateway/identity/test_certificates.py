@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.certificates import Certificates
-from tests.fakes.entrances import ENTRANCES, asking, bearer, grpc_generate, grpc_session, http_completions
+from tests.fakes.entrances import (
+    ENTRANCES,
+    asking,
+    bearer,
+    connect_generate,
+    grpc_generate,
+    grpc_session,
+    grpc_web_generate,
+    http_completions,
+)
 from tests.fakes.identities import Callers, Issuer
 from tokenwire.errors import PermissionDenied, Unauthenticated
 
@@ -27,9 +36,10 @@ def test_a_client_certificate_says_who_calls(callers: Callers, issuer: Issuer, t
         ask = certificates.server(ask=True)
         for name, tls in known.items():
             async with asking(callers, issuer, tls=tls, **ask) as (tier, live):
-                for way in (http_completions, grpc_generate, grpc_session):
+                ways = (http_completions, grpc_generate, grpc_session, connect_generate, grpc_web_generate)
+                for way in ways:
                     await way(live, ())
-                assert [request.context.tenant for request in tier.requests] == [name] * 3
+                assert [request.context.tenant for request in tier.requests] == [name] * len(ways)
                 with pytest.raises(PermissionDenied):
                     await http_completions(live, (), priority=4)
                 await http_completions(live, bearer(callers.keys["alice"]))
