@@ -50,6 +50,7 @@ protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the
 	$(BIN)/python -m scripts.vectors
 	$(BIN)/python -m scripts.settings_table
 	$(BIN)/python -m scripts.module_table
+	$(BIN)/python -m scripts.metrics_table
 
 protos-baseline: $(VENV)/.made-dev ## At a release: what later contracts must stay compatible with
 	cd protos && $(abspath $(BIN))/buf build --exclude-source-info -o baseline.binpb

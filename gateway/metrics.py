@@ -27,6 +27,7 @@ class GatewayMetrics:
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         make = TierMetrics("gateway", registry)
+        self.described = make.described
         self.registry = registry
         self.requests = make.counter("requests_total", "Requests by API and how they ended", ["api", "outcome"])
         self.first_text = make.histogram("first_text_seconds", "From receipt to the first text", ["api"])
@@ -34,6 +35,13 @@ class GatewayMetrics:
         self.requests_of = cache(self.requests.labels)
         self.first_text_of = cache(self.first_text.labels)
         self.duration_of = cache(self.duration.labels)
+        gaps = make.histogram(
+            "token_gap_seconds", "Mean time from one token to the next, of each request with one output", ["api"]
+        )
+        self.gap_of = cache(gaps.labels)
+        outputs = make.counter("outputs_total", "Outputs (choices of prompts) by finish reason", ["reason"])
+        self.ended_by = cache(outputs.labels)
+        self.prompt_tokens = make.counter("prompt_tokens_total", "Tokens of the prompts that were answered")
         self.output_tokens = make.counter("output_tokens_total", "Tokens generated for clients")
         self._http_refusals = make.counter("http_refusals_total", "HTTP requests that were not let in", ["reason"])
         self._identity_refusals = make.counter(
@@ -88,6 +96,8 @@ class RequestRecord:
         self._outcome = "ok"
         self._message: str | None = None
         self._reasons: dict[str, int] = {}
+        self._ended_s = 0.0
+        """When the last output ended, from receipt."""
         self._closed = False
 
     def saw_text(self) -> None:
@@ -109,6 +119,8 @@ class RequestRecord:
             self._prompt_tokens[prompt] = usage.prompt_tokens
         reason = terminal.reason
         self._reasons[reason.value] = self._reasons.get(reason.value, 0) + 1
+        self._metrics.ended_by(reason.value).inc()
+        self._ended_s = time.monotonic() - self._arrival_s
         if reason not in ENDED_WELL and self._outcome == "ok":
             self._outcome = terminal.error.code.lower() if terminal.error is not None else reason.value
             self._message = terminal.error.message if terminal.error is not None else None
@@ -130,6 +142,12 @@ class RequestRecord:
         total_s = time.monotonic() - self._arrival_s
         self._metrics.requests_of(self.api, self._outcome).inc()
         self._metrics.duration_of(self.api).observe(total_s)
+        prompt_tokens = sum(self._prompt_tokens.values())
+        if prompt_tokens:
+            self._metrics.prompt_tokens.inc(prompt_tokens)
+        if self.started and self._completion_tokens > 1 and sum(self._reasons.values()) == 1:
+            gap_s = (self._ended_s - self._first_text_s) / (self._completion_tokens - 1)
+            self._metrics.gap_of(self.api).observe(gap_s)
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(
@@ -141,7 +159,7 @@ class RequestRecord:
                 outcome=self._outcome,
                 reasons=",".join(f"{reason}:{count}" for reason, count in self._reasons.items()) or None,
                 prompts=self.num_prompts or None,
-                prompt_tokens=sum(self._prompt_tokens.values()) or None,
+                prompt_tokens=prompt_tokens or None,
                 completion_tokens=self._completion_tokens or None,
                 first_text_s=self._first_text_s if self.started else None,
                 total_s=total_s,

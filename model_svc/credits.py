@@ -22,6 +22,9 @@ class Lease:
     tokens: int
 
 
+NOTHING = Lease(0, 0)
+
+
 @dataclass(slots=True, eq=False)
 class Claim:
     """What one session wants: a part for itself, and what its peer holds back.
@@ -31,12 +34,16 @@ class Claim:
 
     requests: int
     tokens: int
+    leased: Lease = NOTHING
+    """What it was given last."""
 
 
 class Lessor:
     """All sessions of a tier. `open` and `close` a claim; work per call does not depend on how many there are."""
 
     def __init__(self) -> None:
+        self.leased = NOTHING
+        """What all sessions were given last, together."""
         self._requests = 0
         self._tokens = 0
 
@@ -58,12 +65,23 @@ class Lessor:
         """A session ends; its claim counts no more."""
         self._requests -= claim.requests
         self._tokens -= claim.tokens
+        self._note(claim, NOTHING)
 
     def lease(self, claim: Claim, free_requests: int, free_tokens: int) -> Lease:
         """The claim's part of what is free, in proportion to all open claims; never nothing of what there is."""
-        if free_requests <= 0 or free_tokens <= 0:
-            return Lease(0, 0)
-        return Lease(
-            requests=max(1, free_requests * claim.requests // self._requests),
-            tokens=max(1, free_tokens * claim.tokens // self._tokens),
-        )
+        leased = NOTHING
+        if free_requests > 0 and free_tokens > 0:
+            leased = Lease(
+                requests=max(1, free_requests * claim.requests // self._requests),
+                tokens=max(1, free_tokens * claim.tokens // self._tokens),
+            )
+        self._note(claim, leased)
+        return leased
+
+    def _note(self, claim: Claim, leased: Lease) -> None:
+        if leased != claim.leased:
+            self.leased = Lease(
+                self.leased.requests + leased.requests - claim.leased.requests,
+                self.leased.tokens + leased.tokens - claim.leased.tokens,
+            )
+            claim.leased = leased

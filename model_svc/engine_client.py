@@ -137,7 +137,11 @@ class EngineClient:
         """Raise Unavailable, or Overloaded as `Backlog.admit` does, when the sequences of one request may not come."""
         if self._info is None:
             raise Unavailable("the engine is not running", reason="ENGINE_DOWN", retry_after_s=RETRY_AFTER_S)
-        self.backlog.admit(sequences)
+        try:
+            self.backlog.admit(sequences)
+        except TokenwireError as error:
+            self._metrics.refused.labels(error.reason).inc()
+            raise
 
     def next_id(self) -> int:
         """An id for a new Sequence."""

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from model_svc.admin import ModelAdminServicer
 from model_svc.engine_client import EngineClient
+from model_svc.gpu_metrics import GpuMetrics
 from model_svc.grammar.compiler import GrammarCompiler
 from model_svc.metrics import ConstraintMetrics, EngineMetrics
 from model_svc.model_card import TierState, fingerprints_of
@@ -43,6 +44,8 @@ class ModelTier:
         self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
         self.state = TierState(self.engine, vocabulary, template, self.grammars)
         self.servicer = ModelServicer(self.engine, self.state, settings)
+        self.metrics.follow_leases(lambda: self.servicer.leased)
+        self._gpus = GpuMetrics(registry)
         self.engine.adapters.on_change = self._on_adapters
         if settings.vllm_engine:
             vllm_engine_module().add_to(self.grpc, self.engine, self.state, folder)
@@ -74,6 +77,7 @@ class ModelTier:
             raise
         self.metrics.kv_total.set(0 if info.whole_sequences else info.num_blocks)  # else unknown until the first step
         self.grammars.load(info.vocab_size)
+        self._gpus.watch(info.gpus)
         log.info(
             "serving",
             extra=fields(

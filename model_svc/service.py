@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from model_svc.credits import Lessor
+from model_svc.backlog import RETRY_AFTER_S
+from model_svc.credits import Lease, Lessor
 from model_svc.embedding_request import EmbeddingRequest, VectorCollector, embedding_sequences
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
@@ -48,6 +49,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._sessions: set[TokenSession] = set()
         self._lessor = Lessor()
 
+    @property
+    def leased(self) -> Lease:
+        """What all sessions together were told last that they may submit."""
+        return self._lessor.leased
+
     async def Generate(
         self, message: model_pb2.ModelServiceGenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[model_pb2.ModelServiceGenerateResponse]:
@@ -77,6 +83,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> None:
         """Many requests on one stream."""
+        if self._state.draining:
+            raise Unavailable("the model tier is shutting down", reason="DRAINING", retry_after_s=RETRY_AFTER_S)
         self._engine.info  # noqa: B018  refuses with Unavailable while the engine is down
         session = TokenSession(self._engine, self._state, self._lessor, self._sessions.discard)
         self._sessions.add(session)

@@ -7,11 +7,14 @@ from pathlib import Path
 import click
 import pytest
 
+from scripts.metrics_table import metrics
+from scripts.metrics_table import with_table as with_metrics
 from scripts.module_table import page_with_table
 from scripts.settings_table import TIERS, with_table
 from tokenwire.cli.doctor import SHARED_VARIABLES
 from tokenwire.cli.main import cli
 from tokenwire.settings import argument_parser
+from tokenwire.telemetry import UNITS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,7 +22,9 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 GUIDE = "\n".join([README, SETTINGS, (ROOT / "docs" / "running.md").read_text()])
 """What a newcomer reads and types."""
 PAGES = sorted(
-    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
 )
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -117,3 +122,18 @@ def test_the_settings_table_says_what_help_says(tier: str, module: str, settings
     flags = {action.option_strings[0].removeprefix("--") for action in parser._actions if action.dest != "help"}
     section = SETTINGS.split(f"**{tier}**: `python -m {module}")[1].split("**")[0]
     assert set(re.findall(r"^\| `([a-z-]+)`", section, re.MULTILINE)) == flags
+
+
+def test_the_metrics_table_is_current() -> None:
+    page = (ROOT / "docs" / "observability.md").read_text()
+    assert with_metrics(page) == page, "run: make protos"
+
+
+def test_metrics_that_are_named_exist() -> None:
+    known = {each.name for described in metrics().values() for each in described}
+    adapter = ROOT / "deploy" / "kubernetes" / "components" / "autoscaling" / "prometheus-adapter.yaml"
+    known |= set(re.findall(r"name: { as: (\w+) }", adapter.read_text()))  # made of others
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.y*ml"), *(ROOT / "deploy").rglob("*.json")]
+    named = re.compile(r"\btokenwire_(?:gateway|tokenizer|model)_[a-z_]+_(?:" + "|".join(UNITS) + r")\b(?!:)")
+    for page in pages:
+        assert set(named.findall(page.read_text())) <= known, page

@@ -39,6 +39,11 @@ class Allowance:
         self._idle = idle and not recent_requests
         self._recent = (0, 0)
 
+    @property
+    def requests(self) -> int:
+        """How many requests may be submitted now; 0 where the peer leases no room."""
+        return max(0, self._requests) if self._clock() < self._expires_s else 0
+
     def has_room(self, requests: int, tokens: int) -> bool:
         """Whether so much may be submitted now."""
         if not self.leases:

@@ -6,6 +6,7 @@ replica with another vocabulary is left out. Does not choose among replicas (see
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -80,11 +81,13 @@ class ModelReplica:
         follow_cache: bool = False,
         flow: Flow | None = None,
         tls: ClientTls | None = None,
+        on_handed_out: Callable[[float], None] | None = None,
     ) -> None:
         """`vocabulary`: our fingerprint. `on_change` is called when `ready` may have changed.
 
         `breaker`: a plain one where none is given. `follow_cache`: whether to subscribe to its cache events. `flow` is
-        told of room; None: nothing is held. `tls`: None: it is called without.
+        told of room; None: nothing is held. `tls`: None: it is called without. `on_handed_out` is told how many seconds
+        each frame of tokens took to become text.
         """
         self.target = target
         self.max_context_tokens = 0
@@ -116,6 +119,7 @@ class ModelReplica:
         self._max_batch_size = 1
         self._flow = flow
         self._allowance = Allowance()
+        self._on_handed_out = on_handed_out
         self._num_embedding = 0
         """Inputs that it embeds for us."""
 
@@ -179,6 +183,11 @@ class ModelReplica:
     def leases_room(self) -> bool:
         """Whether it leases admission credits. A model tier that never did on this stream is not waited for."""
         return self._allowance.leases
+
+    @property
+    def credit_requests(self) -> int:
+        """How many sequences its credits let go down now; 0 where it leases none."""
+        return self._allowance.requests if self.ready else 0
 
     def has_room(self, num_requests: int, num_tokens: int) -> bool:
         """Whether so many sequences with so many prompt tokens may be submitted now."""
@@ -270,7 +279,10 @@ class ModelReplica:
     def on_frame(self, stream: Stream, frame: Any) -> None:
         """Hand out what one engine step gave. Linear in its tokens."""
         if frame.handles or frame.logprobs:
+            began_s = time.perf_counter()
             hand_out(self.target, stream.receivers, frame)
+            if self._on_handed_out is not None:
+                self._on_handed_out(time.perf_counter() - began_s)
             self._outcomes.on_tokens(stream is self._accepted, frame.handles)
         if frame.finishes:
             self._end(stream, frame.finishes)

@@ -61,6 +61,12 @@ class Dispatcher:
         """Sequences that are held back."""
         return self._held.num_requests
 
+    @property
+    def oldest_held_s(self) -> float:
+        """For how long the one has been held that has been held longest; 0 where none is."""
+        since_s = next(iter(self._since_s.values()), None)  # they are in the order in which they came
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
     def place(self, part: Dispatchable) -> None:
         """Send a part down, now or once there is room.
 

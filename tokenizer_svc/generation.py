@@ -73,6 +73,11 @@ class ChoiceText:
         """Of those, tokens of reasoning, from the one that completes its opening tag."""
         self.stop_string: str | None = None
 
+    @property
+    def num_holds(self) -> int:
+        """How often text was held back for a stop string."""
+        return self._matcher.num_holds if self._matcher is not None else 0
+
     def push(self, token_ids: Sequence[int], logprobs: SequenceLogprobs | None = None) -> TextDelta:
         """New tokens, and what came along with them. Call it no more once `stop_string` is set.
 

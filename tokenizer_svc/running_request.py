@@ -158,6 +158,8 @@ class RunningRequest:
         metrics = self._tier.metrics
         metrics.requests_of(terminal.reason.value).inc()
         metrics.output_tokens.inc(terminal.usage.completion_tokens)
+        if choice.text is not None and choice.text.num_holds:
+            metrics.stop_holds.inc(choice.text.num_holds)
         self._num_output_tokens += terminal.usage.completion_tokens
         self._ends[terminal.reason.value] += 1
         if terminal.reason in ENDED_WELL:
@@ -235,6 +237,7 @@ class RunningRequest:
             self._task.cancel()
         if self._first_frame_s is not None:
             self._tier.metrics.first_frame.observe(self._first_frame_s)
+        self._tier.metrics.duration.observe(time.monotonic() - self.request.context.arrival_s)
         self._tier.leave(len(self.choices))
         self._log_end(last)
         self._on_done(self)

@@ -165,6 +165,7 @@ class TokenizerTier:
             breaker=Breaker(self.settings.breaker_failures, on_open=self.metrics.ejections.inc),
             follow_cache=needs_cache_events(self.settings.routing_policy),
             flow=self.tier.dispatcher,
+            on_handed_out=self.metrics.handed_out,
             tls=self.settings.upstream_tls,
         )
 
@@ -187,6 +188,7 @@ class TokenizerTier:
             self._changed.clear()
             replicas = self.replica_set.all
             self.metrics.show_replicas((each.state for each in replicas), sum(len(each.cache) for each in replicas))
+            self.metrics.show_flow(sum(each.credit_requests for each in replicas), self.tier.dispatcher.oldest_held_s)
             self.tier.dispatcher.on_room()
             if (now := model_card(self.tier)) != card:
                 card = now

@@ -10,12 +10,12 @@ from tokenizer_svc.embedding import embed
 from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.sessions import TextSession, fingerprint, model_card
 from tokenizer_svc.stream_detokenize import OpenSequences
-from tokenizer_svc.tier import Tier
+from tokenizer_svc.tier import RETRY_AFTER_S, Tier
 from tokenizer_svc.tokenizer import Encoding
 from tokenizer_svc.tokenizer_files import read_tokenizer_files
 from tokenizer_svc.wire import conversation_from_wire, embedding_call_from_wire, truncation_from_wire
 from tokenwire.embedding_wire import vectors_to_wire
-from tokenwire.errors import InvalidRequest, TokenwireError
+from tokenwire.errors import InvalidRequest, TokenwireError, Unavailable
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import StopParams, refuse
 from tokenwire.session_server import run_session
@@ -36,9 +36,12 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self._settings = settings
         self._folder = folder
         self._sessions: set[TextSession] = set()
+        self._draining = False
 
     async def Session(self, frames: AsyncIterator[pb.SessionRequest], context: grpc.aio.ServicerContext) -> None:
         """Many text requests on one stream."""
+        if self._draining:
+            raise Unavailable("the tokenizer tier is shutting down", reason="DRAINING", retry_after_s=RETRY_AFTER_S)
         session = TextSession(self._tier, self._sessions.discard)
         self._sessions.add(session)
         await run_session(
@@ -50,7 +53,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         )
 
     def drain_sessions(self, grace_s: float) -> None:
-        """Ask every peer to put new Submits on another stream."""
+        """Ask every peer to put new Submits on another stream, which is not taken here any more."""
+        self._draining = True
         for session in self._sessions:
             session.drain("the tokenizer tier stops", grace_s)
 

@@ -67,6 +67,8 @@ class StopStringMatcher:
         self._node = automaton.root
         self._include = include_stop_string
         self._held = ""
+        self.num_holds = 0
+        """How often text was held back after a push."""
 
     @property
     def held_back(self) -> str:
@@ -96,6 +98,8 @@ class StopStringMatcher:
         seen = self._held + text
         cut = len(seen) - node.depth
         self._held = seen[cut:]
+        if self._held:
+            self.num_holds += 1
         return seen[:cut], None
 
     def flush(self) -> str:

@@ -20,6 +20,8 @@ from tokenwire.requests import FinishReason, Terminal
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 from tokenwire.wire import terminal_to_wire
 
+QUIET_S = 1.0
+"""How long nothing must be open, once the peer was told to go elsewhere, before frames end."""
 MAX_FRAME_CHARS = 512 * 1024
 """A frame is closed when its text reaches this, so that it fits a client's default limit of 4 MiB."""
 MAX_ROWS = 4096
@@ -42,6 +44,7 @@ class TextOutbox:
         """Handles with something to send, in the order in which they became so."""
         self._drain: common_pb2.Drain | None = None
         self._models: Sequence[common_pb2.ModelCard] = ()
+        self._draining = False
         self._ending = False
         self._wake = asyncio.Event()
         self._next_s = 0.0
@@ -137,9 +140,13 @@ class TextOutbox:
             self._mark(handle, waiting)
 
     def drain(self, reason: str, grace_ms: int = 0) -> None:
-        """Tell the peer to go elsewhere; frames end when nothing is open any more."""
+        """Tell the peer to go elsewhere; frames end when nothing is open any more.
+
+        A peer that does not end its side is given QUIET_S: what it had sent before it heard may be on its way.
+        """
         self._drain = common_pb2.Drain(reason=reason, grace_ms=grace_ms)
-        self.end()
+        self._draining = True
+        self._wake.set()
 
     def announce(self, models: Sequence[common_pb2.ModelCard]) -> None:
         """Tell the peer what takes the place of the models that Hello named."""
@@ -152,12 +159,15 @@ class TextOutbox:
         self._wake.set()
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
-        """Wait for something to send and take all of it; None once ending and every sequence has ended."""
+        """Wait for something to send and take all of it; None once ending or draining and every sequence has ended."""
         while not (self._columns.handles or self._sendable or self._models) and self._drain is None:
             if self._ending and not self._open:
                 return None
             self._wake.clear()
-            await self._wake.wait()
+            if not self._draining or self._open:
+                await self._wake.wait()
+            elif not await self._woken_in_time() and not self._open:
+                return None
         early_s = self._next_s - time.monotonic()
         if early_s > 0:
             await asyncio.sleep(early_s)
@@ -169,6 +179,13 @@ class TextOutbox:
             self._drain = None
         self._fill(frame)
         return frame
+
+    async def _woken_in_time(self) -> bool:
+        try:
+            async with asyncio.timeout(QUIET_S):
+                return await self._wake.wait()
+        except TimeoutError:
+            return False
 
     def _merge_columns(self) -> None:
         self._columns = self._columns.merged()

@@ -126,6 +126,8 @@ class StepOutput:
     completed: frozenset[int] = frozenset()
     """Rows whose sequence ends without another token: its constraint allows none, and it has no token that says so."""
     masks: MaskTimes = MaskTimes()
+    replayed: bool | None = None
+    """Whether its decodes were a recorded graph; None: it had none, or nothing is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,8 @@ class RunnerInfo:
     """Values of an embedding; 0: it gives none."""
     pooling: Pooling | None = None
     """What a request that names no pooling gets; None: it must name one."""
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs it is computed on."""
     whole_sequences: bool = False
     """Whether each sequence must be computed in one step, as attention to later positions demands. Then nothing is
     cached: `block_size` is beyond the longest sequence, and a block stands for a sequence's place."""

@@ -63,6 +63,7 @@ class Engine:
         self._in_flight: Launched | None = None
         """What was launched and not collected."""
         self._num_failed_steps = 0
+        self._num_replayed = self._num_not_replayed = 0
         self._now_s = now_s
         self._collected_s = 0.0
         """When the last step was."""
@@ -157,6 +158,8 @@ class Engine:
     def load(self) -> EngineLoad:
         """How busy the engine is."""
         load = self.scheduler.load()
+        if self._num_replayed or self._num_not_replayed:
+            load = load._replace(num_replayed=self._num_replayed, num_not_replayed=self._num_not_replayed)
         return load if self.adapters is None else load._replace(num_adapter_uploads=self.adapters.num_uploads)
 
     def _launch(self, batch: ScheduledBatch, began_s: float) -> Launched | None:
@@ -189,6 +192,9 @@ class Engine:
         self._num_failed_steps = 0
         new = self.scheduler.update(launched.batch, output)
         new.masks = output.masks
+        if output.replayed is not None:
+            self._num_replayed += output.replayed
+            self._num_not_replayed += not output.replayed
         now_s = self._now_s()
         took_s = now_s - max(launched.began_s, self._collected_s)
         self.scheduler.drafting.took(launched.batch, len(new.token_ids), took_s)

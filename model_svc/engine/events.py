@@ -80,6 +80,12 @@ class EngineLoad(NamedTuple):
     num_adapter_uploads: int = 0
     """Times that an adapter was brought to the device, since the engine started."""
     drafts: DraftCounts = DraftCounts()
+    oldest_queued_s: float | None = None
+    """When the sequence that has waited longest for its start arrived, on the monotonic clock; None: none waits."""
+    num_replayed: int = 0
+    """Steps whose decodes were a recorded graph, since the engine started."""
+    num_not_replayed: int = 0
+    """Those with decodes that were not, though graphs are recorded."""
 
 
 @dataclass(slots=True)

@@ -275,6 +275,7 @@ class Scheduler:
             num_adapters_on_device=self.roster.adapters.num_on_device,
             adapter_bytes=self.roster.adapters.bytes_on_device,
             drafts=self.drafting.counts(),
+            oldest_queued_s=self.roster.waiting.oldest_arrival_s,
         )
 
     def check_integrity(self) -> None:

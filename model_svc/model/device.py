@@ -2,6 +2,7 @@
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +39,12 @@ def resolve_device(name: str) -> torch.device:
             reason="DEVICE_UNAVAILABLE",
         )
     return torch.device("cuda", index)
+
+
+def gpu_uuids(*devices: torch.device) -> tuple[str, ...]:
+    """By which the driver knows these devices; of GPUs alone."""
+    properties: list[Any] = [torch.cuda.get_device_properties(each) for each in devices if each.type == "cuda"]
+    return tuple(str(each.uuid) for each in properties)
 
 
 def resolve_dtype(name: str, device: torch.device, checkpoint: torch.dtype | None) -> torch.dtype:

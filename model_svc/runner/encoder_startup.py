@@ -11,7 +11,7 @@ import torch
 from model_svc.engine.batch import OutOfMemory, RunnerInfo, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
 from model_svc.host import usable_cores
-from model_svc.model.device import resolve_device
+from model_svc.model.device import gpu_uuids, resolve_device
 from model_svc.model.encoder import Encoder, load_encoder
 from model_svc.model.encoder_attention import EncoderBackend, encoder_backend
 from model_svc.model.encoder_probe import probe_encoder
@@ -125,6 +125,7 @@ def info_of(
         eos_token_ids=(),
         sampling_defaults=NEUTRAL,
         device=str(model.device),
+        gpus=gpu_uuids(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         attention=backend.name,
         phases_s=phases_s,

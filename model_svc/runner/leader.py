@@ -4,6 +4,7 @@ Each step's batch goes to the followers as `batch_mirror` puts it; then all rank
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ import torch
 
 from model_svc.engine.adapters import AdapterStore
 from model_svc.engine.batch import ModelRunner, ScheduledBatch, StepOutput
-from model_svc.model.device import resolve_device
+from model_svc.model.device import gpu_uuids, resolve_device
 from model_svc.model.loader import check_ranks
 from model_svc.model.ranks import Meeting, join, leave
 from model_svc.model.sharding import refused
@@ -27,10 +28,13 @@ log = logging.getLogger(__name__)
 class LeadingRunner:
     """The ranks as one ModelRunner. A step that fails ends the process: ranks may be out of step with each other."""
 
-    def __init__(self, runner: ModelRunner, followers: Followers, meeting: Meeting) -> None:
+    def __init__(
+        self, runner: ModelRunner, followers: Followers, meeting: Meeting, devices: Sequence[torch.device]
+    ) -> None:
         self.followers = followers
         num_ranks = len(followers.pids) + 1
-        self.info = replace(runner.info, device=f"{runner.info.device} ({num_ranks} ranks)")
+        device = f"{runner.info.device} ({num_ranks} ranks)"
+        self.info = replace(runner.info, device=device, gpus=gpu_uuids(*devices))
         self.phases = runner.phases
         self.adapters: AdapterStore | None = None
         self.grammars = runner.grammars
@@ -75,7 +79,7 @@ def start_leader(settings: EngineSettings, phases_s: dict[str, float]) -> Leadin
     try:
         with timed(phases_s, "ranks"):
             ranks = join(0, len(devices), devices[0], meeting.port)
-        return LeadingRunner(start_runner(settings, phases_s, ranks), followers, meeting)
+        return LeadingRunner(start_runner(settings, phases_s, ranks), followers, meeting, devices)
     except BaseException:
         followers.close()
         leave()

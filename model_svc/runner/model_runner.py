@@ -98,15 +98,16 @@ class TorchModelRunner:
         self.phases.lap("prepare")
         try:
             replayed = self._graphs is not None and replays_decodes(inputs, embedded)
+            told = replayed if self._graphs is not None and inputs.step.num_decodes else None
             logits, hidden = self._forward(inputs, replayed=replayed, wants_hidden=embedded is not None)
             vectors: LaunchedVectors | None = None
             if embedded is not None and hidden is not None:
                 vectors = self._pooler.pool(hidden, batch, embedded, len(inputs.token_ids) - len(hidden))
             self.phases.lap("forward")
             if not len(logits):
-                return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False, vectors)
+                return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False, vectors, None, told)
             sampled = self._sample(logits, sequences, inputs, masks, replayed=replayed)
-            return LaunchedStep(batch, block_tables, inputs, *sampled, vectors, masks)
+            return LaunchedStep(batch, block_tables, inputs, *sampled, vectors, masks, told)
         finally:
             if masks is not None:
                 masks.wait()  # at the latest: nothing may be at work on a sequence's grammar when the step is over

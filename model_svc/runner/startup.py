@@ -22,7 +22,7 @@ from model_svc.model.adapters import AdapterBank
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.attention_choice import choose_backend
 from model_svc.model.compiled import WARM_TOKENS, compile_layers, compiling
-from model_svc.model.device import resolve_device
+from model_svc.model.device import gpu_uuids, resolve_device
 from model_svc.model.loader import LoadedModel, load_model
 from model_svc.model.paged import LayerKVSpec, PagedKV, allocate
 from model_svc.model.probe import kv_specs
@@ -305,6 +305,7 @@ def runner_info(
         eos_token_ids=model.eos_token_ids,
         sampling_defaults=model.sampling_defaults,
         device=str(model.device),
+        gpus=gpu_uuids(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         attention=backend.name,
         phases_s=phases_s,

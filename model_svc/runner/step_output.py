@@ -43,6 +43,8 @@ class LaunchedStep:
     """Of sequences that are embedded; None: there are none."""
     masks: StepMasks | None = None
     """Of the constrained sequences that sample; filled."""
+    replayed: bool | None = None
+    """See `StepOutput`."""
 
 
 def make_step_output(launched: LaunchedStep) -> StepOutput:
@@ -54,7 +56,9 @@ def make_step_output(launched: LaunchedStep) -> StepOutput:
     vectors, broken = launched.vectors.take() if launched.vectors is not None else ({}, {})
     fetched = launched.copies.wait()
     if not fetched:
-        return StepOutput(token_ids=(None,) * len(batch.rows), errors=broken, vectors=vectors)
+        return StepOutput(
+            token_ids=(None,) * len(batch.rows), errors=broken, vectors=vectors, replayed=launched.replayed
+        )
     width = len(Scores._fields)
     sampled = Scores(*fetched[1 : 1 + width]) if launched.has_sampled else None
     prompt = Scores(*fetched[-width:]) if launched.has_prompt else None
@@ -94,6 +98,7 @@ def make_step_output(launched: LaunchedStep) -> StepOutput:
         masks=mask_times,
         after_drafts={row: made for row, made in after_drafts.items() if row not in errors},
         vectors=vectors,
+        replayed=launched.replayed,
     )
 
 

@@ -8,6 +8,28 @@ from tokenwire.logs import FIELDS
 from tokenwire.requests import FinishReason, Terminal, Usage
 
 
+def test_outputs_prompt_tokens_and_the_time_between_tokens_are_counted() -> None:
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+    value = registry.get_sample_value
+    with RequestRecord(metrics, "test") as record:
+        record.saw_text()
+        record.ended(Terminal(FinishReason.LENGTH, Usage(prompt_tokens=5, completion_tokens=11)))
+    gap_s = value("tokenwire_gateway_token_gap_seconds_sum", {"api": "test"})
+    assert gap_s is not None and 0 < gap_s < 1
+    with RequestRecord(metrics, "test") as record:  # of several outputs no single gap can be told
+        record.saw_text()
+        for choice in (FinishReason.LENGTH, FinishReason.STOP_STRING):
+            record.ended(Terminal(choice, Usage(prompt_tokens=7, completion_tokens=2)))
+    with RequestRecord(metrics, "test") as record:  # nor of one token
+        record.saw_text()
+        record.ended(Terminal(FinishReason.LENGTH, Usage(prompt_tokens=1, completion_tokens=1)))
+    assert value("tokenwire_gateway_token_gap_seconds_count", {"api": "test"}) == 1
+    assert value("tokenwire_gateway_prompt_tokens_total") == 13
+    assert value("tokenwire_gateway_outputs_total", {"reason": "length"}) == 3
+    assert value("tokenwire_gateway_outputs_total", {"reason": "stop_string"}) == 1
+
+
 def test_the_log_line_counts_a_prompt_once_and_refused_work_not_at_all(caplog) -> None:
     caplog.set_level(logging.INFO, "gateway.metrics")
     metrics = GatewayMetrics(CollectorRegistry())

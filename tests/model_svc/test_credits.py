@@ -14,7 +14,9 @@ def test_room_is_leased_in_proportion_to_what_is_held_back() -> None:
     leases = [lessor.lease(claim, 410, 41_000) for claim in claims]
     assert [each.requests for each in leases] == [10, 100, 300]
     assert [each.tokens for each in leases] == [1000, 10_000, 30_000]
+    assert lessor.leased == Lease(410, 41_000), "what all were told last"
     lessor.close(claims[2])
+    assert lessor.leased == Lease(110, 11_000)
     assert lessor.lease(claims[1], 11, 11_000) == Lease(10, 10_000)
 
 
@@ -49,5 +51,7 @@ def test_sessions_are_told_their_room_and_it_follows_demand_and_the_queue() -> N
                 while frame.credit.requests != 5:  # four wait
                     frame = await second.read()
             assert frame.credit.tokens == 960 * 10 // 11
+            gauge = live.registry.get_sample_value("tokenwire_model_leased_requests")
+            assert gauge == live.tier.servicer.leased.requests >= frame.credit.requests
 
     asyncio.run(main())

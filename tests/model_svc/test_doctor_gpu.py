@@ -11,6 +11,7 @@ from model_svc import doctor_gpu, nvml
 from model_svc.nvml import GpuHealth, health_of
 from model_svc.runner import gpu_check
 from model_svc.runner.gpu_check import Bandwidth, check_gpu
+from tests.fakes.nvml import FakeNvml
 from tokenwire.checks import Status
 from tokenwire.errors import FailedPrecondition
 
@@ -112,36 +113,6 @@ def test_no_pinned_memory_blocks_serving(a_gpu: None, monkeypatch: pytest.Monkey
     assert copies.status is Status.FAIL and "memlock" in copies.fix
     monkeypatch.setattr(doctor_gpu, "pinned_copy_is_right", lambda device: False)
     assert doctor_gpu.check_gpus(lambda uuid: WELL)[2].status is Status.FAIL
-
-
-class FakeNvml(SimpleNamespace):
-    """As much of pynvml as is asked for."""
-
-    class NVMLError(Exception):
-        pass
-
-    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC, NVML_TEMPERATURE_GPU = 1, 0, 0
-
-    def __init__(self, **changed: Any) -> None:
-        self.calls: list[str] = []
-        answers: dict[str, Any] = {
-            "nvmlInit": None, "nvmlShutdown": None, "nvmlDeviceGetHandleByUUID": "handle",
-            "nvmlSystemGetDriverVersion": "580.65", "nvmlSystemGetCudaDriverVersion_v2": 13010,
-            "nvmlDeviceGetEccMode": [1, 1], "nvmlDeviceGetTotalEccErrors": 0,
-            "nvmlDeviceGetCurrentClocksEventReasons": 0x1 | 0x40, "nvmlDeviceGetTemperature": 88,
-        }  # fmt: skip
-        for name, answer in (answers | changed).items():
-            if answer != "absent":
-                setattr(self, name, self._answering(name, answer))
-
-    def _answering(self, name: str, answer: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            self.calls.append(f"{name}{arguments}")
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-
-        return call
 
 
 def test_health_as_the_library_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
-from tokenwire.status import from_wire
+from tokenwire.status import from_rpc_error, from_wire
 from tokenwire.v1 import model_pb2, model_pb2_grpc
 
 
@@ -43,6 +43,18 @@ def test_when_time_is_up_every_request_ends_with_one_terminal_event_and_then_the
                     pass
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             await draining
+
+    asyncio.run(main())
+
+
+def test_while_it_drains_no_session_is_opened_even_on_a_connection_that_is_open() -> None:
+    async def main() -> None:
+        async with live_model_tier() as live:
+            await RawSession.open(live.stub)
+            live.tier.state.draining = True
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await live.stub.Session().read()
+            assert from_rpc_error(caught.value).reason == "DRAINING"
 
     asyncio.run(main())
 

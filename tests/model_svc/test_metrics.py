@@ -1,12 +1,16 @@
 """What the model tier's metrics make of the engine's steps."""
 
+import time
+
 from prometheus_client import CollectorRegistry
 
 from model_svc.engine.batch import MaskTimes
 from model_svc.engine.drafting import UNDRAFTED, DraftCounts
-from model_svc.engine.events import EngineLoad, NewTokens, StepResult
+from model_svc.engine.events import Ended, EngineLoad, NewTokens, StepResult
 from model_svc.engine.phase_clock import PHASES
 from model_svc.metrics import EngineMetrics
+from tokenwire.errors import Internal
+from tokenwire.requests import FinishReason, ModelTimings, Terminal, Usage
 
 
 def test_steps_without_memory_are_counted_across_engines() -> None:
@@ -32,6 +36,52 @@ def test_seconds_by_phase_and_steps_are_counted_across_engines() -> None:
     assert registry.get_sample_value("tokenwire_model_phase_seconds_total", {"phase": "wait"}) == 0.0
     assert registry.get_sample_value("tokenwire_model_steps_total") == 7
     assert registry.get_sample_value("tokenwire_model_engine_restarts_total") == 1
+
+
+def test_ends_are_timed_and_counted_by_reason() -> None:
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(registry)
+    timings = ModelTimings(queue_s=1.0, prefill_s=2.0, decode_s=4.5)
+    ended = [
+        Ended(1, Terminal(FinishReason.LENGTH, Usage(10, 6, 10), model_timings=timings)),
+        Ended(2, Terminal(FinishReason.LENGTH, Usage(10, 0, 1), model_timings=timings)),
+        Ended(3, Terminal(FinishReason.ERROR, Usage(4), error=Internal("bad", reason="STEP_FAILED"))),
+        Ended(4, Terminal(FinishReason.CANCELLED, Usage(4), model_timings=ModelTimings(queue_s=3.0))),
+    ]
+    metrics.record(StepResult(NewTokens(), ended, EngineLoad(), 0))
+    value = registry.get_sample_value
+    assert value("tokenwire_model_ended_total", {"reason": "length"}) == 2
+    assert value("tokenwire_model_errors_total", {"reason": "STEP_FAILED"}) == 1
+    assert (value("tokenwire_model_prompt_tokens_total"), value("tokenwire_model_cached_tokens_total")) == (28, 6)
+    assert value("tokenwire_model_queue_seconds_sum") == 5.0
+    assert value("tokenwire_model_first_token_seconds_sum") == 6.0, "of the two that had one"
+    assert value("tokenwire_model_token_gap_seconds_sum") == 0.5, "4.5 s for the nine after the first"
+    assert value("tokenwire_model_token_gap_seconds_count") == 1
+    assert value("tokenwire_model_sequence_seconds_sum") == 18.0
+
+
+def test_the_age_of_the_queue_goes_on_between_steps() -> None:
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(registry)
+    name = "tokenwire_model_oldest_queued_seconds"
+    assert registry.get_sample_value(name) == 0.0
+    metrics.record(StepResult(NewTokens(), [], EngineLoad(oldest_queued_s=time.monotonic() - 60), 0))
+    first, second = registry.get_sample_value(name), registry.get_sample_value(name)
+    assert first is not None and second is not None and 60 <= first < second
+    metrics.engine_lost()
+    assert registry.get_sample_value(name) == 0.0
+
+
+def test_blocks_graphs_and_preemptions() -> None:
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(registry)
+    load = EngineLoad(kv_blocks_used=3, kv_blocks_total=10, num_preemptions=2, num_replayed=7, num_not_replayed=1)
+    metrics.record(StepResult(NewTokens(), [], load, 0))
+    value = registry.get_sample_value
+    assert value("tokenwire_model_kv_free_blocks") == 7
+    assert value("tokenwire_model_preemptions_total") == 2
+    assert value("tokenwire_model_decode_graphs_total", {"outcome": "replayed"}) == 7
+    assert value("tokenwire_model_decode_graphs_total", {"outcome": "launched"}) == 1
 
 
 def result(step: int, forward_s: float) -> StepResult:

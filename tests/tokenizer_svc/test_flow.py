@@ -30,6 +30,8 @@ def test_what_has_no_credit_is_held_told_and_sent_in_order(trained_folder: Path)
             await fake.until(lambda fake: len(said(fake)) == 3)
             assert said(fake) == [(0, "a", 1, num_tokens), (0, "b", 1, num_tokens), (5, "a", 1, num_tokens)]
             assert len(fake.requests) == 1 and live.server.tier.dispatcher.num_held == 3
+            assert live.server.tier.dispatcher.oldest_held_s > 0
+            assert live.server.replicas[0].credit_requests == 0
             await fake.sessions[0].send(Frame(credit=credit(1)))  # may be older than the first Submit
             await fake.sessions[0].send(Frame(credit=credit(1)))
             assert (await fake.request(1)).request.context.priority == 5
@@ -42,6 +44,8 @@ def test_what_has_no_credit_is_held_told_and_sent_in_order(trained_folder: Path)
             for handle in range(1, 5):
                 assert (await peer.end(handle)).reason is FinishReason.LENGTH
             await live.until_idle()
+            assert live.server.tier.dispatcher.oldest_held_s == 0
+            assert live.server.replicas[0].credit_requests == 7, "nine, of which two went down"
 
     asyncio.run(main())
 

@@ -15,6 +15,7 @@ from tests.fakes.model_tier import fake_model_tier
 from tokenizer_svc.detokenizer import Detokenizer
 from tokenwire.errors import Internal, Overloaded
 from tokenwire.requests import CancelReason, FinishReason, ModelTimings, Terminal, Usage
+from tokenwire.status import from_rpc_error
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 
 TEXT = "The capital of France is Paris, naïve 日本語 😀 done."
@@ -295,6 +296,19 @@ def test_half_close_lets_what_runs_finish(trained_folder: Path) -> None:
             await peer.end(1)
             assert peer.texts[1] == "to the end"
             assert await peer.status() is grpc.StatusCode.OK
+
+    asyncio.run(main())
+
+
+def test_while_it_drains_no_session_is_opened_even_on_a_connection_that_is_open(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder) as (_, live, peer):
+            live.server.servicer.drain_sessions(5.0)
+            late = live.stub.Session()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await late.read()
+            assert from_rpc_error(caught.value).reason == "DRAINING"
+            assert (await peer.read()).HasField("drain")
 
     asyncio.run(main())
 

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -143,7 +144,33 @@ def test_a_drain_is_sent_at_once_and_frames_end_when_everything_has_ended() -> N
     assert is_silent(outbox)
     outbox.finish(1, LENGTH)
     assert len(take(outbox).finishes) == 1
+    outbox.end()
     assert take(outbox) is None
+
+
+def test_what_crossed_with_a_drain_is_still_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenwire.outbox.QUIET_S", 0.1)
+
+    async def main() -> None:
+        outbox = TextOutbox()
+        outbox.drain("restart")
+        frame = await outbox.next_frame()
+        assert frame is not None and frame.HasField("drain")
+        waiting = asyncio.ensure_future(outbox.next_frame())
+        await asyncio.sleep(0.02)
+        outbox.open(1)
+        await asyncio.sleep(0.2)
+        assert not waiting.done(), "it is open"
+        outbox.finish(1, LENGTH)
+        frame = await waiting
+        assert frame is not None and len(frame.finishes) == 1
+        began_s = asyncio.get_running_loop().time()
+        assert await outbox.next_frame() is None
+        assert asyncio.get_running_loop().time() - began_s > 0.05
+        outbox.end()
+        assert await outbox.next_frame() is None, "a peer that has ended its side is not waited for"
+
+    asyncio.run(main())
 
 
 def test_much_text_is_spread_over_frames() -> None:

@@ -11,7 +11,8 @@ Keeps all that the client sent, and notes what the contract forbids (`Seen.fault
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,18 +38,18 @@ class Seen:
     sessions: list[ScriptedSession] = field(default_factory=list)
     had_deadline: bool = False
     """A call came with a time limit of its own."""
-    num_hanging: int = 0
-    """Calls that were left hanging and have not ended."""
+    num_running: int = 0
+    """Streams of Generate and Chat that have not ended."""
     cancelled: bool = False
-    """A call that hung was cancelled, or its connection ended."""
+    """One of them was cancelled, or its connection ended."""
     over: bool = False
     """The case is over: what ends now ends with the server."""
     faults: list[str] = field(default_factory=list)
     """What the contract forbids."""
 
     async def calls_ended(self) -> None:
-        """Wait until no call hangs any more."""
-        while self.num_hanging:
+        """Wait until no stream of Generate or Chat runs any more."""
+        while self.num_running:
             await asyncio.sleep(LOOK_AGAIN_S)
 
 
@@ -60,30 +61,28 @@ class ScriptedGateway(gateway_pb2_grpc.GenerationServiceServicer):
         self._script = script
         self._api_key = api_key
 
-    async def Generate(
-        self, request: gateway_pb2.GenerateRequest, context: Any
-    ) -> AsyncIterator[gateway_pb2.GenerateResponse]:
+    async def Generate(self, request: gateway_pb2.GenerateRequest, context: Any) -> None:
         """Each prompt's words, prompt after prompt."""
-        self._begin(context)
         self.seen.generates.append(request)
-        if not request.prompts:
-            self.seen.faults.append("Generate came without prompts")
-            raise InvalidRequest("prompts: none given", violations=[FieldViolation("prompts", "none given")])
-        for index, prompt in enumerate(request.prompts):
-            async for delta, finish in self._answer(prompt.text.split(), request.options):
-                yield gateway_pb2.GenerateResponse(index=index, delta=delta, finish=finish)
+        with self._call(context):
+            if not request.prompts:
+                self.seen.faults.append("Generate came without prompts")
+                raise InvalidRequest("prompts: none given", violations=[FieldViolation("prompts", "none given")])
+            for index, prompt in enumerate(request.prompts):
+                async for delta, finish in self._answer(prompt.text.split(), request.options):
+                    await context.write(gateway_pb2.GenerateResponse(index=index, delta=delta, finish=finish))
 
-    async def Chat(self, request: gateway_pb2.ChatRequest, context: Any) -> AsyncIterator[gateway_pb2.ChatResponse]:
+    async def Chat(self, request: gateway_pb2.ChatRequest, context: Any) -> None:
         """The words of the last message."""
-        self._begin(context)
         self.seen.chats.append(request)
         messages = request.conversation.messages
-        async for delta, finish in self._answer(messages[-1].content.split() if messages else [], request.options):
-            yield gateway_pb2.ChatResponse(delta=delta, finish=finish)
+        with self._call(context):
+            async for delta, finish in self._answer(messages[-1].content.split() if messages else [], request.options):
+                await context.write(gateway_pb2.ChatResponse(delta=delta, finish=finish))
 
     async def Session(self, requests: Any, context: Any) -> None:
         """Many requests on one stream."""
-        self._begin(context)
+        self._check_caller(context)
         session = ScriptedSession(self._script, self.card(), self.seen.faults, self.seen.sessions)
         self.seen.sessions.append(session)
         await session.serve(requests, context)
@@ -92,7 +91,7 @@ class ScriptedGateway(gateway_pb2_grpc.GenerationServiceServicer):
         self, request: tokenizer_pb2.ListModelsRequest, context: Any
     ) -> tokenizer_pb2.ListModelsResponse:
         """One model."""
-        self._begin(context)
+        self._check_caller(context)
         return tokenizer_pb2.ListModelsResponse(models=[self.card()])
 
     def card(self) -> pb.ModelCard:
@@ -103,7 +102,20 @@ class ScriptedGateway(gateway_pb2_grpc.GenerationServiceServicer):
             capabilities=[pb.CAPABILITY_GENERATE],
         )  # fmt: skip
 
-    def _begin(self, context: Any) -> None:
+    @contextmanager
+    def _call(self, context: Any) -> Iterator[None]:
+        """While a stream is answered. One that is cancelled is noted."""
+        self.seen.num_running += 1
+        try:
+            self._check_caller(context)
+            yield
+        except asyncio.CancelledError:
+            self.seen.cancelled = self.seen.cancelled or not self.seen.over
+            raise
+        finally:
+            self.seen.num_running -= 1
+
+    def _check_caller(self, context: Any) -> None:
         if context.time_remaining() is not None:
             self.seen.had_deadline = True
         if self._api_key and ("authorization", f"Bearer {self._api_key}") not in (context.invocation_metadata() or ()):
@@ -121,12 +133,7 @@ class ScriptedGateway(gateway_pb2_grpc.GenerationServiceServicer):
             yield gateway_pb2.Delta(text=word if number == 0 else f" {word}", num_tokens=1), None
             await asyncio.sleep(0)
             if order == "hang":
-                self.seen.num_hanging += 1
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    self.seen.num_hanging -= 1
-                    self.seen.cancelled = self.seen.cancelled or not self.seen.over
+                await asyncio.Event().wait()
             if order in ENDS:
                 yield None, terminal_to_wire(ENDS[order])
                 return

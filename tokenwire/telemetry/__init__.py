@@ -6,8 +6,10 @@ so that the scheme holds; tiers say what they measure. Requires the `server` ext
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLSocket
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -24,9 +26,24 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 UNITS = (
     "total", "seconds", "bytes", "tokens", "requests", "blocks", "replicas", "ratio", "info", "streams", "sequences",
-    "adapters",
+    "adapters", "watts", "hertz", "celsius", "state",
 )  # fmt: skip
+"""`state`: 1 while it is so, else 0."""
 NAME = re.compile(rf"[a-z][a-z0-9_]*_({'|'.join(UNITS)})")
+
+
+Combine = Literal["livesum", "livemax"]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One metric, as documents list it."""
+
+    name: str
+    kind: str
+    """counter, gauge or histogram."""
+    help: str
+    labels: tuple[str, ...]
 
 
 class TierMetrics:
@@ -35,25 +52,32 @@ class TierMetrics:
     def __init__(self, tier: str, registry: CollectorRegistry = REGISTRY) -> None:
         self.tier = tier
         self.registry = registry
+        self.described: list[Described] = []
+        """What was made, in that order."""
 
     def counter(self, what: str, help: str, labels: Sequence[str] = ()) -> Counter:
         """Something that only grows; `what` ends in `_total`."""
-        return Counter(self._name(what), help, labels, registry=self.registry)
+        return Counter(self.describe("counter", what, help, labels), help, labels, registry=self.registry)
 
-    def gauge(self, what: str, help: str, labels: Sequence[str] = ()) -> Gauge:
-        """Something that goes up and down; with several workers the sum over those that live."""
-        return Gauge(self._name(what), help, labels, registry=self.registry, multiprocess_mode="livesum")
+    def gauge(self, what: str, help: str, labels: Sequence[str] = (), *, of_workers: Combine = "livesum") -> Gauge:
+        """Something that goes up and down. `of_workers`: what it is with several, over those that live."""
+        name = self.describe("gauge", what, help, labels)
+        return Gauge(name, help, labels, registry=self.registry, multiprocess_mode=of_workers)
 
     def histogram(
         self, what: str, help: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS
     ) -> Histogram:
         """A distribution."""
-        return Histogram(self._name(what), help, labels, buckets=buckets, registry=self.registry)
+        name = self.describe("histogram", what, help, labels)
+        return Histogram(name, help, labels, buckets=buckets, registry=self.registry)
 
-    def _name(self, what: str) -> str:
+    def describe(self, kind: str, what: str, help: str, labels: Sequence[str] = ()) -> str:
+        """Note a metric, also one that is made elsewhere; returns its name."""
         if not NAME.fullmatch(what):
             raise ValueError(f"metric {what!r} must end in its unit: {NAME.pattern}")
-        return f"tokenwire_{self.tier}_{what}"
+        name = f"tokenwire_{self.tier}_{what}"
+        self.described.append(Described(name, kind, help, tuple(labels)))
+        return name
 
 
 def exposition(registry: CollectorRegistry = REGISTRY) -> bytes:

@@ -51,6 +51,8 @@ def test_replayed_steps_give_transformers_tokens(tmp_path: Path, family: str, ov
     assert [outputs(s) for s in sequences] == [reference.greedy(p, NUM_OUTPUTS).token_ids for p in PROMPTS]
     assert recorder.num_recorded == len(buckets(16)) * (1 + len(Draw))
     assert runner._graphs is not None and runner._graphs.num_replays > NUM_OUTPUTS
+    load = loop.engine.load()
+    assert (load.num_replayed, load.num_not_replayed) == (runner._graphs.num_replays, 0)
 
 
 @families

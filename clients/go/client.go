@@ -1,0 +1,87 @@
+// Package tokenwire calls a Tokenwire gateway: text in, text out, over gRPC.
+//
+// A Client has the generated stub of every call, with TLS and an API key where they are given. Session carries
+// many requests on one stream. ErrorOf reads an error's typed details.
+package tokenwire
+
+//go:generate buf generate --template buf.gen.yaml
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	pb "tokenwire/tokenwirev1"
+)
+
+// MaxMessageBytes is the largest message that is read; frames of a busy session stay far below it.
+const MaxMessageBytes = 16 << 20
+
+// Options say how a gateway is reached.
+type Options struct {
+	// APIKey is an API key or a JWT, sent with every call. It is sent over TLS only.
+	APIKey string
+	// TLS is whether to use it.
+	TLS bool
+	// CAFile holds the certificates to trust; empty: those of this machine.
+	CAFile string
+}
+
+// Client is a connection to a gateway. It may be shared by goroutines.
+type Client struct {
+	pb.GenerationServiceClient
+	conn *grpc.ClientConn
+}
+
+// bearer adds the API key to every call.
+type bearer string
+
+func (key bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(key)}, nil
+}
+
+func (bearer) RequireTransportSecurity() bool { return true }
+
+// NewClient makes a client for host:port. It connects with the first call.
+func NewClient(target string, options Options) (*Client, error) {
+	if options.APIKey != "" && !options.TLS {
+		return nil, errors.New("tokenwire: an API key is sent over TLS only: set TLS")
+	}
+	transport := insecure.NewCredentials()
+	if options.TLS {
+		config := &tls.Config{MinVersion: tls.VersionTLS12}
+		if options.CAFile != "" {
+			pem, err := os.ReadFile(options.CAFile)
+			if err != nil {
+				return nil, fmt.Errorf("tokenwire: %w", err)
+			}
+			config.RootCAs = x509.NewCertPool()
+			if !config.RootCAs.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("tokenwire: %s holds no certificate", options.CAFile)
+			}
+		}
+		transport = credentials.NewTLS(config)
+	}
+	dial := []grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes)),
+	}
+	if options.APIKey != "" {
+		dial = append(dial, grpc.WithPerRPCCredentials(bearer(options.APIKey)))
+	}
+	conn, err := grpc.NewClient(target, dial...)
+	if err != nil {
+		return nil, fmt.Errorf("tokenwire: %w", err)
+	}
+	return &Client{pb.NewGenerationServiceClient(conn), conn}, nil
+}
+
+// Close ends the connection and every call on it.
+func (c *Client) Close() error { return c.conn.Close() }
