@@ -164,11 +164,11 @@ def test_what_waits_for_a_client_that_has_gone_never_runs(come: Any, trained_fol
             await until_running(stack)
             leave = await come(stack)
             async with asyncio.timeout(10):
-                while not stack.model.tier.engine.num_queued:
+                while not stack.model.tier.engine.backlog.num_queued:
                     await asyncio.sleep(0.002)
             await leave()
             async with asyncio.timeout(10):
-                while stack.model.tier.engine.num_queued or stack.gateway.server.backends.num_open > 1:
+                while stack.model.tier.engine.backlog.num_queued or stack.gateway.server.backends.num_open > 1:
                     await asyncio.sleep(0.002)
             assert stack.model.tier.engine.load.running == 1
             await leave_first()
