@@ -123,7 +123,7 @@ def test_pods_have_time_to_drain(overlay: str) -> None:
         before_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         readiness = container["readinessProbe"]
         assert pod["terminationGracePeriodSeconds"] >= before_s + settings.drain_timeout_s + 10
-        assert settings.drain_timeout_s >= 60
+        assert settings.drain_timeout_s >= 60 and not settings.max_connection_age_grace_s, "nothing is cut for its age"
         assert before_s >= 2 * 3 or readiness["periodSeconds"] > 3
 
 

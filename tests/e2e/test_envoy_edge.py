@@ -321,24 +321,54 @@ def test_floods_are_refused(edge: Edge) -> None:
     assert codes.count("ok") >= 20
 
 
+async def trickle(client: AsyncClient, stop: asyncio.Event, lost: list[str]) -> int:
+    """Short streams one after the other, until told; how many."""
+    for number in itertools.count():
+        if stop.is_set():
+            return number
+        try:
+            await read(client, f"Number {number}", **SHORT)
+        except CUT as error:
+            lost.append(error.message)
+    raise AssertionError
+
+
+def test_a_gateway_that_drains_loses_nothing(edge: Edge) -> None:
+    """Neither what runs there, nor what comes before its health has been asked again."""
+    draining = next(iter(edge.gateways))
+
+    async def main() -> None:
+        async with edge.client() as client:
+            before = edge.num_streams()[draining]
+            tasks = [asyncio.create_task(read(client, f"Story {i}", **{**LONG, "max_tokens": 60})) for i in range(16)]
+            stop, lost = asyncio.Event(), list[str]()
+            trickles = [asyncio.create_task(trickle(client, stop, lost)) for _ in range(4)]
+            await asyncio.sleep(0.3)
+            assert edge.num_streams()[draining] > before
+            edge.gateways[draining].terminate()
+            await asyncio.to_thread(edge.gateways[draining].wait, 30)
+            await asyncio.sleep(0.3)
+            stop.set()
+            number = sum(await asyncio.gather(*trickles))
+            reasons = await asyncio.gather(*tasks, return_exceptions=True)
+        num_cut = sum(reason is not FinishReason.LENGTH for reason in reasons)
+        print(f"\ndrained 1 of 2 gateways: {num_cut} of 16 running streams cut; {len(lost)} of {number} lost meanwhile")
+        assert not num_cut and not lost, (reasons, lost)
+
+    try:
+        asyncio.run(main())
+    finally:
+        edge.start_gateway(draining)
+
+
 def test_a_killed_gateway_is_left_out(edge: Edge) -> None:
     killed, kept = edge.gateways
     lost_late: list[str] = []
     num_late = itertools.count()
 
-    async def trickle(client: AsyncClient, stop: asyncio.Event, lost: list[str]) -> int:
-        """Short streams one after the other, until told."""
-        for number in itertools.count():
-            if stop.is_set():
-                return number
-            try:
-                await read(client, f"Number {number}", **SHORT)
-            except CUT as error:
-                lost.append(error.message)
-        raise AssertionError
-
     async def main() -> None:
         async with edge.client() as client:
+            await asyncio.gather(*(read(client, "Once", **SHORT) for _ in range(NUM_STREAMS)))  # both are connected
             tasks = await start_all(client, NUM_STREAMS)
             stop, lost_early = asyncio.Event(), list[str]()
             trickles = [asyncio.create_task(trickle(client, stop, lost_early)) for _ in range(4)]

@@ -12,6 +12,7 @@ import pytest
 from envoy.config.endpoint.v3 import endpoint_pb2
 
 from tests.fakes.ads import ControlPlane, control_plane
+from tests.fakes.certificates import Certificates
 from tests.fakes.live_gateway import live_gateway
 from tests.fakes.live_model_tier import live_model_tier
 from tests.fakes.live_tokenizer_tier import live_tokenizer_tier
@@ -140,6 +141,22 @@ def test_the_gateway_finds_tokenizer_tiers_and_lets_one_go(monkeypatch: pytest.M
                 await asyncio.gather(*(live.generate(f"Number {number}") for number in range(8)))
                 assert num_submits(one) == before
                 assert live.count("grpc.generate", "ok") == 16
+
+    asyncio.run(main())
+
+
+def test_tiers_are_called_with_tls(monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path) -> None:
+    """The tier's own: what the control plane says of it does not count."""
+    certificates = Certificates(tmp_path / "certs")
+
+    async def main() -> None:
+        shown = certificates.server("tokenizer", ask=True)
+        async with planned(monkeypatch) as plane, fake_tokenizer_tier(tls=shown) as tier:
+            await plane.serve({name: [tier.target]})
+            settings = {"tokenizer_targets": f"xds:///{name}", **certificates.upstream("gateway")}
+            async with live_gateway(upstream_tls_name="localhost", **settings) as live:
+                await live.generate("Number 1")
+                assert num_submits(tier) == 1
 
     asyncio.run(main())
 
