@@ -5,6 +5,7 @@ stops sends elsewhere goes on whatever the budget. Does not know which tiers the
 """
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
@@ -75,7 +76,9 @@ class Backends:
     ) -> None:
         """`limiter`: holds tenants to their limits; None: there are none. `resolve`: how names become addresses."""
         self.changed = asyncio.Event()
-        """Set when a tier came, went, or changed its mind about serving, and when the last prompt ended."""
+        """Set when a tier came, went, or changed its mind about serving."""
+        self.idle = asyncio.Event()
+        """Set when the last prompt ended."""
         self.room = Room(settings.max_concurrent_requests)
         self._limiter = limiter
         self._metrics = metrics
@@ -113,9 +116,8 @@ class Backends:
         card = next((card for card in cards if card.name == model or (not model and len(cards) == 1)), None)
         if card is None:
             return None
-        said = f"{__version__}\0{card.name}\0{card.max_context_tokens}\0".encode()
-        said += card.fingerprint.SerializeToString(deterministic=True)
-        return f"fp_{hashlib.sha256(said).hexdigest()[:12]}"
+        meant = card.fingerprint
+        return _fingerprint(card.name, card.max_context_tokens, meant.vocabulary, meant.chat_template)
 
     def models(self) -> list[common_pb2.ModelCard]:
         """What the tiers said last that they serve, as far as the caller may use it."""
@@ -290,7 +292,7 @@ class Backends:
         self._request_ids.discard(submission.context.request_id)
         self._metrics.open_streams.dec()
         if not self._open:
-            self.changed.set()
+            self.idle.set()
 
     def _with_unique_id(self, context: RequestContext) -> RequestContext:
         """All callers share the sessions below, where a request id may run once: a second one gets `~2`, and so on."""
@@ -302,3 +304,9 @@ class Backends:
             suffix = f"~{number}"
             request_id = context.request_id[: MAX_REQUEST_ID_CHARS - len(suffix)] + suffix
         return replace(context, request_id=request_id)
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(*said: str | int) -> str:
+    digest = hashlib.sha256("\0".join(map(str, (__version__, *said))).encode())
+    return f"fp_{digest.hexdigest()[:12]}"

@@ -4,7 +4,8 @@ Knows time limits and which errors are one prompt's own. Does not know protocols
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from gateway.backends import Backends
@@ -15,7 +16,7 @@ from gateway.streams import TextStream
 from gateway.submission import DEADLINE_GRACE_S
 from gateway.text_requests import TextRequest
 from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable, let_go
-from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, numbered
+from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, deadline_after, numbered
 from tokenwire.sampling import refuse
 from tokenwire.wire import CALL_ROUNDING, call_limit_s
 
@@ -77,6 +78,18 @@ class Generation:
         """
         return caller_of(identity_of_call().restrict(context), call_deadline_s, self.settings.default_timeout_s)
 
+    @contextmanager
+    def charged_call(self, context: RequestContext) -> Iterator[None]:
+        """One request of the tenant's, which generates nothing, while the block runs. One that fails stays charged.
+
+        Raises Overloaded, and as `caller`.
+        """
+        lease = self.backends.charge_call(self.caller(context).context.tenant)
+        try:
+            yield
+        finally:
+            lease.settle(None, 0)
+
     def open(self, record: RequestRecord, caller: Caller, requests: Sequence[TextRequest]) -> TextStream:
         """Send prompts of equal options down. Close the stream.
 
@@ -113,6 +126,23 @@ class Generation:
         if not 1 <= num_prompts <= self.settings.max_prompts:
             allowed = f"{num_prompts} prompts are not allowed: from 1 to {self.settings.max_prompts}"
             raise InvalidRequest.of(field, allowed)
+
+
+def arriving(
+    request_id: str, *, priority: int | None, tenant: str | None, timeout_s: float | None, traceparent: str = ""
+) -> RequestContext:
+    """Of a request that has come just now; None stands for what it does not say. Raises InvalidRequest."""
+    arrival_s = time.monotonic()
+    context = RequestContext(
+        request_id=request_id,
+        priority=priority or 0,
+        tenant=tenant or "",
+        deadline_s=deadline_after(arrival_s, timeout_s),
+        traceparent=traceparent,
+        arrival_s=arrival_s,
+    )
+    refuse(context.violations())
+    return context
 
 
 def now_plus(seconds: float | None) -> float | None:

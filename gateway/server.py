@@ -155,10 +155,10 @@ class Gateway:
             lingers = self.http.num_connections > 0 and passed_s < LINGER_S
             if not (self.backends.num_open or lingers):
                 return
-            self.backends.changed.clear()
+            self.backends.idle.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(limit_s - passed_s, LOOK_AGAIN_S)):
-                    await self.backends.changed.wait()
+                    await self.backends.idle.wait()
 
     async def _watch(self) -> None:
         """Healthy while a tokenizer tier with a model behind it can be reached."""

@@ -6,7 +6,6 @@ cancels its handler here, whose `finally` takes its prompts back below.
 
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,6 @@ import grpc
 from gateway.embedding import pass_on
 from gateway.field_names import with_fields_renamed
 from gateway.generation import Caller, Generation
-from gateway.identity.identity import identity_of_call
 from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
 from gateway.streams import Event, TextStream
@@ -159,7 +157,7 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         with self._generation.record(f"grpc.{method.lower()}") as record:
             model = "" if isinstance(request, tokenizer_pb2.ListModelsRequest) else request.model
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
-            with self._charged(who):
+            with self._generation.charged_call(who):
                 return await self._backends.call(
                     method, request, timeout_s=context.time_remaining(), request_id=who.request_id
                 )
@@ -170,20 +168,11 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         with self._generation.record(f"grpc.{method.lower()}") as record:
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
             timeout_s = context.time_remaining()
-            with self._charged(who):
+            with self._generation.charged_call(who):
                 async for response in self._backends.stream(
                     method, request, timeout_s=timeout_s, request_id=who.request_id
                 ):
                     yield response
-
-    @contextmanager
-    def _charged(self, who: RequestContext) -> Iterator[None]:
-        """One request of the tenant's while the block runs. Raises Overloaded."""
-        lease = self._backends.charge_call(identity_of_call().restrict(who).tenant)
-        try:
-            yield
-        finally:
-            lease.settle(None, 0)
 
     async def _begin(
         self, record: RequestRecord, message: common_pb2.RequestContext, model: str, context: grpc.aio.ServicerContext

@@ -1,12 +1,15 @@
 """Tokenwire's gateway and tokenizer tier of this working tree before a light mock of the model tier's Session.
 
-What is behind a frontend costs as little here as behind `smg`: see `token_worker.py` and `smg_worker.py`.
+What is behind a frontend costs as little here as behind `smg`: see `token_worker.py` and `smg_worker.py`. With the
+option `tree`, gateway and tokenizer tier are those of another checkout: `ours-edge:tree=../before` beside `ours-edge`
+shows what a change brings.
 """
 
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks.contenders.process import ServerProcess, WithOthers, environment, until_listens
 from benchmarks.contenders.running import Running, until_answers
@@ -24,7 +27,10 @@ WORKER = "benchmarks.contenders.token_worker"
 
 def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None) -> Running:
     """Start all three and wait for the first answer. Raises Absent and, for unknown options, ValueError."""
-    given = spec.taken(model=DEFAULT_MODEL, step_ms="20", vocab="49152", api="chat")
+    given = spec.taken(model=DEFAULT_MODEL, step_ms="20", vocab="49152", api="chat", tree=str(ROOT))
+    tree = Path(given.pop("tree")).resolve()
+    if not (tree / "gateway" / "__main__.py").is_file():
+        raise ValueError(f"{spec.label}: tree={tree}: a checkout of this repository is needed")
     if given["api"] not in ("chat", "http", "grpc", "session"):
         raise ValueError(f"{spec.label}: api={given['api']}: one of chat, http, grpc, session")
     grpc_port, http_port, tokenizer_port, model_port = free_ports(4)
@@ -38,8 +44,8 @@ def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None)
     started = [ServerProcess([sys.executable, "-m", WORKER, *arguments], environ_of(), ROOT)]
     try:
         until_listens(started[0], "the mock worker")
-        started.append(ServerProcess(command_of(tokenizer), environ_of(tokenizer), ROOT))
-        process = WithOthers(command_of(gateway), environ_of(gateway), ROOT, started)
+        started.append(ServerProcess(command_of(tokenizer), environ_of(tokenizer, tree), tree))
+        process = WithOthers(command_of(gateway), environ_of(gateway, tree), tree, started)
     except BaseException:
         for each in reversed(started):
             each.stop()
@@ -62,8 +68,8 @@ def command_of(tier: Tier) -> list[str]:
     return [sys.executable, "-m", tier.module, *tier.arguments]
 
 
-def environ_of(tier: Tier | None = None) -> dict[str, str]:
-    """Of this working tree, and the tier's own."""
-    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+def environ_of(tier: Tier | None = None, tree: Path = ROOT) -> dict[str, str]:
+    """Of a working tree, and the tier's own."""
+    python_path = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH", "")]))
     found = environment(PYTHONPATH=python_path, TOKENWIRE_LOG="warning")
     return found if tier is None else {**dict(tier.environ), **found}

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+FOLDERS = ("model", "tree")
+"""Options that may be paths."""
+
 
 class Absent(Exception):
     """A contender that cannot run here; the message says why and what to do. It is reported, never dropped."""
@@ -18,9 +21,9 @@ class Spec:
 
     @property
     def label(self) -> str:
-        """As it was written, but for the folder that a model is in."""
-        shown = {**self.options, **({"model": Path(self.options["model"]).name} if "model" in self.options else {})}
-        written = ",".join(f"{key}={value}" for key, value in shown.items())
+        """As it was written, but for the folders that a model and a tree are in."""
+        shown = ((key, Path(value).name if key in FOLDERS else value) for key, value in self.options.items())
+        written = ",".join(f"{key}={value}" for key, value in shown)
         return f"{self.kind}:{written}" if written else self.kind
 
     def taken(self, **defaults: str) -> dict[str, str]:

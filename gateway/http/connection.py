@@ -46,6 +46,23 @@ class Batch:
                 connection.transport.abort()
 
 
+class _Answer:
+    """The transport as uvicorn has it that writes an answer: its head goes with the first of its body."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        self._connection.write_later(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        self._connection.flush()
+        self._connection.transport.close()
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's own, which tells whoever writes an answer when it can go on, and when nobody reads it any more."""
 
@@ -106,6 +123,18 @@ class Connection(HttpToolsProtocol):
         """A request begins: it can find its connection."""
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
+
+    def on_headers_complete(self) -> None:
+        """A head is there: its answer will be written here."""
+        before = self.cycle
+        super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = _Answer(self)  # type: ignore[assignment]
+
+    def on_response_complete(self) -> None:
+        """An answer is whole: whatever comes now, the connection's end too, comes behind it."""
+        self.flush()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The client does not read."""

@@ -94,7 +94,6 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": self._first.encode(), "more_body": True})
             if self._error is None:
                 await self._until_over()
-            self._call.connection.flush()
             await send({"type": "http.response.body", "body": self._last().encode(), "more_body": False})
         except Cancelled as error:  # the client has gone: nobody is there to be told
             let_go(error)

@@ -38,6 +38,7 @@ ROOT = Path(compare.__file__).parent.parent
 def test_specs() -> None:
     assert spec_of("ours") == Spec("ours") and spec_of("ours").label == "ours"
     assert spec_of("ours:model=/some/where/tiny").label == "ours:model=tiny"
+    assert spec_of("ours-edge:tree=/some/where/before,step_ms=0").label == "ours-edge:tree=before,step_ms=0"
     spec = spec_of("ours:dtype=bfloat16,window=10")
     assert spec.options == {"dtype": "bfloat16", "window": "10"} and spec.label == "ours:dtype=bfloat16,window=10"
     assert spec.taken(dtype="", window="0", api="http") == {"dtype": "bfloat16", "window": "10", "api": "http"}

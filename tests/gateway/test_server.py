@@ -45,6 +45,24 @@ def test_health_follows_the_tier_below() -> None:
     asyncio.run(main())
 
 
+def test_tiers_are_looked_at_when_they_change_and_not_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(GatewayMetrics, "show_tiers", lambda metrics, states: looks.append(len(list(states))))
+
+    async def main() -> None:
+        async with fake_tokenizer_tier() as tier, live_gateway(tier) as live:
+            await asyncio.sleep(0.02)
+            num_before = len(looks)
+            for _ in range(20):
+                await live.stub.Generate(generate_request("hello")).read()
+                await live.until_idle()
+            assert num_before <= len(looks) < num_before + 10
+            await tier.kill()
+            await live.until(lambda: len(looks) > num_before)
+
+    asyncio.run(main())
+
+
 def test_a_drain_lets_nobody_in_and_answers_who_is_there() -> None:
     async def main() -> None:
         async with gateway_over_fake(drain_timeout_s=20) as (tier, live):

@@ -26,6 +26,18 @@ class Transport:
     def abort(self) -> None:
         self.aborted = True
 
+    def close(self) -> None:
+        self.writes.append(b"closed")
+
+    def is_closing(self) -> bool:
+        return b"closed" in self.writes
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def resume_reading(self) -> None:
+        pass
+
 
 def connected(batch: Batch, **transport: Any) -> tuple[Connection, Transport]:
     """A connection without a client."""
@@ -92,3 +104,30 @@ def test_a_connection_that_cannot_be_written_to_is_cut_and_no_other(caplog: pyte
 
     asyncio.run(main())
     assert "could not be written to" in caplog.text
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+@pytest.mark.parametrize("more_turns", [0, 1])
+def test_the_head_of_an_answer_goes_with_its_body(keep_alive: bool, more_turns: int) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        for _ in range(more_turns):
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"after"})
+
+    async def main() -> None:
+        config = uvicorn.Config(app=answer, log_config=None, lifespan="off", server_header=False, date_header=False)
+        connection, transport = Connection(config, ServerState(), {}, batch=Batch()), Transport()
+        connection.connection_made(transport)  # type: ignore[arg-type]
+        wish = b"keep-alive" if keep_alive else b"close"
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: " + wish + b"\r\n\r\n")
+        for _ in range(3 + more_turns):
+            await asyncio.sleep(0)
+        whole = b"".join(transport.writes)
+        assert whole.startswith(b"HTTP/1.1 200 OK\r\n") and whole.endswith(b"firstafter" + b"closed" * (not keep_alive))
+        assert len(transport.writes) == 1 + more_turns + (not keep_alive)
+        if connection.timeout_keep_alive_task is not None:
+            connection.timeout_keep_alive_task.cancel()
+
+    asyncio.run(main())
