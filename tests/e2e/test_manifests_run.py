@@ -1,7 +1,7 @@
 """What the manifests of deploy/kubernetes say, tried as far as it can be without a cluster.
 
-Tiers are started with exactly the variables of a rendered overlay, asked by its probes, and ended as a pod is. Other than
-in a pod, ports and folders are this test's, headless services are names of the loopback, and the engine is the mock.
+Tiers are started with exactly the variables of a rendered overlay, asked by its probes, and ended as a pod is. Other
+than in a pod, ports and folders are this test's, headless services are names of the loopback, the engine is the mock.
 """
 
 import json
