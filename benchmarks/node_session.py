@@ -4,7 +4,7 @@
     python -m benchmarks.node_session --rounds 1   # a look
 
 The real tiers over the mock engine, and the Node client (`clients/node`, built with `npm install && npm run build`).
-Each round runs undisturbed, with one request held, and over four connections, in turn; the figure is the 99th percentile
+Each round runs undisturbed, with one request held, and over four connections, in turn. The figure: the 99th percentile
 of the time between two pieces of one output, over all the others. Writes benchmarks/results/node-session.json and .md.
 """
 
