@@ -1,7 +1,10 @@
 """Limits of tenants at a running gateway, over every protocol and in several workers."""
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -204,5 +207,37 @@ def test_workers_hold_tenants_to_their_limits_together() -> None:
                 answers = [await workers.chat() for _ in range(20)]
                 assert sorted(answer.status_code for answer in answers) == [200] + [429] * 19
                 assert json.loads(answers[-1].text)["error"]["code"] == "tenant_requests_per_s"
+
+    asyncio.run(main())
+
+
+def test_what_a_killed_worker_had_open_is_its_tenants_again_once_it_is_started_again() -> None:
+    async def main() -> None:
+        async with fake_tokenizer_tier() as tier, gateway_workers(tier, "--tenant-max-streams", "3") as workers:
+            async with httpx.AsyncClient(trust_env=False, timeout=30, base_url=workers.url) as client:
+
+                async def hold() -> None:
+                    with contextlib.suppress(httpx.HTTPError):
+                        await client.post("/generate", json={"inputs": "!hold a", "stream": True})
+
+                held = [asyncio.ensure_future(hold()) for _ in range(3)]
+                await tier.until(lambda: tier.num_running == 3)
+                assert {(await workers.chat()).status_code for _ in range(4)} == {429}, "whichever worker is asked"
+                killed = workers.pids()
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+                await asyncio.gather(*held)
+                async with asyncio.timeout(60):
+                    while True:
+                        with contextlib.suppress(httpx.HTTPError):
+                            if (await workers.chat()).status_code == 200 and len(workers.pids() - killed) == 2:
+                                break
+                        await asyncio.sleep(0.05)
+                again = [asyncio.ensure_future(hold()) for _ in range(3)]
+                await tier.until(lambda: tier.num_running == 3)
+                assert (await workers.chat()).status_code == 429
+                for task in again:
+                    task.cancel()
+                await asyncio.gather(*again, return_exceptions=True)
 
     asyncio.run(main())
