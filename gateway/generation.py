@@ -4,7 +4,8 @@ Knows time limits and which errors are one prompt's own. Does not know protocols
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from gateway.backends import Backends
@@ -15,8 +16,9 @@ from gateway.streams import TextStream
 from gateway.submission import DEADLINE_GRACE_S
 from gateway.text_requests import TextRequest
 from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable, let_go
-from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, numbered
+from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, deadline_after, numbered
 from tokenwire.sampling import refuse
+from tokenwire.telemetry.tracing import Tracer
 from tokenwire.wire import CALL_ROUNDING, call_limit_s
 
 LAST_MOMENT_S = 0.015
@@ -55,11 +57,15 @@ def caller_of(context: RequestContext, call_deadline_s: float | None, default_ti
 class Generation:
     """What every protocol of the gateway generates through."""
 
-    def __init__(self, settings: GatewaySettings, backends: Backends, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, settings: GatewaySettings, backends: Backends, metrics: GatewayMetrics, tracer: Tracer | None = None
+    ) -> None:
+        """`tracer`: None: nothing is traced."""
         self.settings = settings
         self.backends = backends
         self.metrics = metrics
         self.draining = False
+        self._tracer = tracer
 
     def record(self, api: str) -> RequestRecord:
         """Begin to observe a request."""
@@ -70,12 +76,29 @@ class Generation:
         if self.draining:
             raise Unavailable("the gateway is shutting down; send it elsewhere", reason="DRAINING", retry_after_s=1.0)
 
-    def caller(self, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
+    def caller(self, record: RequestRecord, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
         """Who asks, as whom they are known here, with the time limits that hold here.
 
         Raises PermissionDenied for what they may not ask for, and Unauthenticated when what they showed has lapsed.
         """
+        if self._tracer is not None:
+            context = record.traced(self._tracer, context)
+        return self._known(context, call_deadline_s)
+
+    def _known(self, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
         return caller_of(identity_of_call().restrict(context), call_deadline_s, self.settings.default_timeout_s)
+
+    @contextmanager
+    def charged_call(self, context: RequestContext) -> Iterator[None]:
+        """One request of the tenant's, which generates nothing, while the block runs. One that fails stays charged.
+
+        Raises Overloaded, and as `caller`.
+        """
+        lease = self.backends.charge_call(self._known(context).context.tenant)
+        try:
+            yield
+        finally:
+            lease.settle(None, 0)
 
     def open(self, record: RequestRecord, caller: Caller, requests: Sequence[TextRequest]) -> TextStream:
         """Send prompts of equal options down. Close the stream.
@@ -113,6 +136,23 @@ class Generation:
         if not 1 <= num_prompts <= self.settings.max_prompts:
             allowed = f"{num_prompts} prompts are not allowed: from 1 to {self.settings.max_prompts}"
             raise InvalidRequest.of(field, allowed)
+
+
+def arriving(
+    request_id: str, *, priority: int | None, tenant: str | None, timeout_s: float | None, traceparent: str = ""
+) -> RequestContext:
+    """Of a request that has come just now; None stands for what it does not say. Raises InvalidRequest."""
+    arrival_s = time.monotonic()
+    context = RequestContext(
+        request_id=request_id,
+        priority=priority or 0,
+        tenant=tenant or "",
+        deadline_s=deadline_after(arrival_s, timeout_s),
+        traceparent=traceparent,
+        arrival_s=arrival_s,
+    )
+    refuse(context.violations())
+    return context
 
 
 def now_plus(seconds: float | None) -> float | None:

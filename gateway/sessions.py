@@ -187,7 +187,7 @@ class TextServerSession:
         if self.outbox.num_undelivered >= self._max_requests:
             message = f"{self.outbox.num_undelivered} sequences have ended and their text was not read or granted"
             raise Overloaded(message, reason="READER_TOO_SLOW", retry_after_s=1.0)
-        caller = self._generation.caller(context)
+        caller = self._generation.caller(record, context)
         running = _Running(context.request_id, record, len(handles))
         sinks = [_HandleSink(self, running, handle) for handle in handles]
         submission = self._generation.backends.submit(request, caller.context, sinks, caller.give_up_s)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.backends import Backends
+from tokenwire.requests import RequestContext
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 
 Ids = tuple[int, ...]
@@ -25,9 +26,8 @@ class TokenTexts:
     """On behalf of one request."""
 
     backends: Backends
+    context: RequestContext
     model: str
-    request_id: str
-    timeout_s: float | None
     split_special_tokens: bool = False
 
     async def texts_of(self, sequences: Sequence[Ids]) -> list[str]:
@@ -51,4 +51,5 @@ class TokenTexts:
         ]
 
     async def _call(self, method: str, request: Any) -> Any:
-        return await self.backends.call(method, request, timeout_s=self.timeout_s, request_id=self.request_id)
+        timeout_s, request_id = self.context.remaining_s(), self.context.request_id
+        return await self.backends.call(method, request, timeout_s=timeout_s, request_id=request_id)

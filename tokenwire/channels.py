@@ -29,6 +29,10 @@ KEEPALIVE_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""From a connection's beginning to its first settings, TLS included; gRPC's own is two minutes."""
+
+
 def server_options(
     max_message_bytes: int, *, share_port: bool = False, max_age_s: float = 0.0, age_grace_s: float = 0.0
 ) -> list[tuple[str, Any]]:
@@ -44,6 +48,7 @@ def server_options(
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),

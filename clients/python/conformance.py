@@ -127,7 +127,7 @@ CALLS: dict[str, Any] = {
     ),
     "bad-field": lambda c: tell_stream(c.generate("refuse me")),
     "overloaded": lambda c: tell_stream(c.generate("overload me")),
-    "deadline": lambda c: tell_stream(c.generate("hang on", timeout_s=0.5)),
+    "deadline": lambda c: tell_stream(c.generate("hang on", timeout_s=2)),
     "deadline-text": lambda c: tell_stream(c.generate("slow words")),
     "cancel": cancel,
     "tls": lambda c: tell_stream(c.generate("one two three", max_tokens=3)),

@@ -1,20 +1,39 @@
 """One HTTP request that generates: who asks, its text stream, and noticing that the client has gone."""
 
-import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Protocol
 
 from fastapi import Request
 
-from gateway.generation import Generation
+from gateway.generation import Generation, arriving
 from gateway.http.connection import Connection, connection_of
 from gateway.http.fields import GenerationFields
 from gateway.metrics import RequestRecord
 from gateway.streams import Event, Output, TextStream
 from gateway.text_requests import TextRequest
 from tokenwire.errors import Cancelled, TokenwireError
-from tokenwire.requests import RequestContext, deadline_after
-from tokenwire.sampling import refuse
+from tokenwire.requests import RequestContext
+
+
+class Asked(Protocol):
+    """The fields of a body that say who asks."""
+
+    priority: int | None
+    tenant: str | None
+    timeout: float | None
+    """Seconds."""
+
+
+def context_of(request: Request, body: Asked) -> RequestContext:
+    """Of a request whose body has just come. Raises InvalidRequest."""
+    return arriving(
+        request.state.request_id,
+        priority=body.priority,
+        tenant=body.tenant,
+        timeout_s=body.timeout,
+        traceparent=request.headers.get("traceparent", ""),
+    )
 
 
 class HttpCall:
@@ -45,21 +64,13 @@ class HttpCall:
         """The response goes on reading: it closes."""
         self._kept = True
 
-    def open(self, body: GenerationFields, requests: Sequence[TextRequest], model: str) -> None:
-        """Send the prompts down. Raises as `Generation.open` does."""
-        arrival_s = time.monotonic()
-        context = RequestContext(
-            request_id=self.request_id,
-            priority=body.priority or 0,
-            tenant=body.tenant or "",
-            deadline_s=deadline_after(arrival_s, body.timeout),
-            traceparent=self._request.headers.get("traceparent", ""),
-            arrival_s=arrival_s,
-        )
-        refuse(context.violations())
+    def open(self, body: GenerationFields, requests: Sequence[TextRequest], model: str) -> RequestContext:
+        """Send the prompts down; for whom, and until when. Raises as `Generation.open` does."""
+        caller = self._generation.caller(self.record, context_of(self._request, body))
         self.record.model = model
-        self._stream = self._generation.open(self.record, self._generation.caller(context), requests)
+        self._stream = self._generation.open(self.record, caller, requests)
         self.connection.watch(self._on_gone)
+        return caller.context
 
     async def next_events(self) -> list[Event]:
         """As `TextStream.next_events`. Raises Cancelled when the client has gone."""

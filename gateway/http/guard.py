@@ -29,6 +29,7 @@ READ_BYTES = 256 * 1024
 LINGER_S = 5.0
 """How long the rest of a body is thrown away after its request has been answered."""
 RETRY_AFTER_S = 1.0
+TOO_MANY_CONNECTIONS = "TOO_MANY_CONNECTIONS"
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -37,12 +38,14 @@ class HttpLimits:
     """What a connection may ask of the listener."""
 
     max_connections: int
-    """Open at once."""
+    """Open at once, those that still shake hands for TLS among them."""
     max_header_bytes: int
     """Of a request line and its fields."""
     max_headers: int
     header_timeout_s: float
-    """From the first byte of a head to its last; from the opening of a connection for its first one."""
+    """From the first byte of a head to its last; from the opening of a connection for its first one.
+
+    The handshake of TLS, before that, has as much."""
     idle_timeout_s: float
     """Between requests."""
     max_age_s: float = 0.0
@@ -89,7 +92,7 @@ class GuardedConnection(Connection):
             self._refuse(
                 Unavailable(
                     f"{most} connections are open, the most allowed (max_connections)",
-                    reason="TOO_MANY_CONNECTIONS",
+                    reason=TOO_MANY_CONNECTIONS,
                     retry_after_s=RETRY_AFTER_S,
                 )
             )

@@ -70,13 +70,11 @@ async def _answer(generation: Generation, call: HttpCall, body: CompletionBody) 
     prompts = prompts_of(body.prompt, "prompt")
     generation.refuse_prompt_count(len(prompts), "prompt")
     requests = body.requests(prompts, options)
+    context = call.open(body, requests, body.model or "")
     echoes: list[Echo] = []
-    if body.echo:
-        asker = TokenTexts(
-            generation.backends, body.model or "", call.request_id, body.timeout, bool(body.split_special_tokens)
-        )
+    if body.echo:  # asked for once the request is let in and paid for, while it is being answered
+        asker = TokenTexts(generation.backends, context, body.model or "", bool(body.split_special_tokens))
         echoes = await echoes_of(prompts, asker, with_logprobs=body.logprobs is not None)
-    call.open(body, requests, body.model or "")
     head = answer_head(generation.backends, OBJECT, "cmpl", body.model or "", body.service_tier)
     if body.stream:
         chunks = OpenAIChunks(

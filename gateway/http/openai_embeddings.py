@@ -8,7 +8,6 @@ import asyncio
 import base64
 import json
 import sys
-import time
 from array import array
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from pydantic import Field, WithJsonSchema
 from gateway.embedding import embed
 from gateway.generation import Generation
 from gateway.http.body import Body, invalid, read_body, refuse_extras
+from gateway.http.calls import context_of
 from gateway.http.connection import connection_of
 from gateway.http.fields import PROMPTS_SCHEMA, prompts_of
 from gateway.http.front import Handler
@@ -26,8 +26,7 @@ from gateway.http.openai_usage import embedding_usage_object
 from gateway.metrics import RequestRecord
 from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector, refuse_inputs
 from tokenwire.errors import Cancelled
-from tokenwire.requests import RequestContext, Usage, deadline_after
-from tokenwire.sampling import refuse
+from tokenwire.requests import Usage
 
 VECTORS_PER_TURN = 32
 """Vectors written between two turns of the event loop."""
@@ -96,21 +95,12 @@ async def _answer(generation: Generation, request: Request, record: RequestRecor
     refuse_inputs([len(each) for each in inputs], "input")
     if len({type(each) for each in inputs}) > 1:
         raise invalid("input", "texts and token ids are mixed: send one kind in a request")
-    arrival_s = time.monotonic()
-    context = RequestContext(
-        request_id=request.state.request_id,
-        priority=body.priority or 0,
-        tenant=body.tenant or "",
-        deadline_s=deadline_after(arrival_s, body.timeout),
-        traceparent=request.headers.get("traceparent", ""),
-        arrival_s=arrival_s,
-    )
-    refuse(context.violations())
+    caller = generation.caller(record, context_of(request, body))
     record.model = body.model or ""
     vectors, usage = await embed(
         generation,
         record,
-        generation.caller(context),
+        caller,
         inputs,
         model=body.model or "",
         options=EmbeddingOptions(

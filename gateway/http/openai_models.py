@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.generation import Generation
+from gateway.generation import Generation, arriving
 from tokenwire.embedding_wire import capability_names
 from tokenwire.errors import NotFound
 
@@ -23,7 +23,8 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
         request_id: str = request.state.request_id
         with generation.record("http.models") as record:
             record.request_id = request_id
-            models = await generation.backends.list_models(timeout_s=TIMEOUT_S, request_id=request_id)
+            with generation.charged_call(arriving(request_id, priority=None, tenant=None, timeout_s=None)):
+                models = await generation.backends.list_models(timeout_s=TIMEOUT_S, request_id=request_id)
         found: list[dict[str, Any]] = []
         for card in models:
             about = {

@@ -1,7 +1,7 @@
 """GET /openapi.json: the HTTP API described in OpenAPI 3.1.
 
-Requests are described by the very models and tables that check them, answers by `answer_schemas`. Knows what each path
-is for; does not serve any but its own.
+Requests are described by the very models and tables that check them, answers by `answer_schemas`, gRPC's unary calls by
+their descriptors. Knows what each path is for; does not serve any but its own.
 """
 
 import json
@@ -19,6 +19,7 @@ from gateway.http.generate import GenerateBody
 from gateway.http.openai_chat import UNBUILT_CHAT, ChatBody
 from gateway.http.openai_completions import UNBUILT_COMPLETION, CompletionBody
 from gateway.http.openai_embeddings import EmbeddingBody
+from gateway.web.descriptions import CONNECT_ERROR, message_schemas, name_of, unary_methods
 from tokenwire.requests import MAX_REQUEST_ID_CHARS
 from tokenwire.version import __version__
 
@@ -80,6 +81,10 @@ def description() -> dict[str, Any]:
             },
             "/healthz": _looking("The process is alive", {"200": _json("Alive")}),
             "/readyz": _looking("Requests would be answered", {"200": _json("Ready"), "503": _json("NotReady")}),
+            **{
+                path: _calling(f"{method.name}, as over gRPC", name_of(method.input_type), name_of(method.output_type))
+                for path, method in unary_methods()
+            },
             "/metrics": {"get": _operation("Metrics in Prometheus' text format", {"200": _text("text/plain")})},
             "/openapi.json": {
                 "get": _operation(
@@ -88,7 +93,10 @@ def description() -> dict[str, Any]:
                 )
             },
         },
-        "components": {"schemas": {**_request_schemas(), **ANSWERS}, "securitySchemes": {"bearer": BEARER}},
+        "components": {
+            "schemas": {**_request_schemas(), **ANSWERS, "ConnectError": CONNECT_ERROR, **message_schemas()},
+            "securitySchemes": {"bearer": BEARER},
+        },
         "security": [{"bearer": []}, {}],
     }
 
@@ -110,9 +118,20 @@ def _posting(summary: str, body: type[BaseModel], answer: dict[str, Any]) -> dic
     return {"post": {**_operation(summary, {"200": answer}), "requestBody": request}}
 
 
+def _calling(summary: str, request: str, answer: str) -> dict[str, Any]:
+    """A unary call of the gRPC service, by the Connect protocol."""
+    operation = _operation(summary, {"200": _json(answer)})
+    either = {"anyOf": [ref("ConnectError"), ref("Error")]}
+    for status in ERROR_RESPONSES:
+        operation["responses"][status]["content"]["application/json"]["schema"] = either
+    body = {"required": True, "content": {"application/json": {"schema": ref(request)}}}
+    return {"post": {**operation, "requestBody": body}}
+
+
 def _generating(summary: str, body: type[BaseModel], answer: str) -> dict[str, Any]:
     found = _json(answer)
-    found["content"]["text/event-stream"] = {"schema": {"type": "string", "description": "with stream true"}}
+    found["description"] += "; with stream true, server-sent events"
+    found["content"]["text/event-stream"] = {}
     return _posting(summary, body, found)
 
 

@@ -6,20 +6,73 @@ import functools
 import logging
 import math
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
 
 from gateway.http.connection import Batch
-from gateway.http.guard import GuardedConnection, HttpLimits
+from gateway.http.guard import TOO_MANY_CONNECTIONS, GuardedConnection, HttpLimits
+from gateway.http.tls_listener import TlsListener
 from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
 from tokenwire.tls import ServerTls, server_context
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn without its signal handlers."""
+    """Uvicorn without its signal handlers, and with a listener of ours for TLS."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        context: ssl.SSLContext | None,
+        limits: HttpLimits,
+        on_refused: Callable[[str], None],
+    ) -> None:
+        super().__init__(config)
+        self._context = context
+        self._limits = limits
+        self._on_refused = on_refused
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        if self._context is None:
+            await super().startup(sockets)
+            return
+        listeners = [
+            TlsListener(
+                each,
+                self._context,
+                self._connection,
+                handshake_timeout_s=self._limits.header_timeout_s,
+                has_room=self._has_room,
+                backlog=self.config.backlog,
+            )
+            for each in sockets or ()
+        ]
+        for listener in listeners:
+            listener.start()
+        self.servers = listeners  # type: ignore[assignment]
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close everything. Handshakes are given up first: a connection that comes now would be waited for."""
+        if self._context is not None:
+            for listener in self.servers:
+                await listener.wait_closed()
+        await super().shutdown(sockets)
+
+    def _connection(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    def _has_room(self, num_handshakes: int) -> bool:
+        if len(self.server_state.connections) + num_handshakes < self._limits.max_connections:
+            return True
+        self._on_refused(TOO_MANY_CONNECTIONS.lower())
+        return False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -73,9 +126,7 @@ class HttpServer:
             server_header=False,
         )
         config.load()
-        if tls is not None:
-            config.ssl = server_context(tls)
-        self._uvicorn = _Uvicorn(config)
+        self._uvicorn = _Uvicorn(config, None if tls is None else server_context(tls), limits, on_refused)
 
     def bind(self) -> int:
         """Take the port; returns it. Raises FailedPrecondition when it cannot be used."""

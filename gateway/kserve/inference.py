@@ -1,15 +1,12 @@
 """Sends one request of the Open Inference Protocol down the gateway's own path. Does not know how it is answered."""
 
-import time
-
-from gateway.generation import Generation
+from gateway.generation import Generation, arriving
 from gateway.kserve.answers import Answers
 from gateway.kserve.model import TEXT_INPUT
 from gateway.kserve.request import InferRequest
 from gateway.metrics import RequestRecord
 from gateway.streams import TextStream
-from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext, deadline_after, new_request_id
-from tokenwire.sampling import refuse
+from tokenwire.requests import MAX_REQUEST_ID_CHARS, new_request_id
 
 
 def request_id_of(client_id: str, otherwise: str = "") -> str:
@@ -32,18 +29,15 @@ def open_request(
 
     `call_deadline_s`: when the call's own time runs out, on the monotonic clock; None: never.
     """
-    arrival_s = time.monotonic()
-    context = RequestContext(
-        request_id=request_id,
+    context = arriving(
+        request_id,
         priority=request.priority,
-        tenant=request.fields.tenant or "",
-        deadline_s=deadline_after(arrival_s, request.timeout_s),
+        tenant=request.fields.tenant,
+        timeout_s=request.timeout_s,
         traceparent=traceparent,
-        arrival_s=arrival_s,
     )
-    refuse(context.violations())
     record.request_id, record.model = request_id, request.model
     generation.refuse_prompt_count(len(request.texts), TEXT_INPUT)
     texts = request.fields.requests(request.texts, request.options)
-    stream = generation.open(record, generation.caller(context, call_deadline_s), texts)
+    stream = generation.open(record, generation.caller(record, context, call_deadline_s), texts)
     return stream, Answers(request, request.model or generation.backends.default_model)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
-from gateway.generation import Generation, now_plus
+from gateway.generation import Generation, arriving, now_plus
 from gateway.http.body import invalid
 from gateway.http.errors import renamed
 from gateway.kserve.infer_stream import InferStream
@@ -71,7 +71,11 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         with self._generation.record("grpc.model_metadata") as record:
             record.request_id = request_id_of(_metadata(context, REQUEST_ID))
             record.model = message.name
-            cards = await self._backends.list_models(timeout_s=context.time_remaining(), request_id=record.request_id)
+            who = arriving(record.request_id, priority=None, tenant=None, timeout_s=None)
+            with self._generation.charged_call(who):
+                cards = await self._backends.list_models(
+                    timeout_s=context.time_remaining(), request_id=record.request_id
+                )
             names = _names(cards)
             if message.name not in names:
                 served = ", ".join(names) or "none"

@@ -1,6 +1,7 @@
 """Calls of browsers, answered on the HTTP port by the handlers of the gRPC port, behind the same interceptors.
 
-One request is one call: unary, or with a stream of answers. Calls on which the client streams are refused: browsers
+One request is one call: unary, or with a stream of answers. Its body is read, and its message made, once the
+interceptors have let it in: who is not known costs neither. Calls on which the client streams are refused: browsers
 cannot, and on HTTP/1.1 nobody can while answers come. A client that goes away cancels its handler, as on gRPC; time
 that is up ends it. Identity, limits and what errors say are the interceptors' and handlers' business.
 """
@@ -25,8 +26,8 @@ from gateway.web.context import WebContext
 from gateway.web.forms import Form
 from gateway.web.grpc_web import GrpcWeb
 from gateway.web.methods import Method, WebMethods
-from gateway.web.status import CallStatus
-from tokenwire.errors import Cancelled, DeadlineExceeded, TokenwireError, Unsupported
+from gateway.web.status import CallStatus, as_on_grpc
+from tokenwire.errors import DeadlineExceeded, TokenwireError, Unsupported
 
 LONGEST_S = 10.0 * 365 * 24 * 3600
 """More time than this is no limit."""
@@ -83,10 +84,6 @@ class WebCalls:
                 message = f"{method.path} takes a stream of the client's, which needs gRPC over HTTP/2"
                 raise Unsupported(f"{message}: call it on the gRPC port", reason="CLIENT_STREAM")
             timeout_s = form.timeout_s(request.headers)
-            body = await read_bytes(request, self._settings.max_body_bytes, self._settings.body_timeout_s)
-            data = form.message_of(body)
-        except Cancelled:
-            return  # nobody is there to be told
         except TokenwireError as error:
             await answer.end(CallStatus.of(error))
             return
@@ -97,22 +94,32 @@ class WebCalls:
         async with _Leaving(connection):
             try:
                 async with asyncio.timeout(context.time_remaining()):
-                    await self._run(form, method, data, context)
+                    await self._run(form, method, request, context)
             except TimeoutError:
                 context.status = CallStatus.of(DeadlineExceeded(f"{method.path}: the time given ran out"))
             await answer.end(context.status)
 
-    async def _run(self, form: Form, method: Method, data: bytes, context: WebContext) -> None:
+    async def _run(self, form: Form, method: Method, request: Request, context: WebContext) -> None:
         """The handler to its end, and what it ends with in `context.status`."""
+
+        async def message() -> Any:
+            try:
+                body = await read_bytes(request, self._settings.max_body_bytes, self._settings.body_timeout_s)
+            except TokenwireError as error:
+                raise as_on_grpc(error) from None
+            connection_of(
+                request.scope
+            ).flow.resume_reading()  # a large body leaves it paused: nobody would see the end
+            return await form.codec.read(form.message_of(body), method.request_class)
+
         handler = await self._methods.handler(method, context.invocation_metadata())
         behaviour = handler.unary_stream if method.streams_responses else handler.unary_unary
-        request = await form.codec.read(data, method.request_class, handler.request_deserializer)
         try:
             if inspect.isasyncgenfunction(behaviour):
-                async for response in behaviour(request, context):
+                async for response in behaviour(message, context):
                     await context.write(response)
                 return
-            response = await behaviour(request, context)
+            response = await behaviour(message, context)
             if not method.streams_responses:
                 await context.write(response)
         except grpc.aio.AbortError:

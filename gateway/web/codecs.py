@@ -4,13 +4,14 @@ Large JSON is read and written in a thread, one at a time: protobuf's Python cod
 """
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
-from tokenwire.interceptor import Malformed
+from tokenwire.errors import InvalidRequest
+from tokenwire.interceptor import NOT_PROTOBUF
 
 LARGE_BYTES = 64 * 1024
 """About 2 ms of reading and writing."""
@@ -20,8 +21,8 @@ MAX_SHOWN_CHARS = 300
 class Codec(Protocol):
     """One form."""
 
-    async def read(self, data: bytes, request_class: Any, read_binary: Callable[[bytes], Any]) -> Any:
-        """The message, or Malformed. `read_binary`: what reads the binary form."""
+    async def read(self, data: bytes, request_class: Any) -> Any:
+        """The message. Raises InvalidRequest."""
 
     async def write(self, message: Any) -> bytes:
         """A message as bytes."""
@@ -30,9 +31,12 @@ class Codec(Protocol):
 class Binary:
     """Protobuf's own form."""
 
-    async def read(self, data: bytes, request_class: Any, read_binary: Callable[[bytes], Any]) -> Any:
+    async def read(self, data: bytes, request_class: Any) -> Any:
         """As Codec says."""
-        return read_binary(data)
+        try:
+            return request_class.FromString(data)
+        except (DecodeError, UnicodeDecodeError) as error:
+            raise _malformed(f"{NOT_PROTOBUF} ({error})") from None
 
     async def write(self, message: Any) -> bytes:
         """As Codec says."""
@@ -46,7 +50,7 @@ class Json:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="json")
 
-    async def read(self, data: bytes, request_class: Any, read_binary: Callable[[bytes], Any]) -> Any:
+    async def read(self, data: bytes, request_class: Any) -> Any:
         """As Codec says."""
         if len(data) < LARGE_BYTES:
             return _parsed(data, request_class)
@@ -70,7 +74,11 @@ def _parsed(data: bytes, request_class: Any) -> Any:
         return json_format.Parse(data, request_class())
     except (json_format.ParseError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0][:MAX_SHOWN_CHARS].encode(errors="replace").decode()
-        return Malformed(f"the message is not valid JSON of its type ({reason})")
+        raise _malformed(f"the message is not valid JSON of its type ({reason})") from None
+
+
+def _malformed(message: str) -> InvalidRequest:
+    return InvalidRequest(message, reason="MALFORMED_MESSAGE")
 
 
 def _json(message: Any) -> bytes:

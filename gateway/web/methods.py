@@ -4,12 +4,15 @@ Stands where generated code wants a server. Does not know how calls come in.
 """
 
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message_factory import GetMessageClass
+
+from tokenwire.interceptor import ARITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class WebMethods:
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
         """Called by generated code."""
-        self._handlers.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+        self._handlers.update({f"/{service}/{name}": _reading(handler) for name, handler in handlers.items()})
 
     def has_service(self, path: str) -> bool:
         """Whether a path is within a service that is offered."""
@@ -70,8 +73,29 @@ class WebMethods:
         return self._methods.get(path)
 
     async def handler(self, method: Method, metadata: tuple[tuple[str, str], ...]) -> grpc.RpcMethodHandler:
-        """What answers one call of it. `metadata`: of the call."""
+        """What answers one call of it. `metadata`: of the call.
+
+        Takes what reads the request's message instead of the message: it is read within the interceptors.
+        """
         return await self._intercepted(CallDetails(method.path, metadata))
 
     async def _registered(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         return self._handlers[details.method]
+
+
+def _reading(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """The same, which has its message read once it is called. Methods on which clients stream are left as they are."""
+    if handler.request_streaming:
+        return handler
+    kind = f"unary_{ARITY[handler.response_streaming]}"
+    behaviour = getattr(handler, kind)
+
+    async def call(read: Callable[[], Awaitable[Any]], context: Any) -> Any:
+        return await behaviour(await read(), context)
+
+    async def generate(read: Callable[[], Awaitable[Any]], context: Any) -> AsyncIterator[Any]:
+        async for response in behaviour(await read(), context):
+            yield response
+
+    wrapped = generate if inspect.isasyncgenfunction(behaviour) else call
+    return getattr(grpc, f"{kind}_rpc_method_handler")(wrapped)

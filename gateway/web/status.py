@@ -29,10 +29,6 @@ class CallStatus:
     def of(cls, error: TokenwireError) -> "CallStatus":
         """Of an error that no handler raised. Lets go of what it came of."""
         let_go(error)
-        if type(error) is MessageTooLarge:
-            error = BodyTooLarge(error.message)
-        elif isinstance(error, RequestTimeout):
-            error = DeadlineExceeded(error.message, reason=error.reason)
         return cls(grpc.StatusCode[error.code], error.message, status_bytes(error))
 
     @property
@@ -44,3 +40,12 @@ class CallStatus:
     def parsed_details(self) -> RpcStatus:
         """The details as a message."""
         return RpcStatus.FromString(self.details)
+
+
+def as_on_grpc(error: TokenwireError) -> TokenwireError:
+    """What is wrong with a body, with the code that gRPC has for it."""
+    if type(error) is MessageTooLarge:
+        return BodyTooLarge(error.message)
+    if isinstance(error, RequestTimeout):
+        return DeadlineExceeded(error.message, reason=error.reason)
+    return error

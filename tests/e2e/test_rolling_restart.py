@@ -68,14 +68,23 @@ class RollingStack:
         member.process = self._tiers.start(member.module, *common, *member.flags)
 
     def replace(self, member: Member) -> float:
-        """SIGTERM, another in its place, which serves then. Returns how long the first took to end."""
+        """SIGTERM, and another in its place, which those above have found. Returns how long the first took to end."""
+        num_found = self._num_found(member)
         began_s = time.monotonic()
         member.process.send_signal(signal.SIGTERM)
         assert member.process.wait(DRAIN_S + 10) == 0, self._tiers.logs()
         took_s = time.monotonic() - began_s
         self.start(member)
         wait_until_serving(f"127.0.0.1:{member.port}")
+        if member.module != "gateway":
+            wait_for(lambda: self._num_found(member) == num_found + 2)
         return took_s
+
+    def _num_found(self, member: Member) -> int:
+        """How often it was connected to, by the two processes above it."""
+        address = f"127.0.0.1:{member.port}"
+        logs = self._tiers.logs()
+        return logs.count(f"model tier ready  target={address}") + logs.count(f"tokenizer tier {address} is connected")
 
 
 def addresses(ports: list[int]) -> str:
@@ -148,13 +157,13 @@ class Load:
     async def _grpc(self, client: AsyncClient) -> None:
         for number in self._numbers():
             (output,) = await client.generate(prompt_of(number), **options_of(number)).outputs()
-            assert output.terminal.reason is FinishReason.LENGTH, output
+            assert output.terminal.reason is FinishReason.LENGTH, repr(output.terminal.error)
             self._check("Generate", number, output.text)
 
     async def _session(self, session: AsyncSession) -> None:
         for number in self._numbers():
             (output,) = await (await session.submit(prompt_of(number), **options_of(number))).outputs()
-            assert output.terminal.reason is FinishReason.LENGTH, output
+            assert output.terminal.reason is FinishReason.LENGTH, repr(output.terminal.error)
             self._check("Session", number, output.text)
 
     async def _http(self, *, stream: bool, keeps: bool) -> None:

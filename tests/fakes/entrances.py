@@ -15,7 +15,7 @@ from tests.fakes.inference import infer_request, streamed
 from tests.fakes.live_gateway import LiveGateway, generate_request, live_gateway
 from tests.fakes.tokenizer_tier import FakeTokenizerTier, fake_tokenizer_tier
 from tests.fakes.web_caller import WebCaller
-from tokenwire.errors import NotFound, PermissionDenied, Unauthenticated
+from tokenwire.errors import NotFound, Overloaded, PermissionDenied, Unauthenticated
 from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 from tokenwire.requests import MAX_PRIORITY
 from tokenwire.status import from_rpc_error
@@ -73,7 +73,7 @@ async def _http(live: LiveGateway, method: str, path: str, headers: Metadata, bo
     if response.status_code == 200:
         return
     error = response.json()["error"]
-    kinds = {401: Unauthenticated, 403: PermissionDenied, 404: NotFound}
+    kinds = {401: Unauthenticated, 403: PermissionDenied, 404: NotFound, 429: Overloaded}
     assert error["type"] == kinds[response.status_code].openai_type
     assert ("www-authenticate" in response.headers) == (response.status_code == 401)
     if response.status_code == 401:

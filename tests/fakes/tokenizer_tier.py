@@ -114,6 +114,9 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.deaf = False
         """Ignores Cancel and deadlines."""
         self.embeds: list[Any] = []
+        self.detokenizes: list[Any] = []
+        self.holds_detokenizes = False
+        """Answers none."""
         self.num_embedding = 0
         self.sessions: list[FakeSession] = []
         self.server: GrpcServer | None = None
@@ -240,6 +243,9 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return tokenizer_pb2.TokenizeResponse(encodings=encodings)
 
     async def Detokenize(self, request: Any, context: Any) -> Any:
+        self.detokenizes.append(request)
+        if self.holds_detokenizes:
+            await asyncio.Event().wait()
         texts = [" ".join(f"t{token}" for token in sequence.ids) for sequence in request.sequences]
         return tokenizer_pb2.DetokenizeResponse(texts=texts)
 

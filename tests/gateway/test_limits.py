@@ -1,7 +1,10 @@
 """Limits of tenants at a running gateway, over every protocol and in several workers."""
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,29 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
 from gateway.identity import keyring as keyring_module
+from tests.fakes.entrances import (
+    Metadata,
+    grpc_get_tokenizer,
+    grpc_list_models,
+    grpc_tokenize,
+    http_models,
+    kserve_model_metadata,
+)
 from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, generate_request
-from tests.fakes.tokenizer_tier import fake_tokenizer_tier
+from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
 from tests.gateway.test_workers import gateway_workers
 from tokenwire.errors import Overloaded
-from tokenwire.status import STATUS_DETAILS_KEY, from_rpc_error
+from tokenwire.status import STATUS_DETAILS_KEY
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 from tokenwire.wire import terminal_from_wire
 
 SLOW = 0.001
 """One request, and then none for a quarter of an hour."""
+
+
+async def kserve_metadata(live: LiveGateway, headers: Metadata) -> None:
+    await kserve_model_metadata(live, headers, model=MODEL)
 
 
 async def ask(live: LiveGateway, tenant: str = "", prompt: str = "a b", **fields: Any) -> httpx.Response:
@@ -47,7 +62,7 @@ def test_http_says_when_to_come_back_and_how_a_tenant_stands() -> None:
             assert response.headers["x-ratelimit-remaining-requests"] == "0"
             streamed = await ask(live, "b", stream=True)
             assert streamed.headers["x-ratelimit-limit-requests"] == "1" and streamed.text.endswith("[DONE]\n\n")
-            assert "x-ratelimit-limit-requests" not in (await live.http.get("/v1/models")).headers
+            assert "x-ratelimit-limit-requests" not in (await live.http.get("/healthz")).headers
             assert live.registry.get_sample_value(
                 "tokenwire_gateway_limited_total", {"limit": "requests_per_s"}
             ) == 1  # fmt: skip
@@ -173,14 +188,14 @@ def test_limits_of_single_tenants_come_from_the_file_and_follow_it(
     asyncio.run(main())
 
 
-def test_calls_that_generate_nothing_count_as_requests() -> None:
+@pytest.mark.parametrize("enter", [grpc_tokenize, grpc_list_models, grpc_get_tokenizer, http_models, kserve_metadata])
+def test_calls_that_generate_nothing_count_as_requests(enter: Any) -> None:
     async def main() -> None:
         async with gateway_over_fake(tenant_requests_per_s=SLOW) as (_, live):
-            request = tokenizer_pb2.TokenizeRequest(texts=["a"])
-            await live.stub.Tokenize(request)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await live.stub.Tokenize(request)
-            assert from_rpc_error(caught.value).reason == "TENANT_REQUESTS_PER_S"
+            await enter(live, ())
+            with pytest.raises(Overloaded) as caught:
+                await enter(live, ())
+            assert caught.value.reason == "TENANT_REQUESTS_PER_S"
 
     asyncio.run(main())
 
@@ -192,5 +207,37 @@ def test_workers_hold_tenants_to_their_limits_together() -> None:
                 answers = [await workers.chat() for _ in range(20)]
                 assert sorted(answer.status_code for answer in answers) == [200] + [429] * 19
                 assert json.loads(answers[-1].text)["error"]["code"] == "tenant_requests_per_s"
+
+    asyncio.run(main())
+
+
+def test_what_a_killed_worker_had_open_is_its_tenants_again_once_it_is_started_again() -> None:
+    async def main() -> None:
+        async with fake_tokenizer_tier() as tier, gateway_workers(tier, "--tenant-max-streams", "3") as workers:
+            async with httpx.AsyncClient(trust_env=False, timeout=30, base_url=workers.url) as client:
+
+                async def hold() -> None:
+                    with contextlib.suppress(httpx.HTTPError):
+                        await client.post("/generate", json={"inputs": "!hold a", "stream": True})
+
+                held = [asyncio.ensure_future(hold()) for _ in range(3)]
+                await tier.until(lambda: tier.num_running == 3)
+                assert {(await workers.chat()).status_code for _ in range(4)} == {429}, "whichever worker is asked"
+                killed = workers.pids()
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+                await asyncio.gather(*held)
+                async with asyncio.timeout(60):
+                    while True:
+                        with contextlib.suppress(httpx.HTTPError):
+                            if (await workers.chat()).status_code == 200 and len(workers.pids() - killed) == 2:
+                                break
+                        await asyncio.sleep(0.05)
+                again = [asyncio.ensure_future(hold()) for _ in range(3)]
+                await tier.until(lambda: tier.num_running == 3)
+                assert (await workers.chat()).status_code == 429
+                for task in again:
+                    task.cancel()
+                await asyncio.gather(*again, return_exceptions=True)
 
     asyncio.run(main())

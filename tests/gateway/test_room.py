@@ -1,17 +1,24 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
 from gateway.room import Room
 from gateway.submission import Submission
 from gateway.text_requests import TextRequest
-from tests.fakes.live_gateway import gateway_over_fake, generate_request
+from tests.fakes.entrances import greet
+from tests.fakes.inference import infer_request
+from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, generate_request
 from tokenwire.errors import InvalidRequest, Overloaded
-from tokenwire.requests import RequestContext, Terminal
-from tokenwire.v1 import common_pb2
+from tokenwire.kserve import inference_pb2_grpc
+from tokenwire.requests import MAX_PRIORITY, RequestContext, Terminal
+from tokenwire.status import from_rpc_error
+from tokenwire.tasks import cancel_and_wait
+from tokenwire.v1 import common_pb2, tokenizer_pb2
+from tokenwire.wire import terminal_from_wire
 
 
 class Sink:
@@ -99,5 +106,63 @@ def test_over_http_and_grpc_the_one_that_makes_way_hears_why() -> None:
             await asyncio.gather(begun, return_exceptions=True)
             await live.until_idle()
             assert live.server.backends.room.num_outputs == 0
+
+    asyncio.run(main())
+
+
+async def over_http(live: LiveGateway, priority: int) -> str:
+    response = await live.http.post("/generate", json={"inputs": "!hang", "priority": priority})
+    return str(response.json()["error"]["code"]).upper()
+
+
+async def over_grpc(live: LiveGateway, priority: int) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await live.generate("!hang", context=common_pb2.RequestContext(priority=priority))
+    return from_rpc_error(caught.value).reason
+
+
+async def over_kserve(live: LiveGateway, priority: int) -> str:
+    request = infer_request("!hang", parameters={"priority": MAX_PRIORITY + 1 - priority})
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await inference_pb2_grpc.GRPCInferenceServiceStub(live.channel).ModelInfer(request)
+    return from_rpc_error(caught.value).reason
+
+
+async def over_session(live: LiveGateway, priority: int) -> str:
+    call = live.stub.Session()
+    await greet(call)
+    request = tokenizer_pb2.TextRequest(text="!hang", context=common_pb2.RequestContext(priority=priority))
+    await call.write(tokenizer_pb2.SessionRequest(submits=[tokenizer_pb2.Submit(handle=1, request=request)]))
+    while not (frame := await call.read()).finishes:
+        pass
+    call.cancel()
+    error = terminal_from_wire(frame.finishes[0]).error
+    assert error is not None
+    return error.reason
+
+
+WAYS = [over_http, over_grpc, over_kserve, over_session]
+
+
+@pytest.mark.parametrize("newcomer", WAYS, ids=lambda way: way.__name__)
+def test_the_lowest_leaves_first_whatever_it_came_by(newcomer: Callable[[LiveGateway, int], Awaitable[str]]) -> None:
+    priorities = [-1, -4, -2, -3]
+
+    async def main() -> None:
+        async with gateway_over_fake(max_concurrent_requests=len(WAYS)) as (tier, live):
+            waiting: dict[int, asyncio.Task[str]] = {}
+            for way, priority in zip(WAYS, priorities, strict=True):
+                waiting[priority] = asyncio.ensure_future(way(live, priority))
+                await tier.until(lambda: tier.num_running == len(waiting))
+            come: list[asyncio.Task[str]] = []
+            for lowest in sorted(priorities):
+                come.append(asyncio.ensure_future(newcomer(live, 1)))
+                assert await asyncio.wait_for(waiting.pop(lowest), 10) == "MADE_WAY"
+                await tier.until(lambda: tier.num_running == len(WAYS))
+                assert not any(task.done() for task in (*waiting.values(), *come))
+            assert await newcomer(live, 1) == await newcomer(live, 0) == "TOO_MANY_REQUESTS"
+            assert not any(task.done() for task in come) and live.server.backends.room.num_outputs == len(WAYS)
+            await cancel_and_wait(*come)
+            await live.until_idle()
 
     asyncio.run(main())

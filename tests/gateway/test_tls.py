@@ -158,7 +158,7 @@ def test_a_gateway_that_is_not_trusted_below_says_so(
                 response = await live.http.get("/readyz")
                 assert response.status_code == 503 and "no CA that is trusted" in response.text
                 with pytest.raises(Unavailable):
-                    live.server.backends._choose()
+                    await live.server.backends.list_models(timeout_s=10, request_id="a")
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(main())

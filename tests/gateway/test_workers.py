@@ -76,7 +76,7 @@ async def gateway_workers(tier: FakeTokenizerTier, *arguments: str) -> AsyncIter
     try:
         async with asyncio.timeout(60):
             await wait_serving(f"127.0.0.1:{port}")
-            await workers.until(lambda: len(tier.sessions) >= 2)
+            await workers.until_ready(2)  # the tier may know of a session before its worker does
         yield workers
     finally:
         if process.returncode is None:

@@ -3,26 +3,24 @@
 import base64
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.rpc import error_details_pb2
 
 from tests.e2e.conftest import Stack
+from tests.interop.contract import BUF, PROTOS, contract
 from tests.interop.environments import node_with
 from tests.interop.leavers import until_idle
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
 
+__all__ = ["contract"]
+
 pytestmark = pytest.mark.model
 
 PROGRAM = Path(__file__).parent / "programs" / "browser_clients.cjs"
-PROTOS = Path(__file__).parents[2] / "protos"
-BUF = Path(sys.executable).with_name("buf")
 MODEL = "smollm2-135m-instruct"
 PATH = "/tokenwire.v1.GenerationService/"
 PACKAGES = (
@@ -42,24 +40,6 @@ def greedy(max_tokens: int) -> common_pb2.GenerationOptions:
     options = common_pb2.GenerationOptions()
     options.sampling.temperature, options.stop.max_tokens = 0, max_tokens
     return options
-
-
-@pytest.fixture(scope="module")
-def contract(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Descriptors of the contract and of the details that errors have."""
-    path = tmp_path_factory.mktemp("contract") / "contract.binpb"
-    subprocess.run([BUF, "build", PROTOS, "-o", path], check=True, capture_output=True, timeout=60)
-    found = FileDescriptorSet.FromString(path.read_bytes())
-
-    def add(file: FileDescriptor) -> None:
-        if file.name not in {each.name for each in found.file}:
-            for needed in file.dependencies:
-                add(needed)
-            file.CopyToProto(found.file.add())
-
-    add(error_details_pb2.DESCRIPTOR)
-    path.write_bytes(found.SerializeToString())
-    return path
 
 
 @pytest.fixture(scope="module")

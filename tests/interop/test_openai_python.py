@@ -2,13 +2,16 @@
 
 import asyncio
 import itertools
+import json
+import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
+from pydantic import BaseModel, Field
 
 from tests.e2e.conftest import Stack
 from tests.interop.leavers import until_idle
@@ -83,7 +86,12 @@ def test_logprobs_of_a_chat(client: openai.OpenAI, greedy: str) -> None:
         assert len(each.top_logprobs) == 3 and each.logprob == each.top_logprobs[0].logprob <= 0
     streamed = [chunk.choices[0].logprobs for chunk in chat(client, logprobs=True, top_logprobs=3, stream=True)]
     found = [each for logprobs in streamed if logprobs is not None for each in logprobs.content]
-    assert [(each.token, each.top_logprobs) for each in found] == [(e.token, e.top_logprobs) for e in logprobs]
+    assert [each.token for each in found] == [each.token for each in logprobs]
+    for each, whole in zip(found, logprobs, strict=True):  # what is batched with it moves the last bits
+        assert [top.token for top in each.top_logprobs] == [top.token for top in whole.top_logprobs]
+        assert [top.logprob for top in each.top_logprobs] == pytest.approx(
+            [top.logprob for top in whole.top_logprobs], abs=1e-4
+        )
 
 
 def test_choices_and_seeds(client: openai.OpenAI) -> None:
@@ -149,6 +157,129 @@ def test_tools(client: openai.OpenAI, greedy: str) -> None:
     assert chat(client, messages=messages, tools=[WEATHER]).choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
+class Weather(BaseModel):
+    """What is told of the weather."""
+
+    city: Literal["Bern", "Paris"]
+    sunny: bool
+    degrees: Annotated[int, Field(ge=0, le=9)]
+
+
+WEATHER_SCHEMA: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "weather",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Bern", "Paris"]}, "sunny": {"type": "boolean"}},
+            "required": ["city", "sunny"],
+            "additionalProperties": False,
+        },
+    },
+}
+TELL_ME: Any = [{"role": "user", "content": "How is the weather in Paris? Answer as JSON."}]
+
+
+def test_answers_of_a_schema(client: openai.OpenAI) -> None:
+    parsed = client.chat.completions.parse(
+        model=MODEL, messages=TELL_ME, response_format=Weather, temperature=0, max_tokens=60
+    )
+    (choice,) = parsed.choices
+    assert isinstance(choice.message.parsed, Weather) and choice.finish_reason == "stop"
+    whole = chat(client, messages=TELL_ME, response_format=WEATHER_SCHEMA, max_tokens=60)
+    found = json.loads(whole.choices[0].message.content)
+    assert found.keys() == {"city", "sunny"} and found["city"] in ("Bern", "Paris") and type(found["sunny"]) is bool
+    streamed = chat(client, messages=TELL_ME, response_format=WEATHER_SCHEMA, max_tokens=60, stream=True)
+    assert json.loads("".join(chunk.choices[0].delta.content or "" for chunk in streamed)) == found
+    several = chat(
+        client, messages=TELL_ME, response_format=WEATHER_SCHEMA, max_tokens=60, n=3, temperature=1.2, seed=4
+    )
+    assert all(json.loads(choice.message.content).keys() == found.keys() for choice in several.choices)
+    plain = chat(client, response_format={"type": "text"})
+    assert plain.choices[0].message == chat(client).choices[0].message
+
+
+def test_a_stream_that_is_parsed_as_it_comes(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=MODEL, messages=TELL_ME, response_format=Weather, temperature=0, max_tokens=60
+    ) as stream:
+        partial = [event.parsed for event in stream if event.type == "content.delta" and event.parsed]
+        final = stream.get_final_completion().choices[0].message.parsed
+    assert isinstance(final, Weather) and len(partial) > 1
+
+
+def test_a_json_object_and_what_vllm_calls_structured(client: openai.OpenAI) -> None:
+    answer = chat(client, messages=TELL_ME, response_format={"type": "json_object"}, max_tokens=200).choices[0]
+    assert answer.message.content.startswith("{")
+    if answer.finish_reason == "stop":
+        assert isinstance(json.loads(answer.message.content), dict)
+    chosen = chat(client, extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
+    assert chosen.choices[0].message.content in ("yes", "no")
+    digits = complete(client, "My number is ", extra_body={"structured_outputs": {"regex": "[0-9]{3}"}})
+    assert re.fullmatch("[0-9]{3}", digits.choices[0].text)
+
+
+def test_an_answer_of_a_schema_that_is_cut_says_so(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model=MODEL, messages=TELL_ME, response_format=Weather, max_tokens=2)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_calls_that_must_be_made(client: openai.OpenAI, choice: Any) -> None:
+    tool: Any = openai.pydantic_function_tool(Weather, name="get_weather", description="The weather now")
+    found = client.chat.completions.parse(
+        model=MODEL, messages=TELL_ME, tools=[tool], tool_choice=choice, temperature=0, max_tokens=100,
+        parallel_tool_calls=False,
+    ).choices[0]  # fmt: skip
+    assert found.finish_reason == "tool_calls" and found.message.tool_calls is not None
+    (call,) = found.message.tool_calls
+    assert call.function.name == "get_weather" and isinstance(call.function.parsed_arguments, Weather)
+    streamed = chat(
+        client, messages=TELL_ME, tools=[tool], tool_choice=choice, max_tokens=100, parallel_tool_calls=False,
+        stream=True,
+    )  # fmt: skip
+    pieces = [call for chunk in streamed for call in chunk.choices[0].delta.tool_calls or ()]
+    assert pieces[0].id and pieces[0].function.name == "get_weather"
+    assert "".join(piece.function.arguments or "" for piece in pieces) == call.function.arguments
+
+
+def test_usage_in_every_detail(client: openai.OpenAI) -> None:
+    text = "The capital of France is a city on a river. " * 12
+    first, second = (chat(client, messages=[{"role": "user", "content": text}]).usage for _ in range(2))
+    assert second.prompt_tokens == first.prompt_tokens > 100
+    assert 0 < second.prompt_tokens_details.cached_tokens < second.prompt_tokens
+    details = second.completion_tokens_details
+    assert (details.reasoning_tokens, details.accepted_prediction_tokens, details.audio_tokens) == (0, 0, 0)
+
+
+def test_embeddings(client: openai.OpenAI) -> None:
+    texts = ["The sea", "A tree"]
+    found = client.embeddings.create(model=MODEL, input=texts)
+    assert [each.index for each in found.data] == [0, 1] and found.usage.prompt_tokens == found.usage.total_tokens > 0
+    plain = client.embeddings.create(model=MODEL, input=texts[1], encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(found.data[1].embedding, abs=1e-5)
+    size = len(plain.data[0].embedding)
+    assert sum(value * value for value in plain.data[0].embedding) == pytest.approx(1, abs=1e-3)
+    ids = client.embeddings.create(model=MODEL, input=[[504, 3575], [282]])
+    assert [len(each.embedding) for each in ids.data] == [size, size]
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model=MODEL, input=[])
+
+
+def test_prompts_that_are_too_long_are_cut_where_that_is_asked_for(client: openai.OpenAI) -> None:
+    context = client.models.retrieve(MODEL).model_extra["max_context_tokens"]  # type: ignore[index]
+    words = "word " * context
+    with pytest.raises(openai.BadRequestError):
+        complete(client, words, max_tokens=2)
+    cut = complete(client, words, max_tokens=2, extra_body={"truncate": True})
+    assert cut.usage.prompt_tokens < context and cut.usage.prompt_tokens + 2 <= context
+    raw = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=QUESTION, max_tokens=1, extra_headers={"x-request-id": "from-python"}
+    )
+    assert (raw.status_code, raw.headers["x-request-id"]) == (200, "from-python")
+
+
 def test_completions(client: openai.OpenAI) -> None:
     prompts = ["Once upon a time", "The sea was"]
     batch = complete(client, prompts, n=2, temperature=0.9, seed=3)
@@ -198,6 +329,18 @@ def test_models(client: openai.OpenAI) -> None:
             "context_length_exceeded",
             "max_tokens",
         ),
+        (lambda c: chat(c, store=True), openai.BadRequestError, "unsupported_parameter", "store"),
+        (
+            lambda c: chat(
+                c, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}
+            ),
+            openai.BadRequestError,
+            "constraint_invalid",
+            "json_schema",
+        ),
+        (lambda c: chat(c, logit_bias={"x": 1}), openai.BadRequestError, "invalid_request", "logit_bias"),
+        (lambda c: chat(c, top_logprobs=2), openai.BadRequestError, "invalid_request", "top_logprobs"),
+        (lambda c: chat(c, stop=["a"] * 17), openai.BadRequestError, "invalid_request", "stop"),
         (lambda c: chat(c, extra_body={"x": 1}), openai.BadRequestError, "unknown_parameter", "x"),
         (lambda c: chat(c, modalities=["audio"]), openai.BadRequestError, "unsupported_parameter", "modalities"),
         (lambda c: complete(c, "a", suffix="b"), openai.BadRequestError, "unsupported_parameter", "suffix"),

@@ -78,3 +78,33 @@ def node_client(folder: Path) -> tuple[Path, Path]:
     for step in ("generate", "compile"):
         run([node, npm, "run", step], client, PATH=f"{node.parent}:{os.environ['PATH']}")
     return node, client / "dist"
+
+
+def java_client(folder: Path) -> Path:
+    """The folder of the Java client's programs, made with Debian's jars."""
+    for name in ("make", "javac", "protoc", "grpc_java_plugin"):
+        tool("Java", name)
+    if not Path("/usr/share/java/grpc-netty.jar").is_file():
+        not_to_be_had("Java: grpc-java is not installed (Debian: libgrpc-java)")
+    client, flags = tree_of("java", folder), []
+    native = Path("/usr/lib/x86_64-linux-gnu/jni/libnetty-tcnative.so")
+    if (
+        native.is_file()
+    ):  # Debian's netty has no ALPN but through OpenSSL, whose library it looks for under another name
+        (folder / "jni").mkdir()
+        shutil.copy(native, folder / "jni" / "libnetty_tcnative.so")
+        flags = [f"JAVA_FLAGS=-Djava.library.path={folder / 'jni'}"]
+    run(["make", *flags], client)
+    return client / "build"
+
+
+def cpp_client(folder: Path) -> Path:
+    """The folder of the C++ client's programs."""
+    for name in ("cmake", "g++", "pkg-config", "protoc", "grpc_cpp_plugin"):
+        tool("C++", name)
+    if subprocess.run(["pkg-config", "--exists", "grpc++"], timeout=60).returncode:
+        not_to_be_had("C++: grpc++ is not installed (Debian: libgrpc++-dev)")
+    client = tree_of("cpp", folder)
+    run(["cmake", "-S", ".", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug"], client)
+    run(["cmake", "--build", "build", "-j2"], client)
+    return client / "build"

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from tests.fakes.certificates import Certificates
+from tokenwire import channels
 from tokenwire.channels import TierChannel, aio_channel
 from tokenwire.cli.tiers import free_ports
 from tokenwire.errors import FailedPrecondition, Unavailable
@@ -369,3 +370,21 @@ def test_the_keys_of_a_development_ca_are_nobody_elses_to_read(certificates: Cer
     assert os.stat(key).st_mode & 0o777 == 0o600
     assert os.stat(certificates.folder / "ca-key.pem").st_mode & 0o777 == 0o600
     assert os.stat(certificate).st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "a beginning"])
+@pytest.mark.parametrize("tls", [True, False], ids=["TLS", "plain"])
+def test_grpc_gives_up_a_handshake_that_does_not_end(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, said: bytes, tls: bool
+) -> None:
+    monkeypatch.setattr(channels, "HANDSHAKE_TIMEOUT_MS", 200)
+
+    async def main() -> None:
+        async with running(**(certificates.server() if tls else {})) as target:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(target.rpartition(":")[2]))
+            writer.write(said)
+            async with asyncio.timeout(30):
+                await reader.read(-1)
+            writer.close()
+
+    asyncio.run(main())

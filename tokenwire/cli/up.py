@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import click
@@ -16,6 +17,7 @@ from tokenwire.cli.answers import Speed
 from tokenwire.cli.examples import QUESTION, embedding_examples, examples
 from tokenwire.cli.log_stream import show_line
 from tokenwire.cli.models import store_with_bars
+from tokenwire.cli.one_key import one_key
 from tokenwire.cli.processes import TierGroup
 from tokenwire.cli.replicas import with_replicas
 from tokenwire.cli.tiers import (
@@ -89,6 +91,11 @@ UP_OPTIONS = (
         help="Let others reach the gateway, which asks nobody who they are.",
     ),
     click.option(
+        "--make-key", is_flag=True, envvar="TOKENWIRE_UP_MAKE_KEY",
+        help="Ask callers for the key in TOKENWIRE_API_KEY, or for a new one that is printed, where no setting of the "
+        "gateway says who may call and --insecure is not given.",
+    ),
+    click.option(
         "--tls", "tls_folder", type=click.Path(exists=True, file_okay=False), metavar="FOLDER",
         help="TLS on every hop, with what `tokenwire certs make FOLDER` wrote; between tiers both sides show one.",
     ),
@@ -129,14 +136,15 @@ class UpCommand(click.Command):
 
 @click.command(cls=UpCommand)
 @options(*MODEL_OPTIONS, *UP_OPTIONS)
-def up(**given: Any) -> None:
+def up(make_key: bool, **given: Any) -> None:
     """Start the model, tokenizer and gateway tiers here, and serve until Ctrl-C.
 
     Every other setting of a tier is taken from its environment, TOKENWIRE_<TIER>_<SETTING>; `python -m gateway --help`
     and its like list them.
     """
     settings = prepared(UpSettings(**{**given, "dtype": given["dtype"] or "", "tls_folder": given["tls_folder"] or ""}))
-    run(settings, serve)
+    with one_key(os.environ) if make_key and not settings.insecure else nullcontext():
+        run(settings, serve)
 
 
 @click.command()

@@ -1,29 +1,25 @@
 """The client's calls to embed: keyword arguments to a message, and what comes of it. Makes no call itself."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal
 
 from tokenwire.client.conversations import invalid
 from tokenwire.client.events import Prompt
 from tokenwire.client.messages import token_ids_message
-from tokenwire.client.options import refuse_bad_text, refuse_timeout
+from tokenwire.client.options import CallerOptions, caller_context, refuse_bad_text
 from tokenwire.embedding_wire import embedding_options_to_wire
 from tokenwire.embeddings import EmbeddingOptions, Pooling, refuse_inputs
-from tokenwire.requests import RequestContext, Usage, new_request_id
-from tokenwire.sampling import refuse
+from tokenwire.requests import Usage
 from tokenwire.v1 import tokenizer_pb2
 from tokenwire.wire import context_to_wire, usage_from_wire
 
 POOLINGS = ("mean", "last", "cls")
 
 
-class EmbedOptions(TypedDict, total=False):
+class EmbedOptions(CallerOptions, total=False):
     """How to embed and for whom."""
 
-    model: str
-    """Name of the model; absent: the only one there is."""
     pooling: Literal["mean", "last", "cls"]
     """Which positions count; absent: what the model was trained for."""
     normalize: bool
@@ -34,13 +30,6 @@ class EmbedOptions(TypedDict, total=False):
     """Cut an input longer than the model takes at its end instead of refusing it."""
     split_special_tokens: bool
     """Read what stands for special tokens in texts as plain text; absent: it becomes special tokens."""
-    timeout_s: float
-    """After this time the call ends with DeadlineExceeded."""
-    request_id: str
-    """Appears in every tier's logs; absent: drawn at random."""
-    priority: int
-    """Higher runs first; from -100 to 100."""
-    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +48,7 @@ def embed_request(inputs: Sequence[Prompt], given: EmbedOptions) -> tokenizer_pb
         allowed = ", ".join(EmbedOptions.__annotations__)
         raise TypeError(f"no such option: {', '.join(unknown)}; allowed are {allowed}")
     request = tokenizer_pb2.EmbedRequest(
-        context=context_to_wire(_context(given)),
+        context=context_to_wire(caller_context(given)),
         model=given.get("model", ""),
         options=embedding_options_to_wire(_options(given)),
         truncate=given.get("truncate", False),
@@ -94,19 +83,3 @@ def _options(given: EmbedOptions) -> EmbeddingOptions:
         normalize=given.get("normalize", True),
         dimensions=dimensions,
     )
-
-
-def _context(given: EmbedOptions) -> RequestContext:
-    timeout_s = given.get("timeout_s")
-    if timeout_s is not None:
-        refuse_timeout(timeout_s)
-    for name in ("model", "tenant"):
-        refuse_bad_text(name, given.get(name, ""))
-    context = RequestContext(
-        request_id=given.get("request_id") or new_request_id(),
-        priority=given.get("priority", 0),
-        tenant=given.get("tenant", ""),
-        deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
-    )
-    refuse(context.violations())
-    return context

@@ -11,11 +11,24 @@ from tokenwire.requests import MAX_TIMEOUT_S, GenerationOptions, RequestContext,
 from tokenwire.sampling import SamplingParams, StopParams, refuse
 
 
-class CallOptions(TypedDict, total=False):
-    """How to generate and for whom. An absent sampling option means the model's own default; zero means zero."""
+class CallerOptions(TypedDict, total=False):
+    """For whom a call is made, and by what."""
 
     model: str
     """Name of the model; absent: the only one there is."""
+    timeout_s: float
+    """After this time the call ends: a generation with what it has (FinishReason.DEADLINE), any other with
+    DeadlineExceeded."""
+    request_id: str
+    """Appears in every tier's logs; absent: drawn at random."""
+    priority: int
+    """Higher runs first; from -100 to 100."""
+    tenant: str
+
+
+class CallOptions(CallerOptions, total=False):
+    """How to generate and for whom. An absent sampling option means the model's own default; zero means zero."""
+
     adapter: str
     """Name of a loaded LoRA adapter; absent: the plain model."""
     max_tokens: int
@@ -78,13 +91,6 @@ class CallOptions(TypedDict, total=False):
     """Cut a prompt to this many tokens, at `truncation_side` or its start."""
     cache_salt: str
     """Cached prefixes are shared only among requests of equal salt."""
-    timeout_s: float
-    """The request ends after this time with what it has: FinishReason.DEADLINE."""
-    request_id: str
-    """Appears in every tier's logs; absent: drawn at random."""
-    priority: int
-    """Higher runs first; from -100 to 100."""
-    tenant: str
 
 
 def generation_options(given: CallOptions) -> GenerationOptions:
@@ -181,12 +187,17 @@ def request_context(given: CallOptions) -> RequestContext:
     if unknown:
         allowed = ", ".join(CallOptions.__annotations__)
         raise TypeError(f"no such option: {', '.join(unknown)}; allowed are {allowed}")
+    refuse_bad_text("cache_salt", given.get("cache_salt", ""))
+    return caller_context(given)
+
+
+def caller_context(given: CallerOptions) -> RequestContext:
+    """Who asks, of a call whose options are known to exist. Raises InvalidRequest."""
     timeout_s = given.get("timeout_s")
     if timeout_s is not None:
         refuse_timeout(timeout_s)
-    refuse_bad_text("model", given.get("model", ""))
-    refuse_bad_text("tenant", given.get("tenant", ""))
-    refuse_bad_text("cache_salt", given.get("cache_salt", ""))
+    for name in ("model", "tenant"):
+        refuse_bad_text(name, given.get(name, ""))
     context = RequestContext(
         request_id=given.get("request_id") or new_request_id(),
         priority=given.get("priority", 0),

@@ -62,7 +62,7 @@ async def overloaded(client: ClientProgram) -> None:
     expect(len(seen.generates) == 1, f"{len(seen.generates)} calls came within the time to wait")
 
 
-@cases.case("deadline", "Generate 'hang on' with a deadline of half a second; tell of the error.")
+@cases.case("deadline", "Generate 'hang on' with a deadline of two seconds; tell of the error.")
 async def deadline(client: ClientProgram) -> None:
     """The call's own limit."""
     seen, told = await client.run("deadline")

@@ -57,7 +57,7 @@ async function chat(client: Client): Promise<void> {
 }
 
 async function deadline(client: Client): Promise<void> {
-  const call = client.stub.Generate({ prompts: [{ text: "hang on" }] }, { deadline: Date.now() + 500 });
+  const call = client.stub.Generate({ prompts: [{ text: "hang on" }] }, { deadline: Date.now() + 2000 });
   try {
     for await (const _ of call);
   } catch (error) {

@@ -152,3 +152,32 @@ def test_echo_of_a_prompt_without_logprobs_asks_nobody() -> None:
             assert (first["text"], first["logprobs"], first["finish_reason"]) == ("a b", None, None)
 
     asyncio.run(main())
+
+
+def test_echo_asks_below_only_for_requests_that_are_let_in() -> None:
+    asked = {"prompt": [1, 2], "echo": True, "max_tokens": 1}
+
+    async def main() -> None:
+        async with gateway_over_fake(tenant_requests_per_s=0.001) as (tier, live):
+            found = [(await live.http.post("/v1/completions", json=asked)).status_code for _ in range(3)]
+            assert found == [200, 429, 429] and len(tier.detokenizes) == 1
+        async with gateway_over_fake() as (tier, live):
+            response = await live.http.post("/v1/completions", json={**asked, "prompt": [[1], [2]], "priority": 1000})
+            assert response.status_code == 400 and not tier.detokenizes
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own limit", "the default"])
+def test_echo_has_the_time_that_its_request_has(own: bool) -> None:
+    async def main() -> None:
+        settings = {} if own else {"default_timeout_s": 0.3}
+        async with gateway_over_fake(**settings) as (tier, live):
+            tier.holds_detokenizes = True
+            asked = {"prompt": [1, 2], "echo": True, **({"timeout": 0.3} if own else {})}
+            response = await live.http.post("/v1/completions", json=asked)
+            assert response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
+            await live.until_idle()
+            assert tier.detokenizes
+
+    asyncio.run(main())

@@ -4,6 +4,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from google.protobuf import json_format
 
 from gateway.http.app import make_app
 from gateway.http.health import health_routes
@@ -11,6 +12,7 @@ from gateway.http.openai_models import model_routes
 from gateway.http.openapi import description, description_routes
 from tests.fakes.live_gateway import gateway_over_fake
 from tests.fakes.tokenizer_tier import MODEL
+from tokenwire.v1 import common_pb2, tokenizer_pb2
 
 DOCUMENT = description()
 CHAT = {"messages": [{"role": "user", "content": "a b"}]}
@@ -34,6 +36,8 @@ def test_what_is_described_is_what_there_is() -> None:
         async with gateway_over_fake() as (_, live):
             front = make_app(live.server.generation, live.registry)._app  # type: ignore[attr-defined]
             served = {(path, "post") for path in front._handlers}
+            methods = live.server._web._methods._methods.values()
+            served |= {(each.path, "post") for each in methods if not (each.streams_requests or each.streams_responses)}
             routers = (model_routes(front, 0), health_routes(front, live.registry), description_routes())
             for route in [route for router in routers for route in router.routes]:
                 served |= {(route.path.replace(":path}", "}"), method.lower()) for method in route.methods}
@@ -75,6 +79,39 @@ def test_answers_are_as_described(path: str, body: dict[str, Any]) -> None:
             check(path, "post", response.status_code, response.json())
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("ListModels", {}), ("ListModels", []), ("ListModels", {"x": 1}), ("Embed", {"texts": ["a b"]}), ("Embed", {}),
+        ("Tokenize", {"texts": 5}), ("Tokenize", {"texts": ["a"]}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_unary_calls_of_grpc_are_answered_as_described(method: str, body: Any, content_type: str) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            path = f"/tokenwire.v1.GenerationService/{method}"
+            content, headers = json.dumps(body).encode(), {"content-type": content_type}
+            response = await live.http.post(path, content=content, headers=headers)
+            check(path, "post", response.status_code, response.json())
+
+    asyncio.run(main())
+
+
+def test_messages_are_schemas_that_take_what_protobuf_writes() -> None:
+    names = [name for name in DOCUMENT["components"]["schemas"] if name.startswith("pb.")]
+    assert len(names) > 20
+    for name in names:
+        jsonschema.Draft202012Validator.check_schema(DOCUMENT["components"]["schemas"][name])
+    card = common_pb2.ModelCard(name="a", capabilities=[common_pb2.CAPABILITY_EMBED], max_context_tokens=5)
+    assert takes("pb.ListModelsResponse", {"models": [json_format.MessageToDict(card)]})
+    request = tokenizer_pb2.EmbedRequest(texts=["a"], token_ids=[common_pb2.TokenIds(ids=[1])])
+    request.context.priority, request.context.tenant = -5, "t"
+    assert takes("pb.EmbedRequest", json_format.MessageToDict(request))
+    assert not takes("pb.EmbedRequest", {"texts": "a"}) and not takes("pb.EmbedRequest", {"nothing": 1})
+    assert not takes("pb.EmbedRequest", {"tokenIds": [{"ids": [2**32]}]})
 
 
 @pytest.mark.parametrize("path", ["/v1/models", f"/v1/models/{MODEL}", "/v1/models/nobody", "/healthz", "/readyz"])

@@ -14,6 +14,7 @@ from tests.fakes.entrances import ENTRANCES, asking, bearer, greet
 from tests.fakes.identities import Callers, Issuer
 from tests.fakes.live_gateway import live_gateway
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
+from tests.gateway.http.test_guard import connected
 from tokenwire.client import AsyncClient
 from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 
@@ -109,5 +110,29 @@ def test_what_openai_sdks_send_is_taken(callers: Callers, issuer: Issuer) -> Non
                 body = {"messages": [{"role": "user", "content": "a"}]}
                 response = await http.post(f"{live.http_url}/v1/chat/completions", json=body)
                 assert response.status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_key_behind_a_body_lets_nobody_in(callers: Callers, issuer: Issuer) -> None:
+    """Where others would read a field of the head, and where a request would begin that hides in another's body."""
+    bearer_line = f"Authorization: Bearer {callers.keys['root']}\r\n".encode()
+    head = b"POST /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+    hidden = b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + bearer_line + b"\r\n"
+    upgrade = b"UPGRADE: h2c\r\nConnection: upgrade\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+    known = b"POST /v1/models HTTP/1.1\r\nHost: x\r\n" + bearer_line
+
+    async def main() -> None:
+        async with asking(callers, issuer) as (_, live):
+            for said, status in (
+                (head + b"\r\n0\r\n" + bearer_line + b"\r\n", b"401"),
+                (head + bearer_line + b"\r\n0\r\n\r\n", b"405"),
+                (known + upgrade + hidden, b"405"),
+            ):
+                async with connected(live) as (reader, writer), asyncio.timeout(10):
+                    writer.write(said)
+                    writer.write_eof()
+                    answer = await reader.read(-1)
+                assert answer.startswith(b"HTTP/1.1 " + status) and answer.count(b"HTTP/1.1 ") == 1, answer
 
     asyncio.run(main())

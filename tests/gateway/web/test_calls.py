@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, generate_request, live_gateway
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
 from tests.fakes.web_caller import FORMS, PATH, WebCaller, envelope
-from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unsupported
+from tokenwire.errors import InvalidRequest, MessageTooLarge, NotFound, Overloaded, Unauthenticated, Unsupported
 from tokenwire.requests import CancelReason
 from tokenwire.v1 import common_pb2 as pb
 from tokenwire.v1 import gateway_pb2, tokenizer_pb2
@@ -146,6 +149,48 @@ def test_a_slow_reader_gets_everything_and_holds_up_nobody(form: str) -> None:
                 assert (await web.call("Generate", generate_request("a b"))).or_raise()
                 text = "word" + "".join([each.delta.text async for each in messages])
             assert text.startswith("word") and len(text) >= len(words) - 5
+
+    asyncio.run(main())
+
+
+@each_form
+def test_who_is_not_known_has_nothing_read(form: str, tmp_path: Path) -> None:
+    """Neither a body that is too large, nor one that is no message, nor one that never comes."""
+
+    async def main() -> None:
+        settings = {"identity_file": str(Callers.write(tmp_path / "identities.json").path), "body_timeout_s": 60.0}
+        async with gateway_over_fake(max_body_bytes=4096, **settings) as (_, live):
+            web = WebCaller(live.http, form)
+            for body in (b"a" * 5000, b"\xff"):
+                result = await web.call("Generate", body)
+                assert isinstance(result.error, Unauthenticated)
+            reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
+            kind = web.content_type("Generate")
+            head = f"POST {PATH}Generate HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 99\r\n\r\n"
+            writer.write(head.encode())
+            async with asyncio.timeout(10):
+                answer = await reader.readuntil(b"0\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200") and (b"NO_CREDENTIALS" in answer or not web.connect)
+            writer.close()
+
+    asyncio.run(main())
+
+
+@each_form
+def test_a_body_that_does_not_come_is_given_up(form: str) -> None:
+    async def main() -> None:
+        async with gateway_over_fake(body_timeout_s=0.1) as (_, live):
+            web = WebCaller(live.http, form)
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield web.body("Generate", generate_request("a"))[:4]
+                await asyncio.sleep(1)
+
+            head = dict(web.head("Generate", ()))
+            response = await live.http.post(PATH + "Generate", content=slow(), headers=head)
+            found = web.read("Generate", response.status_code, response.headers, response.content)
+            assert found.code == "DEADLINE_EXCEEDED" and found.error is not None
+            assert found.error.reason == "REQUEST_TIMEOUT"
 
     asyncio.run(main())
 

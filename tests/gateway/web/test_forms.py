@@ -7,11 +7,12 @@ import json
 import grpc
 import pytest
 
+from gateway.http.errors import RequestTimeout
 from gateway.web.codecs import LARGE_BYTES, Binary, Json
 from gateway.web.connect import HTTP_STATUSES, ConnectStream, ConnectUnary, stream_end, unary_failure
 from gateway.web.envelopes import envelope, only_message
 from gateway.web.grpc_web import GrpcWeb, trailers
-from gateway.web.status import CallStatus
+from gateway.web.status import CallStatus, as_on_grpc
 from tests.fakes.web_caller import connect_error, grpc_end, split
 from tokenwire.errors import (
     DeadlineExceeded,
@@ -22,7 +23,6 @@ from tokenwire.errors import (
     TokenwireError,
     Unsupported,
 )
-from tokenwire.interceptor import Malformed
 from tokenwire.v1 import gateway_pb2
 
 UNARY, STREAM = ConnectUnary(Binary(), b"application/proto"), ConnectStream(Binary(), b"application/connect+proto")
@@ -122,7 +122,8 @@ def test_every_code_has_a_status_of_https() -> None:
 
 
 def test_a_body_that_is_too_large_has_grpcs_code() -> None:
-    assert CallStatus.of(MessageTooLarge("large")).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert CallStatus.of(as_on_grpc(MessageTooLarge("large"))).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert CallStatus.of(as_on_grpc(RequestTimeout("slow"))).code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 @pytest.mark.parametrize(
@@ -140,9 +141,9 @@ def test_a_body_that_is_too_large_has_grpcs_code() -> None:
 def test_json_that_is_no_message(data: bytes) -> None:
     async def main() -> None:
         codec = Json()
-        found = await codec.read(data, gateway_pb2.GenerateRequest, gateway_pb2.GenerateRequest.FromString)
-        assert isinstance(found, Malformed) and len(found.description) < 500
-        found.description.encode()
+        with pytest.raises(InvalidRequest) as caught:
+            await codec.read(data, gateway_pb2.GenerateRequest)
+        assert caught.value.reason == "MALFORMED_MESSAGE" and len(caught.value.message.encode()) < 1000
         codec.close()
 
     asyncio.run(main())
@@ -155,7 +156,7 @@ def test_json_of_both_sizes_is_the_same_message() -> None:
             message = gateway_pb2.GenerateRequest(prompts=[gateway_pb2.Prompt(text="ä" * size)])
             data = await codec.write(message)
             assert (b"\n" in data) is False
-            assert await codec.read(data, gateway_pb2.GenerateRequest, bytes) == message
+            assert await codec.read(data, gateway_pb2.GenerateRequest) == message
         codec.close()
 
     asyncio.run(main())

@@ -239,7 +239,7 @@ func main() {
 	case "overloaded":
 		generate(ctx, client, nil, "overload me")
 	case "deadline":
-		limited, stop := context.WithTimeout(ctx, 500*time.Millisecond)
+		limited, stop := context.WithTimeout(ctx, 2*time.Second)
 		defer stop()
 		generate(limited, client, nil, "hang on")
 	case "deadline-text":

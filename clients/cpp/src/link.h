@@ -1,0 +1,46 @@
+// One stream of a session: its handles, who reads them, and what waits to go up.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <unordered_map>
+
+#include "session.h"
+
+namespace tokenwire {
+
+class Link {
+ public:
+  explicit Link(Session& session);
+  ~Link();
+
+  // With the session's mutex held:
+  Outputs submit(const v1::TextRequest& request, std::size_t number, std::optional<std::uint32_t> credit);
+  void cancel(std::uint32_t handle);
+  void grant(std::uint32_t handle, std::uint32_t tokens);
+
+  Session& session;
+
+  // Guarded by the session's mutex:
+  std::optional<v1::Hello> hello;
+  std::optional<Error> ended;
+  bool left = false;  // new requests go elsewhere
+
+ private:
+  void read();
+  void write();
+  void take(const v1::SessionResponse& frame);
+  void lose(const Error& why);
+
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::SessionRequest, v1::SessionResponse>> stream_;
+  std::unordered_map<std::uint32_t, std::shared_ptr<Output>> outputs_;
+  std::uint64_t next_ = 1;
+  v1::SessionRequest pending_;
+  std::condition_variable wake_;
+  std::thread reader_, writer_;
+};
+
+}  // namespace tokenwire

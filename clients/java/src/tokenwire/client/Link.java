@@ -1,0 +1,196 @@
+package tokenwire.client;
+
+import io.grpc.Status;
+import io.grpc.stub.ClientCallStreamObserver;
+import io.grpc.stub.ClientResponseObserver;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Executor;
+import tokenwire.v1.Cancel;
+import tokenwire.v1.CancelReason;
+import tokenwire.v1.Credit;
+import tokenwire.v1.Finish;
+import tokenwire.v1.Hello;
+import tokenwire.v1.SessionRequest;
+import tokenwire.v1.SessionResponse;
+import tokenwire.v1.Submit;
+import tokenwire.v1.TextRequest;
+
+/** One stream of a session: its handles, who reads them, and what waits to go up. */
+final class Link implements ClientResponseObserver<SessionRequest, SessionResponse> {
+    /** What a link tells its session. */
+    interface Owner {
+        /** So many outputs have ended, or the link takes nothing new any more. */
+        void changed(Link link, int ended);
+    }
+
+    static final int PROTOCOL_VERSION = 1;
+    private static final long LAST_FIRST_HANDLE = (1L << 32) - 1 - 1024;
+
+    final CompletableFuture<Hello> hello = new CompletableFuture<>();
+    private final Owner owner;
+    private final Executor writer;
+    private final Map<Integer, Output> outputs = new HashMap<>();
+    private ClientCallStreamObserver<SessionRequest> call;
+    private SessionRequest.Builder pending = SessionRequest.newBuilder();
+    private boolean scheduled;
+    private boolean left;
+    private boolean ended;
+    private long next = 1;
+
+    /** {@code writer}: runs one thing at a time. */
+    Link(Owner owner, Executor writer) {
+        this.owner = owner;
+        this.writer = writer;
+    }
+
+    @Override
+    public void beforeStart(ClientCallStreamObserver<SessionRequest> stream) {
+        call = stream;
+    }
+
+    void greet() {
+        Hello ours = Hello.newBuilder().setProtocolVersion(PROTOCOL_VERSION).setPeer("tokenwire-java").build();
+        writer.execute(() -> call.onNext(SessionRequest.newBuilder().setHello(ours).build()));
+    }
+
+    synchronized boolean isLeft() {
+        return left;
+    }
+
+    synchronized List<Output> submit(TextRequest request, int number, Integer credit) {
+        int first = (int) next; // a uint32 in Java's int
+        next += number;
+        List<Output> found = new ArrayList<>();
+        for (int choice = 0; choice < number; choice++) {
+            Output output = new Output(this, first + choice, credit);
+            outputs.put(first + choice, output);
+            found.add(output);
+        }
+        Submit.Builder submit = Submit.newBuilder().setHandle(first).setRequest(request);
+        if (credit != null) {
+            submit.setInitialCredit(credit);
+        }
+        pending.addSubmits(submit);
+        left |= next > LAST_FIRST_HANDLE;
+        schedule();
+        return found;
+    }
+
+    synchronized void cancel(int handle) {
+        if (outputs.containsKey(handle)) {
+            pending.addCancels(Cancel.newBuilder().setHandle(handle).setReason(CancelReason.CANCEL_REASON_CLIENT));
+            schedule();
+        }
+    }
+
+    synchronized void grant(int handle, int tokens) {
+        if (outputs.containsKey(handle)) {
+            pending.addCredits(Credit.newBuilder().setHandle(handle).setTokens(tokens));
+            schedule();
+        }
+    }
+
+    void close() {
+        call.cancel("the session is closed", null);
+    }
+
+    /** What is asked for until the writer has its turn goes up in one frame. */
+    private void schedule() {
+        if (!scheduled) {
+            scheduled = true;
+            writer.execute(this::write);
+        }
+    }
+
+    private void write() {
+        SessionRequest frame;
+        boolean done;
+        synchronized (this) {
+            scheduled = false;
+            frame = pending.build();
+            pending = SessionRequest.newBuilder();
+            done = left && outputs.isEmpty();
+            if (ended) {
+                return;
+            }
+        }
+        try {
+            if (frame.getSerializedSize() > 0) {
+                call.onNext(frame);
+            }
+            if (done) {
+                call.onCompleted();
+            }
+        } catch (IllegalStateException over) {
+            // the stream has ended meanwhile; its reader says why
+        }
+    }
+
+    @Override
+    public void onNext(SessionResponse frame) {
+        int finished = 0;
+        synchronized (this) {
+            if (frame.hasHello()) {
+                greeted(frame.getHello());
+            }
+            for (int row = 0; row < frame.getHandlesCount(); row++) {
+                Output output = outputs.get(frame.getHandles(row));
+                if (output != null) {
+                    output.add(new Output.Delta(frame.getTexts(row), frame.getNumTokens(row)));
+                }
+            }
+            for (Finish finish : frame.getFinishesList()) {
+                Output output = outputs.remove(finish.getHandle());
+                if (output != null) {
+                    output.end(finish);
+                    finished++;
+                }
+            }
+            left |= frame.hasDrain();
+            if (left) {
+                schedule();
+            }
+        }
+        if (finished > 0 || frame.hasDrain()) {
+            owner.changed(this, finished);
+        }
+    }
+
+    private void greeted(Hello theirs) {
+        if (theirs.getProtocolVersion() == PROTOCOL_VERSION) {
+            hello.complete(theirs);
+            return;
+        }
+        String message = "the server speaks session protocol " + theirs.getProtocolVersion();
+        hello.completeExceptionally(
+                new TokenwireException(Status.Code.FAILED_PRECONDITION, message, "PROTOCOL_VERSION"));
+        close();
+    }
+
+    @Override
+    public void onError(Throwable error) {
+        lose(TokenwireException.of(error));
+    }
+
+    @Override
+    public void onCompleted() {
+        lose(new TokenwireException(Status.Code.UNAVAILABLE, "the server ended the session", "SESSION_ENDED"));
+    }
+
+    private void lose(TokenwireException why) {
+        List<Output> open;
+        synchronized (this) {
+            left = true;
+            ended = true;
+            open = new ArrayList<>(outputs.values());
+            outputs.clear();
+        }
+        hello.completeExceptionally(why);
+        open.forEach(output -> output.lose(why));
+        owner.changed(this, open.size());
+    }
+}
