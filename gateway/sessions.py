@@ -36,13 +36,14 @@ class _Running:
 class _HandleSink:
     """Takes one choice's events to its handle in the outbox."""
 
-    __slots__ = ("_handle", "_running", "_session", "direct")
+    __slots__ = ("_handle", "_running", "_session", "burst", "direct")
 
     def __init__(self, session: "TextServerSession", running: _Running, handle: int) -> None:
         self._session = session
         self._running = running
         self._handle = handle
         self.direct: Direct | None = None
+        self.burst: Direct | None = None
 
     def on_text(
         self,
@@ -55,7 +56,7 @@ class _HandleSink:
         """New text from below."""
         if self.direct is None and (text or parsed is not None):
             self._running.record.saw_text()
-            self.direct = partial(self._session.outbox.add_text, self._handle)
+            self.direct = self.burst = partial(self._session.outbox.add_text, self._handle)
         self._session.outbox.add_text(self._handle, text, num_tokens, token_ids, logprobs, parsed)
 
     def on_finish(self, terminal: Terminal) -> None:

@@ -71,7 +71,7 @@ def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None)
         process.stop()
         raise
     versions = {"tokenwire": __version__, **{name: version_of(name) for name in ("grpcio", "tokenizers")}}
-    recorded = {name: value for name, value in given.items() if name != "model"}
+    recorded = {name: value for name, value in given.items() if name != "model"} | {"engine": "mock"}
     return Running(spec.label, target, process, versions, recorded, startup_s, answer, addresses=addresses)
 
 
