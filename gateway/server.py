@@ -154,11 +154,12 @@ class Gateway:
             await asyncio.to_thread(self._tracer.close)
 
     async def _until_idle(self, limit_s: float) -> None:
-        """Wait until no prompt is being answered, at most this long; a little for connections that may bring one."""
+        """Wait until nothing is being answered, at most this long. HTTP connections may bring something for a while."""
         began_s = time.monotonic()
         while (passed_s := time.monotonic() - began_s) < limit_s:
-            lingers = self.http.num_connections > 0 and passed_s < LINGER_S
-            if not (self.backends.num_open or lingers):
+            if passed_s >= LINGER_S:
+                self.http.close_idle()
+            if not (self.backends.num_open or self.http.num_connections):
                 return
             self.backends.idle.clear()
             with contextlib.suppress(TimeoutError):
