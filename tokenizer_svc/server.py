@@ -114,7 +114,7 @@ class TokenizerTier:
             answers=answers,
         )
         self.server = GrpcServer(settings, share_port=share_port)
-        self.servicer = TokenizerServicer(self.tier, folder, settings)
+        self.servicer = TokenizerServicer(self.tier, folder, settings, lambda: self.replica_set.all)
         self.server.add(
             tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
             self.servicer,
