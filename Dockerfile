@@ -26,13 +26,13 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip pip wh
 # The dependencies of each tier come before its code, so that a change of code installs nothing again.
 FROM build AS build-gateway
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip \
-    python requirements.py server gateway > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+    python requirements.py server gateway tracing xds > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-cache-dir --no-deps --no-index /wheel/*.whl && pip uninstall --yes setuptools pip
 
 FROM build AS build-tokenizer
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip \
-    python requirements.py server tokenizer > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+    python requirements.py server tokenizer tracing xds > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-cache-dir --no-deps --no-index /wheel/*.whl && pip uninstall --yes setuptools pip
 
@@ -44,7 +44,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip \
     sed -i "s/^torch==.*/torch==$TORCH_VERSION/" constraints.txt \
  && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION"
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip \
-    python requirements.py server model gpu convert > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+    python requirements.py server model gpu convert tracing > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 
 FROM torch AS build-model
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps --no-index /wheel/*.whl

@@ -170,12 +170,13 @@ class Backend:
             self._metrics.output_tokens.inc(sum(counts))
         extras = {message.handle: message for message in frame.extras}
         receivers = stream.receivers
+        bursts = len(set(handles)) < len(handles)
         for handle, text, num_tokens in zip(handles, texts, counts, strict=True):
             choice = receivers.get(handle)
             if choice is None:
                 continue
             if not extras or (extra := extras.get(handle)) is None:
-                direct = choice.sink.direct
+                direct = choice.sink.burst if bursts else choice.sink.direct
                 if direct is not None and text:
                     choice.num_tokens += num_tokens
                     direct(text, num_tokens)

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from gateway.backend import RETRY_AFTER_S, Backend, with_retry_time
+from gateway.estimates import estimate_of
 from gateway.identity.identity import identity_of_call
 from gateway.limits.limiter import FREE, Estimate, Lease, Limiter
 from gateway.metrics import GatewayMetrics
@@ -32,9 +33,6 @@ from tokenwire.v1 import common_pb2, tokenizer_pb2
 from tokenwire.version import __version__
 
 MAX_TRIES = 2
-BYTES_PER_TOKEN = 4
-USUAL_OUTPUT_TOKENS = 256
-"""What a request that does not say is expected to generate, until it has."""
 
 
 def _nothing(submission: Submission) -> None:
@@ -54,17 +52,6 @@ def visible(cards: Iterable[common_pb2.ModelCard]) -> list[common_pb2.ModelCard]
             shown[-1].CopyFrom(card)
             shown[-1].adapters[:] = adapters
     return shown
-
-
-def estimate_of(request: TextRequest, num_choices: int) -> Estimate:
-    """What a request is expected to use, from its size; a token is taken for four bytes."""
-    if request.WhichOneof("input") == "token_ids":
-        prompt_tokens = len(request.token_ids.ids)
-    else:
-        prompt_tokens = -(-request.ByteSize() // BYTES_PER_TOKEN)
-    stop = request.options.stop
-    output_tokens = stop.max_tokens if stop.HasField("max_tokens") else USUAL_OUTPUT_TOKENS
-    return Estimate(prompt_tokens, output_tokens * num_choices)
 
 
 class Backends:

@@ -18,6 +18,7 @@ from gateway.text_requests import TextRequest
 from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable, let_go
 from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, deadline_after, numbered
 from tokenwire.sampling import refuse
+from tokenwire.telemetry.tracing import Tracer
 from tokenwire.wire import CALL_ROUNDING, call_limit_s
 
 LAST_MOMENT_S = 0.015
@@ -56,11 +57,15 @@ def caller_of(context: RequestContext, call_deadline_s: float | None, default_ti
 class Generation:
     """What every protocol of the gateway generates through."""
 
-    def __init__(self, settings: GatewaySettings, backends: Backends, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, settings: GatewaySettings, backends: Backends, metrics: GatewayMetrics, tracer: Tracer | None = None
+    ) -> None:
+        """`tracer`: None: nothing is traced."""
         self.settings = settings
         self.backends = backends
         self.metrics = metrics
         self.draining = False
+        self._tracer = tracer
 
     def record(self, api: str) -> RequestRecord:
         """Begin to observe a request."""
@@ -71,11 +76,16 @@ class Generation:
         if self.draining:
             raise Unavailable("the gateway is shutting down; send it elsewhere", reason="DRAINING", retry_after_s=1.0)
 
-    def caller(self, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
+    def caller(self, record: RequestRecord, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
         """Who asks, as whom they are known here, with the time limits that hold here.
 
         Raises PermissionDenied for what they may not ask for, and Unauthenticated when what they showed has lapsed.
         """
+        if self._tracer is not None:
+            context = record.traced(self._tracer, context)
+        return self._known(context, call_deadline_s)
+
+    def _known(self, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
         return caller_of(identity_of_call().restrict(context), call_deadline_s, self.settings.default_timeout_s)
 
     @contextmanager
@@ -84,7 +94,7 @@ class Generation:
 
         Raises Overloaded, and as `caller`.
         """
-        lease = self.backends.charge_call(self.caller(context).context.tenant)
+        lease = self.backends.charge_call(self._known(context).context.tenant)
         try:
             yield
         finally:

@@ -5,16 +5,19 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry
 
+from gateway.tracing import RequestTrace
 from tokenwire.errors import TokenwireError
 from tokenwire.logs import fields
-from tokenwire.requests import GatewayTimings, Terminal
+from tokenwire.requests import GatewayTimings, RequestContext, Terminal
 from tokenwire.routing.outcomes import ENDED_WELL
 from tokenwire.telemetry import REGISTRY, TierMetrics
+from tokenwire.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +101,16 @@ class RequestRecord:
         self._reasons: dict[str, int] = {}
         self._ended_s = 0.0
         """When the last output ended, from receipt."""
+        self._trace: RequestTrace | None = None
         self._closed = False
+
+    def traced(self, tracer: Tracer, context: RequestContext) -> RequestContext:
+        """The request is understood: its span begins. Gives the context to send down."""
+        own = tracer.begin(context.traceparent)
+        if not own.sampled:
+            return replace(context, traceparent=own.traceparent)
+        self._trace = RequestTrace(tracer, own, self._arrival_s)
+        return replace(context, traceparent=self._trace.traceparent)
 
     def saw_text(self) -> None:
         """The first text is handed to the transport now; later calls change nothing."""
@@ -148,6 +160,8 @@ class RequestRecord:
         if self.started and self._completion_tokens > 1 and sum(self._reasons.values()) == 1:
             gap_s = (self._ended_s - self._first_text_s) / (self._completion_tokens - 1)
             self._metrics.gap_of(self.api).observe(gap_s)
+        if self._trace is not None:
+            self._end_trace(self._trace)
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(
@@ -166,6 +180,21 @@ class RequestRecord:
                 error=self._message,
             ),
         )
+
+    def _end_trace(self, trace: RequestTrace) -> None:
+        attributes: dict[str, str | int | float] = {
+            "tokenwire.request_id": self.request_id,
+            "tokenwire.outcome": self._outcome,
+            "tokenwire.prompts": self.num_prompts,
+            "gen_ai.request.model": self.model,
+            "gen_ai.usage.input_tokens": sum(self._prompt_tokens.values()),
+            "gen_ai.usage.output_tokens": self._completion_tokens,
+        }
+        if self.started:
+            attributes["tokenwire.first_text_s"] = self._first_text_s
+        answered_s = self._arrival_s + self._ended_s if self._reasons else None
+        error = "" if self._outcome == "ok" else self._message or self._outcome
+        trace.end(self.api, answered_s, attributes, error)
 
     def __enter__(self) -> "RequestRecord":
         return self

@@ -30,6 +30,7 @@ from tokenwire.routing.discovery import Resolve, resolve_all
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.telemetry import REGISTRY, merged_registry, serve_metrics
+from tokenwire.telemetry.tracing import Tracer, open_tracer
 from tokenwire.v1 import gateway_pb2, gateway_pb2_grpc
 from tokenwire.worker_place import WorkerPlace
 
@@ -55,17 +56,19 @@ class Gateway:
         *,
         registry: CollectorRegistry = REGISTRY,
         resolve: Resolve = resolve_all,
+        tracer: Tracer | None = None,
     ) -> None:
         """`place`: among the workers of this tier; None: it is alone.
 
-        `resolve`: how names of tokenizer tiers become addresses.
+        `resolve`: how names of tokenizer tiers become addresses. `tracer`: None: as the settings say.
         """
         self.settings = settings
         metrics = GatewayMetrics(registry)
         keyring = settings.keyring()
         self._limiter = settings.limiter(keyring, place, settings.workers, metrics.limited)
         self.backends = Backends(settings, metrics, self._limiter, resolve=resolve)
-        self.generation = Generation(settings, self.backends, metrics)
+        self._tracer = open_tracer(settings, "gateway") if tracer is None else tracer
+        self.generation = Generation(settings, self.backends, metrics, self._tracer)
         self.service = GenerationService(self.generation)
         self.inference = InferenceService(self.generation)
         identifier = settings.identifier(keyring, metrics)
@@ -158,13 +161,16 @@ class Gateway:
         await self.backends.close()
         if self._limiter is not None:
             self._limiter.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _until_idle(self, limit_s: float) -> None:
-        """Wait until no prompt is being answered, at most this long; a little for connections that may bring one."""
+        """Wait until nothing is being answered, at most this long. HTTP connections may bring something for a while."""
         began_s = time.monotonic()
         while (passed_s := time.monotonic() - began_s) < limit_s:
-            lingers = self.http.num_connections > 0 and passed_s < LINGER_S
-            if not (self.backends.num_open or lingers):
+            if passed_s >= LINGER_S:
+                self.http.close_idle()
+            if not (self.backends.num_open or self.http.num_connections):
                 return
             self.backends.idle.clear()
             with contextlib.suppress(TimeoutError):

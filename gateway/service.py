@@ -24,7 +24,7 @@ from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
 from tokenwire.wire import context_from_wire, logprob_to_wire, terminal_to_wire, tool_call_to_wire
 
-REQUEST_ID = "x-request-id"
+REQUEST_ID, TRACEPARENT = "x-request-id", "traceparent"
 
 
 class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
@@ -144,7 +144,7 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         """Vectors of texts or token ids."""
         with self._generation.record("grpc.embed") as record:
             who = await self._begin(record, request.context, request.model, context)
-            return await pass_on(self._generation, record, self._caller(who, context), request)
+            return await pass_on(self._generation, record, self._caller(record, who, context), request)
 
     async def ListModels(
         self, request: tokenizer_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
@@ -178,7 +178,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         self, record: RequestRecord, message: common_pb2.RequestContext, model: str, context: grpc.aio.ServicerContext
     ) -> RequestContext:
         """Find or draw the request id, send it back, and check who asks."""
-        message.request_id = message.request_id or _metadata_request_id(context)
+        message.request_id = message.request_id or _metadata(context, REQUEST_ID)
+        message.traceparent = message.traceparent or _metadata(context, TRACEPARENT)
         who = context_from_wire(message)
         record.request_id, record.model = who.request_id, model
         await context.send_initial_metadata(((REQUEST_ID, who.request_id),))
@@ -187,12 +188,12 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
     def _open(
         self, record: RequestRecord, who: RequestContext, requests: list[TextRequest], context: grpc.aio.ServicerContext
     ) -> TextStream:
-        return self._generation.open(record, self._caller(who, context), requests)
+        return self._generation.open(record, self._caller(record, who, context), requests)
 
-    def _caller(self, who: RequestContext, context: grpc.aio.ServicerContext) -> Caller:
+    def _caller(self, record: RequestRecord, who: RequestContext, context: grpc.aio.ServicerContext) -> Caller:
         """Who asks, with the call's own time limit counted in."""
         left_s = context.time_remaining()
-        return self._generation.caller(who, None if left_s is None else time.monotonic() + left_s)
+        return self._generation.caller(record, who, None if left_s is None else time.monotonic() + left_s)
 
 
 class _Kept:
@@ -211,9 +212,9 @@ class _Kept:
             self.error = error
 
 
-def _metadata_request_id(context: grpc.aio.ServicerContext) -> str:
+def _metadata(context: grpc.aio.ServicerContext, name: str) -> str:
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID and isinstance(value, str):
+        if key == name and isinstance(value, str):
             return value
     return ""
 

@@ -36,13 +36,14 @@ class _Running:
 class _HandleSink:
     """Takes one choice's events to its handle in the outbox."""
 
-    __slots__ = ("_handle", "_running", "_session", "direct")
+    __slots__ = ("_handle", "_running", "_session", "burst", "direct")
 
     def __init__(self, session: "TextServerSession", running: _Running, handle: int) -> None:
         self._session = session
         self._running = running
         self._handle = handle
         self.direct: Direct | None = None
+        self.burst: Direct | None = None
 
     def on_text(
         self,
@@ -55,7 +56,7 @@ class _HandleSink:
         """New text from below."""
         if self.direct is None and (text or parsed is not None):
             self._running.record.saw_text()
-            self.direct = partial(self._session.outbox.add_text, self._handle)
+            self.direct = self.burst = partial(self._session.outbox.add_text, self._handle)
         self._session.outbox.add_text(self._handle, text, num_tokens, token_ids, logprobs, parsed)
 
     def on_finish(self, terminal: Terminal) -> None:
@@ -186,7 +187,7 @@ class TextServerSession:
         if self.outbox.num_undelivered >= self._max_requests:
             message = f"{self.outbox.num_undelivered} sequences have ended and their text was not read or granted"
             raise Overloaded(message, reason="READER_TOO_SLOW", retry_after_s=1.0)
-        caller = self._generation.caller(context)
+        caller = self._generation.caller(record, context)
         running = _Running(context.request_id, record, len(handles))
         sinks = [_HandleSink(self, running, handle) for handle in handles]
         submission = self._generation.backends.submit(request, caller.context, sinks, caller.give_up_s)

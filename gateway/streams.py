@@ -35,7 +35,7 @@ class Event:
 class Output:
     """One choice of one prompt: the sink below a `TextStream`."""
 
-    __slots__ = ("_pending", "_stream", "begun", "choice", "direct", "prompt")
+    __slots__ = ("_pending", "_stream", "begun", "burst", "choice", "direct", "prompt")
 
     def __init__(self, stream: "TextStream", prompt: int, choice: int) -> None:
         self._stream = stream
@@ -45,6 +45,8 @@ class Output:
         """Something of it has come."""
         self.direct: Direct | None = None
         """Takes text alone past this output, which must have nothing waiting then."""
+        self.burst: Direct | None = None
+        """The same, of a frame with several texts for somebody."""
         self._pending: deque[Event] = deque()
         """All but the last are as large as a message may be."""
 

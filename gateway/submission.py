@@ -36,6 +36,8 @@ class Sink(Protocol):
 
     direct: Direct | None
     """Where set: takes text alone, instead of `on_text`. To be set once `on_text` was called."""
+    burst: Direct | None
+    """Set where `direct` is: takes text alone of a frame that has several texts for somebody."""
 
     def on_text(
         self,

@@ -22,9 +22,11 @@ from model_svc.engine.sequence import Sequence
 from model_svc.engine_process import EngineProcess
 from model_svc.metrics import EngineMetrics
 from model_svc.settings import EngineSettings
+from model_svc.tracing import trace_end
 from tokenwire.errors import AlreadyExists, TokenwireError, Unavailable
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage
 from tokenwire.tasks import cancel_and_wait
+from tokenwire.telemetry.tracing import TraceContext, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +58,21 @@ class Live:
     handle: int
     sequence: Sequence
     num_outputs: int = 0
+    trace: TraceContext | None = None
+    """Its span; None: it has none."""
 
 
 class EngineClient:
     """One engine process. `start`, then `submit` and `abort`; `close` at the end."""
 
-    def __init__(self, settings: EngineSettings, on_state: Callable[[bool], None], metrics: EngineMetrics) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        on_state: Callable[[bool], None],
+        metrics: EngineMetrics,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """`tracer`: None: nothing is traced."""
         self.settings = settings
         self.backlog = Backlog(settings.max_queued_requests, settings.max_queued_tokens)
         self.cache_events = CacheEventLog()
@@ -71,6 +82,7 @@ class EngineClient:
         self._process: EngineProcess | None = None
         self._on_state = on_state
         self._metrics = metrics
+        self._tracer = tracer
         self._live: dict[int, Live] = {}
         self._ids = itertools.count(1)
         self._outbox = Inbox()
@@ -147,9 +159,14 @@ class EngineClient:
         """An id for a new Sequence."""
         return next(self._ids)
 
-    def submit(self, sequence: Sequence, sink: SequenceSink, handle: int) -> None:
-        """Send a sequence to the engine with the next message. `sink` gets its tokens and exactly one end."""
-        self._live[sequence.sequence_id] = Live(sink, handle, sequence)
+    def submit(self, sequence: Sequence, sink: SequenceSink, handle: int, traceparent: str = "") -> None:
+        """Send a sequence to the engine with the next message. `sink` gets its tokens and exactly one end.
+
+        `traceparent`: the caller's span.
+        """
+        live = self._live[sequence.sequence_id] = Live(sink, handle, sequence)
+        if self._tracer is not None and (trace := self._tracer.begin(traceparent)).sampled:
+            live.trace = trace
         self.backlog.sent(sequence)
         if sequence.adapter:
             self.adapters.opened(sequence.adapter)
@@ -284,6 +301,8 @@ class EngineClient:
             if live.sequence.adapter:
                 self.adapters.closed(live.sequence.adapter)
             live.sink.on_end(live.handle, ended.terminal)
+            if self._tracer is not None and live.trace is not None:
+                trace_end(self._tracer, live.trace, live.sequence, ended.terminal)
             touched.add(live.sink)
         for sink in touched:
             sink.flush()
@@ -300,6 +319,9 @@ class EngineClient:
                 self.adapters.closed(live.sequence.adapter)
             earlier = live.sequence.num_generated_before
             usage = Usage(live.sequence.num_prompt_tokens - earlier, 0, earlier + live.num_outputs)
-            live.sink.on_end(live.handle, Terminal(FinishReason.ERROR, usage, error=error))
+            terminal = Terminal(FinishReason.ERROR, usage, error=error)
+            live.sink.on_end(live.handle, terminal)
+            if self._tracer is not None and live.trace is not None:
+                trace_end(self._tracer, live.trace, live.sequence, terminal)
         for sink in {live.sink for live in lost.values()}:
             sink.flush()

@@ -23,6 +23,7 @@ from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.logs import fields
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.telemetry import REGISTRY, serve_metrics
+from tokenwire.telemetry.tracing import Tracer, open_tracer
 from tokenwire.v1 import model_pb2, model_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,16 @@ LAST_WORDS_S = 1.0
 class ModelTier:
     """The running tier. `start`, `drain`."""
 
-    def __init__(self, settings: ModelTierSettings, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self, settings: ModelTierSettings, registry: CollectorRegistry = REGISTRY, tracer: Tracer | None = None
+    ) -> None:
+        """`tracer`: None: as the settings say."""
         engine_settings, folder = resolve(settings)
         vocabulary, template = fingerprints_of(folder) if folder is not None else ("", "")
         self.grpc = GrpcServer(settings)
         self.metrics = EngineMetrics(registry)
-        self.engine = EngineClient(engine_settings, self._on_engine, self.metrics)
+        self._tracer = open_tracer(settings, "model") if tracer is None else tracer
+        self.engine = EngineClient(engine_settings, self._on_engine, self.metrics, self._tracer)
         self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
         self.state = TierState(self.engine, vocabulary, template, self.grammars)
         self.servicer = ModelServicer(self.engine, self.state, settings)
@@ -106,6 +111,8 @@ class ModelTier:
         await stopping
         await closing
         self.grammars.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         log.info("stopped")
 
     def _on_adapters(self) -> None:

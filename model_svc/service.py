@@ -65,7 +65,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._engine.admit(sequences)
         stream = RequestStream(len(sequences))
         for choice, sequence in enumerate(sequences):
-            self._engine.submit(sequence, stream, choice)
+            self._engine.submit(sequence, stream, choice, request.context.traceparent)
         try:
             while stream.num_open:
                 for response in await stream.take():
@@ -105,7 +105,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._engine.admit(sequences)
         collector = VectorCollector(len(sequences))
         for index, sequence in enumerate(sequences):
-            self._engine.submit(sequence, collector, index)
+            self._engine.submit(sequence, collector, index, request.context.traceparent)
         try:
             vectors = await collector.vectors()
         finally:

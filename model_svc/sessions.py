@@ -275,7 +275,7 @@ class TokenSession:
         for handle, sequence in zip(handles, sequences, strict=True):
             if handle in chosen:
                 self._open[handle] = (sequence.sequence_id, opened)
-                self._engine.submit(sequence, self, handle)
+                self._engine.submit(sequence, self, handle, request.context.traceparent)
 
     def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
         for cancel in cancels:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+from scripts.dashboards import FOLDER, files
 from scripts.metrics_table import metrics
 from scripts.metrics_table import with_table as with_metrics
 from scripts.module_table import page_with_table
@@ -122,6 +123,12 @@ def test_the_settings_table_says_what_help_says(tier: str, module: str, settings
     flags = {action.option_strings[0].removeprefix("--") for action in parser._actions if action.dest != "help"}
     section = SETTINGS.split(f"**{tier}**: `python -m {module}")[1].split("**")[0]
     assert set(re.findall(r"^\| `([a-z-]+)`", section, re.MULTILINE)) == flags
+
+
+def test_the_dashboards_are_current() -> None:
+    written = files()
+    assert {path.name for path in written} == {path.name for path in FOLDER.glob("*.json")}
+    assert all(path.read_text() == text for path, text in written.items()), "run: make protos"
 
 
 def test_the_metrics_table_is_current() -> None:

@@ -15,6 +15,7 @@ from tokenizer_svc.part import Part, runs_of
 from tokenizer_svc.router import Replica, RoutingQuery, TokenSubmission
 from tokenizer_svc.text_request import TextRequest
 from tokenizer_svc.tier import Tier
+from tokenizer_svc.tracing import RequestTrace
 from tokenwire.errors import Overloaded, TokenwireError, Unavailable
 from tokenwire.logs import fields
 from tokenwire.requests import CancelReason, FinishReason, RequestContext
@@ -40,8 +41,9 @@ class Passage:
         prompt_ids: list[int],
         choices: Sequence[Choice],
         end: Callable[[Choice, FinishReason, TokenwireError | None], None],
+        trace: RequestTrace | None = None,
     ) -> None:
-        """`request` has its seed. `end` ends a choice that has not ended."""
+        """`request` has its seed. `end` ends a choice that has not ended. `trace`: None: it is not traced."""
         self.first_submit_s: float | None = None
         """Monotonic clock; None: nothing was sent down yet."""
         self.target: str | None = None
@@ -53,6 +55,7 @@ class Passage:
         self._prompt_ids = prompt_ids
         self._choices = choices
         self._end = end
+        self._trace = trace
         self._max_tokens = request.options.stop.max_tokens
         """Most output tokens; where the client left that open, known once a model tier is."""
         self._given_up: dict[int, tuple[TokenwireError, Replica | None]] = {}
@@ -148,8 +151,11 @@ class Passage:
         if self._max_tokens is None and replica.max_context_tokens:
             self._max_tokens = replica.max_context_tokens - num_prompt
         wants_prompt = not first.token_ids and first.num_prompt_logprobs < num_prompt - 1
+        context = context_below(self._request.context)
+        if self._trace is not None:
+            context = self._trace.goes_down(context, replica.target, range(part.first, part.first + part.num_requests))
         submission = TokenSubmission(
-            context=context_below(self._request.context),
+            context=context,
             token_ids=part.query.token_ids,
             options=replace(
                 options,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from tokenizer_svc import tracing
 from tokenizer_svc.choice import Choice
 from tokenizer_svc.encoder import EncodedPrompt
 from tokenizer_svc.passage import Passage, lost_with
@@ -32,6 +33,7 @@ from tokenwire.requests import (
     Usage,
 )
 from tokenwire.routing.outcomes import ENDED_WELL
+from tokenwire.telemetry.tracing import Attributes
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,10 @@ class RunningRequest:
         """Seconds from the first Submit until the first tokens, or log-probabilities of the prompt."""
         self._ends: Counter[str] = Counter()
         self._num_output_tokens = 0
+        self._trace: tracing.RequestTrace | None = None
+        if tier.tracer is not None:
+            self._trace, context = tracing.begin(tier.tracer, request.context)
+            self.request = replace(request, context=context)
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -180,7 +186,9 @@ class RunningRequest:
             self._prompt = await encode_prompt(self.request, self._tier)
             self._make_choices()
             self._tier.metrics.prompt_tokens.inc(len(self._prompt.token_ids))
-            self._passage = Passage(self._tier, self.request, self._prompt.token_ids, self.choices, self.end_open)
+            self._passage = Passage(
+                self._tier, self.request, self._prompt.token_ids, self.choices, self.end_open, self._trace
+            )
             self._passage.place()
         except TokenwireError as error:
             self._fail(error)
@@ -239,9 +247,23 @@ class RunningRequest:
             self._tier.metrics.first_frame.observe(self._first_frame_s)
         self._tier.metrics.duration.observe(time.monotonic() - self.request.context.arrival_s)
         self._tier.leave(len(self.choices))
+        if self._trace is not None:
+            self._end_trace(self._trace, last)
         self._log_end(last)
         self._on_done(self)
         self._let_go()
+
+    def _end_trace(self, trace: tracing.RequestTrace, last: Terminal) -> None:
+        attributes: Attributes = {
+            "tokenwire.request_id": self.request.context.request_id,
+            "tokenwire.choices": len(self.choices),
+            "tokenwire.finish_reason": ",".join(self._ends),
+            "tokenwire.resumes": self._passage.num_resumes if self._passage is not None else 0,
+            "gen_ai.usage.input_tokens": len(self._prompt.token_ids),
+            "gen_ai.usage.output_tokens": self._num_output_tokens,
+        }
+        error = last.error.message if last.error is not None else ""
+        trace.end(self.request.context.arrival_s, self._timings(), attributes, error)
 
     def _let_go(self) -> None:
         """Cut the circles of references: a prompt can be large, and garbage is looked for seldom."""

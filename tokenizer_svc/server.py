@@ -32,6 +32,7 @@ from tokenwire.routing.retry_budget import RetryBudget
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.telemetry import REGISTRY, serve_metrics
+from tokenwire.telemetry.tracing import Tracer, open_tracer
 from tokenwire.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from tokenwire.worker_place import WorkerPlace
 
@@ -52,10 +53,12 @@ class TokenizerTier:
         registry: CollectorRegistry = REGISTRY,
         resolve: Resolve = resolve_all,
         share_port: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         """Load the tokenizer of a model folder. Raises FailedPrecondition naming the file that is wrong.
 
         `resolve`: how names of model tiers become addresses. `share_port`: this is one of several workers.
+        `tracer`: None: as the settings say.
         """
         began_s = time.monotonic()
         self.settings = settings
@@ -112,6 +115,7 @@ class TokenizerTier:
             max_resumes=settings.max_resumes,
             retry_budget=RetryBudget(settings.retry_budget),
             answers=answers,
+            tracer=open_tracer(settings, "tokenizer") if tracer is None else tracer,
         )
         self.server = GrpcServer(settings, share_port=share_port)
         self.servicer = TokenizerServicer(self.tier, folder, settings, lambda: self.replica_set.all)
@@ -156,6 +160,8 @@ class TokenizerTier:
         await self.discovery.close()
         await self.replica_set.close()
         self.tier.encoder.close()
+        if self.tier.tracer is not None:
+            await asyncio.to_thread(self.tier.tracer.close)
 
     def _make_replica(self, address: str) -> ModelReplica:
         return ModelReplica(

@@ -1,6 +1,7 @@
 """TokenizerService: sessions, and the calls that only tokenize, detokenize or render."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,7 @@ from tokenizer_svc.stream_detokenize import OpenSequences
 from tokenizer_svc.tier import RETRY_AFTER_S, Tier
 from tokenizer_svc.tokenizer import Encoding
 from tokenizer_svc.tokenizer_files import read_tokenizer_files
+from tokenizer_svc.tracing import embedding
 from tokenizer_svc.wire import conversation_from_wire, embedding_call_from_wire, truncation_from_wire
 from tokenwire.embedding_wire import vectors_to_wire
 from tokenwire.errors import InvalidRequest, TokenwireError, Unavailable
@@ -208,7 +210,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """Vectors of texts or token ids. A caller that leaves takes what is not computed yet back."""
         call = embedding_call_from_wire(request, context.time_remaining())
         try:
-            vectors, usage = await embed(call, self._tier)
+            with embedding(self._tier.tracer, call.context, len(call.inputs)) as traced:
+                vectors, usage = await embed(replace(call, context=traced), self._tier)
         except TokenwireError as error:
             self._tier.metrics.errors.labels(error.reason).inc()
             raise

@@ -11,6 +11,7 @@ from tokenizer_svc.router import Router
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.errors import InvalidRequest, NotFound, Overloaded
 from tokenwire.routing.retry_budget import RetryBudget
+from tokenwire.telemetry.tracing import Tracer
 
 RETRY_AFTER_S = 1.0
 
@@ -36,6 +37,8 @@ class Tier:
     """How many that have no token yet may be sent down once more after a failure."""
     answers: AnswerFormat = AnswerFormat()
     """How reasoning and tool calls are split from the text."""
+    tracer: Tracer | None = None
+    """None: nothing is traced."""
     running: int = field(default=0, init=False)
     """Choices of the requests that have not ended."""
 

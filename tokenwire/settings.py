@@ -36,6 +36,13 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def endpoint_of(text: str) -> str:
+    """`"http://host:port"` or `"https://host:port"`, or nothing; raises ValueError for anything else."""
+    if text and not re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}", text):
+        raise ValueError("http://host:port or https://host:port")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """What every tier's server takes."""
@@ -70,6 +77,15 @@ class ServerSettings:
         maximum=86_400,
     )
     max_message_bytes: int = setting(16 * 2**20, "largest gRPC message accepted", minimum=1024)
+    trace_endpoint: str = setting(
+        "",
+        "collector that traces are sent to by OTLP over gRPC, as http://host:4317 or, with TLS, https://host:4317; "
+        "empty: nothing is traced",
+        parse=endpoint_of,
+    )
+    trace_ratio: float = setting(
+        1.0, "part of the traces begun here that are kept; where a caller has decided, that holds", minimum=0, maximum=1
+    )
 
     @property
     def tls(self) -> ServerTls | None:

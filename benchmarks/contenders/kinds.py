@@ -16,7 +16,7 @@ START: dict[str, Callable[[Spec, int, Callable[[str], None]], Running]] = {
     llama.PEER: llama.start,
     smg.PEER: smg.start,
 }
-TEXT_ONLY = (transformers_serve.PEER,)
+TEXT_ONLY = (transformers_serve.PEER, ours_edge.EDGE, smg.PEER)
 """Kinds that take no token ids: all contenders of their run are then asked with text."""
 ONE_AT_A_TIME = (llama.PEER,)
 """Kinds that are measured at concurrency 1 alone."""

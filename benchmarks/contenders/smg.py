@@ -47,5 +47,5 @@ def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None)
     except BaseException:
         process.stop()
         raise
-    recorded = {name: value for name, value in given.items() if name != "model"}
+    recorded = {name: value for name, value in given.items() if name != "model"} | {"engine": "mock"}
     return Running(spec.label, target, process, found, recorded, startup_s, answer)

@@ -70,7 +70,7 @@ class Connection(HttpToolsProtocol):
         """`batch`: flushes this connection with others."""
         super().__init__(*args, **kwargs)
         self._batch = batch
-        self._later: list[bytes] = []
+        self.later: list[bytes] = []
         """What waits for the flush."""
         self.on_writable: Callable[[], None] = _nothing
         """Called when what was paused may be written to again."""
@@ -94,7 +94,7 @@ class Connection(HttpToolsProtocol):
 
         Nine tenths of a write are the kernel's, and the waking of whoever reads.
         """
-        later = self._later
+        later = self.later
         if not later:
             self._batch.add(self)
         later.append(data)
@@ -103,9 +103,9 @@ class Connection(HttpToolsProtocol):
 
     def flush(self) -> None:
         """Write what waits."""
-        later = self._later
+        later = self.later
         if later:
-            self._later = []
+            self.later = []
             self.transport.write(later[0] if len(later) == 1 else b"".join(later))
 
     def watch(self, on_gone: Callable[[], None]) -> None:

@@ -95,7 +95,7 @@ async def _answer(generation: Generation, request: Request, record: RequestRecor
     refuse_inputs([len(each) for each in inputs], "input")
     if len({type(each) for each in inputs}) > 1:
         raise invalid("input", "texts and token ids are mixed: send one kind in a request")
-    caller = generation.caller(context_of(request, body))
+    caller = generation.caller(record, context_of(request, body))
     record.model = body.model or ""
     vectors, usage = await embed(
         generation,

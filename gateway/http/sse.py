@@ -148,14 +148,15 @@ class EventStream(Response):
             if output.direct is None and output.begun and not output.waits:
                 around = self._chunks.around_text(output.prompt, output.choice)
                 if around is not None:
-                    output.direct = TextEvents(self._call.connection, *around, on_failure)
-                    self._direct.append(output.direct)
+                    events = TextEvents(self._call.connection, *around, on_failure)
+                    output.direct, output.burst = events.write, events.write_later
+                    self._direct.append(events)
 
     def _stop_direct(self) -> None:
         """Text waits in its output again."""
         if self._direct:
             for output in self._call.outputs:
-                output.direct = None
+                output.direct = output.burst = None
             self._direct.clear()
             self._quiet = False
 

@@ -11,7 +11,7 @@ from gateway.http.connection import Connection
 
 
 class TextEvents:
-    """A `gateway.submission.Direct`. Does not raise: what goes wrong is told to `on_failure`."""
+    """Two `gateway.submission.Direct`. They do not raise: what goes wrong is told to `on_failure`."""
 
     __slots__ = ("_connection", "_num_bytes", "_on_failure", "_prefix", "_suffix", "quiet")
 
@@ -26,12 +26,25 @@ class TextEvents:
         self.quiet = False
         """To be set by who wants to know whether something was written since."""
 
-    def __call__(self, text: str, num_tokens: int) -> None:
+    def write(self, text: str, num_tokens: int) -> None:
         """One event with this text, as one chunk of the answer's body."""
         self.quiet = False
         try:
             body = encode_basestring(text).encode()
             size = self._num_bytes + len(body)
-            self._connection.write_later(b"%x\r\n%b%b%b\r\n" % (size, self._prefix, body, self._suffix))
+            connection = self._connection
+            if connection.later:
+                connection.flush()
+            connection.transport.write(b"%x\r\n%b%b%b\r\n" % (size, self._prefix, body, self._suffix))
         except Exception as error:  # this answer's alone: the frame has others to serve
+            self._on_failure(error)
+
+    def write_later(self, text: str, num_tokens: int) -> None:
+        """The same, in one write with the other events of this turn of the event loop."""
+        self.quiet = False
+        try:
+            body = encode_basestring(text).encode()
+            size = self._num_bytes + len(body)
+            self._connection.write_later(b"%x\r\n%b%b%b\r\n" % (size, self._prefix, body, self._suffix))
+        except Exception as error:
             self._on_failure(error)

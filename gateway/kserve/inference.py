@@ -39,5 +39,5 @@ def open_request(
     record.request_id, record.model = request_id, request.model
     generation.refuse_prompt_count(len(request.texts), TEXT_INPUT)
     texts = request.fields.requests(request.texts, request.options)
-    stream = generation.open(record, generation.caller(context, call_deadline_s), texts)
+    stream = generation.open(record, generation.caller(record, context, call_deadline_s), texts)
     return stream, Answers(request, request.model or generation.backends.default_model)

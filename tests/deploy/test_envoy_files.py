@@ -37,7 +37,7 @@ def test_no_clock_ends_a_stream() -> None:
         assert (manager["stream_idle_timeout"], manager["request_timeout"]) == ("0s", "0s")
         assert "max_connection_duration" not in manager["common_http_protocol_options"]
     routes = [node["route"] for node in ALL if "cluster" in node.get("route", {})]
-    assert len(routes) == 8
+    assert len(routes) == 9
     assert all((route["timeout"], route["idle_timeout"]) == ("0s", "0s") for route in routes)
     assert not any("max_stream_duration" in node for node in ALL)
 

@@ -4,22 +4,19 @@ prometheus-adapter's part, filling in its templates, is done here; its own disco
 """
 
 import asyncio
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from tests.deploy.manifests import FOLDER
-from tests.e2e.replicated_stack import end, wait_for, wait_until_serving
+from tests.e2e.prometheus import Prometheus, start_prometheus
+from tests.e2e.replicated_stack import wait_for, wait_until_serving
 from tests.e2e.tier_processes import TierProcesses
-from tests.interop.environments import not_to_be_had
 from tokenwire.cli.tiers import free_ports
 from tokenwire.client import AsyncClient
 
@@ -43,35 +40,9 @@ def query_of(kind: str, rule: dict[str, Any]) -> str:
     return query
 
 
-class Prometheus:
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def get(self, path: str, **query: str) -> Any:
-        with httpx.Client(trust_env=False, timeout=10) as client:
-            answer = client.get(f"{self.url}/api/v1/{path}", params=query).json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
-
-    def values(self, query: str) -> dict[str, float]:
-        """By pod; under the empty name where the answer has none."""
-        found = self.get("query", query=query)["result"]
-        return {sample["metric"].get("pod", ""): float(sample["value"][1]) for sample in found}
-
-    def scrapes_all(self, num_targets: int) -> bool:
-        try:
-            targets = self.get("targets")["activeTargets"]
-        except httpx.TransportError:
-            return False
-        return len(targets) == num_targets and all(target["health"] == "up" for target in targets)
-
-
 @pytest.fixture(scope="module")
 def stack(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Prometheus]]:
     """A gateway's target, and who scrapes the tiers."""
-    prometheus = shutil.which("prometheus")
-    if prometheus is None:
-        not_to_be_had("prometheus is not installed (Debian's package of that name)")
     folder = tmp_path_factory.mktemp("autoscaling")
     ports, metrics = free_ports(5), free_ports(5)
     gateway, http, tokenizer, *models = ports
@@ -104,15 +75,7 @@ def stack(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 }
             ],
         }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        command = [
-            str(prometheus), f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address=127.0.0.1:{metrics[4]}",
-        ]  # fmt: skip
-        log = started.enter_context((folder / "prometheus.log").open("wb"))
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        started.callback(end, process)
-        found = Prometheus(f"http://127.0.0.1:{metrics[4]}")
+        found = start_prometheus(started, folder, metrics[4], config)
         wait_for(lambda: found.scrapes_all(len(jobs)))
         yield f"127.0.0.1:{gateway}", found
 

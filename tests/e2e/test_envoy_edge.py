@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import ssl
 import struct
 import subprocess
@@ -191,6 +192,20 @@ def test_http_and_grpc_web_pass_the_same_port(edge: Edge) -> None:
     message = tokenizer_pb2.TokenizeResponse.FromString(answer.content[5 : 5 + length])
     assert len(message.encodings[0].token_ids) >= 2
     assert answer.content[5 + length] == 0x80 and b"grpc-status:0" in answer.content  # the trailers are the last frame
+
+
+def test_connect_passes_to_the_http_port(edge: Edge) -> None:
+    path = "/tokenwire.v1.GenerationService/"
+    chat = {"conversation": {"messages": [{"role": "user", "content": "hi"}]}, "options": {"stop": {"maxTokens": 4}}}
+    content = json.dumps(chat).encode()
+    with edge.http() as http:
+        unary = http.post(f"{path}Tokenize", json={"texts": ["Hello world"]})
+        refused = http.post(f"{path}Tokenize", json={})
+        framed = struct.pack(">BI", 0, len(content)) + content
+        streamed = http.post(f"{path}Chat", content=framed, headers={"content-type": "application/connect+json"})
+    assert unary.status_code == 200 and len(unary.json()["encodings"][0]["tokenIds"]) >= 2
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_argument")
+    assert streamed.status_code == 200 and streamed.content.endswith(b"\x02\x00\x00\x00\x02{}")
 
 
 def test_a_deadline_passes(edge: Edge) -> None:

@@ -24,11 +24,14 @@ class TierProcesses:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def start(self, module: str, *flags: str, **environ: str) -> subprocess.Popen[bytes]:
-        """`python -m module flags`."""
+    def start(
+        self, module: str, *flags: str, drain_timeout_s: float | None = 3, **environ: str
+    ) -> subprocess.Popen[bytes]:
+        """`python -m module flags`. `drain_timeout_s`: None: as the variables say."""
         self._number += 1
         log = self._stack.enter_context((self.folder / f"{self._number}-{module}.log").open("wb"))
-        command = [sys.executable, "-m", module, "--drain-timeout-s", "3", *flags]
+        drain = () if drain_timeout_s is None else ("--drain-timeout-s", str(drain_timeout_s))
+        command = [sys.executable, "-m", module, *drain, *flags]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environ})
         self._stack.callback(end, process)
         return process

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 
@@ -54,6 +55,32 @@ def test_chats(told: dict[str, Any], python: openai.OpenAI) -> None:
     assert told["tools"] in ("stop", "length", "tool_calls") and told["raw"] == [200, "from-node"]
 
 
+def test_answers_of_a_schema_and_calls_that_must_be_made(told: dict[str, Any]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Bern", "Paris"]}, "sunny": {"type": "boolean"}},
+        "required": ["city", "sunny"],
+        "additionalProperties": False,
+    }
+    found = told["parsed"]["value"]
+    jsonschema.validate(found, schema)
+    assert told["parsed"]["finish"] == "stop" and found == told["parsedStream"] == told["schema"]
+    assert told["text"] == told["chat"]["text"] and told["object"].startswith("{") and told["chosen"] in ("yes", "no")
+    assert told["cut"]["kind"] == "LengthFinishReasonError"
+    for choice in ("required", "named"):
+        assert (told[choice]["finish"], told[choice]["name"]) == ("tool_calls", "get_weather")
+        jsonschema.validate(told[choice]["value"], schema)
+    assert told["streamedCall"] == told["required"]["value"]
+
+
+def test_embeddings_penalties_and_usage(told: dict[str, Any]) -> None:
+    embeddings = told["embeddings"]
+    assert embeddings["count"] == 2 and embeddings["far"] < 1e-5 and embeddings["tokens"] > 0
+    plain, penalised = told["penalties"]
+    assert plain != penalised and told["bias"][0] != told["bias"][1]
+    assert told["details"] == [True, 0]
+
+
 def test_completions_and_models(told: dict[str, Any], python: openai.OpenAI) -> None:
     prompts = ["Once upon a time", "The sea was"]
     expected = python.completions.create(model=MODEL, prompt=prompts, temperature=0, max_tokens=8)
@@ -72,6 +99,8 @@ def test_errors(told: dict[str, Any]) -> None:
         ("no messages", "BadRequestError", 400, "invalid_request", "messages"),
         ("temperature", "BadRequestError", 400, "invalid_request", "temperature"),
         ("unknown", "BadRequestError", 400, "unknown_parameter", "nonsense"),
+        ("store", "BadRequestError", 400, "unsupported_parameter", "store"),
+        ("schema", "BadRequestError", 400, "constraint_invalid", "json_schema"),
         ("image", "BadRequestError", 400, "invalid_request", "messages[0].content[0].type"),
         ("suffix", "BadRequestError", 400, "unsupported_parameter", "suffix"),
         ("best_of", "BadRequestError", 400, "unsupported_parameter", "best_of"),

@@ -8,6 +8,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from gateway.http.connection import MAX_LATER, Batch, Connection
+from gateway.http.text_events import TextEvents
 
 
 class Transport:
@@ -76,6 +77,25 @@ def test_nothing_overtakes_what_waits() -> None:
         connection.flush()
         await asyncio.sleep(0)
         assert b"".join(transport.writes) == b"first,6\r\nsecond\r\nthird" and len(transport.writes) == 3
+
+    asyncio.run(main())
+
+
+def test_events_are_written_at_once_or_together_and_never_overtake() -> None:
+    async def main() -> None:
+        connection, transport = connected(Batch())
+        events = TextEvents(connection, 'data: {"text":', "}\n\n", pytest.fail)
+        pieces = [f'data: {{"text":"{letter}"}}\n\n' for letter in "abcd"]
+        chunks = [f"{len(piece):x}\r\n{piece}\r\n".encode() for piece in pieces]
+        events.write("a", 1)
+        assert transport.writes == chunks[:1]
+        events.write_later("b", 1)
+        events.write_later("c", 1)
+        assert transport.writes == chunks[:1]
+        events.write("d", 1)
+        assert transport.writes == [chunks[0], chunks[1] + chunks[2], chunks[3]]
+        await asyncio.sleep(0)
+        assert len(transport.writes) == 3
 
     asyncio.run(main())
 

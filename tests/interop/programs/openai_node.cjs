@@ -59,6 +59,56 @@ async function chats() {
   told.raw = [raw.response.status, raw.response.headers.get("x-request-id")];
 }
 
+const weather = {
+  type: "object", properties: { city: { enum: ["Bern", "Paris"] }, sunny: { type: "boolean" } }, required: ["city", "sunny"],
+  additionalProperties: false,
+};
+
+async function shapes() {
+  const messages = user("How is the weather in Paris? Answer as JSON.");
+  const response_format = { type: "json_schema", json_schema: { name: "weather", strict: true, schema: weather } };
+  const asked = { model: MODEL, messages, temperature: 0, max_tokens: 60, response_format };
+  const parsed = await client.chat.completions.parse(asked);
+  told.parsed = { value: parsed.choices[0].message.parsed, finish: parsed.choices[0].finish_reason };
+  const stream = client.chat.completions.stream(asked);
+  told.parsedStream = JSON.parse((await stream.finalChatCompletion()).choices[0].message.content);
+  told.schema = JSON.parse((await chat({ messages, response_format, max_tokens: 60 })).choices[0].message.content);
+  told.text = (await chat({ messages: user("What is the capital of France?"), response_format: { type: "text" } }))
+    .choices[0].message.content;
+  told.object = (await chat({ messages, response_format: { type: "json_object" }, max_tokens: 40 })).choices[0].message.content;
+  told.chosen = (await chat({ messages, structured_outputs: { choice: ["yes", "no"] } })).choices[0].message.content;
+  told.cut = await failure(client.chat.completions.parse({ ...asked, max_tokens: 2 }));
+  const tools = [{ type: "function", function: { name: "get_weather", parameters: weather, strict: true } }];
+  for (const [name, tool_choice] of [["required", "required"], ["named", { type: "function", function: { name: "get_weather" } }]]) {
+    const made = (await chat({ messages, tools, tool_choice, parallel_tool_calls: false, max_tokens: 100 })).choices[0];
+    const [call] = made.message.tool_calls;
+    told[name] = { finish: made.finish_reason, name: call.function.name, value: JSON.parse(call.function.arguments) };
+  }
+  let streamed = "";
+  for await (const chunk of await chat({ messages, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 100, stream: true }))
+    for (const call of chunk.choices[0].delta.tool_calls ?? []) streamed += call.function.arguments ?? "";
+  told.streamedCall = JSON.parse(streamed);
+}
+
+async function embeddings() {
+  const input = ["The sea", "A tree"];
+  const found = await client.embeddings.create({ model: MODEL, input });
+  const plain = await client.embeddings.create({ model: MODEL, input: input[1], encoding_format: "float" });
+  const far = Math.max(...plain.data[0].embedding.map((value, i) => Math.abs(value - found.data[1].embedding[i])));
+  told.embeddings = { count: found.data.length, far, size: plain.data[0].embedding.length, tokens: found.usage.total_tokens };
+}
+
+async function bias() {
+  const messages = user("What is the capital of France?");
+  const prompt = "yes yes yes yes";
+  const one = (fields) => complete({ prompt, max_tokens: 12, ...fields }).then((answer) => answer.choices[0].text);
+  told.penalties = [await one({}), await one({ frequency_penalty: 2, presence_penalty: 2 })];
+  told.bias = [(await chat({ messages, max_tokens: 1 })).choices[0].message.content,
+               (await chat({ messages, max_tokens: 1, logit_bias: { 28: 100 } })).choices[0].message.content];
+  const details = (await chat({ messages })).usage;
+  told.details = [details.prompt_tokens_details.cached_tokens >= 0, details.completion_tokens_details.reasoning_tokens];
+}
+
 async function completions() {
   told.completion = (await complete({ prompt: "Once upon a time" })).choices[0].text;
   told.batch = (await complete({ prompt: ["Once upon a time", "The sea was"] })).choices.map((choice) => choice.text);
@@ -84,6 +134,9 @@ async function errors() {
     "no messages": await failure(chat({ messages: [] })),
     temperature: await failure(chat({ messages, temperature: -1 })),
     unknown: await failure(chat({ messages, nonsense: 1 })),
+    store: await failure(chat({ messages, store: true })),
+    schema: await failure(chat({ messages, response_format: { type: "json_schema",
+      json_schema: { name: "x", schema: { type: 5 } } } })),
     image: await failure(chat({ messages: user([{ type: "image_url", image_url: { url: "data:," } }]) })),
     suffix: await failure(complete({ prompt: "a", suffix: "b" })),
     best_of: await failure(complete({ prompt: "a", best_of: 2 })),
@@ -109,6 +162,9 @@ async function leaving() {
 
 (async () => {
   await chats();
+  await shapes();
+  await embeddings();
+  await bias();
   await completions();
   await others();
   await errors();

@@ -1,0 +1,180 @@
+"""The alerts of deploy/prometheus: promtool checks the rules and fires each alert on made-up series, and only then.
+
+`promtool` is Debian's, of the package `prometheus`.
+"""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.metrics_table import metrics
+from tests.interop.environments import not_to_be_had
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "prometheus"
+FILES = sorted((FOLDER / "rules").glob("*.yml"))
+RULES: list[dict[str, Any]] = [
+    rule for file in FILES for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]
+]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+
+
+@dataclass
+class Case:
+    """Series, one value each `step`, and whether the alert fires at some time."""
+
+    alert: str
+    series: dict[str, str]
+    at: str
+    fires: bool
+    labels: dict[str, str] = field(default_factory=dict)
+    step: str = "1m"
+
+
+def requests(outcome: str, values: str) -> dict[str, str]:
+    return {f'tokenwire_gateway_requests_total{{api="http.chat",outcome="{outcome}"}}': values}
+
+
+def answers(slow: int, of: int, minutes: int) -> dict[str, str]:
+    """So many a minute begin late."""
+    name = "tokenwire_gateway_first_text_seconds"
+    return {
+        f'{name}_bucket{{api="http.chat",le="2.5"}}': f"0+{of - slow}x{minutes}",
+        f'{name}_count{{api="http.chat"}}': f"0+{of}x{minutes}",
+    }
+
+
+def one(name: str, values: str, **labels: str) -> dict[str, str]:
+    inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return {f"{name}{{{inner}}}": values}
+
+
+DAYS_3 = 3 * 24 * 6
+"""In tens of minutes."""
+SLOW = {"at": "70h", "step": "10m"}
+USED, TOTAL = "tokenwire_model_kv_used_blocks", "tokenwire_model_kv_total_blocks"
+MODEL = {"job": "model", "instance": "model:9466"}
+CASES = [
+    Case("TokenwireRequestsFail", requests("ok", "0+90x90") | requests("internal", "0+10x90"), "80m", True),
+    Case("TokenwireRequestsFail", requests("ok", "0+96x700") | requests("unavailable", "0+4x700"), "690m", True),
+    Case("TokenwireRequestsFail", requests("ok", "0+98x700") | requests("unavailable", "0+2x700"), "690m", False),
+    Case("TokenwireRequestsFail", requests("ok", "0+90x90") | requests("invalid_argument", "0+10x90"), "80m", False),
+    Case("TokenwireRequestsFail", requests("ok", "0x90"), "80m", False),
+    Case("TokenwireRequestsFailSlowly",
+         requests("ok", f"0+98x{DAYS_3}") | requests("internal", f"0+2x{DAYS_3}"), fires=True, **SLOW),
+    Case("TokenwireRequestsFailSlowly",
+         requests("ok", f"0+998x{DAYS_3}") | requests("internal", f"0+2x{DAYS_3}"), fires=False, **SLOW),
+    Case("TokenwireAnswersBeginLate", answers(80, 100, 90), "80m", True),
+    Case("TokenwireAnswersBeginLate", answers(10, 100, 90), "80m", False),
+    Case("TokenwireAnswersBeginLateSlowly", answers(10, 100, DAYS_3), fires=True, **SLOW),
+    Case("TokenwireAnswersBeginLateSlowly", answers(4, 100, DAYS_3), fires=False, **SLOW),
+    Case("TokenwireTierDown", one("up", "1 1 0x10", **MODEL), "6m", True, MODEL),
+    Case("TokenwireTierDown", one("up", "1 1 0 1x10", **MODEL), "6m", False),
+    Case("TokenwireTierDown", one("up", "0x10", job="node"), "6m", False),
+    Case("TokenwireNoModelTier", one("tokenwire_tokenizer_model_replicas", "2 0x10", state="ready"), "5m", True),
+    Case("TokenwireNoModelTier",
+         one("tokenwire_tokenizer_model_replicas", "0x10", state="ready", instance="a")
+         | one("tokenwire_tokenizer_model_replicas", "1x10", state="ready", instance="b"), "5m", False),
+    Case("TokenwireModelTierPassedOver",
+         one("tokenwire_tokenizer_model_replicas", "1x20", state="ejected"), "15m", True, {"state": "ejected"}),
+    Case("TokenwireModelTierPassedOver",
+         one("tokenwire_tokenizer_model_replicas", "1x20", state="draining"), "15m", False),
+    Case("TokenwireEngineLost", one("tokenwire_model_engine_restarts_total", "0x5 1x10", **MODEL), "10m", True, MODEL),
+    Case("TokenwireEngineLost", one("tokenwire_model_engine_restarts_total", "1x60", **MODEL), "50m", False),
+    Case("TokenwireOutOfMemory", one("tokenwire_model_out_of_memory_total", "0x5 3x10", **MODEL), "10m", True, MODEL),
+    Case("TokenwireOutOfMemory", one("tokenwire_model_out_of_memory_total", "3x60", **MODEL), "50m", False),
+    Case("TokenwireRequestsWaitLong", one("tokenwire_model_oldest_queued_seconds", "0+60x10", **MODEL), "5m", True),
+    Case("TokenwireRequestsWaitLong", one("tokenwire_tokenizer_oldest_held_seconds", "0+60x10"), "5m", True),
+    Case("TokenwireRequestsWaitLong", one("tokenwire_model_oldest_queued_seconds", "20x10", **MODEL), "5m", False),
+    Case("TokenwireRequestsRefused",
+         requests("ok", "0+90x30") | requests("resource_exhausted", "0+10x30"), "25m", True),
+    Case("TokenwireRequestsRefused",
+         requests("ok", "0+97x30") | requests("resource_exhausted", "0+3x30"), "25m", False),
+    Case("TokenwireKvCacheFull",
+         one(USED, "99x30", **MODEL) | one(TOTAL, "100x30", **MODEL)
+         | one("tokenwire_model_preemptions_total", "0+1x30", **MODEL), "25m", True, MODEL),
+    Case("TokenwireKvCacheFull",
+         one(USED, "99x30", **MODEL) | one(TOTAL, "100x30", **MODEL)
+         | one("tokenwire_model_preemptions_total", "7x30", **MODEL), "25m", False),
+    Case("TokenwireGpuSlowedDown",
+         one("tokenwire_model_gpu_slowdown_state", "1x30", gpu="0", reason="power brake"), "25m", True,
+         {"gpu": "0", "reason": "power brake"}),
+    Case("TokenwireGpuSlowedDown",
+         one("tokenwire_model_gpu_slowdown_state", "1x30", gpu="0", reason="power cap"), "25m", False),
+    Case("TokenwireGpuMemoryErrors",
+         one("tokenwire_model_gpu_uncorrected_errors_total", "0x5 1x5", gpu="1"), "9m", True, {"gpu": "1"}),
+    Case("TokenwireGpuMemoryErrors", one("tokenwire_model_gpu_uncorrected_errors_total", "2x10", gpu="1"), "9m", False),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        not_to_be_had("promtool is not installed (Debian's package prometheus)")
+    return found
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_accepts_the_rules_and_the_configuration(promtool: str, tmp_path: Path) -> None:
+    said = run(promtool, "check", "rules", *map(str, FILES))
+    assert said.count("SUCCESS") == len(FILES) >= 2
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    assert [sorted(map(str, FOLDER.glob(pattern))) for pattern in config["rule_files"]] == [list(map(str, FILES))]
+    run(promtool, "check", "config", str(FOLDER / "prometheus.yml"))
+
+
+def test_each_alert_fires_when_it_should_and_only_then(promtool: str, tmp_path: Path) -> None:
+    tests: list[dict[str, Any]] = [
+        {
+            "interval": case.step,
+            "name": f"{case.alert} {number}",
+            "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
+            "alert_rule_test": [{"alertname": case.alert, "eval_time": case.at, "exp_alerts": expected(case)}],
+        }
+        for number, case in enumerate(CASES)
+    ]
+    for step in {case.step for case in CASES}:
+        of_step = [test for test in tests if test["interval"] == step]
+        path = tmp_path / f"alerts-{step}.yml"
+        content = {"rule_files": list(map(str, FILES)), "evaluation_interval": step, "tests": of_step}
+        path.write_text(yaml.safe_dump(content))
+        assert "SUCCESS" in run(promtool, "test", "rules", str(path))
+
+
+def expected(case: Case) -> list[dict[str, Any]]:
+    rule = ALERTS[case.alert]
+    return [{"exp_labels": rule["labels"] | case.labels, "exp_annotations": rule["annotations"]}] if case.fires else []
+
+
+def test_every_alert_is_tried_both_ways() -> None:
+    for fires in (True, False):
+        assert {case.alert for case in CASES if case.fires is fires} == set(ALERTS)
+
+
+def test_every_alert_has_a_runbook() -> None:
+    page = (ROOT / "docs" / "observability.md").read_text()
+    headings = re.findall(r"^#### (Tokenwire\w+)$", page, re.MULTILINE)
+    assert headings == list(ALERTS), "in the order of the rules"
+    for name, rule in ALERTS.items():
+        assert rule["annotations"]["runbook"] == f"docs/observability.md#{name.lower()}"
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_rules_ask_for_metrics_that_exist() -> None:
+    known = {each.name for described in metrics().values() for each in described}
+    asked = set(re.findall(r"\btokenwire_\w+", " ".join(rule["expr"] for rule in RULES)))
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in asked} <= known
+    recorded = {rule["record"] for rule in RULES if "record" in rule}
+    assert set(re.findall(r"\btokenwire:[\w:]+", " ".join(rule["expr"] for rule in RULES))) == recorded

@@ -1,0 +1,92 @@
+"""The tokenizer tier's part of a trace: waiting for the encoder, encoding, being held, and the calls to model tiers.
+
+Built from the times of the terminal event when a request has ended. Does not know the wire.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from tokenwire.requests import RequestContext, TokenizerTimings
+from tokenwire.telemetry.tracing import Attributes, Span, TraceContext, Tracer, phases
+
+
+@dataclass(slots=True)
+class _Call:
+    """Choices that went to one model tier together."""
+
+    context: TraceContext
+    begin_s: float
+    target: str
+    choices: range
+    end_s: float | None = None
+    """When they went on elsewhere; None: they did not."""
+
+
+class RequestTrace:
+    """One request's, whose span has begun."""
+
+    def __init__(self, tracer: Tracer, context: TraceContext) -> None:
+        self._tracer = tracer
+        self._context = context
+        self._calls: list[_Call] = []
+
+    def goes_down(self, context: RequestContext, target: str, choices: range) -> RequestContext:
+        """These choices are sent to a model tier, at first or once more: the context to send along."""
+        now_s = time.monotonic()
+        for call in self._calls:
+            if call.end_s is None and call.choices.start < choices.stop and choices.start < call.choices.stop:
+                call.end_s = now_s
+        call = _Call(self._context.child(), now_s, target, choices)
+        self._calls.append(call)
+        return replace(context, traceparent=call.context.traceparent)
+
+    def end(self, arrival_s: float, timings: TokenizerTimings, attributes: Attributes, error: str) -> None:
+        """Hand it over: it has ended now."""
+        now_s = time.monotonic()
+        encoding_s = arrival_s + timings.queue_s
+        encoded_s = encoding_s + timings.tokenize_s
+        held_s = max(encoded_s, self._calls[0].begin_s) if self._calls else now_s
+        self._tracer.end(
+            [
+                Span("tokenizer", self._context, arrival_s, now_s, "server", attributes, error),
+                *phases(
+                    self._context, arrival_s, ("queue", encoding_s), ("tokenize", encoded_s), ("place", held_s)
+                ),
+                *(
+                    Span("generate", call.context, call.begin_s, call.end_s or now_s, "client",
+                         {"tokenwire.target": call.target}, "" if call.end_s is None else "lost or refused")
+                    for call in self._calls
+                ),
+            ]
+        )  # fmt: skip
+
+
+def begin(tracer: Tracer, context: RequestContext) -> tuple[RequestTrace | None, RequestContext]:
+    """A request's trace, None where it is not kept, and its context, which says so to the tiers below."""
+    own = tracer.begin(context.traceparent)
+    return RequestTrace(tracer, own) if own.sampled else None, replace(context, traceparent=own.traceparent)
+
+
+@contextmanager
+def embedding(tracer: Tracer | None, context: RequestContext, num_inputs: int) -> Iterator[RequestContext]:
+    """A call to embed, as one span; gives the context to send along."""
+    if tracer is None:
+        yield context
+        return
+    own = tracer.begin(context.traceparent)
+    context = replace(context, traceparent=own.traceparent)
+    if not own.sampled:
+        yield context
+        return
+    error = "cancelled"
+    try:
+        yield context
+        error = ""
+    except Exception as failure:
+        error = str(failure)
+        raise
+    finally:
+        attributes: Attributes = {"tokenwire.request_id": context.request_id, "tokenwire.inputs": num_inputs}
+        tracer.end([Span("tokenizer embed", own, context.arrival_s, time.monotonic(), "server", attributes, error)])
