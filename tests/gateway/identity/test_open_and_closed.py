@@ -76,7 +76,7 @@ def test_every_path_asks_but_health_and_metrics_are_for_admins(callers: Callers,
             assert (await live.http.get("/healthz")).status_code == 200
             for path in ("/", "/page/main.js"):
                 assert (await live.http.get(path)).status_code == 200, path
-            for path in ("/page/", "/page/nothing.js", "//", "/page/main.js/"):
+            for path in ("/page/", "/page/nothing.js", "/page/main.js/", "/index.html"):
                 assert (await live.http.get(path)).status_code == 401, path
             assert (await live.http.get("/readyz")).json() == {"status": "ready"}
             for path in ("/metrics", "/metrics?a", "/%6detrics", "/live", "/live?a"):
