@@ -6,6 +6,7 @@ tokens. A prompt whose first word begins with `!` is a script:
     !hang          sends nothing, then waits likewise
     !step a b c    sends a word per `step()` of the tier
     !bad a         ends with InvalidRequest at once
+    !markup        ends with InvalidRequest at once, whose message is HTML
     !down          ends with Unavailable at once, which says nothing of when to come back
     !break a b     sends the words, then ends with Internal
     !lost a b      sends the words, then ends with Unavailable
@@ -41,6 +42,7 @@ from tokenwire.v1 import common_pb2, model_pb2, tokenizer_pb2, tokenizer_pb2_grp
 from tokenwire.wire import CANCEL_FROM_WIRE, options_from_wire
 
 MODEL = "echo"
+MARKUP = "<img src=x onerror=window.owned=1><script>window.owned=1</script>"
 VOCABULARY = "sha256:" + "0" * 64
 
 
@@ -200,6 +202,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         if script == "!bad":
             message = "options.stop.max_tokens: 999 is not allowed: at most 63"
             raise InvalidRequest(message, violations=[FieldViolation("options.stop.max_tokens", "999 is not allowed")])
+        if script == "!markup":
+            raise InvalidRequest(MARKUP)
         if script == "!down":
             raise Unavailable("no model tier is ready")
 

@@ -4,8 +4,6 @@ import { announce, duration, make, phaseBar, phaseLegend, visible } from "/page/
 import { endOf, wordsFor } from "/page/failures.js";
 import { peekAt, unpeek } from "/page/peek.js";
 
-const FAINT = 0.62;
-
 export class Answer {
   constructor() {
     this.text = "";
@@ -164,7 +162,7 @@ function spoken(token) {
 /** Colour a token by how unlikely it was. */
 function tint(span) {
   const share = Number(span.dataset.tint) / 9;
-  span.style.backgroundColor = share < 0.1 ? "" : `rgba(var(--tint), ${(share * FAINT).toFixed(2)})`;
+  span.style.backgroundColor = share < 0.1 ? "" : `rgb(var(--tint) / calc(${share.toFixed(2)} * var(--most)))`;
 }
 
 /** Colour every token there is as the page says now. */
