@@ -30,7 +30,14 @@ UNCOUNTED = "benchmarks.contenders.uncounted"
 def start(spec: Spec, threads: int, say: Callable[[str], None] = lambda _: None) -> Running:
     """Start all three and wait for the first answer. Raises Absent and, for unknown options, ValueError."""
     given = spec.taken(
-        model=DEFAULT_MODEL, step_ms="20", vocab="49152", api="chat", tree=str(ROOT), counts="yes", collector=""
+        model=DEFAULT_MODEL,
+        step_ms="20",
+        vocab="49152",
+        api="chat",
+        tree=str(ROOT),
+        counts="yes",
+        collector="",
+        ratio="1",
     )
     tree = Path(given.pop("tree")).resolve()
     if not (tree / "gateway" / "__main__.py").is_file():

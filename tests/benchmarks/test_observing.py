@@ -4,7 +4,9 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.observing import EVERYTHING, METRICS, NOTHING, TIERS, collector, ratios, text_of
+import pytest
+
+from benchmarks.observing import EVERYTHING, METRICS, NOTHING, TIERS, collector, measure, ratios, text_of
 from tokenwire.telemetry.otlp import OtlpSink
 from tokenwire.telemetry.tracing import Span, Tracer
 
@@ -32,6 +34,16 @@ def test_a_tier_that_counts_nothing_has_its_metrics_at_zero() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.model
+def test_all_three_are_measured() -> None:
+    record = measure(2, 4, 1, 1.0)
+    assert {name: [each["output_tokens"] for each in found] for name, found in record["figures"].items()} == {
+        NOTHING: [4 * 64], METRICS: [4 * 64], EVERYTHING: [4 * 64],
+    }  # fmt: skip
+    assert record["trace_bytes"] > 4 * 2 * 300, "two tiers' spans of every request, the question at the start besides"
+    assert set(record["ratios"]) == {METRICS, EVERYTHING} and text_of(record)
 
 
 def found(gateway: float, tokenizer: float) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from tests.fakes.logprobs import logprob_of, logprobs_of
 from tokenwire.errors import (
     FieldViolation,
@@ -113,6 +115,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """What every request and call ends with."""
         self.deaf = False
         """Ignores Cancel and deadlines."""
+        self.tier_load: Any = None
+        """Answers GetTierLoad; None: it is a release that does not know that."""
         self.embeds: list[Any] = []
         self.detokenizes: list[Any] = []
         self.holds_detokenizes = False
@@ -298,6 +302,11 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         return tokenizer_pb2.ListModelsResponse(models=[self.card()])
+
+    async def GetTierLoad(self, request: Any, context: Any) -> Any:
+        if self.tier_load is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "what is that?")
+        return await self.tier_load(request, context)
 
     async def start(self, port: int = 0, *, serving: bool = True, tls: dict[str, str] | None = None) -> None:
         self.server = GrpcServer(ServerSettings(port=port, drain_timeout_s=0.2, **(tls or {})))
