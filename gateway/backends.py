@@ -7,7 +7,7 @@ stops sends elsewhere goes on whatever the budget. Does not know which tiers the
 import asyncio
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,10 @@ from tokenwire.v1 import common_pb2, tokenizer_pb2
 from tokenwire.version import __version__
 
 MAX_TRIES = 2
+
+
+def _nothing(submission: Submission) -> None:
+    """Where nobody wants to know."""
 
 
 def visible(cards: Iterable[common_pb2.ModelCard]) -> list[common_pb2.ModelCard]:
@@ -71,6 +75,8 @@ class Backends:
         self._metrics = metrics
         self._below = TokenizerTiers(settings, metrics, self, self.changed.set, resolve=resolve)
         self._budget = RetryBudget(settings.retry_budget)
+        self.on_ended: Callable[[Submission], None] = _nothing
+        """Told of every prompt that has ended, however."""
         self._open: dict[Submission, list[Backend]] = {}
         """Where each was sent, the last one being where it is."""
         self._request_ids: set[str] = set()
@@ -90,6 +96,11 @@ class Backends:
     def num_open(self) -> int:
         """Prompts being answered."""
         return len(self._open)
+
+    @property
+    def submissions(self) -> Collection[Submission]:
+        """Those prompts, the oldest first."""
+        return self._open.keys()
 
     @property
     def default_model(self) -> str:
@@ -276,6 +287,7 @@ class Backends:
         if submission.ended_well:
             self._budget.on_success()
         self.room.leave(submission)
+        self.on_ended(submission)
         self._request_ids.discard(submission.context.request_id)
         self._metrics.open_streams.dec()
         if not self._open:
