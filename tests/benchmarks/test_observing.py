@@ -14,7 +14,7 @@ from tokenwire.telemetry.tracing import Span, Tracer
 def test_the_collector_takes_what_a_tier_sends() -> None:
     with collector() as (endpoint, taking):
         tracer = Tracer(OtlpSink(endpoint, "gateway"))
-        tracer.end([Span("sent", tracer.begin(""), 0.0, 1.0, "server")])
+        tracer.end(lambda: [Span("sent", tracer.begin(""), 0.0, 1.0, "server")])
         tracer.close()
         assert taking.num_bytes > 100
 

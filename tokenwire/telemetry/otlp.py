@@ -9,7 +9,7 @@ and logged by OpenTelemetry. Its own environment variables say the rest: headers
 
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -42,9 +42,9 @@ LAST_SPANS_S = 3.0
 
 
 class Ended(NamedTuple):
-    """The spans of one request: to OpenTelemetry's batches one thing that is sampled."""
+    """What makes the spans of one request: to OpenTelemetry's batches one thing that is sampled."""
 
-    spans: Sequence[Span]
+    make: Callable[[], Sequence[Span]]
     clock_offset_ns: int
     context: SpanContext = KEPT
 
@@ -64,9 +64,9 @@ class OtlpSink:
         )
         self._processor = BatchSpanProcessor(_Exporter(endpoint, resource.attributes))
 
-    def take(self, spans: Sequence[Span], clock_offset_ns: int) -> None:
+    def take(self, make: Callable[[], Sequence[Span]], clock_offset_ns: int) -> None:
         """See `SpanSink.take`."""
-        self._processor.on_end(Ended(spans, clock_offset_ns))  # type: ignore[arg-type]
+        self._processor.on_end(Ended(make, clock_offset_ns))  # type: ignore[arg-type]
 
     def close(self) -> None:
         """See `SpanSink.close`."""
@@ -90,7 +90,7 @@ class _Exporter(OTLPSpanExporter):
         of_process = request.resource_spans.add(resource=self._of_process)
         messages = of_process.scope_spans.add(scope=SCOPE).spans
         for ended in data:
-            for span in ended.spans:
+            for span in ended.make():
                 add_message(messages, span, ended.clock_offset_ns)
         return request
 

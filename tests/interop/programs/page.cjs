@@ -1,6 +1,6 @@
 // Drives the gateway's page in Chromium and prints what it found, as JSON.
 // Arguments: the folder of the packages; the page over a tier that echoes; the page of a gateway that asks who calls; an
-// admin's key; Chromium's path, or nothing for that of the packages; a folder for screenshots.
+// admin's key; Chromium's path, or nothing for that of the packages.
 // Ends with 3 where Chromium does not start.
 
 const { createRequire } = require("node:module");
@@ -8,7 +8,7 @@ const { readFileSync } = require("node:fs");
 const path = require("node:path");
 const { pathToFileURL } = require("node:url");
 
-const [folder, url, askingUrl, adminKey, chromiumPath, pictures] = process.argv.slice(2);
+const [folder, url, askingUrl, adminKey, chromiumPath] = process.argv.slice(2);
 const load = createRequire(path.join(folder, "node_modules", "x.cjs"));
 const puppeteer = load("puppeteer-core");
 const AXE = readFileSync(load.resolve("axe-core/axe.min.js"), "utf8");
@@ -249,7 +249,6 @@ const scenarios = {
         if (name === "narrow") await page.tap("#show-live");
         await page.waitForFunction(() => document.querySelector("#live-state").dataset.state === "live");
         await look("engine");
-        if (pictures) await page.screenshot({ path: path.join(pictures, `${scheme}-${name}.png`) });
         found[`${scheme} ${name} ground`] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
         await close();
       }
