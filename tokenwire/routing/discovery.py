@@ -5,7 +5,6 @@ outage takes no replica away. Does not know what a replica is.
 """
 
 import asyncio
-import importlib
 import logging
 import os
 import socket
@@ -13,9 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from tokenwire.addresses import join_host_port
-from tokenwire.errors import FailedPrecondition
 from tokenwire.logs import fields
 from tokenwire.routing.targets import AddressTarget, DnsTarget, FileTarget, Target, XdsTarget, split_address
+from tokenwire.routing.xds_source import XdsSource
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.tls import ClientTls
 
@@ -116,7 +115,7 @@ class Discovery:
             elif isinstance(target, FileTarget):
                 self._sources[target] = Listed(target)
             elif isinstance(target, XdsTarget):
-                self._sources[target] = xds_source(target, tls)
+                self._sources[target] = XdsSource(target.name, tls)
 
     def start(self) -> None:
         """Tell the fixed addresses now, and begin to follow the rest."""
@@ -157,19 +156,6 @@ class Discovery:
         if addresses != self._told:
             self._told = addresses
             self._on_addresses(addresses)
-
-
-def xds_source(target: XdsTarget, tls: ClientTls | None) -> Source:
-    """Loads the packages that only these targets need. Raises FailedPrecondition where they are not installed."""
-    try:
-        module = importlib.import_module("tokenwire.routing.xds_source")
-    except ImportError as error:
-        raise FailedPrecondition(
-            f"{target} needs packages that are not installed ({error}): pip install 'tokenwire[xds]'",
-            reason="PACKAGE_MISSING",
-        ) from error
-    source: Source = module.XdsSource(target.name, tls)
-    return source
 
 
 def _addresses_of(text: str) -> list[str]:

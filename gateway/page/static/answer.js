@@ -124,6 +124,7 @@ export class Answer {
       const whole = Object.values(phases).reduce((sum, each) => sum + each, 0);
       this.element.append(phaseBar(phases, whole), phaseLegend(make("ul", "legend"), phases));
     }
+    this.body.hidden = Boolean(error) && !this.body.textContent;
     if (error) this.element.append(failure(error));
     announce(error ? "" : `${stopped ? "Stopped" : "Answer"}: ${this.text.slice(0, 400)}`);
   }

@@ -5,7 +5,7 @@ const WORDS = {
   unauthenticated: ["The server asks who calls", "Enter an API key in the settings; the server's operator makes one with `tokenwire keys new`."],
   permission_denied: ["This key may not do that", "Use another key, or ask the server's operator for the right."],
   not_found: ["There is no such model here", "Choose another model above."],
-  invalid_argument: ["The request cannot be answered as it is", "Change what the message names in the settings, then try again."],
+  invalid_argument: ["The request cannot be answered as it is", "Change what the message names: one of the settings, or the length of the conversation (New begins another). Then try again."],
   failed_precondition: ["The request does not fit this server", "Change what the message names in the settings, then try again."],
   out_of_range: ["The request is too large", "Begin a new conversation, or shorten the message."],
   resource_exhausted: ["The server is full, or your limit is reached", "Wait a little and try again."],
