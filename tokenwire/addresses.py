@@ -23,6 +23,19 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+def stays_on_this_machine(target: str) -> bool:
+    """Whether all addresses of gRPC's `target` are this machine's, as it is written: names are not looked up."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
+        target = target.removeprefix(scheme)
+    hosts = [address.rpartition(":")[0].strip("[]") for address in target.split(",")]
+    try:
+        return all(host == "localhost" or ipaddress.ip_address(host).is_loopback for host in hosts)
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """Whether every address of this name is of this machine alone. Raises FailedPrecondition for an unknown name."""
     try:

@@ -3,10 +3,12 @@
 Details: BadRequest for `violations`, RetryInfo and QuotaFailure for `retry_after_s`, ErrorInfo for `reason`.
 """
 
+import contextlib
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status as RpcStatus
 
@@ -68,12 +70,15 @@ def from_wire(status: common_pb2.Status | RpcStatus) -> TokenwireError:
     reason, violations, retry_after_s = "", [], None
     for packed in status.details:
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-        if packed.Unpack(info):
-            reason = info.reason
-        elif packed.Unpack(bad):
-            violations = [FieldViolation(v.field, v.description) for v in bad.field_violations]
-        elif packed.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+        try:
+            if packed.Unpack(info):
+                reason = info.reason
+            elif packed.Unpack(bad):
+                violations = [FieldViolation(v.field, v.description) for v in bad.field_violations]
+            elif packed.Unpack(retry):
+                retry_after_s = max(0.0, retry.retry_delay.ToMilliseconds() / 1000)
+        except DecodeError:
+            continue  # a peer that names a type and sends something else: its code and message stand
     code = CODES.get(status.code, grpc.StatusCode.UNKNOWN).name
     cls = BY_CODE.get(code, TokenwireError)
     if reason == MessageTooLarge.default_reason:
@@ -86,7 +91,8 @@ def from_rpc_error(error: grpc.RpcError) -> TokenwireError:
     trailing = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
     for key, value in trailing or ():
         if key == STATUS_DETAILS_KEY:
-            return from_wire(RpcStatus.FromString(value))
+            with contextlib.suppress(DecodeError):
+                return from_wire(RpcStatus.FromString(value))
     code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
     message = error.details() if hasattr(error, "details") else str(error)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (message or ""):

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+import pytest
 
 from tests.tokenwire.test_session import Listener, Scripted, answering, hello, send, until
 from tokenwire import session_server
 from tokenwire.channels import (
     KEEPALIVE_TIME_MS,
+    KEEPALIVE_TIMEOUT_MS,
     TierChannel,
     client_options,
     server_options,
@@ -17,6 +19,7 @@ from tokenwire.channels import (
 )
 from tokenwire.session import SessionClient
 from tokenwire.session_server import run_session
+from tokenwire.tasks import cancel_and_wait
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 AGE_S = 0.4
@@ -229,6 +232,55 @@ def test_pings_of_a_client_never_cost_it_its_connection() -> None:
         assert alive and set(states) == {grpc.ChannelConnectivity.READY}
         alive, states = await pinged({"grpc.http2.max_ping_strikes": 1}, 10)
         assert not alive, "a server that counts strikes ends such a connection: the pings were real"
+
+    asyncio.run(main())
+
+
+def test_a_server_that_says_nothing_any_more_is_given_up_within_the_time_of_a_ping() -> None:
+    async def silent(requests: Any, context: Any) -> None:
+        await context.write(b"hello")
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        handler = grpc.method_handlers_generic_handler("t", {"S": grpc.stream_stream_rpc_method_handler(silent)})
+        server = grpc.aio.server(options=server_options(2**20))
+        server.add_generic_rpc_handlers((handler,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        passing = asyncio.Event()
+        passing.set()
+        tasks: list[asyncio.Task[None]] = []
+        ends: list[asyncio.StreamWriter] = []
+
+        async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65536):
+                await passing.wait()
+                writer.write(data)
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+            ends.extend((writer, up_writer))
+            tasks.extend(map(asyncio.create_task, (copy(reader, up_writer), copy(up_reader, writer))))
+
+        between = await asyncio.start_server(relay, "127.0.0.1", 0)
+        address = f"127.0.0.1:{between.sockets[0].getsockname()[1]}"
+        times = {"grpc.keepalive_time_ms": 100}
+        times |= {name: 300 for name, value in client_options() if value == KEEPALIVE_TIMEOUT_MS}
+        options = list({**dict(client_options()), **times}.items())
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            call: Any = channel.stream_stream("/t/S")()
+            assert await call.read() == b"hello"
+            passing.clear()
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                async with asyncio.timeout(30):  # gRPC's own time for a ping is a minute
+                    await call.read()
+            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+        await asyncio.gather(*map(cancel_and_wait, tasks))
+        for writer in ends:
+            writer.close()
+        between.close()
+        await between.wait_closed()
+        await server.stop(None)
 
     asyncio.run(main())
 

@@ -58,3 +58,14 @@ def test_a_calls_details_are_read_back_and_a_bare_status_too() -> None:
 def test_codes_we_do_not_raise_are_still_errors_of_ours() -> None:
     error = from_rpc_error(rpc_error(grpc.StatusCode.DATA_LOSS, "hm"))
     assert type(error) is TokenwireError and error.message == "hm"
+
+
+def test_details_that_cannot_be_read_leave_code_and_message() -> None:
+    garbage = rpc_error(grpc.StatusCode.NOT_FOUND, "no such model", ((STATUS_DETAILS_KEY, b"\xff\xff"),))
+    assert isinstance(from_rpc_error(garbage), errors.NotFound)
+    status = to_wire(Overloaded("full", retry_after_s=1.0))
+    for detail in status.details:
+        detail.value = b"\xff"
+    error = from_wire(status)
+    assert isinstance(error, Overloaded) and error.message == "full" and error.retry_after_s is None
+    assert from_wire(to_wire(Overloaded("full", retry_after_s=-3.0))).retry_after_s == 0

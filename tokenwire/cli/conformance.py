@@ -45,10 +45,11 @@ def conformance(
         return
     if command is not None and not command.strip():
         raise click.UsageError("--client needs a command")
-    api_key = click.get_current_context().meta[KEPT]["api_key"]
+    given = click.get_current_context().meta[KEPT]
     if command is None:
         running = run_server(
-            target, api_key=api_key, tls=given_tls(), model=model, names=names, timeout_s=timeout_s
+            target, api_key=given["api_key"], plaintext_key=given["plaintext_key"], tls=given_tls(),
+            model=model, names=names, timeout_s=timeout_s,
         )  # fmt: skip
     else:
         running = run_client(command, names=names, timeout_s=timeout_s)

@@ -44,6 +44,10 @@ TARGET_OPTIONS = (
         "--api-key", envvar="TOKENWIRE_API_KEY", default="", show_envvar=True, expose_value=False, callback=_keep,
         metavar="KEY", help="Who calls: an API key or a JWT. Other users of this machine see what stands here.",
     ),
+    click.option(
+        "--plaintext-key", envvar="TOKENWIRE_PLAINTEXT_KEY", is_flag=True, show_envvar=True, expose_value=False,
+        callback=_keep, help="Send the key to other machines without TLS too, where something else encrypts the way.",
+    ),
 )  # fmt: skip
 TLS_OPTIONS = (
     click.option(
@@ -128,8 +132,8 @@ def given_options(values: dict[str, Any], *, as_json: bool) -> CallOptions:
 @contextmanager
 def connected(target: str) -> Iterator[Client]:
     """A client; a gateway that is not there is answered with what to do."""
-    api_key = click.get_current_context().meta[KEPT]["api_key"]
-    with Client(target, api_key=api_key, tls=given_tls()) as client:
+    given = click.get_current_context().meta[KEPT]
+    with Client(target, api_key=given["api_key"], tls=given_tls(), plaintext_key=given["plaintext_key"]) as client:
         try:
             yield client
         except Unavailable as error:

@@ -11,6 +11,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from tokenwire.bearer import bearer
 from tokenwire.channels import aio_channel, sync_channel, told_to_move
 from tokenwire.client import messages as m
 from tokenwire.client.conversations import conversation_of
@@ -29,11 +30,6 @@ UNARY_TIMEOUT_S = 30.0
 DEFAULT_ATTEMPTS = 3
 
 
-def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that says who calls; nothing for an empty key."""
-    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
-
-
 class Client:
     """A gateway, for ordinary code; may be shared by threads. Close it, or use it in a `with` block."""
 
@@ -44,14 +40,16 @@ class Client:
         api_key: str = "",
         tls: ClientTls | None = None,
         max_attempts: int = DEFAULT_ATTEMPTS,
+        plaintext_key: bool = False,
     ) -> None:
         """`api_key`: an API key or a JWT, sent with every call. `tls`: None: without; its files are read here, once.
 
-        `max_attempts`: how often a call that no server has taken is tried, with growing pauses; 1 to 5. Raises
-        FailedPrecondition for TLS files that cannot be used.
+        `max_attempts`: how often a call that no server has taken is tried, with growing pauses; 1 to 5.
+        `plaintext_key`: send the key without TLS to other machines too, as behind a mesh's sidecar. Raises
+        FailedPrecondition for TLS files that cannot be used, and for a key that would be sent so without this.
         """
         self.target = target
-        self._metadata = bearer(api_key)
+        self._metadata = bearer(api_key, target, tls, plaintext_key)
         self._tls = tls
         self._channel = sync_channel(target, tls, retry_options(max_attempts))
         self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -204,14 +202,16 @@ class AsyncClient:
         api_key: str = "",
         tls: ClientTls | None = None,
         max_attempts: int = DEFAULT_ATTEMPTS,
+        plaintext_key: bool = False,
     ) -> None:
         """`api_key`: an API key or a JWT, sent with every call. `tls`: None: without; its files are read here, once.
 
-        `max_attempts`: how often a call that no server has taken is tried, with growing pauses; 1 to 5. Raises
-        FailedPrecondition for TLS files that cannot be used.
+        `max_attempts`: how often a call that no server has taken is tried, with growing pauses; 1 to 5.
+        `plaintext_key`: send the key without TLS to other machines too, as behind a mesh's sidecar. Raises
+        FailedPrecondition for TLS files that cannot be used, and for a key that would be sent so without this.
         """
         self.target = target
-        self._metadata = bearer(api_key)
+        self._metadata = bearer(api_key, target, tls, plaintext_key)
         self._channel = aio_channel(target, tls, retry_options(max_attempts))
         self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 

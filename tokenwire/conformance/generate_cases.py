@@ -193,7 +193,7 @@ async def chat_answer(target: Target) -> None:
 @cases.case("auth.refused", "Without a key, and with a wrong one, a call is UNAUTHENTICATED.")
 async def auth_refused(target: Target) -> None:
     """Only where a key was given to try with."""
-    if not target.api_key:
+    if not target.metadata:
         raise CaseSkipped("no --api-key was given")
     for metadata in ((), (("authorization", "Bearer conformance-no-such-key"),)):
         call = target.stub.ListModels(tokenizer_pb2.ListModelsRequest(), metadata=metadata)

@@ -5,12 +5,13 @@ from typing import Any
 
 import grpc
 
+from tokenwire.bearer import bearer
 from tokenwire.channels import aio_channel
 from tokenwire.conformance import generate_cases, session_cases, session_refusals, token_cases
 from tokenwire.conformance.results import Case, CaseFailed, Result, chosen, run_case
 from tokenwire.conformance.target import Target
 from tokenwire.errors import FailedPrecondition, Unavailable
-from tokenwire.status import from_rpc_error
+from tokenwire.status import TLS_FAILED, from_rpc_error
 from tokenwire.tls import ClientTls
 from tokenwire.v1 import tokenizer_pb2
 
@@ -26,6 +27,7 @@ async def run_server(
     address: str,
     *,
     api_key: str = "",
+    plaintext_key: bool = False,
     tls: ClientTls | None = None,
     model: str = "",
     names: Sequence[str] = (),
@@ -33,8 +35,9 @@ async def run_server(
 ) -> AsyncIterator[Result]:
     """Try each case in turn. Raises ValueError for an unknown name, TokenwireError where the server cannot be asked."""
     cases = chosen(SERVER_CASES, names)
+    metadata = bearer(api_key, address, tls, plaintext_key)
     async with aio_channel(address, tls) as channel:
-        target = Target(channel, api_key)
+        target = Target(channel, metadata)
         call: Any = target.stub.ListModels(
             tokenizer_pb2.ListModelsRequest(), metadata=target.metadata, timeout=timeout_s, wait_for_ready=False
         )
@@ -42,7 +45,7 @@ async def run_server(
             target.choose(list((await call).models), model)
         except grpc.RpcError as error:
             found = from_rpc_error(error)
-            if isinstance(found, Unavailable) and "failed to connect" in found.message:
+            if isinstance(found, Unavailable) and found.reason != TLS_FAILED and "failed to connect" in found.message:
                 raise Unavailable(f"nothing answers at {address}: name another server with --target") from None
             raise found from None
         except CaseFailed as failed:

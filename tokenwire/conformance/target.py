@@ -17,13 +17,12 @@ MODELS_LIMIT_S = 10.0
 
 
 class Target:
-    """A server under test. Its channel belongs to the caller."""
+    """A server under test. Its channel belongs to the caller; `metadata` says who calls."""
 
-    def __init__(self, channel: grpc.aio.Channel, api_key: str = "") -> None:
+    def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...] = ()) -> None:
         self.channel = channel
-        self.api_key = api_key
         self.stub: Any = gateway_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
-        self.metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self.metadata = metadata
         self.card = pb.ModelCard()
 
     def choose(self, cards: list[pb.ModelCard], model: str) -> None:
