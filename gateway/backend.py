@@ -124,6 +124,13 @@ class Backend:
         """Whether a request sent there now would be answered, as far as is known."""
         return self.connected and self.serving
 
+    async def tier_load(self, timeout_s: float) -> tokenizer_pb2.GetTierLoadResponse:
+        """How busy it and the model tiers behind it are, as far as it knows. Raises AioRpcError."""
+        found: tokenizer_pb2.GetTierLoadResponse = await self.stub.GetTierLoad(
+            tokenizer_pb2.GetTierLoadRequest(), timeout=timeout_s
+        )
+        return found
+
     def start(self) -> None:
         """Begin connecting."""
         self.session.start()

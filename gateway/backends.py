@@ -7,13 +7,14 @@ stops sends elsewhere goes on whatever the budget. Does not know which tiers the
 import asyncio
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import grpc
 
 from gateway.backend import RETRY_AFTER_S, Backend, with_retry_time
+from gateway.estimates import estimate_of
 from gateway.identity.identity import identity_of_call
 from gateway.limits.limiter import FREE, Estimate, Lease, Limiter
 from gateway.metrics import GatewayMetrics
@@ -32,9 +33,10 @@ from tokenwire.v1 import common_pb2, tokenizer_pb2
 from tokenwire.version import __version__
 
 MAX_TRIES = 2
-BYTES_PER_TOKEN = 4
-USUAL_OUTPUT_TOKENS = 256
-"""What a request that does not say is expected to generate, until it has."""
+
+
+def _nothing(submission: Submission) -> None:
+    """Where nobody wants to know."""
 
 
 def visible(cards: Iterable[common_pb2.ModelCard]) -> list[common_pb2.ModelCard]:
@@ -50,17 +52,6 @@ def visible(cards: Iterable[common_pb2.ModelCard]) -> list[common_pb2.ModelCard]
             shown[-1].CopyFrom(card)
             shown[-1].adapters[:] = adapters
     return shown
-
-
-def estimate_of(request: TextRequest, num_choices: int) -> Estimate:
-    """What a request is expected to use, from its size; a token is taken for four bytes."""
-    if request.WhichOneof("input") == "token_ids":
-        prompt_tokens = len(request.token_ids.ids)
-    else:
-        prompt_tokens = -(-request.ByteSize() // BYTES_PER_TOKEN)
-    stop = request.options.stop
-    output_tokens = stop.max_tokens if stop.HasField("max_tokens") else USUAL_OUTPUT_TOKENS
-    return Estimate(prompt_tokens, output_tokens * num_choices)
 
 
 class Backends:
@@ -84,6 +75,8 @@ class Backends:
         self._metrics = metrics
         self._below = TokenizerTiers(settings, metrics, self, self.changed.set, resolve=resolve)
         self._budget = RetryBudget(settings.retry_budget)
+        self.on_ended: Callable[[Submission], None] = _nothing
+        """Told of every prompt that has ended, however."""
         self._open: dict[Submission, list[Backend]] = {}
         """Where each was sent, the last one being where it is."""
         self._request_ids: set[str] = set()
@@ -103,6 +96,11 @@ class Backends:
     def num_open(self) -> int:
         """Prompts being answered."""
         return len(self._open)
+
+    @property
+    def submissions(self) -> Collection[Submission]:
+        """Those prompts, the oldest first."""
+        return self._open.keys()
 
     @property
     def default_model(self) -> str:
@@ -289,6 +287,7 @@ class Backends:
         if submission.ended_well:
             self._budget.on_success()
         self.room.leave(submission)
+        self.on_ended(submission)
         self._request_ids.discard(submission.context.request_id)
         self._metrics.open_streams.dec()
         if not self._open:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from gateway.backends import BYTES_PER_TOKEN
+from gateway.estimates import BYTES_PER_TOKEN
 from gateway.field_names import with_fields_renamed
 from gateway.generation import Caller, Generation
 from gateway.limits.limiter import Lease

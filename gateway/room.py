@@ -20,7 +20,7 @@ class Room:
     def __init__(self, max_outputs: int) -> None:
         self.num_outputs = 0
         """Prompts times choices of what is open, and inputs that are embedded."""
-        self._max_outputs = max_outputs
+        self.max_outputs = max_outputs
         self._open: dict[Submission, None] = {}
         """By arrival."""
         self._priorities: Counter[int] = Counter()
@@ -55,7 +55,7 @@ class Room:
 
         Raises Overloaded where there is none now, and nobody makes way; InvalidRequest where there never will be.
         """
-        num_outputs, most = num_prompts * num_choices, self._max_outputs
+        num_outputs, most = num_prompts * num_choices, self.max_outputs
         if num_outputs > most:
             field = "options.num_choices" if num_choices > 1 else "prompts"
             given = f"{num_prompts} prompts times {num_choices} choices are {num_outputs} outputs"

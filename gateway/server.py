@@ -17,6 +17,8 @@ from gateway.http.server import HttpServer
 from gateway.identity.grpc_gate import GrpcGate
 from gateway.kserve.service import InferenceService
 from gateway.metrics import GatewayMetrics
+from gateway.page.feed import LiveFeed
+from gateway.page.recent import Recent
 from gateway.service import GenerationService
 from gateway.settings import GatewaySettings
 from gateway.web.calls import WebCalls
@@ -84,11 +86,18 @@ class Gateway:
             self.inference,
             inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
         )
+        self._feed: LiveFeed | None = None
+        if settings.page:
+            recent = Recent()
+            self.backends.on_ended = recent.add
+            with_addresses = identifier is None or not settings.open_metrics
+            self._feed = LiveFeed(self.backends, recent, with_addresses=with_addresses)
         app = make_app(
             self.generation,
             registry if place is None else merged_registry(place.metrics_folder),
             identifier,
             has_limits=self._limiter is not None,
+            feed=self._feed,
         )
         self._web = WebCalls(app, web_methods, settings)
         self.http = HttpServer(
@@ -147,6 +156,8 @@ class Gateway:
         )
         await asyncio.gather(grpc_drained, self.http.stop(max(LAST_MOMENTS_S, ends_s - time.monotonic())))
         self._web.close()
+        if self._feed is not None:
+            await self._feed.close()
         await self.backends.close()
         if self._limiter is not None:
             self._limiter.close()
@@ -154,11 +165,12 @@ class Gateway:
             await asyncio.to_thread(self._tracer.close)
 
     async def _until_idle(self, limit_s: float) -> None:
-        """Wait until no prompt is being answered, at most this long; a little for connections that may bring one."""
+        """Wait until nothing is being answered, at most this long. HTTP connections may bring something for a while."""
         began_s = time.monotonic()
         while (passed_s := time.monotonic() - began_s) < limit_s:
-            lingers = self.http.num_connections > 0 and passed_s < LINGER_S
-            if not (self.backends.num_open or lingers):
+            if passed_s >= LINGER_S:
+                self.http.close_idle()
+            if not (self.backends.num_open or self.http.num_connections):
                 return
             self.backends.idle.clear()
             with contextlib.suppress(TimeoutError):

@@ -61,6 +61,7 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
         "empty: none",
         parse=origins_of,
     )
+    page: bool = setting(True, "a web page at / of the HTTP port: a chat, and what the tiers are doing")
     default_timeout_s: float = setting(0.0, "time limit of requests that bring none; 0: none", minimum=0)
 
     @property

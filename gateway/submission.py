@@ -5,6 +5,7 @@ or lets the deadline pass. Does not know what becomes of the text.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -24,6 +25,8 @@ DEADLINE_GRACE_S = 0.25
 """How long the tiers below may take to say themselves that the time has run out."""
 
 
+NUMBERS = itertools.count(1)
+"""Of this process' submissions."""
 Direct = Callable[[str, int], None]
 """Takes text, not empty, and the number of tokens behind it. Must not block or raise."""
 
@@ -99,6 +102,8 @@ class Submission:
         lease: Lease = FREE,
     ) -> None:
         """`lease`: what was charged for it; settled when the last choice ends."""
+        self.number = next(NUMBERS)
+        """Tells it from all others of this process, and says nothing else."""
         self.request = request
         self.context = context
         self.choices = [Choice(self, sink) for sink in sinks]
@@ -115,7 +120,10 @@ class Submission:
         self._on_closed = on_closed
         self._lease = lease
         self._prompt_tokens: int | None = None
-        self._completion_tokens = 0
+        self.num_completion_tokens = 0
+        """Of the choices that have ended."""
+        self.last_terminal: Terminal | None = None
+        """Of the choice that ended last, where a tier or a failure ended it."""
         self._timer: asyncio.TimerHandle | None = None
         if give_up_s is not None:
             delay_s = max(0.0, give_up_s - time.monotonic())
@@ -145,7 +153,7 @@ class Submission:
         """Nobody listens any more: cancel what is open, and tell no sink."""
         for choice in list(self.choices):
             self._detach(choice, reason)
-            self._completion_tokens += choice.num_tokens
+            self.num_completion_tokens += choice.num_tokens
             self.choice_ended(choice)
 
     def fail(self, error: TokenwireError) -> None:
@@ -156,10 +164,10 @@ class Submission:
 
     def count(self, terminal: Terminal, num_tokens: int) -> None:
         """A choice used so much: what its end says, at least the tokens that came."""
-        usage = terminal.usage
+        usage, self.last_terminal = terminal.usage, terminal
         self.ended_well |= terminal.reason in ENDED_WELL
         num_tokens = max(usage.completion_tokens, num_tokens)
-        self._completion_tokens += num_tokens
+        self.num_completion_tokens += num_tokens
         if usage.prompt_tokens or (terminal.error is not None and not num_tokens):
             self._prompt_tokens = max(self._prompt_tokens or 0, usage.prompt_tokens)
 
@@ -169,7 +177,7 @@ class Submission:
         if not self.choices:
             if self._timer is not None:
                 self._timer.cancel()
-            self._lease.settle(self._prompt_tokens, self._completion_tokens)
+            self._lease.settle(self._prompt_tokens, self.num_completion_tokens)
             self._on_closed(self)
 
     def _out_of_time(self) -> None:

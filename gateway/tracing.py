@@ -23,16 +23,15 @@ class RequestTrace:
         """For the tiers below."""
         return self._below.traceparent
 
-    def end(self, api: str, answered_s: float | None, attributes: Attributes, error: str) -> None:
-        """Hand it over. `answered_s`: when the last output had ended, on the monotonic clock; None: never."""
+    def end(self, api: str, ended_s: float | None, attributes: Attributes, error: str) -> None:
+        """Hand it over. `ended_s`: when the last output had ended, on the monotonic clock; None: never."""
         now_s = time.monotonic()
-        answered_s = answered_s or now_s
-        below = Span("generate", self._below, self._goes_down_s, answered_s, "client", error=error)
+        answered_s = ended_s or now_s
         self._tracer.end(
-            [
+            lambda: [
                 Span(f"gateway {api}", self._context, self._arrival_s, now_s, "server", attributes, error),
                 *phases(self._context, self._arrival_s, ("admit", self._goes_down_s)),
-                below,
+                Span("generate", self._below, self._goes_down_s, answered_s, "client", error=error),
                 *phases(self._context, answered_s, ("send", now_s)),
             ]
         )

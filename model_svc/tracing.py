@@ -8,13 +8,13 @@ import time
 
 from model_svc.engine.sequence import Sequence
 from tokenwire.requests import Terminal
-from tokenwire.telemetry.tracing import Span, TraceContext, Tracer, phases
+from tokenwire.telemetry.tracing import Attributes, Span, TraceContext, Tracer, phases
 
 
 def trace_end(tracer: Tracer, context: TraceContext, sequence: Sequence, terminal: Terminal) -> None:
     """Hand over the spans of a sequence that has ended."""
     now_s, begin_s, usage = time.monotonic(), sequence.arrival_s, terminal.usage
-    attributes = {
+    attributes: Attributes = {
         "tokenwire.choice": sequence.choice,
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
         "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
@@ -22,12 +22,17 @@ def trace_end(tracer: Tracer, context: TraceContext, sequence: Sequence, termina
         "tokenwire.finish_reason": terminal.reason.value,
     }
     error = terminal.error.message if terminal.error is not None else ""
-    spans = [Span("model", context, begin_s, now_s, "server", attributes, error)]
-    if (timings := terminal.model_timings) is not None:
-        started_s = begin_s + timings.queue_s
-        first_s = started_s + timings.prefill_s
-        ended_s = first_s + timings.decode_s
-        spans += phases(
-            context, begin_s, ("queue", started_s), ("prefill", first_s), ("decode", ended_s), ("send", now_s)
-        )
-    tracer.end(spans)
+    timings = terminal.model_timings
+
+    def make() -> list[Span]:
+        spans = [Span("model", context, begin_s, now_s, "server", attributes, error)]
+        if timings is not None:
+            started_s = begin_s + timings.queue_s
+            first_s = started_s + timings.prefill_s
+            ended_s = first_s + timings.decode_s
+            spans += phases(
+                context, begin_s, ("queue", started_s), ("prefill", first_s), ("decode", ended_s), ("send", now_s)
+            )
+        return spans
+
+    tracer.end(make)

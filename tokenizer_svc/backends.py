@@ -114,6 +114,8 @@ class ModelReplica:
         """The last stream whose Hello suited us."""
         self._closing = False
         self._draining = False
+        self.said: common_pb2.Load | None = None
+        """What it said last of its load; None: nothing, or it is not connected."""
         self._num_reported = 0
         self._num_open_at_report = 0
         self._max_batch_size = 1
@@ -171,6 +173,12 @@ class ModelReplica:
         if self._draining:
             return "draining"
         return "ready" if self.breaker.admits else "ejected"
+
+    @property
+    def epoch(self) -> int:
+        """Of its engine; 0 while it is not connected."""
+        stream = self._stream
+        return int(stream.hello.epoch) if stream is not None else 0
 
     @property
     def load(self) -> float:
@@ -270,6 +278,7 @@ class ModelReplica:
         self._follow_cache(hello.epoch, card)
         self._take_card(card)
         self._draining = False
+        self.said = None
         self._num_reported = self._num_open_at_report = 0
         self._allowance = Allowance(self._flow.on_lapse if self._flow is not None else None)
         stream.before_write = lambda frame: self._add_demand(stream, frame)
@@ -337,6 +346,7 @@ class ModelReplica:
             self._follower.follow(self._link.stub.SubscribeCacheEvents)
 
     def _take_load(self, stream: Stream, load: common_pb2.Load) -> None:
+        self.said = load
         self._num_reported = load.running + load.queued
         self._num_open_at_report = len(stream.receivers) + self._num_embedding
         self._max_batch_size = max(1, load.max_batch_size)

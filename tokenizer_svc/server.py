@@ -118,7 +118,7 @@ class TokenizerTier:
             tracer=open_tracer(settings, "tokenizer") if tracer is None else tracer,
         )
         self.server = GrpcServer(settings, share_port=share_port)
-        self.servicer = TokenizerServicer(self.tier, folder, settings)
+        self.servicer = TokenizerServicer(self.tier, folder, settings, lambda: self.replica_set.all)
         self.server.add(
             tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
             self.servicer,

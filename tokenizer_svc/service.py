@@ -1,11 +1,12 @@
 """TokenizerService: sessions, and the calls that only tokenize, detokenize or render."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 
+from tokenizer_svc.backends import ModelReplica
 from tokenizer_svc.detokenizer import CONTEXT_TOKENS, decode
 from tokenizer_svc.embedding import embed
 from tokenizer_svc.prompt import Truncation
@@ -33,8 +34,12 @@ INLINE_IDS = 2_000
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     """Answers TokenizerService."""
 
-    def __init__(self, tier: Tier, folder: Path, settings: ServerSettings) -> None:
+    def __init__(
+        self, tier: Tier, folder: Path, settings: ServerSettings, replicas: Callable[[], Sequence[ModelReplica]]
+    ) -> None:
+        """`replicas`: the model tiers there are now, those that run out too."""
         self._tier = tier
+        self._replicas = replicas
         self._settings = settings
         self._folder = folder
         self._sessions: set[TextSession] = set()
@@ -217,6 +222,28 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     ) -> pb.ListModelsResponse:
         """What can be asked for."""
         return pb.ListModelsResponse(models=[model_card(self._tier)])
+
+    async def GetTierLoad(
+        self, request: pb.GetTierLoadRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetTierLoadResponse:
+        """How busy it is here and below, from what is known already."""
+        dispatcher = self._tier.dispatcher
+        return pb.GetTierLoadResponse(
+            running=self._tier.running,
+            held=dispatcher.num_held,
+            oldest_held_us=round(dispatcher.oldest_held_s * 1e6),
+            model_tiers=[
+                pb.ModelTierLoad(
+                    target=each.target,
+                    state=each.state,
+                    epoch=each.epoch,
+                    load=each.said if each.epoch else None,
+                    open=each.num_open,
+                    credit=each.credit_requests,
+                )
+                for each in self._replicas()
+            ],
+        )
 
 
 def _encoding(found: Encoding, truncation: Truncation | None, begin_id: int | None) -> pb.Encoding:

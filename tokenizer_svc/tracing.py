@@ -45,22 +45,25 @@ class RequestTrace:
     def end(self, arrival_s: float, timings: TokenizerTimings, attributes: Attributes, error: str) -> None:
         """Hand it over: it has ended now."""
         now_s = time.monotonic()
-        encoding_s = arrival_s + timings.queue_s
-        encoded_s = encoding_s + timings.tokenize_s
-        held_s = max(encoded_s, self._calls[0].begin_s) if self._calls else now_s
-        self._tracer.end(
-            [
-                Span("tokenizer", self._context, arrival_s, now_s, "server", attributes, error),
-                *phases(
-                    self._context, arrival_s, ("queue", encoding_s), ("tokenize", encoded_s), ("place", held_s)
-                ),
-                *(
-                    Span("generate", call.context, call.begin_s, call.end_s or now_s, "client",
-                         {"tokenwire.target": call.target}, "" if call.end_s is None else "lost or refused")
-                    for call in self._calls
-                ),
+        context, calls = self._context, self._calls
+
+        def make() -> list[Span]:
+            encoding_s = arrival_s + timings.queue_s
+            encoded_s = encoding_s + timings.tokenize_s
+            placed_s = max(encoded_s, calls[0].begin_s) if calls else now_s
+            return [
+                Span("tokenizer", context, arrival_s, now_s, "server", attributes, error),
+                *phases(context, arrival_s, ("queue", encoding_s), ("tokenize", encoded_s), ("place", placed_s)),
+                *(_span_of(call, now_s) for call in calls),
             ]
-        )  # fmt: skip
+
+        self._tracer.end(make)
+
+
+def _span_of(call: _Call, now_s: float) -> Span:
+    error = "" if call.end_s is None else "lost or refused"
+    target: Attributes = {"tokenwire.target": call.target}
+    return Span("generate", call.context, call.begin_s, call.end_s or now_s, "client", target, error)
 
 
 def begin(tracer: Tracer, context: RequestContext) -> tuple[RequestTrace | None, RequestContext]:
@@ -89,4 +92,5 @@ def embedding(tracer: Tracer | None, context: RequestContext, num_inputs: int) -
         raise
     finally:
         attributes: Attributes = {"tokenwire.request_id": context.request_id, "tokenwire.inputs": num_inputs}
-        tracer.end([Span("tokenizer embed", own, context.arrival_s, time.monotonic(), "server", attributes, error)])
+        span = Span("tokenizer embed", own, context.arrival_s, time.monotonic(), "server", attributes, error)
+        tracer.end(lambda: [span])

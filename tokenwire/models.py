@@ -256,9 +256,21 @@ class ModelStore:
 
     @contextmanager
     def _work(self, name: str) -> Iterator[tuple[Path, int]]:
-        """Hold the lock of `name`; gives an empty folder beside its place, and the lock's descriptor."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / f".{name}.lock").open("w") as lock:
+        """Hold the lock of `name`; gives an empty folder beside its place, and the lock's descriptor.
+
+        Raises FailedPrecondition where nothing can be written there.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock_file = (self.root / f".{name}.lock").open("w")
+        except OSError as error:
+            raise FailedPrecondition(
+                f"{self.root}: {error.strerror}, and {name} has to be written there: name another folder with "
+                f"TOKENWIRE_HOME, or run as its owner (this is user {os.getuid()}; for a container: "
+                'docker run --user "$(id -u):$(id -g)", on a folder that is yours)',
+                reason="MODELS_NOT_WRITABLE",
+            ) from None
+        with lock_file as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -9,6 +9,15 @@ from gateway.identity.identity import NOBODY, identity_of_call
 from tokenwire.errors import PermissionDenied
 from tokenwire.telemetry import CONTENT_TYPE, exposition
 
+HEALTH_PATHS = ("/healthz", "/readyz")
+METRICS_PATH = "/metrics"
+
+
+def refuse_unless_metrics(generation: Generation) -> None:
+    """Raise PermissionDenied for callers whom metrics, and what shows as much, are not for."""
+    if not (generation.settings.open_metrics or identity_of_call().admin):
+        raise PermissionDenied("metrics and the live view are for callers with admin rights", reason="ADMIN_ONLY")
+
 
 def health_routes(generation: Generation, registry: CollectorRegistry) -> APIRouter:
     """The routes."""
@@ -33,8 +42,7 @@ def health_routes(generation: Generation, registry: CollectorRegistry) -> APIRou
     @router.get("/metrics")
     async def metrics() -> Response:
         """All metrics in Prometheus' text format."""
-        if not (generation.settings.open_metrics or identity_of_call().admin):
-            raise PermissionDenied("metrics are for callers with admin rights", reason="ADMIN_ONLY")
+        refuse_unless_metrics(generation)
         return Response(exposition(registry), media_type=CONTENT_TYPE)
 
     return router

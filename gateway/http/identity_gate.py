@@ -1,6 +1,6 @@
 """Lets HTTP requests in whose caller is known. Covers every path; a few answer everybody. Knows nobody's rights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -10,17 +10,15 @@ from gateway.identity.identifier import Identifier
 from gateway.identity.identity import CURRENT, NOBODY
 from tokenwire.errors import TokenwireError
 
-HEALTH_PATHS = ("/healthz", "/readyz")
-METRICS_PATH = "/metrics"
-
 
 class IdentityGate:
     """ASGI middleware, behind the one that gives request ids."""
 
-    def __init__(self, app: ASGIApp, identifier: Identifier, *, open_health: bool, open_metrics: bool) -> None:
+    def __init__(self, app: ASGIApp, identifier: Identifier, open_paths: Collection[str]) -> None:
+        """`open_paths`: answer everybody."""
         self._app = app
         self._identifier = identifier
-        self._open = (HEALTH_PATHS if open_health else ()) + ((METRICS_PATH,) if open_metrics else ())
+        self._open = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on with the caller's proof, or answer 401."""

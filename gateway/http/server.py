@@ -161,6 +161,11 @@ class HttpServer:
         for server in self._uvicorn.servers:
             server.close()
 
+    def close_idle(self) -> None:
+        """Close the connections that wait for no answer, and the others when they have theirs."""
+        for connection in list(self._uvicorn.server_state.connections):
+            connection.shutdown()
+
     async def stop(self, grace_s: float = 0.0) -> None:
         """Close the port, let open answers be written for this long, then cut them."""
         if self._task is not None:

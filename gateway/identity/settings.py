@@ -31,7 +31,7 @@ class IdentitySettings:
     jwt_models_claim: str = setting("models", "claim with the list of models a caller may use; absent: all")
     jwt_priority_claim: str = setting("max_priority", "claim with the highest priority a caller may ask for; absent: 0")
     open_health: bool = setting(True, "health over gRPC, /healthz and /readyz answer callers that are not known")
-    open_metrics: bool = setting(False, "/metrics on the HTTP port answers callers without admin rights")
+    open_metrics: bool = setting(False, "/metrics and /live on the HTTP port answer callers without admin rights")
 
     def keyring(self) -> Keyring | None:
         """Who is in the identity file; None without one. Raises FailedPrecondition."""

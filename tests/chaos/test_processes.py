@@ -124,13 +124,18 @@ FAULTS = [
     pytest.param(
         Fault("SIGSTOP of one model tier for 20 s", stop(model), restore, lasts_s=LONGER_THAN_KEEPALIVE_S), marks=LONG
     ),
-    pytest.param(Fault("SIGSTOP of one model tier for 2 s", stop(model), restore, lasts_s=2, serves_meanwhile=False), marks=LONG),
+    pytest.param(
+        Fault("SIGSTOP of one model tier for 2 s", stop(model), restore, lasts_s=2, serves_meanwhile=False), marks=LONG
+    ),
     pytest.param(
         Fault("SIGSTOP of one tokenizer tier for 20 s", stop(tokenizer), restore, lasts_s=LONGER_THAN_KEEPALIVE_S,
               allowed=TOKENIZER_LOST),
         marks=LONG,
     ),
-    pytest.param(Fault("SIGSTOP of one tokenizer tier for 2 s", stop(tokenizer), restore, lasts_s=2, serves_meanwhile=False), marks=LONG),
+    pytest.param(
+        Fault("SIGSTOP of one tokenizer tier for 2 s", stop(tokenizer), restore, lasts_s=2, serves_meanwhile=False),
+        marks=LONG,
+    ),
     pytest.param(
         Fault("SIGSTOP of the only gateway for 3 s", stop(gateway), restore, lasts_s=3, serves_meanwhile=False),
         marks=LONG,

@@ -44,15 +44,18 @@ class Member:
 class RollingStack:
     """Two processes of each tier. Each can be replaced by another on the same ports."""
 
-    def __init__(self, folder: Path, tiers: TierProcesses) -> None:
+    def __init__(self, folder: Path, tiers: TierProcesses, workers: int) -> None:
+        """`workers`: of each gateway and each tokenizer tier."""
         models, tokenizers, gateways, self.http_ports = (free_ports(8)[part : part + 2] for part in (0, 2, 4, 6))
         self._tiers = tiers
+        self._num_above = 2 * workers
+        shared = ("--workers", str(workers))
         self.members = [
             *(Member("model_svc", port, ("--model", str(folder), "--engine", "mock", "--mock-step-ms", "10"))
               for port in models),
-            *(Member("tokenizer_svc", port, ("--model", str(folder), "--model-targets", addresses(models)))
+            *(Member("tokenizer_svc", port, ("--model", str(folder), "--model-targets", addresses(models), *shared))
               for port in tokenizers),
-            *(Member("gateway", port, ("--http-port", str(http), "--tokenizer-targets", addresses(tokenizers)))
+            *(Member("gateway", port, ("--http-port", str(http), "--tokenizer-targets", addresses(tokenizers), *shared))
               for port, http in zip(gateways, self.http_ports, strict=True)),
         ]  # fmt: skip
         self.gateways = gateways
@@ -60,8 +63,8 @@ class RollingStack:
             self.start(member)
         for member in self.members:
             wait_until_serving(f"127.0.0.1:{member.port}")
-        wait_for(lambda: tiers.logs().count("model tier ready") == 4)
-        wait_for(lambda: tiers.logs().count("is connected") == 4)
+        for member in self.members[:4]:
+            self._until_found(member, self._num_above)
 
     def start(self, member: Member) -> None:
         common = ("--port", str(member.port), "--metrics-port", "0", "--drain-timeout-s", str(DRAIN_S))
@@ -77,11 +80,14 @@ class RollingStack:
         self.start(member)
         wait_until_serving(f"127.0.0.1:{member.port}")
         if member.module != "gateway":
-            wait_for(lambda: self._num_found(member) == num_found + 2)
+            self._until_found(member, num_found + self._num_above)
         return took_s
 
+    def _until_found(self, member: Member, number: int) -> None:
+        wait_for(lambda: self._num_found(member) >= number)
+
     def _num_found(self, member: Member) -> int:
-        """How often it was connected to, by the two processes above it."""
+        """How often it was connected to, by the processes above it."""
         address = f"127.0.0.1:{member.port}"
         logs = self._tiers.logs()
         return logs.count(f"model tier ready  target={address}") + logs.count(f"tokenizer tier {address} is connected")
@@ -92,9 +98,9 @@ def addresses(ports: list[int]) -> str:
 
 
 @contextmanager
-def rolling_stack(folder: Path, logs: Path) -> Iterator[RollingStack]:
+def rolling_stack(folder: Path, logs: Path, workers: int) -> Iterator[RollingStack]:
     with TierProcesses(logs) as tiers:
-        yield RollingStack(folder, tiers)
+        yield RollingStack(folder, tiers, workers)
 
 
 def options_of(number: int) -> dict[str, Any]:
@@ -196,7 +202,8 @@ class Load:
         return "".join(choice["text"] for choice in choices)
 
 
-def test_a_rolling_restart_of_every_tier_loses_no_request(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_rolling_restart_of_every_tier_loses_no_request(model_folder: Path, tmp_path: Path, workers: int) -> None:
     async def main(stack: RollingStack) -> None:
         load = Load(stack)
         await load.learn()
@@ -219,5 +226,5 @@ def test_a_rolling_restart_of_every_tier_loses_no_request(model_folder: Path, tm
         print(f"\n{dict(load.num_ended)}; {load.num_not_let_in} connections not let in")
         print(f"seconds from SIGTERM to exit: {', '.join(took)}")
 
-    with rolling_stack(model_folder, tmp_path) as stack:
+    with rolling_stack(model_folder, tmp_path, workers) as stack:
         asyncio.run(main(stack))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import httpx
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -70,8 +71,11 @@ def bearer(token: str) -> Metadata:
 
 async def _http(live: LiveGateway, method: str, path: str, headers: Metadata, body: Any = None) -> None:
     response = await live.http.request(method, path, json=body, headers=list(headers))
-    if response.status_code == 200:
-        return
+    if response.status_code != 200:
+        _raise_error(response)
+
+
+def _raise_error(response: httpx.Response) -> None:
     error = response.json()["error"]
     kinds = {401: Unauthenticated, 403: PermissionDenied, 404: NotFound, 429: Overloaded}
     assert error["type"] == kinds[response.status_code].openai_type
@@ -115,6 +119,16 @@ async def http_models(live: LiveGateway, headers: Metadata, model: str = "") -> 
 @entrance(admin=True)
 async def http_metrics(live: LiveGateway, headers: Metadata) -> None:
     await _http(live, "GET", "/metrics", headers)
+
+
+@entrance(admin=True)
+async def http_live(live: LiveGateway, headers: Metadata) -> None:
+    async with live.http.stream("GET", "/live", headers=list(headers)) as response:
+        if response.status_code == 200:
+            assert (await anext(response.aiter_lines())).startswith("data: {")
+            return
+        await response.aread()
+    _raise_error(response)
 
 
 async def _grpc(call: Any) -> None:

@@ -1,6 +1,6 @@
 """Keeps the spans that a tracer hands over."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tokenwire.telemetry.tracing import Span, Tracer
 
@@ -12,7 +12,8 @@ class KeptSpans:
         self.requests: list[list[Span]] = []
         self.closed = False
 
-    def take(self, spans: Sequence[Span], clock_offset_ns: int) -> None:
+    def take(self, make: Callable[[], Sequence[Span]], clock_offset_ns: int) -> None:
+        spans = make()
         assert spans and len({span.context.trace_id for span in spans}) == 1
         assert all(span.context.sampled and span.end_s >= span.begin_s for span in spans)
         self.requests.append(list(spans))

@@ -6,6 +6,7 @@ tokens. A prompt whose first word begins with `!` is a script:
     !hang          sends nothing, then waits likewise
     !step a b c    sends a word per `step()` of the tier
     !bad a         ends with InvalidRequest at once
+    !markup        ends with InvalidRequest at once, whose message is HTML
     !down          ends with Unavailable at once, which says nothing of when to come back
     !break a b     sends the words, then ends with Internal
     !lost a b      sends the words, then ends with Unavailable
@@ -17,6 +18,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import grpc
 
 from tests.fakes.logprobs import logprob_of, logprobs_of
 from tokenwire.errors import (
@@ -39,6 +42,7 @@ from tokenwire.v1 import common_pb2, model_pb2, tokenizer_pb2, tokenizer_pb2_grp
 from tokenwire.wire import CANCEL_FROM_WIRE, options_from_wire
 
 MODEL = "echo"
+MARKUP = "<img src=x onerror=window.owned=1><script>window.owned=1</script>"
 VOCABULARY = "sha256:" + "0" * 64
 
 
@@ -113,6 +117,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """What every request and call ends with."""
         self.deaf = False
         """Ignores Cancel and deadlines."""
+        self.tier_load: Any = None
+        """Answers GetTierLoad; None: it is a release that does not know that."""
         self.embeds: list[Any] = []
         self.detokenizes: list[Any] = []
         self.holds_detokenizes = False
@@ -196,6 +202,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         if script == "!bad":
             message = "options.stop.max_tokens: 999 is not allowed: at most 63"
             raise InvalidRequest(message, violations=[FieldViolation("options.stop.max_tokens", "999 is not allowed")])
+        if script == "!markup":
+            raise InvalidRequest(MARKUP)
         if script == "!down":
             raise Unavailable("no model tier is ready")
 
@@ -298,6 +306,11 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         return tokenizer_pb2.ListModelsResponse(models=[self.card()])
+
+    async def GetTierLoad(self, request: Any, context: Any) -> Any:
+        if self.tier_load is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "what is that?")
+        return await self.tier_load(request, context)
 
     async def start(self, port: int = 0, *, serving: bool = True, tls: dict[str, str] | None = None) -> None:
         self.server = GrpcServer(ServerSettings(port=port, drain_timeout_s=0.2, **(tls or {})))

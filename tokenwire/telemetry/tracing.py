@@ -8,7 +8,7 @@ import importlib
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -63,8 +63,11 @@ class Span:
 class SpanSink(Protocol):
     """Where ended spans go. Must not block; may drop what is too much."""
 
-    def take(self, spans: Sequence[Span], clock_offset_ns: int) -> None:
-        """Spans of one request; `clock_offset_ns` on top of the monotonic clock gives the time of day."""
+    def take(self, make: Callable[[], Sequence[Span]], clock_offset_ns: int) -> None:
+        """What makes the spans of one request, once, on any thread.
+
+        `clock_offset_ns` on top of the monotonic clock gives the time of day.
+        """
 
     def close(self) -> None:
         """Send what waits, within a few seconds. Blocks."""
@@ -86,9 +89,12 @@ class Tracer:
             return TraceContext(trace_id, _new_id(64), 0, trace_id % 2**64 < self._below)
         return TraceContext(int(found[1], 16), _new_id(64), int(found[2], 16), bool(int(found[3], 16) & SAMPLED))
 
-    def end(self, spans: Sequence[Span]) -> None:
-        """The spans of one request, all of one trace that is sampled."""
-        self._sink.take(spans, time.time_ns() - time.monotonic_ns())
+    def end(self, make: Callable[[], Sequence[Span]]) -> None:
+        """What makes the spans of one request, all of one trace that is sampled.
+
+        It is called later, many in a row and on another thread: it must hold nothing large and change nothing.
+        """
+        self._sink.take(make, time.time_ns() - time.monotonic_ns())
 
     def close(self) -> None:
         """As `SpanSink.close`."""

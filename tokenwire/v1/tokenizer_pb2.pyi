@@ -379,3 +379,35 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelCard]
     def __init__(self, models: _Optional[_Iterable[_Union[_common_pb2.ModelCard, _Mapping]]] = ...) -> None: ...
+
+class GetTierLoadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetTierLoadResponse(_message.Message):
+    __slots__ = ("running", "held", "oldest_held_us", "model_tiers")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_HELD_US_FIELD_NUMBER: _ClassVar[int]
+    MODEL_TIERS_FIELD_NUMBER: _ClassVar[int]
+    running: int
+    held: int
+    oldest_held_us: int
+    model_tiers: _containers.RepeatedCompositeFieldContainer[ModelTierLoad]
+    def __init__(self, running: _Optional[int] = ..., held: _Optional[int] = ..., oldest_held_us: _Optional[int] = ..., model_tiers: _Optional[_Iterable[_Union[ModelTierLoad, _Mapping]]] = ...) -> None: ...
+
+class ModelTierLoad(_message.Message):
+    __slots__ = ("target", "state", "epoch", "load", "open", "credit")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    state: str
+    epoch: int
+    load: _common_pb2.Load
+    open: int
+    credit: int
+    def __init__(self, target: _Optional[str] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.Load, _Mapping]] = ..., open: _Optional[int] = ..., credit: _Optional[int] = ...) -> None: ...

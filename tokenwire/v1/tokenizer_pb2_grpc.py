@@ -80,6 +80,11 @@ class TokenizerServiceStub(object):
                 request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetTierLoad = channel.unary_unary(
+                '/tokenwire.v1.TokenizerService/GetTierLoad',
+                request_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTierLoadRequest.SerializeToString,
+                response_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTierLoadResponse.FromString,
+                _registered_method=True)
 
 
 class TokenizerServiceServicer(object):
@@ -149,6 +154,13 @@ class TokenizerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTierLoad(self, request, context):
+        """How busy this tier is, and the model tiers behind it as they said last. Nobody below is asked for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TokenizerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +208,11 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.ListModelsRequest.FromString,
                     response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetTierLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTierLoad,
+                    request_deserializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTierLoadRequest.FromString,
+                    response_serializer=tokenwire_dot_v1_dot_tokenizer__pb2.GetTierLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -442,6 +459,33 @@ class TokenizerService(object):
             '/tokenwire.v1.TokenizerService/ListModels',
             tokenwire_dot_v1_dot_tokenizer__pb2.ListModelsRequest.SerializeToString,
             tokenwire_dot_v1_dot_tokenizer__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTierLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenwire.v1.TokenizerService/GetTierLoad',
+            tokenwire_dot_v1_dot_tokenizer__pb2.GetTierLoadRequest.SerializeToString,
+            tokenwire_dot_v1_dot_tokenizer__pb2.GetTierLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

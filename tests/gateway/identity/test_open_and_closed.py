@@ -70,16 +70,20 @@ def test_every_service_asks_but_health(callers: Callers, issuer: Issuer) -> None
 def test_every_path_asks_but_health_and_metrics_are_for_admins(callers: Callers, issuer: Issuer) -> None:
     async def main() -> None:
         async with asking(callers, issuer) as (_, live):
-            for path in ("/v1/models", "/nowhere", "/v1/embeddings", "/metrics", "/"):
+            for path in ("/v1/models", "/nowhere", "/v1/embeddings", "/metrics", "/live"):
                 assert (await live.http.get(path)).status_code == 401, path
             assert (await live.http.get("/nowhere", headers=callers.header("alice"))).status_code == 404
             assert (await live.http.get("/healthz")).status_code == 200
+            for path in ("/", "/page/main.js"):
+                assert (await live.http.get(path)).status_code == 200, path
+            for path in ("/page/", "/page/nothing.js", "/page/main.js/", "/index.html"):
+                assert (await live.http.get(path)).status_code == 401, path
             assert (await live.http.get("/readyz")).json() == {"status": "ready"}
-            for path in ("/metrics", "/metrics?a", "/%6detrics"):
+            for path in ("/metrics", "/metrics?a", "/%6detrics", "/live", "/live?a"):
                 assert (await live.http.get(path, headers=callers.header("alice"))).status_code == 403, path
             assert (await live.http.get("/metrics%0A", headers=callers.header("alice"))).status_code == 400
             response = await live.http.get("/metrics", headers=callers.header("root"))
-            assert 'tokenwire_gateway_identity_refusals_total{reason="no_credentials"} 5.0' in response.text
+            assert 'tokenwire_gateway_identity_refusals_total{reason="no_credentials"} 9.0' in response.text
         async with asking(callers, issuer, open_health=False, open_metrics=True) as (_, live):
             assert (await live.http.get("/readyz")).status_code == 401
             assert (await live.http.get("/readyz", headers=callers.header("alice"))).json()["models"] == [MODEL]

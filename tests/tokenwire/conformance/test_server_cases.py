@@ -103,7 +103,7 @@ def test_exit_statuses_and_what_is_shown(stack: WholeStack) -> None:
 
 
 def test_servers_that_cannot_be_asked(stack: WholeStack) -> None:
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=r"nothing answers at 127\.0\.0\.1:1"):
         results("127.0.0.1:1")
 
     async def main() -> None:

@@ -1,0 +1,71 @@
+"""GET `/`, `/page/…` and `/live`. The files answer everybody; the live view is for whom the metrics are for."""
+
+from fastapi import APIRouter, Request, Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.generation import Generation
+from gateway.http.connection import connection_of
+from gateway.http.errors import error_object
+from gateway.http.health import refuse_unless_metrics
+from gateway.http.sse import HEADERS, data_line
+from gateway.page.feed import LiveFeed
+from gateway.page.files import PageFile
+from tokenwire.errors import TokenwireError, let_go
+
+LIVE_PATH = "/live"
+
+
+class LiveView(Response):
+    """Pictures of what the tiers do, as server-sent events: until the caller leaves, may no more, or the gateway stops.
+
+    What keeps it from beginning is raised, for the application to answer.
+    """
+
+    def __init__(self, generation: Generation, feed: LiveFeed) -> None:
+        super().__init__()
+        self._generation = generation
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write them."""
+        transport = connection_of(scope).transport
+        refuse_unless_metrics(self._generation)
+        self._generation.refuse_when_draining()
+        with self._feed.viewing():
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            while not (transport.is_closing() or self._generation.draining):
+                picture = await self._feed.next_picture()
+                try:
+                    refuse_unless_metrics(self._generation)  # a key may have been taken away
+                except TokenwireError as error:
+                    let_go(error)
+                    await _write(send, data_line({"error": error_object(error, "")}))
+                    break
+                if not picture:
+                    break
+                await _write(send, f"data: {picture}\n\n")
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _write(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+def page_routes(generation: Generation, feed: LiveFeed, files: dict[str, PageFile]) -> APIRouter:
+    """The routes."""
+    router = APIRouter()
+
+    def add(path: str, file: PageFile) -> None:
+        async def page_file(request: Request) -> Response:
+            return file.answer(request)
+
+        router.add_api_route(path, page_file, methods=["GET", "HEAD"])
+
+    for path, file in files.items():
+        add(path, file)
+
+    @router.get(LIVE_PATH)
+    async def live() -> Response:
+        return LiveView(generation, feed)
+
+    return router

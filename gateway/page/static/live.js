@@ -1,0 +1,102 @@
+// Follows /live while somebody can see it: not in a hidden tab, not behind the chat on a narrow screen, not while paused.
+
+import { authorization, errorOf } from "/page/connect.js";
+import { $, say } from "/page/dom.js";
+import { wordsFor } from "/page/failures.js";
+import { draw, prepare } from "/page/picture.js";
+import { key } from "/page/settings.js";
+
+const AGAIN_MS = 2000;
+const LASTING = ["unauthenticated", "permission_denied", "not_found"];
+
+class Watch {
+  #controller = null;
+  #timer = 0;
+  #paused = false;
+  #refused = false;
+
+  start() {
+    prepare();
+    document.addEventListener("visibilitychange", () => this.look());
+    window.matchMedia("(max-width: 62rem)").addEventListener("change", () => this.look());
+    $("live-pause").addEventListener("click", () => {
+      this.#paused = !this.#paused;
+      $("live-pause").setAttribute("aria-pressed", String(this.#paused));
+      this.look();
+    });
+    this.look();
+  }
+
+  /** Another key may be let in. */
+  again() {
+    this.#refused = false;
+    this.#end();
+    this.look();
+  }
+
+  /** Begin or end, as can be seen now. */
+  look() {
+    const seen = document.visibilityState === "visible" && $("live").checkVisibility() && !this.#paused;
+    if (seen && !this.#controller && !this.#refused) this.#follow();
+    if (!seen) this.#end();
+    if (this.#paused) state("paused", "paused");
+  }
+
+  #end() {
+    clearTimeout(this.#timer);
+    this.#controller?.abort();
+    this.#controller = null;
+  }
+
+  async #follow() {
+    clearTimeout(this.#timer);
+    const controller = (this.#controller = new AbortController());
+    let error;
+    try {
+      error = await read(controller.signal);
+    } catch {
+      error = { code: "unreachable" };
+    }
+    if (controller.signal.aborted) return;
+    this.#controller = null;
+    this.#refused = LASTING.includes(error?.code);
+    if (error) {
+      state("off", error.code === "unreachable" ? "out of reach" : "not shown");
+      $("live-body").hidden = true;
+      $("live-hint").hidden = false;
+      const words = { unauthenticated: "Shown to callers whose key has admin rights: enter one in the settings.", permission_denied: "Shown to callers whose key has admin rights; this one has none." };
+      say($("live-hint"), words[error.code] ?? wordsFor(error.code).join(". "));
+    }
+    if (!this.#refused) this.#timer = setTimeout(() => this.look(), AGAIN_MS);
+  }
+}
+
+function state(name, words) {
+  $("live-state").dataset.state = name;
+  say($("live-state"), words);
+}
+
+/** Pictures until there are no more; the error that ended them, where one did. */
+async function read(signal) {
+  const response = await fetch("/live", { headers: authorization(key()), signal, cache: "no-store", credentials: "omit" });
+  if (!response.ok) return errorOf(response);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return null;
+    held += value;
+    const events = held.split("\n\n");
+    held = events.pop();
+    const last = events.at(-1);
+    if (!last?.startsWith("data: ")) continue;
+    const picture = JSON.parse(last.slice(6));
+    if (picture.error) return picture.error.code === "admin_only" ? { code: "permission_denied" } : { code: "unauthenticated" };
+    state("live", "live");
+    $("live-body").hidden = false;
+    $("live-hint").hidden = true;
+    draw(picture);
+  }
+}
+
+export const watch = new Watch();

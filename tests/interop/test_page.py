@@ -1,0 +1,154 @@
+"""The gateway's page in Chromium, over a tokenizer tier that echoes: asked, stopped, failed, by keyboard."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.entrances import asking
+from tests.fakes.identities import Callers, Issuer
+from tests.fakes.live_gateway import live_gateway
+from tests.fakes.tokenizer_tier import MARKUP, FakeTokenizerTier, fake_tokenizer_tier
+from tests.interop.environments import node_with, not_to_be_had
+from tokenwire.requests import CancelReason
+from tokenwire.v1 import common_pb2, tokenizer_pb2
+
+pytestmark = pytest.mark.extended
+
+PROGRAM = Path(__file__).parent / "programs" / "page.cjs"
+PACKAGES = ("@sparticuz/chromium@147.0.0", "axe-core@4.10.3", "puppeteer-core@24.43.1")
+TIME_LIMIT_S = 240
+NO_BROWSER = 3
+DARK = 0x60
+
+
+async def tier_load(request: Any, context: Any) -> Any:
+    load = common_pb2.Load(
+        running=5, queued=2, queued_tokens=300, kv_blocks_used=600, kv_blocks_total=2400, kv_blocks_cached=1200,
+        max_batch_size=16, step=9,
+    )  # fmt: skip
+    tier = tokenizer_pb2.ModelTierLoad(target="10.0.0.1:50053", state="ready", epoch=7, load=load)
+    return tokenizer_pb2.GetTierLoadResponse(running=7, held=3, oldest_held_us=1_500_000, model_tiers=[tier])
+
+
+async def driven(node: Path, folder: Path, callers: Callers, issuer: Issuer) -> tuple[FakeTokenizerTier, Any]:
+    """The tier, and what the program found."""
+    async with fake_tokenizer_tier() as tier, live_gateway(tier) as live, asking(callers, issuer) as (_, locked):
+        tier.tier_load = tier_load
+        arguments = [folder, live.http_url, locked.http_url, callers.keys["root"], shutil.which("chromium") or ""]
+        program = await asyncio.create_subprocess_exec(
+            node, PROGRAM, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(TIME_LIMIT_S):
+                said, complaints = await program.communicate()
+        finally:
+            if program.returncode is None:
+                program.kill()
+        if program.returncode == NO_BROWSER:
+            not_to_be_had(f"Chromium does not start here: {complaints.decode()[-300:]}")
+        assert program.returncode == 0, complaints.decode()
+        feed = live.server._feed
+        assert feed is not None
+        await live.until(lambda: feed.num_viewers == 0)
+        return tier, json.loads(said)
+
+
+@pytest.fixture(scope="module")
+def driven_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[FakeTokenizerTier, dict[str, Any]]:
+    node, folder = node_with("page", *PACKAGES)
+    place = tmp_path_factory.mktemp("callers")
+    return asyncio.run(driven(node, folder, Callers.write(place / "identities.json"), Issuer(place / "jwks.json")))
+
+
+@pytest.fixture
+def found(driven_page: tuple[FakeTokenizerTier, dict[str, Any]]) -> dict[str, Any]:
+    failed = {name: each["failed"] for name, each in driven_page[1].items() if "failed" in each}
+    assert not failed, "\n".join(map(": ".join, failed.items()))
+    return driven_page[1]
+
+
+def test_a_question_is_answered_token_by_token(found: dict[str, Any]) -> None:
+    asked = found["ask"]
+    assert (asked["focused"], asked["complaints"], asked["busy"]) == ("prompt", [], "false")
+    assert asked["said"].endswith("one two three") and asked["answer"] == "one two three"
+    assert asked["tokens"] == ["one", " two", " three"]
+    assert "3" in asked["figures"] and "first token" in asked["figures"] and "the model ended it" in asked["figures"]
+    assert "%" in asked["peek"] and "·two" in asked["peek"]
+    assert asked["announced"] == "Answer: one two three"
+    assert (asked["second"], asked["cleared"]) == ("four", 0)
+
+
+def test_nothing_is_fetched_from_elsewhere_and_nothing_is_kept(found: dict[str, Any]) -> None:
+    assert len(set(found["ask"]["sources"])) == 1
+    assert found["ask"]["stored"] == [0, 0, "", ""]
+
+
+def test_an_answer_is_stopped_by_escape_and_by_the_button(
+    found: dict[str, Any], driven_page: tuple[FakeTokenizerTier, Any]
+) -> None:
+    stream = found["stream"]
+    assert (stream["during"], stream["busy"]) == ("first", "true")
+    assert "you stopped it" in stream["byKey"] and "you stopped it" in stream["byButton"]
+    assert stream["focused"] == "prompt"
+    assert driven_page[0].cancels.count(CancelReason.CLIENT) >= 3, "the live view's scenario stops one too"
+    assert driven_page[0].num_running == 0
+
+
+def test_errors_say_what_happened_and_what_to_do(found: dict[str, Any]) -> None:
+    errors = found["errors"]
+    assert errors["role"] == "alert" and errors["again"] == 1
+    assert "options.stop.max_tokens: 999 is not allowed" in errors["bad"] and "settings" in errors["bad"]
+    assert "no model tier is ready" in errors["down"] and "try again" in errors["down"]
+    notice, focused = errors["invalid"]
+    assert notice.startswith("Temperature") and focused == ["temperature", "true"]
+    assert errors["answers"] == 0, "nothing was sent"
+
+
+def test_markup_from_a_model_or_an_error_stays_text(found: dict[str, Any]) -> None:
+    markup = found["markup"]
+    assert markup["answer"] == markup["hostile"] and MARKUP in markup["failure"]
+    assert (markup["elements"], markup["owned"], markup["forced"]) == (0, None, "TypeError")
+
+
+def test_everything_can_be_done_with_the_keyboard(found: dict[str, Any]) -> None:
+    keyboard = found["keyboard"]
+    assert keyboard["toTokens"] and keyboard["toSettings"]
+    assert keyboard["first"] == ["alpha", True]
+    assert keyboard["next"][0] == " beta" and "%" in keyboard["next"][1] and "·beta" in keyboard["next"][1]
+    assert (keyboard["last"], keyboard["outline"], keyboard["hidden"]) == (" gamma", "solid", True)
+    assert keyboard["open"] and keyboard["again"] == "alpha beta gamma"
+
+
+def test_a_narrow_screen_has_all_of_it(found: dict[str, Any]) -> None:
+    narrow = found["narrow"]
+    for name in ("chat", "live", "settings"):
+        assert narrow[name][0] <= narrow[name][1], name
+    assert narrow["chat"][2] and narrow["peek"] == [True, True]
+    assert (narrow["chatShown"], narrow["liveShown"]) == ([True, False], [False, True])
+
+
+def test_the_engine_is_drawn_as_the_tiers_say(found: dict[str, Any]) -> None:
+    live = found["live"]
+    assert "10.0.0.1:50053" in live["tier"] and "5 of 16, 2 wait with 300 prompt tokens" in live["tier"]
+    assert (live["cells"], live["slots"]) == ([240, 60, 120], [18, 5, 2])
+    assert "3 for 1.5 s" in live["tokenizers"] and "cancelled" in live["recent"]
+    assert (live["paused"], live["complaints"]) == ("paused", [])
+
+
+def test_a_key_is_asked_for_used_and_forgotten(found: dict[str, Any]) -> None:
+    key = found["key"]
+    assert "asks who calls" in key["notice"] and "admin rights" in key["hint"] and key["open"]
+    assert (key["answer"], key["stored"], key["afterwards"]) == ("hello there", [0, 0, ""], "")
+
+
+def test_axe_finds_nothing_in_light_and_dark_wide_and_narrow(found: dict[str, Any]) -> None:
+    looks = {name: each for name, each in found["accessible"].items() if not name.endswith("ground")}
+    assert len(looks) == 12 and {name: each for name, each in looks.items() if each} == {}
+    for name, ground in found["accessible"].items():
+        if name.endswith("ground"):
+            dark = int(ground.removeprefix("rgb(").partition(",")[0]) < DARK
+            assert dark == name.startswith("dark"), name

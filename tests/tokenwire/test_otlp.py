@@ -1,0 +1,35 @@
+"""Spans as OTLP's messages."""
+
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+from tokenwire.telemetry.otlp import add_message
+from tokenwire.telemetry.tracing import Span, TraceContext
+
+
+def test_a_span_as_a_message() -> None:
+    messages = ScopeSpans().spans
+    attributes = {"text": "a", "whole": 3, "part": 0.5, "so": True}
+    span = Span("name", TraceContext(2**127 + 1, 2**63 + 1, 7), 1.5, 2.25, "server", attributes, "it broke")
+    add_message(messages, span, 10**18)
+    (message,) = messages
+    assert (message.name, message.kind) == ("name", SpanMessage.SPAN_KIND_SERVER)
+    assert message.trace_id.hex() == "80000000000000000000000000000001"
+    assert (message.span_id.hex(), message.parent_span_id.hex()) == ("8000000000000001", "0000000000000007")
+    begin_ns, end_ns = message.start_time_unix_nano, message.end_time_unix_nano
+    assert (begin_ns, end_ns) == (10**18 + 1_500_000_000, 10**18 + 2_250_000_000)
+    assert (message.status.code, message.status.message) == (2, "it broke")
+    values = {each.key: each.value for each in message.attributes}
+    assert {key: value.WhichOneof("value") for key, value in values.items()} == {
+        "text": "string_value", "whole": "int_value", "part": "double_value", "so": "bool_value",
+    }  # fmt: skip
+    assert (values["text"].string_value, values["whole"].int_value) == ("a", 3)
+    assert values["part"].double_value == 0.5 and values["so"].bool_value
+    assert message.flags == 0x301, "sampled; its parent is another process's"
+
+
+def test_a_first_span_has_no_parent_and_one_without_error_no_status() -> None:
+    messages = ScopeSpans().spans
+    add_message(messages, Span("name", TraceContext(1, 2), 0.0, 1.0), 0)
+    assert messages[0].parent_span_id == b"" and not messages[0].HasField("status")
+    assert messages[0].kind == SpanMessage.SPAN_KIND_INTERNAL and messages[0].flags == 0x101
