@@ -49,6 +49,12 @@ HANDSHAKE_TIMEOUT_MS = 10_000
 """From a connection's beginning to its first settings, TLS included; gRPC's own is two minutes."""
 
 
+MAX_PENDING_CALLS = 100_000
+"""Calls that have come and were not begun yet. Of more than 1,000 gRPC itself cuts some, of more than 3,000 all, as
+CANCELLED without a word; a tier's own bounds refuse with a reason and a time to come back.
+"""
+
+
 def server_options(
     max_message_bytes: int, *, share_port: bool = False, max_age_s: float = 0.0, age_grace_s: float = 0.0
 ) -> list[tuple[str, Any]]:
@@ -65,6 +71,8 @@ def server_options(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
