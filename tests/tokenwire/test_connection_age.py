@@ -6,20 +6,25 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1.health import aio as health
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub, add_HealthServicer_to_server
 
+from tests.fakes.proxy import Proxy
 from tests.tokenwire.test_session import Listener, Scripted, answering, hello, send, until
 from tokenwire import session_server
 from tokenwire.channels import (
     KEEPALIVE_TIME_MS,
-    KEEPALIVE_TIMEOUT_MS,
     TierChannel,
+    aio_channel,
     client_options,
+    keepalive_options,
+    outranked,
     server_options,
     told_to_move,
 )
 from tokenwire.session import SessionClient
 from tokenwire.session_server import run_session
-from tokenwire.tasks import cancel_and_wait
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 AGE_S = 0.4
@@ -236,57 +241,32 @@ def test_pings_of_a_client_never_cost_it_its_connection() -> None:
     asyncio.run(main())
 
 
-def test_a_server_that_says_nothing_any_more_is_given_up_within_the_time_of_a_ping() -> None:
-    async def silent(requests: Any, context: Any) -> None:
-        await context.write(b"hello")
-        await asyncio.Event().wait()
-
-    async def main() -> None:
-        handler = grpc.method_handlers_generic_handler("t", {"S": grpc.stream_stream_rpc_method_handler(silent)})
-        server = grpc.aio.server(options=server_options(2**20))
-        server.add_generic_rpc_handlers((handler,))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        passing = asyncio.Event()
-        passing.set()
-        tasks: list[asyncio.Task[None]] = []
-        ends: list[asyncio.StreamWriter] = []
-
-        async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while data := await reader.read(65536):
-                await passing.wait()
-                writer.write(data)
-
-        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
-            ends.extend((writer, up_writer))
-            tasks.extend(map(asyncio.create_task, (copy(reader, up_writer), copy(up_reader, writer))))
-
-        between = await asyncio.start_server(relay, "127.0.0.1", 0)
-        address = f"127.0.0.1:{between.sockets[0].getsockname()[1]}"
-        times = {"grpc.keepalive_time_ms": 100}
-        times |= {name: 300 for name, value in client_options() if value == KEEPALIVE_TIMEOUT_MS}
-        options = list({**dict(client_options()), **times}.items())
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
-            call: Any = channel.stream_stream("/t/S")()
-            assert await call.read() == b"hello"
-            passing.clear()
-            with pytest.raises(grpc.aio.AioRpcError) as failed:
-                async with asyncio.timeout(30):  # gRPC's own time for a ping is a minute
-                    await call.read()
-            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
-        await asyncio.gather(*map(cancel_and_wait, tasks))
-        for writer in ends:
-            writer.close()
-        between.close()
-        await between.wait_closed()
-        await server.stop(None)
-
-    asyncio.run(main())
-
-
 def test_both_sides_ping_no_more_often_than_the_other_welcomes() -> None:
     server, client = dict(server_options(2**20)), dict(client_options())
     assert client["grpc.keepalive_time_ms"] == server["grpc.keepalive_time_ms"] == KEEPALIVE_TIME_MS
     assert client["grpc.keepalive_time_ms"] >= server["grpc.http2.min_recv_ping_interval_without_data_ms"]
     assert client["grpc.keepalive_permit_without_calls"] == server["grpc.keepalive_permit_without_calls"] == 1
+
+
+def test_a_peer_that_is_silent_is_given_up_in_the_time_that_is_stated() -> None:
+    async def main() -> None:
+        server = grpc.aio.server(options=server_options(2**20))
+        add_HealthServicer_to_server(health.HealthServicer(), server)  # type: ignore[no-untyped-call]
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        soon = keepalive_options(1000, 1000)
+        async with Proxy(port) as proxy, aio_channel(proxy.target, options=soon) as channel:
+            call: Any = HealthStub(channel).Watch(HealthCheckRequest())  # type: ignore[no-untyped-call]
+            await call.read()
+            proxy.held = True
+            with pytest.raises(grpc.aio.AioRpcError, match="ping timeout"):
+                async with asyncio.timeout(30):  # gRPC's own limit is a minute
+                    await call.read()
+            proxy.held = False
+        await server.stop(None)
+
+    asyncio.run(main())
+
+
+def test_an_option_that_is_said_anew_is_said_once() -> None:
+    assert outranked([("a", 1), ("b", 2)], [("a", 3)]) == [("b", 2), ("a", 3)]
