@@ -42,7 +42,7 @@ FAULTS = [
     fault("one model tier refuses connections for 5 s", spoil(models=1, resets=True, refuses=True), lasts_s=5),
     fault("both tokenizer tiers refuse connections for 3 s", spoil(tokenizers=2, resets=True, refuses=True), lasts_s=3,
           serves_meanwhile=False, allowed=ANY_LOST),
-    fault("one model tier in a black hole for 2 s", spoil(models=1, held=True), SHORT, lasts_s=2,
+    fault("one model tier in a black hole for 2 s", spoil(models=1, held=True), LONG, lasts_s=2,
           serves_meanwhile=False),
     fault("one model tier in a black hole for 20 s", spoil(models=1, held=True), lasts_s=LONGER_THAN_KEEPALIVE_S),
     fault("one tokenizer tier in a black hole for 20 s", spoil(tokenizers=1, held=True),
