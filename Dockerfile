@@ -26,13 +26,13 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip pip wh
 # The dependencies of each tier come before its code, so that a change of code installs nothing again.
 FROM build AS build-gateway
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip \
-    python requirements.py server gateway tracing xds > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+    python requirements.py server gateway tracing > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-cache-dir --no-deps --no-index /wheel/*.whl && pip uninstall --yes setuptools pip
 
 FROM build AS build-tokenizer
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip \
-    python requirements.py server tokenizer tracing xds > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
+    python requirements.py server tokenizer tracing > /tmp/wanted.txt && pip install -r /tmp/wanted.txt
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-cache-dir --no-deps --no-index /wheel/*.whl && pip uninstall --yes setuptools pip
 

@@ -18,7 +18,7 @@ def table() -> str:
         lines += [f"**{package}**", "", "| module | |", "|---|---|"]
         for path in sorted((ROOT / package).rglob("*.py")):
             relative = path.relative_to(ROOT)
-            if relative.parts[:2] in (("tokenwire", "v1"), ("tokenwire", "kserve")):
+            if relative.parts[:2] in (("tokenwire", "v1"), ("tokenwire", "kserve"), ("tokenwire", "xds")):
                 continue
             docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             summary = " ".join(docstring.split("\n\n")[0].split()).replace("|", "\\|")

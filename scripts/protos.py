@@ -13,7 +13,7 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
-PACKAGES = (Path("tokenwire/v1"), Path("tokenwire/kserve"))
+PACKAGES = (Path("tokenwire/v1"), Path("tokenwire/kserve"), Path("tokenwire/xds/v1"))
 
 
 def generate(target: Path) -> list[Path]:

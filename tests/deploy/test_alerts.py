@@ -14,15 +14,8 @@ import pytest
 import yaml
 
 from scripts.metrics_table import metrics
+from tests.deploy.alerts import ALERTS, FILES, FOLDER, ROOT, RULES
 from tests.interop.environments import not_to_be_had
-
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "deploy" / "prometheus"
-FILES = sorted((FOLDER / "rules").glob("*.yml"))
-RULES: list[dict[str, Any]] = [
-    rule for file in FILES for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]
-]
-ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 
 
 @dataclass
@@ -127,6 +120,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.extended
 def test_promtool_accepts_the_rules_and_the_configuration(promtool: str, tmp_path: Path) -> None:
     said = run(promtool, "check", "rules", *map(str, FILES))
     assert said.count("SUCCESS") == len(FILES) >= 2
@@ -135,6 +129,7 @@ def test_promtool_accepts_the_rules_and_the_configuration(promtool: str, tmp_pat
     run(promtool, "check", "config", str(FOLDER / "prometheus.yml"))
 
 
+@pytest.mark.extended
 def test_each_alert_fires_when_it_should_and_only_then(promtool: str, tmp_path: Path) -> None:
     tests: list[dict[str, Any]] = [
         {

@@ -7,20 +7,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.core.v3 import health_check_pb2
-from envoy.config.endpoint.v3 import endpoint_pb2
-from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_pb2
-from envoy.extensions.filters.http.router.v3 import router_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
-from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import any_pb2
 
+pb = grpc.protos("tests/fakes/ads.proto")
 TYPE = "type.googleapis.com/"
+FILTERS = TYPE + "envoy.extensions.filters"
+SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+EDS = 3
+"""Cluster.DiscoveryType: the endpoints are asked for by themselves."""
+HEALTHY, UNHEALTHY = 1, 2
 
 
-class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
+class ControlPlane:
     """Serves what `endpoints` says: addresses by the name of a service."""
 
     def __init__(self) -> None:
@@ -48,7 +46,7 @@ class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
             self._version += 1
             self._changed.notify_all()
 
-    async def StreamAggregatedResources(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def stream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         """Each type that is asked for, and again whenever something changed."""
         wanted: dict[str, Sequence[str]] = {}
         sent: dict[str, tuple[int, Sequence[str]]] = {}
@@ -87,14 +85,14 @@ class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
             "envoy.config.cluster.v3.Cluster": cluster,
             "envoy.config.endpoint.v3.ClusterLoadAssignment": self._assignment,
         }[type_url.removeprefix(TYPE)]
-        response = discovery_pb2.DiscoveryResponse(type_url=type_url, version_info=str(version), nonce=str(version))
+        response = pb.DiscoveryResponse(type_url=type_url, version_info=str(version), nonce=str(version))
         for name in names:
             if name in self._endpoints:
-                response.resources.append(packed(make(name)))
+                response.resources.append(any_pb2.Any(type_url=type_url, value=make(name).SerializeToString()))
         return response
 
     def _assignment(self, name: str) -> Any:
-        assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+        assignment = pb.ClusterLoadAssignment(cluster_name=name)
         locality = assignment.endpoints.add()
         locality.load_balancing_weight.value = 1
         locality.locality.zone = "here"
@@ -104,35 +102,29 @@ class ControlPlane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
             endpoint.endpoint.address.socket_address.address = host
             endpoint.endpoint.address.socket_address.port_value = int(port)
             bad = address in self.unhealthy
-            endpoint.health_status = health_check_pb2.UNHEALTHY if bad else health_check_pb2.HEALTHY
+            endpoint.health_status = UNHEALTHY if bad else HEALTHY
         return assignment
 
 
 def listener(name: str) -> Any:
     """Leads to the cluster of the same name."""
-    route = route_pb2.RouteConfiguration(name=name)
+    route = pb.RouteConfiguration(name=name)
     host = route.virtual_hosts.add(name=name, domains=["*"])
     only = host.routes.add()
     only.match.prefix = ""
     only.route.cluster = name
-    manager = hcm_pb2.HttpConnectionManager(route_config=route)
-    manager.http_filters.add(name="router").typed_config.CopyFrom(packed(router_pb2.Router()))
-    found = listener_pb2.Listener(name=name)
-    found.api_listener.api_listener.CopyFrom(packed(manager))
+    manager = pb.HttpConnectionManager(route_config=route)
+    manager.http_filters.add(name="router").typed_config.type_url = f"{FILTERS}.http.router.v3.Router"
+    found = pb.Listener(name=name)
+    found.api_listener.api_listener.type_url = f"{FILTERS}.network.http_connection_manager.v3.HttpConnectionManager"
+    found.api_listener.api_listener.value = manager.SerializeToString()
     return found
 
 
 def cluster(name: str) -> Any:
-    found = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
+    found = pb.Cluster(name=name, type=EDS)
     found.eds_cluster_config.service_name = name
     found.eds_cluster_config.eds_config.ads.SetInParent()
-    found.lb_policy = cluster_pb2.Cluster.ROUND_ROBIN
-    return found
-
-
-def packed(message: Any) -> Any:
-    found = any_pb2.Any()
-    found.Pack(message)
     return found
 
 
@@ -140,7 +132,12 @@ def packed(message: Any) -> Any:
 async def control_plane() -> AsyncIterator[ControlPlane]:
     plane = ControlPlane()
     server = grpc.aio.server()
-    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(plane, server)
+    methods = {
+        "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(
+            plane.stream, pb.DiscoveryRequest.FromString, pb.DiscoveryResponse.SerializeToString
+        )
+    }
+    server.add_registered_method_handlers(SERVICE, methods)
     plane.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -14,7 +14,7 @@ from tests.interop.environments import home, node_with, not_to_be_had
 ROOT = Path(__file__).parents[2]
 BUILD_S = 300
 DEBIAN_GO = "debian-go"
-"""Where `.ci/toolchains` puts Go and gRPC's packages for it."""
+"""Where `.ci/tools` puts Go and gRPC's packages for it."""
 
 
 def tree_of(language: str, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 gRPC would balance calls among them by itself, and give a Session to one of them for as long as it lasts. So a channel
 is held here for its resolution alone, and the endpoints that it was given are read back, which is what CSDS is for;
-each is then a tier with Sessions of its own, as those found by name are. Requires the extra `xds`. Sends no requests.
+each is then a tier with Sessions of its own, as those found by name are. Sends no requests.
 """
 
 import asyncio
@@ -10,24 +10,21 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import grpc
-from envoy.admin.v3 import config_dump_shared_pb2 as status_pb2
-from envoy.config.core.v3 import health_check_pb2
-from envoy.config.endpoint.v3 import endpoint_pb2
-from grpc_csds import ClientStatusDiscoveryServiceServicer
+from grpc._cython import cygrpc
 
 from tokenwire.addresses import join_host_port
 from tokenwire.channels import aio_channel
 from tokenwire.errors import FailedPrecondition
 from tokenwire.tls import ClientTls
+from tokenwire.xds.v1 import client_status_pb2 as pb
 
 BOOTSTRAP = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
 """Where gRPC reads which control plane there is: a file's path, or its content."""
 
 ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-ABLE = (health_check_pb2.UNKNOWN, health_check_pb2.HEALTHY)
+ABLE = (pb.HEALTH_STATUS_UNSPECIFIED, pb.HEALTH_STATUS_HEALTHY)
 
 FIRST_ANSWER_S = 2.0
 """How long the first look waits for the control plane."""
@@ -69,42 +66,41 @@ class XdsSource:
             await self._channel.close()
 
 
-def told(name: str) -> list[Any]:
-    """What gRPC's client was told for `xds:///name`, as CSDS has it: one entry for each resource."""
-    response = ClientStatusDiscoveryServiceServicer.FetchClientStatus(None, None)
-    return [
-        each
-        for config in response.config
-        if config.client_scope == f"xds:/{name}"
-        for each in config.generic_xds_configs
-    ]
+def told(name: str) -> list[pb.Resource]:
+    """What gRPC's client was told for `xds:///name`, one entry for each resource.
+
+    gRPC gives it to Python serialized; the package grpcio-csds, which serves CSDS, calls the same function. It is not
+    used here, since the stubs it needs put an old `opentelemetry` and `google.rpc` over those of other packages.
+    """
+    status = pb.ClientStatus.FromString(cygrpc.dump_xds_configs())
+    return [each for config in status.configs if config.client_scope == f"xds:/{name}" for each in config.resources]
 
 
-def addresses_of(name: str, resources: Iterable[Any]) -> list[str]:
+def addresses_of(name: str, resources: Iterable[pb.Resource]) -> list[str]:
     """`host:port` of every endpoint that may be called, of the first priority that has any. Raises ValueError."""
     found: list[str] = []
     answered = False
     for resource in resources:
-        if resource.client_status == status_pb2.DOES_NOT_EXIST:
+        if resource.status == pb.RESOURCE_STATUS_DOES_NOT_EXIST:
             raise ValueError(f"the control plane knows no {kind_of(resource.type_url)} {resource.name!r}")
-        if resource.client_status == status_pb2.NACKED and not resource.xds_config.value:
-            raise ValueError(f"what it gave cannot be used: {resource.error_state.details}")
-        if resource.type_url == ENDPOINTS and resource.xds_config.value:
+        if resource.status == pb.RESOURCE_STATUS_NACKED and not resource.config.value:
+            raise ValueError(f"what it gave cannot be used: {resource.failure.details}")
+        if resource.type_url == ENDPOINTS and resource.config.value:
             answered = True
-            found += endpoints_of(endpoint_pb2.ClusterLoadAssignment.FromString(resource.xds_config.value))
+            found += endpoints_of(pb.Endpoints.FromString(resource.config.value))
     if not answered:
         raise ValueError(f"the control plane has not told endpoints (EDS) of {name!r}")
     return list(dict.fromkeys(found))
 
 
-def endpoints_of(assignment: Any) -> list[str]:
+def endpoints_of(endpoints: pb.Endpoints) -> list[str]:
     """Of one cluster. What the control plane calls unhealthy or draining is left out, as gRPC leaves it out."""
     by_priority: defaultdict[int, list[str]] = defaultdict(list)
-    for locality in assignment.endpoints:
-        for endpoint in locality.lb_endpoints:
-            address = endpoint.endpoint.address.socket_address
+    for locality in endpoints.localities:
+        for endpoint in locality.endpoints:
+            address = endpoint.host.address.socket_address
             if endpoint.health_status in ABLE:
-                by_priority[locality.priority].append(join_host_port(address.address, address.port_value))
+                by_priority[locality.priority].append(join_host_port(address.address, address.port))
     return by_priority[min(by_priority)] if by_priority else []
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from envoy.config.endpoint.v3 import endpoint_pb2
 
+from tests.fakes import ads
 from tests.fakes.ads import ControlPlane, control_plane
 from tests.fakes.certificates import Certificates
 from tests.fakes.live_gateway import live_gateway
@@ -23,6 +23,7 @@ from tokenwire.errors import FailedPrecondition
 from tokenwire.routing.discovery import Discovery
 from tokenwire.routing.targets import parse_targets
 from tokenwire.routing.xds_source import BOOTSTRAP, endpoints_of
+from tokenwire.xds.v1 import client_status_pb2 as pb
 
 NAMES = (f"service-{number}" for number in itertools.count())
 """gRPC keeps one client for each name, and the control plane it was made with."""
@@ -100,12 +101,13 @@ def test_silence_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def test_the_first_priority_with_endpoints_counts() -> None:
-    assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name="c")
-    for priority, port, status in ((1, 1, "HEALTHY"), (0, 2, "DRAINING"), (2, 3, "HEALTHY"), (1, 4, "UNKNOWN")):
+    assignment = ads.pb.ClusterLoadAssignment(cluster_name="c")
+    unknown, healthy, draining = pb.HEALTH_STATUS_UNSPECIFIED, pb.HEALTH_STATUS_HEALTHY, pb.HEALTH_STATUS_DRAINING
+    for priority, port, status in ((1, 1, healthy), (0, 2, draining), (2, 3, healthy), (1, 4, unknown)):
         endpoint = assignment.endpoints.add(priority=priority).lb_endpoints.add(health_status=status)
         endpoint.endpoint.address.socket_address.address = "::1"
         endpoint.endpoint.address.socket_address.port_value = port
-    assert endpoints_of(assignment) == ["[::1]:1", "[::1]:4"]
+    assert endpoints_of(pb.Endpoints.FromString(assignment.SerializeToString())) == ["[::1]:1", "[::1]:4"]
 
 
 def test_without_a_control_plane_it_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -1,0 +1,1 @@
+"""Messages of gRPC's own xDS client, as far as they are read."""
