@@ -7,7 +7,7 @@ stops sends elsewhere goes on whatever the budget. Does not know which tiers the
 import asyncio
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -169,6 +169,18 @@ class Backends:
             return FREE
         return self._limiter.admit(tenant, [Estimate(num_tokens)])[0]
 
+    def require(self, request: TextRequest, num_prompts: int, num_choices: int, priority: int) -> Backend:
+        """See that prompts like this one can be sent down; what makes way for them ends, and nothing in vain.
+
+        Returns the tier that takes the next. Raises as `submit`.
+        """
+        if self._closing is not None:
+            raise self._closing
+        self._refuse_model(request.model, request.options.adapter)
+        backend = self._below.choose()
+        self.room.require(num_prompts, num_choices, priority)
+        return backend
+
     def submit(
         self,
         request: TextRequest,
@@ -186,11 +198,7 @@ class Backends:
         lease = lease or self.charge(context.tenant, [request], len(sinks))[0]
         try:
             self._refuse_size(request.ByteSize())
-            if self._closing is not None:
-                raise self._closing
-            self._refuse_model(request.model, request.options.adapter)
-            self.room.require(1, len(sinks), context.priority)
-            backend = self._below.choose()
+            backend = self.require(request, 1, len(sinks), context.priority)
         except TokenwireError:
             lease.give_back()
             raise
@@ -233,8 +241,8 @@ class Backends:
 
     async def stream(
         self, method: str, request: Any, *, timeout_s: float | None, request_id: str
-    ) -> AsyncIterator[Any]:
-        """The answers of a streaming call to a tier, raw. Not tried again. Raises its error, and NotFound."""
+    ) -> AsyncGenerator[Any]:
+        """The answers of a streaming call to a tier, raw. Not tried again. Close it. Raises its error, and NotFound."""
         self._refuse_model(getattr(request, "model", ""))
         backend = self._below.choose()
         call = getattr(backend.stub, method)(request, timeout=timeout_s, metadata=(("x-request-id", request_id),))

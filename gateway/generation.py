@@ -103,8 +103,8 @@ class Generation:
     def open(self, record: RequestRecord, caller: Caller, requests: Sequence[TextRequest]) -> TextStream:
         """Send prompts of equal options down. Close the stream.
 
-        A call that there is no room for is refused whole, unless lower priorities make way. With one prompt an error is
-        raised; with several it ends the outputs of its own prompt, and the others go on.
+        A call that there is no tier or no room for is refused whole, unless lower priorities make way. With one prompt
+        an error is raised; with several it ends the outputs of its own prompt, and the others go on.
         """
         num_choices = requests[0].options.num_choices or 1
         if num_choices > MAX_CHOICES:
@@ -112,7 +112,7 @@ class Generation:
             refuse([FieldViolation("options.num_choices", allowed)])
         leases = self.backends.charge(caller.context.tenant, requests, num_choices)
         try:
-            self.backends.room.require(len(requests), num_choices, caller.context.priority)
+            self.backends.require(requests[0], len(requests), num_choices, caller.context.priority)
         except TokenwireError:
             for lease in leases:
                 lease.give_back()

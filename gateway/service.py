@@ -5,7 +5,8 @@ cancels its handler here, whose `finally` takes its prompts back below.
 """
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
 from gateway.streams import Event, TextStream
 from gateway.text_requests import TextRequest
-from tokenwire.errors import FieldViolation, Internal, InvalidRequest, TokenwireError
+from tokenwire.errors import Internal, InvalidRequest, TokenwireError
 from tokenwire.requests import RequestContext
 from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
@@ -112,8 +113,9 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[tokenizer_pb2.StreamDetokenizeResponse]:
         """Token ids to text as they come, by the tier below."""
         kept = _Kept(requests)
-        async for response in self._pass_stream("StreamDetokenize", kept.read(), "", context):
-            yield response
+        async with aclosing(self._pass_stream("StreamDetokenize", kept.read(), "", context)) as responses:
+            async for response in responses:
+                yield response
         if kept.error is not None:
             raise kept.error
 
@@ -135,8 +137,9 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         self, request: tokenizer_pb2.GetTokenizerRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[tokenizer_pb2.GetTokenizerResponse]:
         """The tokenizer's files, by the tier below."""
-        async for response in self._pass_stream("GetTokenizer", request, request.model, context):
-            yield response
+        async with aclosing(self._pass_stream("GetTokenizer", request, request.model, context)) as responses:
+            async for response in responses:
+                yield response
 
     async def Embed(
         self, request: tokenizer_pb2.EmbedRequest, context: grpc.aio.ServicerContext
@@ -164,15 +167,15 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
 
     async def _pass_stream(
         self, method: str, request: Any, model: str, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any]:
         with self._generation.record(f"grpc.{method.lower()}") as record:
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
             timeout_s = context.time_remaining()
             with self._generation.charged_call(who):
-                async for response in self._backends.stream(
-                    method, request, timeout_s=timeout_s, request_id=who.request_id
-                ):
-                    yield response
+                answers = self._backends.stream(method, request, timeout_s=timeout_s, request_id=who.request_id)
+                async with aclosing(answers):
+                    async for response in answers:
+                        yield response
 
     async def _begin(
         self, record: RequestRecord, message: common_pb2.RequestContext, model: str, context: grpc.aio.ServicerContext
@@ -234,8 +237,7 @@ def _text_request(request: gateway_pb2.GenerateRequest, prompt: gateway_pb2.Prom
     elif form == "token_ids":
         text_request.token_ids.CopyFrom(prompt.token_ids)
     elif len(request.prompts) == 1:
-        field, description = f"prompts[{index}]", "is empty: give text or token_ids"
-        raise InvalidRequest(f"{field} {description}", violations=[FieldViolation(field, description)])
+        raise InvalidRequest.of(f"prompts[{index}]", "is empty: give text or token_ids")
     return text_request
 
 

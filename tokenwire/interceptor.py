@@ -8,7 +8,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,8 +119,9 @@ def _wrap_generator(behaviour: Any, request_streaming: bool, method: str, counte
     async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         with counted:
             try:
-                async for response in behaviour(_checked(request, request_streaming), context):
-                    yield response
+                async with aclosing(behaviour(_checked(request, request_streaming), context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 del request  # the call's context keeps the frames that end it
                 await _answer(error, context, method)

@@ -113,13 +113,8 @@ def refuse_extras(
             continue
         field = prefix + name
         if name in unbuilt:
-            raise invalid(field, NOT_BUILT, reason="UNSUPPORTED_PARAMETER")
-        raise invalid(field, "there is no such field", reason="UNKNOWN_PARAMETER")
-
-
-def invalid(field: str, description: str, *, reason: str = "") -> InvalidRequest:
-    """The refusal of one field."""
-    return InvalidRequest(f"{field}: {description}", reason=reason, violations=[FieldViolation(field, description)])
+            raise InvalidRequest.of(field, NOT_BUILT, reason="UNSUPPORTED_PARAMETER")
+        raise InvalidRequest.of(field, "there is no such field", reason="UNKNOWN_PARAMETER")
 
 
 def _same(value: Any, neutral: Any) -> bool:

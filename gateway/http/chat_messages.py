@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
-from gateway.http.body import Body, invalid, refuse_extras
+from gateway.http.body import Body, refuse_extras
 from gateway.text_requests import Message, Tool
+from tokenwire.errors import InvalidRequest
 from tokenwire.parsed import ToolCall
 
 UNBUILT_MESSAGE: dict[str, tuple[Any, ...]] = {
@@ -91,13 +92,17 @@ def message_of(message: ChatMessageFields, index: int) -> Message:
     where = f"messages[{index}]"
     refuse_extras(message, UNBUILT_MESSAGE, prefix=f"{where}.")
     if message.role in UNBUILT_ROLES:
-        raise invalid(f"{where}.role", f"{message.role!r} is not built in this release; use 'tool'")
+        raise InvalidRequest.of(f"{where}.role", f"{message.role!r} is not built in this release; use 'tool'")
     if message.tool_calls and message.role != "assistant":
-        raise invalid(f"{where}.tool_calls", f"is allowed in a message of the assistant alone, not of {message.role!r}")
+        raise InvalidRequest.of(
+            f"{where}.tool_calls", f"is allowed in a message of the assistant alone, not of {message.role!r}"
+        )
     if message.role == "tool" and not message.tool_call_id:
-        raise invalid(f"{where}.tool_call_id", "is required: which call does the message answer?")
+        raise InvalidRequest.of(f"{where}.tool_call_id", "is required: which call does the message answer?")
     if message.tool_call_id and message.role != "tool":
-        raise invalid(f"{where}.tool_call_id", f"is allowed in a message of a tool alone, not of {message.role!r}")
+        raise InvalidRequest.of(
+            f"{where}.tool_call_id", f"is allowed in a message of a tool alone, not of {message.role!r}"
+        )
     return Message(
         SAME_ROLES.get(message.role, message.role),
         "" if message.content is None and message.tool_calls else _content(message.content, f"{where}.content"),
@@ -114,7 +119,7 @@ def tools_of(tools: Sequence[ToolFields], tool_choice: Any) -> tuple[tuple[Tool,
     Raises InvalidRequest naming the field.
     """
     if len(tools) > MAX_TOOLS:
-        raise invalid("tools", f"{len(tools)} are too many: at most {MAX_TOOLS}")
+        raise InvalidRequest.of("tools", f"{len(tools)} are too many: at most {MAX_TOOLS}")
     required = _required(tool_choice, [tool.function.name for tool in tools if tool.function is not None])
     found = tuple(_tool(tool, f"tools[{i}]", forced=bool(required)) for i, tool in enumerate(tools))
     return ((), "") if tool_choice == "none" else (found, required)
@@ -126,15 +131,17 @@ def _required(tool_choice: Any, names: Sequence[str]) -> str:
         return ""
     if tool_choice == "required":
         if not names:
-            raise invalid("tool_choice", "'required' is not allowed: there are no tools to call")
+            raise InvalidRequest.of("tool_choice", "'required' is not allowed: there are no tools to call")
         return "*"
     function = tool_choice.get("function") if isinstance(tool_choice, dict) else None
     named = function.get("name") if isinstance(function, dict) else None
     if named is None or tool_choice != {"type": "function", "function": {"name": named}}:
         allowed = '\'auto\', \'none\', \'required\' or {"type": "function", "function": {"name": …}}'
-        raise invalid("tool_choice", f"{tool_choice!r:.80} is not allowed: {allowed}")
+        raise InvalidRequest.of("tool_choice", f"{tool_choice!r:.80} is not allowed: {allowed}")
     if named not in names:
-        raise invalid("tool_choice.function.name", f"{named!r:.80} is not allowed: the name of one of the tools")
+        raise InvalidRequest.of(
+            "tool_choice.function.name", f"{named!r:.80} is not allowed: the name of one of the tools"
+        )
     return str(named)
 
 
@@ -143,20 +150,20 @@ def json_text(value: dict[str, Any], where: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError) as error:
-        raise invalid(where, f"is not JSON ({error})") from None
+        raise InvalidRequest.of(where, f"is not JSON ({error})") from None
 
 
 def _tool(tool: ToolFields, where: str, *, forced: bool) -> Tool:
     refuse_extras(tool, {}, prefix=f"{where}.")
     if tool.type != "function":
-        raise invalid(f"{where}.type", f"{tool.type!r:.80} is not allowed: 'function'")
+        raise InvalidRequest.of(f"{where}.type", f"{tool.type!r:.80} is not allowed: 'function'")
     if tool.function is None:
-        raise invalid(f"{where}.function", "is missing")
+        raise InvalidRequest.of(f"{where}.function", "is missing")
     function = tool.function
     refuse_extras(function, {}, prefix=f"{where}.function.")
     if function.strict and not forced:
         description = "true is built for calls that must be made (tool_choice 'required' or a named function) alone"
-        raise invalid(f"{where}.function.strict", description, reason="UNSUPPORTED_PARAMETER")
+        raise InvalidRequest.of(f"{where}.function.strict", description, reason="UNSUPPORTED_PARAMETER")
     parameters = "" if function.parameters is None else json_text(function.parameters, f"{where}.function.parameters")
     return Tool(function.name, function.description or "", parameters, bool(function.strict))
 
@@ -165,13 +172,13 @@ def _call(call: ToolCallFields, where: str, index: int) -> ToolCall:
     refuse_extras(call, {}, IGNORED_IN_CALLS, prefix=f"{where}.")
     refuse_extras(call.function, {}, prefix=f"{where}.function.")
     if call.type != "function":
-        raise invalid(f"{where}.type", f"{call.type!r:.80} is not allowed: 'function'")
+        raise InvalidRequest.of(f"{where}.type", f"{call.type!r:.80} is not allowed: 'function'")
     try:
         arguments = json.loads(call.function.arguments or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise invalid(f"{where}.function.arguments", f"{call.function.arguments!r:.80} is not a JSON object")
+        raise InvalidRequest.of(f"{where}.function.arguments", f"{call.function.arguments!r:.80} is not a JSON object")
     return ToolCall(call.id, call.function.name, call.function.arguments, index)
 
 
@@ -179,14 +186,16 @@ def _content(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise invalid(where, f"{content!r:.80} is not allowed: a text, or a list of text parts")
+        raise InvalidRequest.of(where, f"{content!r:.80} is not allowed: a text, or a list of text parts")
     texts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
-            raise invalid(f"{where}[{index}].type", f"{kind!r:.80} is not allowed: this release takes text alone")
+            raise InvalidRequest.of(
+                f"{where}[{index}].type", f"{kind!r:.80} is not allowed: this release takes text alone"
+            )
         text, extra = part.get("text"), part.keys() - {"type", "text"}
         if not isinstance(text, str) or extra:
-            raise invalid(f"{where}[{index}]", 'is not allowed: it must be {"type": "text", "text": "…"}')
+            raise InvalidRequest.of(f"{where}[{index}]", 'is not allowed: it must be {"type": "text", "text": "…"}')
         texts.append(text)
     return "".join(texts)

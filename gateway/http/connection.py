@@ -80,6 +80,12 @@ class Connection(HttpToolsProtocol):
         """Called when the client has gone. Set by `watch`."""
 
     @property
+    def certificate(self) -> Mapping[str, Any]:
+        """The client's, as `ssl` tells of it; empty where it showed none."""
+        found: Mapping[str, Any] = self.transport.get_extra_info("peercert") or {}
+        return found
+
+    @property
     def writable(self) -> bool:
         """Whether the client keeps up. What is written all the same is buffered."""
         return not self.flow.write_paused
@@ -111,9 +117,13 @@ class Connection(HttpToolsProtocol):
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Tell when the client goes. Its request has been read; what it sends next waits in this process."""
         self.on_gone = on_gone
-        self.flow.resume_reading()  # a large body leaves it paused, and then nobody sees the end
+        self.see_the_end()
         if self.transport.is_closing():
             on_gone()
+
+    def see_the_end(self) -> None:
+        """Read on: a large body leaves reading paused, and then nobody sees that the client goes."""
+        self.flow.resume_reading()
 
     def release(self) -> None:
         """The answer is over: nobody is told anything any more."""

@@ -128,6 +128,11 @@ def error_object(error: TokenwireError, prompt_field: str = "prompt") -> dict[st
     return {"message": error.message, "type": error.openai_type, "param": param, "code": error.reason.lower()}
 
 
+def whole_seconds(retry_after_s: float) -> int:
+    """As `Retry-After` says it: none too early, and never 0."""
+    return max(1, math.ceil(retry_after_s))
+
+
 def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONResponse:
     """The whole answer, with `Retry-After` in whole seconds where the error knows when to come back.
 
@@ -140,7 +145,7 @@ def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONR
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = CHALLENGE if error.reason == "NO_CREDENTIALS" else f"{CHALLENGE}, {INVALID_TOKEN}"
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["Retry-After"] = str(whole_seconds(error.retry_after_s))
     body = {"error": error_object(error, prompt_field)}
     return JSONResponse(body, status_code=error.http_status, headers=headers)
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from gateway.http.body import Body, invalid
+from gateway.http.body import Body
 from gateway.http.structured import ResponseFormat, StructuredOutputs, constraint_of
 from gateway.text_requests import Prompt, TextRequest, text_request
+from tokenwire.errors import InvalidRequest
 from tokenwire.requests import MAX_CHOICES, MAX_NAME_BYTES, MAX_PRIORITY, MAX_STOP_STRINGS, GenerationOptions
 from tokenwire.sampling import (
     MAX_BIAS,
@@ -185,7 +186,7 @@ def _seed(value: int | None) -> int | None:
 def _logit_bias(value: dict[str, float]) -> tuple[tuple[int, float], ...]:
     for key in value:
         if not TOKEN_ID.fullmatch(key):
-            raise invalid("logit_bias", f"{key!r:.80} is not allowed: keys are token ids in decimal")
+            raise InvalidRequest.of("logit_bias", f"{key!r:.80} is not allowed: keys are token ids in decimal")
     return tuple(sorted((int(key), bias) for key, bias in value.items()))
 
 
@@ -194,7 +195,7 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
         return ()
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
-        raise invalid("stop", f"{value!r:.80} is not allowed: a text or a list of texts")
+        raise InvalidRequest.of("stop", f"{value!r:.80} is not allowed: a text or a list of texts")
     return tuple(strings)
 
 
@@ -210,7 +211,7 @@ def prompts_of(value: Any, field: str) -> list[str | tuple[int, ...]]:
         else:
             where = f"{field}[{index}]" if prompts is value else field
             allowed = "a text, a list of token ids, or a list of either"
-            raise invalid(where, f"{prompt!r:.80} is not allowed: {allowed}")
+            raise InvalidRequest.of(where, f"{prompt!r:.80} is not allowed: {allowed}")
     return found
 
 
@@ -221,5 +222,5 @@ def _is_token_ids(value: Any) -> bool:
 def _token_ids(value: list[int], field: str) -> tuple[int, ...]:
     for token in value:
         if not 0 <= token < 2**32:
-            raise invalid(field, f"token id {token} is not allowed: an id of the model's vocabulary")
+            raise InvalidRequest.of(field, f"token id {token} is not allowed: an id of the model's vocabulary")
     return tuple(value)

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, WithJsonSchema
 
 from gateway.generation import Generation
-from gateway.http.body import invalid, read_body, refuse_extras
+from gateway.http.body import read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.errors import error_object, error_of
 from gateway.http.fields import PROMPTS_SCHEMA, GenerationFields, prompts_of
@@ -30,7 +30,7 @@ from gateway.http.logprobs import plain_logprobs
 from gateway.http.openai_usage import usage_object
 from gateway.http.sse import DONE, event_stream, json_text
 from gateway.streams import Event
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import InvalidRequest, TokenwireError
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.requests import Terminal
 from tokenwire.sampling import MAX_LOGPROBS
@@ -62,7 +62,9 @@ def generate_handler(generation: Generation) -> Handler:
 async def _answer(generation: Generation, call: HttpCall, body: GenerateBody) -> Response:
     refuse_extras(body, {})
     if body.n not in (None, 1):
-        raise invalid("n", f"{body.n} is not allowed here: outputs stand beside inputs; give an input several times")
+        raise InvalidRequest.of(
+            "n", f"{body.n} is not allowed here: outputs stand beside inputs; give an input several times"
+        )
     prompts = prompts_of(body.inputs, PROMPT_FIELD)
     generation.refuse_prompt_count(len(prompts), PROMPT_FIELD)
     model = body.model or ""

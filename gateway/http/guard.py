@@ -19,7 +19,7 @@ from typing import Any
 import httptools
 
 from gateway.http.connection import Connection
-from gateway.http.errors import HeadTooLarge, RequestTimeout, error_object
+from gateway.http.errors import HeadTooLarge, RequestTimeout, error_object, whole_seconds
 from tokenwire.errors import InvalidRequest, TokenwireError, Unavailable
 
 MAX_PIPELINED = 16
@@ -272,7 +272,7 @@ class GuardedConnection(Connection):
 def _whole_answer(error: TokenwireError) -> bytes:
     """Status, fields and body."""
     body = json.dumps({"error": error_object(error)}).encode()
-    retry = b"" if error.retry_after_s is None else b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after_s))
+    retry = b"" if error.retry_after_s is None else b"retry-after: %d\r\n" % whole_seconds(error.retry_after_s)
     status = http.HTTPStatus(error.http_status)
     return (
         b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from gateway.generation import Generation
-from gateway.http.body import invalid, read_body, refuse_extras
+from gateway.http.body import read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.chat_answers import message_object, reasoning_delta, tool_calls_delta
 from gateway.http.chat_messages import ChatMessageFields, ToolFields, json_text, message_of, tools_of
@@ -21,6 +21,7 @@ from gateway.http.logprobs import chat_logprobs
 from gateway.http.openai_chunks import ChunkShape, OpenAIChunks, answer_head, collect
 from gateway.http.sse import event_stream
 from gateway.text_requests import Conversation
+from tokenwire.errors import InvalidRequest
 from tokenwire.sampling import MAX_LOGPROBS, StopParams
 
 UNBUILT_CHAT: dict[str, tuple[Any, ...]] = {
@@ -85,9 +86,11 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
     refuse_extras(body, UNBUILT_CHAT)
     include_usage = refuse_stream_options(body.stream_options, bool(body.stream))
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
-        raise invalid("max_completion_tokens", f"{body.max_completion_tokens} contradicts max_tokens {body.max_tokens}")
+        raise InvalidRequest.of(
+            "max_completion_tokens", f"{body.max_completion_tokens} contradicts max_tokens {body.max_tokens}"
+        )
     for violation in StopParams(max_tokens=body.max_completion_tokens).violations():
-        raise invalid("max_completion_tokens", violation.description)
+        raise InvalidRequest.of("max_completion_tokens", violation.description)
     options = body.options(max_tokens=body.max_completion_tokens, logprobs=_num_logprobs(body))
     call.open(body, body.requests([_conversation(body)], options), body.model or "")
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
@@ -111,7 +114,7 @@ async def _answer(generation: Generation, call: HttpCall, body: ChatBody) -> Res
 def _conversation(body: ChatBody) -> Conversation:
     """What the chat template gets. Raises InvalidRequest naming the field."""
     if not body.messages:
-        raise invalid("messages", "[] is not allowed: at least one message is needed")
+        raise InvalidRequest.of("messages", "[] is not allowed: at least one message is needed")
     tools, required_tool = tools_of(body.tools or (), body.tool_choice)
     return Conversation(
         messages=tuple(message_of(message, index) for index, message in enumerate(body.messages)),
@@ -131,9 +134,9 @@ def _num_logprobs(body: ChatBody) -> int | None:
     """How many of the likeliest tokens are asked for; None where log-probabilities are not. Raises InvalidRequest."""
     num_top = body.top_logprobs or 0
     if not 0 <= num_top <= MAX_LOGPROBS:
-        raise invalid("top_logprobs", f"{num_top} is not allowed: an integer from 0 to {MAX_LOGPROBS}")
+        raise InvalidRequest.of("top_logprobs", f"{num_top} is not allowed: an integer from 0 to {MAX_LOGPROBS}")
     if num_top and not body.logprobs:
-        raise invalid("top_logprobs", f"{num_top} is not allowed without logprobs true")
+        raise InvalidRequest.of("top_logprobs", f"{num_top} is not allowed without logprobs true")
     return num_top if body.logprobs else None
 
 
@@ -142,6 +145,6 @@ def refuse_stream_options(stream_options: StreamOptions | None, stream: bool) ->
     if stream_options is None:
         return False
     if not stream:
-        raise invalid("stream_options", "is allowed with stream true alone")
+        raise InvalidRequest.of("stream_options", "is allowed with stream true alone")
     refuse_extras(stream_options, UNBUILT_STREAM_OPTIONS, prefix="stream_options.")
     return stream_options.include_usage

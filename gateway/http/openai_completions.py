@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, WithJsonSchema
 
 from gateway.generation import Generation
-from gateway.http.body import invalid, read_body, refuse_extras
+from gateway.http.body import read_body, refuse_extras
 from gateway.http.calls import HttpCall
 from gateway.http.echoes import Echo, echoes_of
 from gateway.http.fields import PROMPTS_SCHEMA, AccountFields, GenerationFields, StreamOptions, prompts_of
@@ -21,6 +21,7 @@ from gateway.http.openai_chat import refuse_stream_options
 from gateway.http.openai_chunks import ChunkShape, CollectedOutput, OpenAIChunks, answer_head, collect
 from gateway.http.sse import event_stream
 from gateway.token_texts import TokenTexts
+from tokenwire.errors import InvalidRequest
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import MAX_TOKENS
 
@@ -101,18 +102,18 @@ async def _answer(generation: Generation, call: HttpCall, body: CompletionBody) 
 def _is_prompt_alone(body: CompletionBody) -> bool:
     """Whether nothing but the prompt is asked for. Raises InvalidRequest for what does not go with `echo`."""
     if body.echo and body.truncate:
-        raise invalid("truncate", "is not allowed with echo: what of the prompt would be repeated?")
+        raise InvalidRequest.of("truncate", "is not allowed with echo: what of the prompt would be repeated?")
     if body.max_tokens != 0 or not body.echo:
         return False
     if body.stream:
-        raise invalid("max_tokens", "0 is not allowed with stream: there is nothing to wait for")
+        raise InvalidRequest.of("max_tokens", "0 is not allowed with stream: there is nothing to wait for")
     return True
 
 
 def _options(body: CompletionBody, prompt_alone: bool) -> GenerationOptions:
     """How to generate. Raises InvalidRequest. Of a prompt alone one token is computed, and left out of the answer."""
     if body.logprobs is not None and not 0 <= body.logprobs <= MAX_LOGPROBS:
-        raise invalid("logprobs", f"{body.logprobs} is not allowed: an integer from 0 to {MAX_LOGPROBS}")
+        raise InvalidRequest.of("logprobs", f"{body.logprobs} is not allowed: an integer from 0 to {MAX_LOGPROBS}")
     asked = body.model_copy(update={"max_tokens": 1}) if prompt_alone else body
     prompt_logprobs = body.logprobs if body.echo else None
     return asked.options(max_tokens=DEFAULT_MAX_TOKENS, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)

@@ -17,7 +17,7 @@ from pydantic import Field, WithJsonSchema
 
 from gateway.embedding import embed
 from gateway.generation import Generation
-from gateway.http.body import Body, invalid, read_body, refuse_extras
+from gateway.http.body import Body, read_body, refuse_extras
 from gateway.http.calls import context_of
 from gateway.http.connection import connection_of
 from gateway.http.fields import PROMPTS_SCHEMA, prompts_of
@@ -25,7 +25,7 @@ from gateway.http.front import Handler
 from gateway.http.openai_usage import embedding_usage_object
 from gateway.metrics import RequestRecord
 from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector, refuse_inputs
-from tokenwire.errors import Cancelled
+from tokenwire.errors import Cancelled, InvalidRequest
 from tokenwire.requests import Usage
 
 VECTORS_PER_TURN = 32
@@ -94,7 +94,7 @@ async def _answer(generation: Generation, request: Request, record: RequestRecor
     inputs = prompts_of(body.input, "input")
     refuse_inputs([len(each) for each in inputs], "input")
     if len({type(each) for each in inputs}) > 1:
-        raise invalid("input", "texts and token ids are mixed: send one kind in a request")
+        raise InvalidRequest.of("input", "texts and token ids are mixed: send one kind in a request")
     caller = generation.caller(record, context_of(request, body))
     record.model = body.model or ""
     vectors, usage = await embed(

@@ -24,11 +24,9 @@ from gateway.http.text_events import TextEvents
 from gateway.streams import Event
 from tokenwire.errors import Cancelled, TokenwireError, let_go
 
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
-]
+STREAM_HEADERS = [(b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no")]
+"""Of every answer that is streamed: nobody on the way keeps it back."""
+HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS]
 DONE = "data: [DONE]\n\n"
 KEEP_ALIVE = ": keep-alive\n\n"
 

@@ -8,8 +8,9 @@ know what a schema, an expression or a grammar means: the model tier finds that 
 import json
 from typing import Any
 
-from gateway.http.body import Body, invalid, refuse_extras
+from gateway.http.body import Body, refuse_extras
 from tokenwire.constraints import JSON_OBJECT, Constraint, choice, ebnf, json_schema, regex
+from tokenwire.errors import InvalidRequest
 
 UNBUILT_OUTPUTS: dict[str, tuple[Any, ...]] = {
     "disable_additional_properties": (None, False),
@@ -58,7 +59,9 @@ def constraint_of(response_format: ResponseFormat | None, outputs: StructuredOut
     """What both say together; None for free text. Raises InvalidRequest naming the field."""
     asked = [found for found in (_of_format(response_format), _of_outputs(outputs)) if found is not None]
     if len(asked) > 1:
-        raise invalid("structured_outputs", "is not allowed beside response_format: each says what the output is")
+        raise InvalidRequest.of(
+            "structured_outputs", "is not allowed beside response_format: each says what the output is"
+        )
     return asked[0] if asked else None
 
 
@@ -68,16 +71,16 @@ def _of_format(given: ResponseFormat | None) -> Constraint | None:
     refuse_extras(given, {}, prefix="response_format.")
     if given.type not in ("text", "json_object", "json_schema"):
         allowed = "'text', 'json_object' or 'json_schema'"
-        raise invalid("response_format.type", f"{given.type!r:.80} is not allowed: {allowed}")
+        raise InvalidRequest.of("response_format.type", f"{given.type!r:.80} is not allowed: {allowed}")
     if given.type == "json_schema" and given.json_schema is None:
-        raise invalid("response_format.json_schema", "is required with type 'json_schema'")
+        raise InvalidRequest.of("response_format.json_schema", "is required with type 'json_schema'")
     if given.json_schema is not None and given.type != "json_schema":
-        raise invalid("response_format.json_schema", f"goes with type 'json_schema', not {given.type!r}")
+        raise InvalidRequest.of("response_format.json_schema", f"goes with type 'json_schema', not {given.type!r}")
     if given.json_schema is None:
         return JSON_OBJECT if given.type == "json_object" else None
     refuse_extras(given.json_schema, {}, prefix="response_format.json_schema.")
     if given.json_schema.schema_ is None:
-        raise invalid("response_format.json_schema.schema", "is required")
+        raise InvalidRequest.of("response_format.json_schema.schema", "is required")
     return json_schema(_text(given.json_schema.schema_, "response_format.json_schema.schema"))
 
 
@@ -99,7 +102,7 @@ def _of_outputs(given: StructuredOutputs | None) -> Constraint | None:
         found.append(ebnf(given.grammar))
     if len(found) != 1:
         allowed = "exactly one of json, json_object, regex, choice and grammar"
-        raise invalid("structured_outputs", f"{len(found)} forms are not allowed: {allowed}")
+        raise InvalidRequest.of("structured_outputs", f"{len(found)} forms are not allowed: {allowed}")
     return found[0]
 
 
@@ -107,4 +110,4 @@ def _text(schema: dict[str, Any] | bool, where: str) -> str:
     try:
         return json.dumps(schema, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError) as error:
-        raise invalid(where, f"is not JSON ({error})") from None
+        raise InvalidRequest.of(where, f"is not JSON ({error})") from None

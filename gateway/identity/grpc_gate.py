@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
+from gateway.identity.certificates import KINDS
 from gateway.identity.identifier import Identifier
 from gateway.identity.identity import CURRENT, NOBODY
 from tokenwire.errors import PermissionDenied
@@ -51,8 +53,9 @@ class GrpcGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _generator(self, behaviour: Any, method: str) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             await self._let_in(context, method)
-            async for response in behaviour(request, context):
-                yield response
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
 
         return call
 
@@ -69,10 +72,6 @@ class GrpcGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def names_of(context: grpc.aio.ServicerContext) -> Sequence[str]:
-    """The DNS names, URIs and common name of the client's certificate; nothing where it showed none."""
+    """The URIs, DNS names and common name of the client's certificate; nothing where it showed none."""
     about = context.auth_context() or {}
-    return [
-        value.decode(errors="replace")
-        for field in ("peer_uri", "peer_dns", "x509_common_name")
-        for value in about.get(field, ())
-    ]
+    return [value.decode(errors="replace") for kind in KINDS for value in about.get(kind, ())]

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gateway.http.body import body_of, invalid, refuse_extras
+from gateway.http.body import body_of, refuse_extras
 from gateway.http.fields import GenerationFields
 from gateway.kserve.model import PARAMETER_TENSORS
 from gateway.kserve.tensors import Tensor
+from tokenwire.errors import InvalidRequest
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import refuse
 
@@ -92,11 +93,11 @@ def fields_of(model: str, parameters: Mapping[str, Any], tensors: Mapping[str, T
         if value is None:
             continue
         if name in ELSEWHERE:
-            raise invalid(name, f"it does not belong among the parameters of generation: {ELSEWHERE[name]}")
+            raise InvalidRequest.of(name, f"it does not belong among the parameters of generation: {ELSEWHERE[name]}")
         name = OTHER_NAMES.get(name, name)
         value = _read(name, value)
         if name in found and not _same(found[name], value):
-            raise invalid(name, f"it is given twice, as {found[name]!r:.40} and as {value!r:.40}")
+            raise InvalidRequest.of(name, f"it is given twice, as {found[name]!r:.40} and as {value!r:.40}")
         found[name] = value
     fields = body_of({**found, "model": model}, InferFields)
     refuse_extras(fields, UNBUILT)
@@ -119,13 +120,13 @@ def _given(parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iter
 
 def _json_object(text: str) -> dict[str, Any]:
     if len(text) > MAX_JSON_CHARS:
-        raise invalid(JSON_INPUT, f"{len(text)} characters are too many: at most {MAX_JSON_CHARS}")
+        raise InvalidRequest.of(JSON_INPUT, f"{len(text)} characters are too many: at most {MAX_JSON_CHARS}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise invalid(JSON_INPUT, f"it is not JSON: {error}", reason="MALFORMED_JSON") from None
+        raise InvalidRequest.of(JSON_INPUT, f"it is not JSON: {error}", reason="MALFORMED_JSON") from None
     if not isinstance(value, dict):
-        raise invalid(JSON_INPUT, f"it must be a JSON object, not {text!r:.40}", reason="MALFORMED_JSON")
+        raise InvalidRequest.of(JSON_INPUT, f"it must be a JSON object, not {text!r:.40}", reason="MALFORMED_JSON")
     return value
 
 
@@ -133,9 +134,9 @@ def scalar_of(tensor: Tensor) -> Any:
     """The one value of a tensor, which may say it once or once for each text. Raises InvalidRequest."""
     values = set(tensor.values)
     if not values:
-        raise invalid(tensor.name, f"shape {list(tensor.shape)} holds no element: one is needed")
+        raise InvalidRequest.of(tensor.name, f"shape {list(tensor.shape)} holds no element: one is needed")
     if len(values) > 1:
-        raise invalid(tensor.name, "the texts of one request share one value: send a request for each value")
+        raise InvalidRequest.of(tensor.name, "the texts of one request share one value: send a request for each value")
     return tensor.values[0]
 
 
@@ -144,7 +145,7 @@ def text_of(name: str, value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise invalid(name, f"it is not valid UTF-8: {error.reason} at byte {error.start}") from None
+        raise InvalidRequest.of(name, f"it is not valid UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _read(name: str, value: Any) -> Any:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.http.body import invalid
 from gateway.kserve.model import DATATYPES, OUTPUT_DATATYPES, TEXT_INPUT, VERSION
 from gateway.kserve.parameters import InferFields, fields_of, scalar_of, text_of
 from gateway.kserve.tensors import Tensor, read_inputs
-from tokenwire.errors import NotFound
+from tokenwire.errors import InvalidRequest, NotFound
 from tokenwire.kserve import inference_pb2 as pb
 from tokenwire.requests import MAX_PRIORITY, GenerationOptions
 
@@ -75,14 +74,14 @@ def read_request(message: pb.ModelInferRequest) -> InferRequest:
     """What it asks for. Raises InvalidRequest and NotFound."""
     refuse_version(message.model_version)
     if len(message.parameters) > MAX_PARAMETERS:
-        raise invalid("parameters", f"{len(message.parameters)} are too many: at most {MAX_PARAMETERS}")
+        raise InvalidRequest.of("parameters", f"{len(message.parameters)} are too many: at most {MAX_PARAMETERS}")
     parameters = {name: _value(name, parameter) for name, parameter in message.parameters.items()}
     empty_final = _flag(EMPTY_FINAL, parameters.pop(EMPTY_FINAL, False))
     priority = _priority(parameters.pop(PRIORITY, 0))
     timeout_s = _timeout(parameters.pop(TIMEOUT, 0))
     for name in SEQUENCES:
         if name in parameters:
-            raise invalid(name, "requests do not belong together here: leave it out")
+            raise InvalidRequest.of(name, "requests do not belong together here: leave it out")
     tensors = read_inputs(message, DATATYPES)
     texts, rank = _texts(tensors)
     stream = _asked(tensors, "stream")
@@ -92,7 +91,9 @@ def read_request(message: pb.ModelInferRequest) -> InferRequest:
     if not message.outputs and stream and len(texts) * options.num_choices > 1:
         outputs |= ROW_OUTPUTS
     if options.num_choices > 1 and len(texts) > 1:
-        raise invalid("n", f"{options.num_choices} choices of {len(texts)} texts are not allowed: one text, or n of 1")
+        raise InvalidRequest.of(
+            "n", f"{options.num_choices} choices of {len(texts)} texts are not allowed: one text, or n of 1"
+        )
     if options.logprobs is None and outputs & LOGPROB_OUTPUTS:
         options = replace(options, logprobs=0)
     return InferRequest(
@@ -120,13 +121,13 @@ def refuse_version(version: str) -> None:
 def _value(name: str, parameter: pb.InferParameter) -> Any:
     form = parameter.WhichOneof("parameter_choice")
     if form is None:
-        raise invalid(name, "it has no value")
+        raise InvalidRequest.of(name, "it has no value")
     return getattr(parameter, form)
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise invalid(name, f"{value!r:.40} is not allowed: a bool_param")
+        raise InvalidRequest.of(name, f"{value!r:.40} is not allowed: a bool_param")
     return value
 
 
@@ -134,23 +135,23 @@ def _priority(level: Any) -> int:
     """Triton's level as a priority of ours: 1 is the most urgent, 0 and the middle one are ordinary."""
     if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= LOWEST_LEVEL:
         allowed = f"0 for none, or a level from 1, the most urgent, to {LOWEST_LEVEL}"
-        raise invalid(PRIORITY, f"{level!r:.40} is not allowed: {allowed}")
+        raise InvalidRequest.of(PRIORITY, f"{level!r:.40} is not allowed: {allowed}")
     return MAX_PRIORITY + 1 - level if level else 0
 
 
 def _timeout(microseconds: Any) -> float | None:
     if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
-        raise invalid(TIMEOUT, f"{microseconds!r:.40} is not allowed: microseconds, 0 for no limit")
+        raise InvalidRequest.of(TIMEOUT, f"{microseconds!r:.40} is not allowed: microseconds, 0 for no limit")
     return microseconds / 1e6 if microseconds else None
 
 
 def _texts(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], int]:
     tensor = tensors.get(TEXT_INPUT)
     if tensor is None:
-        raise invalid(TEXT_INPUT, "is required: the texts to go on with, BYTES of shape [n] or [n, 1]")
+        raise InvalidRequest.of(TEXT_INPUT, "is required: the texts to go on with, BYTES of shape [n] or [n, 1]")
     shape = tensor.shape
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or shape[0] == 0:
-        raise invalid(TEXT_INPUT, f"shape {list(shape)} is not allowed: [n] or [n, 1], at least one text")
+        raise InvalidRequest.of(TEXT_INPUT, f"shape {list(shape)} is not allowed: [n] or [n, 1], at least one text")
     return tuple(text_of(TEXT_INPUT, value) for value in tensor.values), len(shape)
 
 
@@ -165,7 +166,7 @@ def _prepend(tensors: Mapping[str, Tensor], stream: bool) -> bool:
         return not stream
     prepend = not _asked(tensors, name)
     if prepend and stream:
-        raise invalid(name, "false is not allowed with stream: what is streamed is new")
+        raise InvalidRequest.of(name, "false is not allowed with stream: what is streamed is new")
     return prepend
 
 
@@ -173,14 +174,14 @@ def _outputs(message: pb.ModelInferRequest, tensors: Mapping[str, Tensor]) -> fr
     """Those that are named; when none is, all but what takes work or says nothing, unless it is asked for."""
     named: set[str] = set()
     if len(message.outputs) > len(OUTPUT_DATATYPES):
-        raise invalid("outputs", f"{len(message.outputs)} are too many: there are {len(OUTPUT_DATATYPES)}")
+        raise InvalidRequest.of("outputs", f"{len(message.outputs)} are too many: there are {len(OUTPUT_DATATYPES)}")
     for output in message.outputs:
         if output.name not in OUTPUT_DATATYPES:
             known = ", ".join(OUTPUT_DATATYPES)
-            raise invalid("outputs", f"there is no output {output.name!r:.80}; there are {known}")
+            raise InvalidRequest.of("outputs", f"there is no output {output.name!r:.80}; there are {known}")
         for parameter in output.parameters:
             said = f"there is no parameter {parameter!r:.80} of outputs"
-            raise invalid(output.name, said, reason="UNKNOWN_PARAMETER")
+            raise InvalidRequest.of(output.name, said, reason="UNKNOWN_PARAMETER")
         named.add(output.name)
     if named:
         return frozenset(named)

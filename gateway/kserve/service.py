@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Iterable
 import grpc
 
 from gateway.generation import Generation, arriving, now_plus
-from gateway.http.body import invalid
 from gateway.http.errors import renamed
 from gateway.kserve.infer_stream import InferStream
 from gateway.kserve.inference import open_request, request_id_of
 from gateway.kserve.model import EXTENSIONS, TEXT_INPUT, VERSION, metadata_of
 from gateway.kserve.request import EMPTY_FINAL, read_request, refuse_version
-from tokenwire.errors import NotFound, TokenwireError
+from tokenwire.errors import InvalidRequest, NotFound, TokenwireError
 from tokenwire.kserve import inference_pb2 as pb
 from tokenwire.kserve import inference_pb2_grpc
 from tokenwire.v1 import common_pb2
@@ -96,9 +95,9 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
             try:
                 request = read_request(message)
                 if request.stream:
-                    raise invalid("stream", "true is not allowed in ModelInfer: use ModelStreamInfer")
+                    raise InvalidRequest.of("stream", "true is not allowed in ModelInfer: use ModelStreamInfer")
                 if request.empty_final:
-                    raise invalid(EMPTY_FINAL, "ModelInfer has one answer: use ModelStreamInfer")
+                    raise InvalidRequest.of(EMPTY_FINAL, "ModelInfer has one answer: use ModelStreamInfer")
                 stream, answers = open_request(
                     self._generation,
                     record,

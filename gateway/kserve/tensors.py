@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.http.body import invalid
+from tokenwire.errors import InvalidRequest
 from tokenwire.kserve import inference_pb2 as pb
 
 MAX_RANK = 4
@@ -54,23 +54,23 @@ def read_inputs(request: pb.ModelInferRequest, known: Mapping[str, Sequence[str]
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         said = f"{len(raw)} entries for {len(request.inputs)} inputs: one for each input, or none at all"
-        raise invalid("raw_input_contents", said)
+        raise InvalidRequest.of("raw_input_contents", said)
     tensors: dict[str, Tensor] = {}
     for index, message in enumerate(request.inputs):
         name = message.name
         if name not in known:
-            raise invalid(f"inputs[{index}]", f"there is no input {name!r:.80}; there are {', '.join(known)}")
+            raise InvalidRequest.of(f"inputs[{index}]", f"there is no input {name!r:.80}; there are {', '.join(known)}")
         if name in tensors:
-            raise invalid(name, "it is given twice")
+            raise InvalidRequest.of(name, "it is given twice")
         _check(message, known[name])
         num_elements = math.prod(message.shape)
         if num_elements > MAX_ELEMENTS:
             shown = list(message.shape)
-            raise invalid(name, f"shape {shown} is not allowed: at most {MAX_ELEMENTS} elements")
+            raise InvalidRequest.of(name, f"shape {shown} is not allowed: at most {MAX_ELEMENTS} elements")
         if not raw:
             values = _typed(message, num_elements)
         elif message.HasField("contents"):
-            raise invalid(name, "it has contents while raw_input_contents is used: give one of them")
+            raise InvalidRequest.of(name, "it has contents while raw_input_contents is used: give one of them")
         elif message.datatype == "BYTES":
             values = _raw_bytes(name, raw[index], num_elements)
         else:
@@ -82,21 +82,23 @@ def read_inputs(request: pb.ModelInferRequest, known: Mapping[str, Sequence[str]
 def _check(message: pb.ModelInferRequest.InferInputTensor, datatypes: Sequence[str]) -> None:
     name = message.name
     if message.datatype not in datatypes:
-        raise invalid(name, f"datatype {message.datatype!r:.40} is not allowed: {' or '.join(datatypes)}")
+        raise InvalidRequest.of(name, f"datatype {message.datatype!r:.40} is not allowed: {' or '.join(datatypes)}")
     if len(message.shape) > MAX_RANK or any(size < 0 for size in message.shape):
         shown = str(list(message.shape[: MAX_RANK + 1]))
-        raise invalid(name, f"shape {shown} is not allowed: at most {MAX_RANK} sizes, none negative")
+        raise InvalidRequest.of(name, f"shape {shown} is not allowed: at most {MAX_RANK} sizes, none negative")
     for parameter in message.parameters:
         if parameter.startswith("shared_memory"):
-            raise invalid(name, "shared memory is not built in this release: send the elements")
-        raise invalid(name, f"there is no parameter {parameter!r:.80} of inputs", reason="UNKNOWN_PARAMETER")
+            raise InvalidRequest.of(name, "shared memory is not built in this release: send the elements")
+        raise InvalidRequest.of(name, f"there is no parameter {parameter!r:.80} of inputs", reason="UNKNOWN_PARAMETER")
 
 
 def _typed(message: pb.ModelInferRequest.InferInputTensor, num_elements: int) -> tuple[Any, ...]:
     wanted = CONTENTS[message.datatype]
     for field, _ in message.contents.ListFields():
         if field.name != wanted:
-            raise invalid(message.name, f"its elements are in {field.name}: those of {message.datatype} go in {wanted}")
+            raise InvalidRequest.of(
+                message.name, f"its elements are in {field.name}: those of {message.datatype} go in {wanted}"
+            )
     values = getattr(message.contents, wanted)
     _check_number(message.name, len(values), num_elements)
     return tuple(values)
@@ -107,7 +109,7 @@ def _raw(message: pb.ModelInferRequest.InferInputTensor, data: bytes, num_elemen
     size = struct.calcsize(code)
     if len(data) != num_elements * size:
         said = f"{len(data)} bytes: its shape and {message.datatype} mean {num_elements} times {size}"
-        raise invalid(message.name, said)
+        raise InvalidRequest.of(message.name, said)
     return struct.unpack(f"<{num_elements}{code}", data)
 
 
@@ -116,13 +118,13 @@ def _raw_bytes(name: str, data: bytes, num_elements: int) -> tuple[bytes, ...]:
     position = 0
     while position < len(data):
         if len(values) == num_elements:
-            raise invalid(name, f"its bytes go on behind the {num_elements} elements that its shape means")
+            raise InvalidRequest.of(name, f"its bytes go on behind the {num_elements} elements that its shape means")
         begin = position + LENGTH.size
         if begin > len(data):
-            raise invalid(name, f"its bytes end within the length of element {len(values)}")
+            raise InvalidRequest.of(name, f"its bytes end within the length of element {len(values)}")
         position = begin + LENGTH.unpack_from(data, position)[0]
         if position > len(data):
-            raise invalid(name, f"its bytes end within element {len(values)}")
+            raise InvalidRequest.of(name, f"its bytes end within element {len(values)}")
         values.append(data[begin:position])
     _check_number(name, len(values), num_elements)
     return tuple(values)
@@ -130,7 +132,7 @@ def _raw_bytes(name: str, data: bytes, num_elements: int) -> tuple[bytes, ...]:
 
 def _check_number(name: str, given: int, meant: int) -> None:
     if given != meant:
-        raise invalid(name, f"it has {given} elements: its shape means {meant}")
+        raise InvalidRequest.of(name, f"it has {given} elements: its shape means {meant}")
 
 
 def add_output(

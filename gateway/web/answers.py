@@ -11,12 +11,11 @@ from typing import Protocol
 from starlette.types import Send
 
 from gateway.http.connection import Connection
+from gateway.http.sse import STREAM_HEADERS
 from gateway.web.envelopes import envelope
 from gateway.web.status import CallStatus
 
 Headers = list[tuple[bytes, bytes]]
-
-STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no")]
 
 
 class Answer(Protocol):

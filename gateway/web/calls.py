@@ -9,7 +9,7 @@ that is up ends it. Identity, limits and what errors say are the interceptors' a
 import asyncio
 import inspect
 import time
-from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -89,17 +89,18 @@ class WebCalls:
             return
         deadline_s = None if timeout_s is None or timeout_s > LONGEST_S else began_s + timeout_s
         metadata = tuple((key, value) for key, value in request.headers.items())
-        certificate: Mapping[str, Any] = connection.transport.get_extra_info("peercert") or {}
-        context = WebContext(metadata, certificate, deadline_s, form.codec, answer)
+        context = WebContext(metadata, connection.certificate, deadline_s, form.codec, answer)
         async with _Leaving(connection):
             try:
                 async with asyncio.timeout(context.time_remaining()):
-                    await self._run(form, method, request, context)
+                    await self._run(form, method, request, connection, context)
             except TimeoutError:
                 context.status = CallStatus.of(DeadlineExceeded(f"{method.path}: the time given ran out"))
             await answer.end(context.status)
 
-    async def _run(self, form: Form, method: Method, request: Request, context: WebContext) -> None:
+    async def _run(
+        self, form: Form, method: Method, request: Request, connection: Connection, context: WebContext
+    ) -> None:
         """The handler to its end, and what it ends with in `context.status`."""
 
         async def message() -> Any:
@@ -107,17 +108,16 @@ class WebCalls:
                 body = await read_bytes(request, self._settings.max_body_bytes, self._settings.body_timeout_s)
             except TokenwireError as error:
                 raise as_on_grpc(error) from None
-            connection_of(
-                request.scope
-            ).flow.resume_reading()  # a large body leaves it paused: nobody would see the end
+            connection.see_the_end()
             return await form.codec.read(form.message_of(body), method.request_class)
 
         handler = await self._methods.handler(method, context.invocation_metadata())
         behaviour = handler.unary_stream if method.streams_responses else handler.unary_unary
         try:
             if inspect.isasyncgenfunction(behaviour):
-                async for response in behaviour(message, context):
-                    await context.write(response)
+                async with aclosing(behaviour(message, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
                 return
             response = await behaviour(message, context)
             if not method.streams_responses:

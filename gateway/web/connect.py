@@ -4,7 +4,6 @@ Source: https://connectrpc.com/docs/protocol. Its GET is for methods said to hav
 """
 
 import json
-import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from google.protobuf import json_format
 from starlette.types import Send
 
 from gateway.http.connection import Connection
+from gateway.http.errors import whole_seconds
 from gateway.web.answers import Answer, FramedAnswer, Headers, WholeAnswer
 from gateway.web.codecs import Codec
 from gateway.web.envelopes import envelope, only_message
@@ -95,7 +95,7 @@ def unary_failure(status: CallStatus) -> tuple[int, Headers, bytes]:
     headers: Headers = [(b"content-type", b"application/json")]
     retry_after_s = from_wire(status.parsed_details()).retry_after_s
     if retry_after_s is not None:
-        headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s))).encode()))
+        headers.append((b"retry-after", str(whole_seconds(retry_after_s)).encode()))
     return HTTP_STATUSES.get(status.code, 500), headers, _json(error_object(status))
 
 

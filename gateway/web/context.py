@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from gateway.identity.certificates import names_by_kind
 from gateway.web.answers import Answer
 from gateway.web.codecs import Codec
 from gateway.web.status import CallStatus
@@ -41,13 +42,7 @@ class WebContext:
 
     def auth_context(self) -> dict[str, list[bytes]]:
         """Names in the client's certificate, under gRPC's words for their kinds."""
-        names = [(kind, value) for kind, value in self._certificate.get("subjectAltName", ())]
-        common = [value for part in self._certificate.get("subject", ()) for key, value in part if key == "commonName"]
-        return {
-            "peer_uri": [value.encode() for kind, value in names if kind == "URI"],
-            "peer_dns": [value.encode() for kind, value in names if kind == "DNS"],
-            "x509_common_name": [value.encode() for value in common],
-        }
+        return {kind: [name.encode() for name in names] for kind, names in names_by_kind(self._certificate).items()}
 
     def time_remaining(self) -> float | None:
         """Seconds until the caller gives up; None: it does not say."""

@@ -6,6 +6,7 @@ Stands where generated code wants a server. Does not know how calls come in.
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +95,9 @@ def _reading(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         return await behaviour(await read(), context)
 
     async def generate(read: Callable[[], Awaitable[Any]], context: Any) -> AsyncIterator[Any]:
-        async for response in behaviour(await read(), context):
-            yield response
+        async with aclosing(behaviour(await read(), context)) as responses:
+            async for response in responses:
+                yield response
 
     wrapped = generate if inspect.isasyncgenfunction(behaviour) else call
     return getattr(grpc, f"{kind}_rpc_method_handler")(wrapped)

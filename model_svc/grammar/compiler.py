@@ -25,7 +25,7 @@ from model_svc.grammar.places import place_of
 from model_svc.grammar.source import field_of, grammar_of, grammar_of_schema, schema_of, schema_of_call
 from model_svc.grammar.vocabulary import Vocabulary, load_vocabulary
 from tokenwire.constraints import Calls, Constraint, ConstraintForm
-from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest, Overloaded, TokenwireError
+from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded, TokenwireError
 
 NUM_KEPT = 512
 """Constraints whose verdict is remembered, those used last."""
@@ -227,9 +227,7 @@ def check_calls(calls: Calls, vocabulary: Vocabulary) -> None:
             field = form.field or f"options.constraint.calls.forms[{index}].schema_json"
             place = place_of(schema, message, _refusing(vocabulary)) or "the root of the schema"
             description = f"at {place}: {_in_our_words(message)}"
-            raise InvalidRequest(
-                f"{field}: {description}", reason="CONSTRAINT_INVALID", violations=[FieldViolation(field, description)]
-            )
+            raise InvalidRequest.of(field, description, reason="CONSTRAINT_INVALID")
 
 
 def refusal(constraint: Constraint, what: str, place: str = "") -> InvalidRequest:
@@ -237,9 +235,7 @@ def refusal(constraint: Constraint, what: str, place: str = "") -> InvalidReques
     field = field_of(constraint.form)
     where = place if constraint.form is not ConstraintForm.JSON_SCHEMA or place else "the root of the schema"
     description = f"at {where}: {what}" if where else what
-    return InvalidRequest(
-        f"{field}: {description}", reason="CONSTRAINT_INVALID", violations=[FieldViolation(field, description)]
-    )
+    return InvalidRequest.of(field, description, reason="CONSTRAINT_INVALID")
 
 
 def _explained(constraint: Constraint, message: str, vocabulary: Vocabulary) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model_svc.grammar.library import MAX_MASK_S, MAX_SLOW_MASKS, reason_of
 from model_svc.grammar.vocabulary import Vocabulary
-from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError
+from tokenwire.errors import InvalidRequest, TokenwireError
 
 Bits = NDArray[np.uint8]
 """[mask_bytes]: a bit per token id, least significant first; set: the token may come."""
@@ -151,8 +151,7 @@ class Matching:
         field = "options.constraint"
         if self.matcher is not None and self.matcher.is_error():
             what = f"it became too complex for this output ({reason_of(self.matcher.get_error())})"
-        message = f"{field}: {what}"
-        return InvalidRequest(message, reason="CONSTRAINT_FAILED", violations=[FieldViolation(field, what)])
+        return InvalidRequest.of(field, what, reason="CONSTRAINT_FAILED")
 
 
 def is_set(bits: Bits, token_id: int) -> bool:

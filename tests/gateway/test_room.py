@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +12,8 @@ from gateway.submission import Submission
 from gateway.text_requests import TextRequest
 from tests.fakes.entrances import greet
 from tests.fakes.inference import infer_request
-from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, generate_request
+from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, generate_request, live_gateway
+from tests.fakes.tokenizer_tier import fake_tokenizer_tier
 from tokenwire.errors import InvalidRequest, Overloaded
 from tokenwire.kserve import inference_pb2_grpc
 from tokenwire.requests import MAX_PRIORITY, RequestContext, Terminal
@@ -164,5 +166,27 @@ def test_the_lowest_leaves_first_whatever_it_came_by(newcomer: Callable[[LiveGat
             assert not any(task.done() for task in come) and live.server.backends.room.num_outputs == len(WAYS)
             await cancel_and_wait(*come)
             await live.until_idle()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_nobody_makes_way_for_what_no_tier_takes(number: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with fake_tokenizer_tier() as tier:
+            listed = tmp_path / "tiers"
+            listed.write_text(f"{tier.target}\n")
+            settings = {"tokenizer_targets": f"file:{listed}", "discovery_interval_s": 0.1}
+            async with live_gateway(**settings, max_concurrent_requests=2) as live:
+                low = [asyncio.ensure_future(live.generate("!step a")) for _ in range(2)]
+                await tier.until(lambda: tier.num_running == 2)
+                listed.write_text("")
+                await live.until(lambda: not live.server.backends.tiers)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await live.generate(*["b"] * number, context=common_pb2.RequestContext(priority=1))
+                assert from_rpc_error(caught.value).reason == "TOKENIZER_TIER_DOWN"
+                tier.step()
+                for responses in await asyncio.gather(*low):
+                    assert "".join(response.delta.text for response in responses) == "a"
 
     asyncio.run(main())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.identity.certificates import names_by_kind
 from tests.fakes.certificates import Certificates
 from tests.fakes.entrances import (
     ENTRANCES,
@@ -53,3 +54,12 @@ def test_a_client_certificate_says_who_calls(callers: Callers, issuer: Issuer, t
                 assert caught.value.reason == "UNKNOWN_CERTIFICATE"
 
     asyncio.run(main())
+
+
+def test_names_are_told_by_kind() -> None:
+    certificate = {
+        "subject": ((("organizationName", "o"),), (("commonName", "c"),)),
+        "subjectAltName": (("DNS", "d"), ("IP Address", "10.0.0.1"), ("URI", "spiffe://u"), ("DNS", "e")),
+    }
+    assert names_by_kind(certificate) == {"peer_uri": ["spiffe://u"], "peer_dns": ["d", "e"], "x509_common_name": ["c"]}
+    assert not any(names_by_kind({}).values())
