@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from gateway.generation import Generation, arriving
 from tokenwire.embedding_wire import capability_names
 from tokenwire.errors import NotFound
+from tokenwire.requests import refuse_model_name
 
 TIMEOUT_S = 10.0
 
@@ -47,12 +48,13 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
     @router.get("/v1/models/{name:path}")
     async def one_model(request: Request, name: str) -> Response:
         """One model."""
+        refuse_model_name(name)
         found = await cards(request)
         for card in found:
             if card["id"] == name:
                 return JSONResponse(card)
         known = ", ".join(card["id"] for card in found) or "none"
-        raise NotFound(f"model {name!r} is not served here; served: {known}", reason="MODEL_NOT_FOUND")
+        raise NotFound(f"model {name!r:.80} is not served here; served: {known}", reason="MODEL_NOT_FOUND")
 
     return router
 
