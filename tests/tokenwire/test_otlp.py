@@ -43,12 +43,12 @@ def big_spans(num: int) -> list[Span]:
 
 def test_a_batch_goes_in_messages_that_a_collector_takes() -> None:
     exporter = _Exporter("http://127.0.0.1:1", {"service.name": "x"})
-    batch = [Ended(lambda: big_spans(100), 0), Ended(lambda: big_spans(3), 0)]
+    batch = [Ended(lambda: big_spans(100), 0), Ended(lambda: big_spans(20), 0)]
     requests = list(exporter.requests_of(batch))
     exporter.shutdown()
     assert len(requests) == 3 and max(each.ByteSize() for each in requests) < MAX_EXPORT_BYTES + 64 * 1024
     spans = [[span.name for span in each.resource_spans[0].scope_spans[0].spans] for each in requests]
-    assert sum(map(len, spans)) == 103 and all(spans)
+    assert sum(map(len, spans)) == 120 and all(spans)
     assert all(each.resource_spans[0].resource.attributes for each in requests)
 
 
