@@ -5,6 +5,7 @@ import pytest
 from google.rpc.status_pb2 import Status as RpcStatus
 
 from tokenwire import errors
+from tokenwire.cutting import MAX_TOLD_BYTES
 from tokenwire.errors import BY_CODE, FieldViolation, MessageTooLarge, Overloaded, TokenwireError
 from tokenwire.status import STATUS_DETAILS_KEY, from_rpc_error, from_wire, to_wire
 
@@ -77,3 +78,15 @@ def test_details_that_cannot_be_read_leave_code_and_message() -> None:
     error = from_wire(status)
     assert isinstance(error, Overloaded) and error.message == "full" and error.retry_after_s is None
     assert from_wire(to_wire(Overloaded("full", retry_after_s=-3.0))).retry_after_s == 0
+
+
+@pytest.mark.parametrize("character", ["x", "é", "😀"])
+def test_what_a_client_chose_is_not_sent_back_at_any_length(character: str) -> None:
+    long = character * 4_000_000
+    violations = [FieldViolation(long, long), *(FieldViolation(f"f{n}", "no") for n in range(1000))]
+    error = Overloaded(long, violations=violations)
+    status = to_wire(error)
+    assert status.ByteSize() < 5000 and len(status.message.encode()) <= MAX_TOLD_BYTES
+    found = from_wire(status)
+    assert 1 < len(found.violations) < 1000 and found.violations[1:] == violations[1 : len(found.violations)]
+    assert error.message == long, "it is known here in full"
