@@ -1,9 +1,9 @@
 """How many tokens a text has at least, told from its size alone, so that nobody encodes what cannot fit anyway.
 
-Byte-level BPE writes every byte of a text into some token, and no token holds more bytes than the longest of the
-vocabulary: a text of n bytes has at least n / longest tokens. That is claimed only of tokenizers all of whose parts are
-known to drop nothing: the pre-tokenizer splits and removes nothing, every byte has a token, no added token swallows the
-blanks around it. Unicode's normalisation (NFC and its kin) may write fewer bytes than it reads, but no ASCII character
+Byte-level BPE writes every byte of a text that the vocabulary has into some token, and no token holds more bytes than
+the longest: a text of n such bytes has at least n / longest tokens. That is claimed only of tokenizers all of whose
+parts are known to drop nothing else: the pre-tokenizer splits and removes nothing, no added token swallows the blanks
+around it. Unicode's normalisation (NFC and its kin) may write fewer bytes than it reads, but no ASCII character
 vanishes in it: what two characters compose to has at most one of ASCII, so there these alone are counted.
 Knows the components of a tokenizer by name; encodes nothing.
 """
@@ -20,6 +20,8 @@ SPLITTERS = {"ByteLevel", "Digits", "Punctuation", "Split"}
 POST_PROCESSORS = {"BertProcessing", "ByteLevel", "RobertaProcessing", "Sequence", "TemplateProcessing"}
 """They only add."""
 MAX_CHAR_BYTES = 4
+HIGH_BYTES = {*range(0x80, 0xC0), *range(0xC2, 0xF5)}
+"""Those that UTF-8 writes other characters than ASCII with."""
 
 
 class LeastTokens:
@@ -29,7 +31,12 @@ class LeastTokens:
         """Reads the tokenizer's parts; nothing is encoded."""
         normalizers = {part["type"] for part in _parts(backend.normalizer, "normalizers")}
         self._only_ascii = bool(normalizers)
-        keeps_all = normalizers <= UNICODE_FORMS and _keeps_every_byte(backend)
+        vocabulary = backend.get_vocab(with_added_tokens=False)
+        self._without_token = bytes(byte for char, byte in _alphabet().items() if char not in vocabulary)
+        """Bytes that such a tokenizer may drop."""
+        keeps_all = normalizers <= UNICODE_FORMS and _keeps_its_bytes(backend)
+        if normalizers and HIGH_BYTES.intersection(self._without_token):
+            keeps_all = False  # what an ASCII character composes to may be dropped
         self.longest_bytes = _longest_bytes(backend) if keeps_all else 0
         """Of the longest token; 0 where a text's size tells nothing."""
 
@@ -38,12 +45,19 @@ class LeastTokens:
         longest = self.longest_bytes
         if not longest or len(text) * MAX_CHAR_BYTES <= most * longest:
             return 0
-        size = len(text.encode("ascii", "ignore") if self._only_ascii else text.encode(errors="surrogatepass"))
-        least = -(-size // longest)
+        content = text.encode("ascii", "ignore") if self._only_ascii else text.encode(errors="surrogatepass")
+        least = -(-len(content.translate(None, self._without_token)) // longest)
         return least if least > most else 0
 
 
-def _keeps_every_byte(backend: tokenizers.Tokenizer) -> bool:
+def _alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves (GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def _keeps_its_bytes(backend: tokenizers.Tokenizer) -> bool:
     splitters = list(_parts(backend.pre_tokenizer, "pretokenizers"))
     model = backend.model
     return (
@@ -52,7 +66,6 @@ def _keeps_every_byte(backend: tokenizers.Tokenizer) -> bool:
         and all(part["type"] in SPLITTERS and part.get("behavior") != "Removed" for part in splitters)
         and any(part["type"] == "ByteLevel" for part in splitters)
         and all(part["type"] in POST_PROCESSORS for part in _parts(backend.post_processor, "processors"))
-        and backend.get_vocab(with_added_tokens=False).keys() >= set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
         and not any(token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values())
     )
 

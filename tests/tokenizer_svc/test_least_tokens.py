@@ -46,6 +46,14 @@ def split(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
 
 
+def without_some_bytes(tokenizer: tokenizers.Tokenizer) -> None:
+    """As SmolLM2, which never saw some control characters: they become nothing."""
+    dropped = {"\u0103", "\u0104", "b"}  # bytes 3 and 4, and a letter
+    kept = [char for char in sorted(pre_tokenizers.ByteLevel.alphabet()) if char not in dropped]
+    vocabulary = {piece: i for i, piece in enumerate([*kept, "aa", "aaaa"])}
+    tokenizer.model = models.BPE(vocabulary, [("a", "a"), ("aa", "aa")])
+
+
 def surrounded(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
 
@@ -53,6 +61,7 @@ def surrounded(tokenizer: tokenizers.Tokenizer) -> None:
 BOUNDED: list[Change] = [
     lambda tokenizer: None,
     split,
+    without_some_bytes,
     surrounded,
     normalized(normalizers.NFC()),
     normalized(normalizers.NFKC()),
@@ -67,7 +76,7 @@ def test_no_text_has_fewer_tokens_than_it_is_said_to_have_at_least(change: Chang
     change(tokenizer)
     least = LeastTokens(tokenizer)
     assert least.longest_bytes
-    for text in (*TEXTS, longest_token_alone(tokenizer), "a very long added token " * 30):
+    for text in (*TEXTS, "\x03\x04" * 50 + "ab" * 50, longest_token_alone(tokenizer), "a very long added token " * 30):
         number = len(tokenizer.encode(text, add_special_tokens=False).ids)
         for most in range(number):
             found = least.beyond(text, most)
@@ -91,14 +100,15 @@ def removing(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
 
 
-def without_a_byte(tokenizer: tokenizers.Tokenizer) -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[1:]
-    tokenizer.model = models.BPE({char: i for i, char in enumerate(alphabet)}, [])
+def composing_to_dropped_bytes(tokenizer: tokenizers.Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.NFC()
+    kept = [char for char in sorted(pre_tokenizers.ByteLevel.alphabet()) if char != "\xc3"]
+    tokenizer.model = models.BPE({char: i for i, char in enumerate(kept)}, [])
 
 
 UNBOUNDED: list[Change] = [
+    composing_to_dropped_bytes,
     removing,
-    without_a_byte,
     normalized(normalizers.Replace("aa", "a")),
     normalized(normalizers.Sequence([normalizers.NFC(), normalizers.Strip()])),
     lambda tokenizer: tokenizer.add_tokens([AddedToken("<blank>", rstrip=True)]),
