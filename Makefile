@@ -13,7 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all check fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
+.PHONY: help up demo test test-all chaos soak check fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,10 +25,16 @@ demo: $(VENV)/.made-all ## The same without staying: stream one answer, print it
 	@$(BIN)/tokenwire demo $(ARGS)
 
 test: check model ## Check, then run every test that needs nothing but Python
-	$(BIN)/python -m pytest -m "not extended" $(ARGS)
+	$(BIN)/python -m pytest -m "not extended and not chaos" $(ARGS)
 
 test-all: $(VENV)/.made-dev ## Run the tests that need more (Docker, other languages, other people's clients); after `make test`
 	$(BIN)/python -m pytest -m extended $(ARGS) || test $$? -eq 5  # 5: there are none
+
+chaos: $(VENV)/.made-dev model ## Break every part under load and see that all promises hold; the table of docs/reliability.md (20 minutes)
+	$(BIN)/python -m pytest tests/chaos -m "chaos or extended" --faults-into docs/reliability.md $(ARGS)
+
+soak: $(VENV)/.made-dev model ## Mixed load for 20 minutes in which nothing may grow; soak/soak.csv and .svg (ARGS="--minutes 120")
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and its stubs
 	$(BIN)/ruff check .
