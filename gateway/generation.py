@@ -97,12 +97,14 @@ class Generation:
         return caller_of(identity_of_call().restrict(context), call_deadline_s, self.settings.default_timeout_s)
 
     @contextmanager
-    def charged_call(self, context: RequestContext) -> Iterator[None]:
+    def charged_call(self, context: RequestContext, num_tokens: int = 0) -> Iterator[None]:
         """One request of the tenant's, which generates nothing, while the block runs. One that fails stays charged.
+
+        `num_tokens`: what it is charged besides.
 
         Raises Overloaded, and as `caller`.
         """
-        lease = self.backends.charge_call(self._known(context).context.tenant)
+        lease = self.backends.charge_call(self._known(context).context.tenant, num_tokens)
         try:
             yield
         finally:

@@ -43,7 +43,12 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
     )  # fmt: skip
     idle_timeout_s: float = setting(75.0, "seconds that an HTTP connection may be idle between requests", minimum=0.001)
     max_connections: int = setting(10_000, "most HTTP connections open at once", minimum=1)
-    max_prompts: int = setting(1024, "most prompts in one call", minimum=1, maximum=1024)
+    max_prompts: int = setting(
+        1024,
+        "most prompts in one call, and texts or sequences to tokenize, detokenize or count",
+        minimum=1,
+        maximum=1024,
+    )
     max_concurrent_requests: int = setting(
         4096,
         "most outputs (prompts times choices) being generated at once; a call that needs more than is free is refused "

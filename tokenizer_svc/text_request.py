@@ -74,7 +74,10 @@ async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
     if isinstance(request.input, tuple):
         return EncodedPrompt("", list(request.input))
     prompt = await tier.encoder.encode(
-        request.input, split_special_tokens=request.split_special_tokens, salt=request.cache_salt
+        request.input,
+        split_special_tokens=request.split_special_tokens,
+        salt=request.cache_salt,
+        max_context_tokens=tier.longest_context_tokens if request.truncation is None else 0,
     )
     tier.metrics.encode.observe(prompt.encode_s)
     tier.metrics.queue.observe(prompt.queue_s)

@@ -104,6 +104,12 @@ class Tier:
         return min((r.max_context_tokens for r in self.router.replicas if r.max_context_tokens), default=0)
 
     @property
+    def longest_context_tokens(self) -> int:
+        """Longest context that any ready model tier takes; 0 where one's is not known."""
+        contexts = [replica.max_context_tokens for replica in self.router.ready_replicas()]
+        return max(contexts) if contexts and all(contexts) else 0
+
+    @property
     def generates(self) -> bool:
         """Whether a model tier gives text, as far as is known: while none is connected, none is said to."""
         return any(replica.generates for replica in self.router.replicas if replica.max_context_tokens)
