@@ -50,7 +50,7 @@ fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the contract, the tables of settings, modules and metrics in docs, and the dashboards
+protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the contract, the tables of settings, modules and metrics in docs, the dashboards, and the alerts for Kubernetes
 	$(BIN)/python -m scripts.protos
 	$(BIN)/python -m scripts.protocol_page
 	$(BIN)/python -m scripts.vectors
@@ -58,6 +58,7 @@ protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the
 	$(BIN)/python -m scripts.module_table
 	$(BIN)/python -m scripts.metrics_table
 	$(BIN)/python -m scripts.dashboards
+	$(BIN)/python -m scripts.prometheus_rules
 
 protos-baseline: $(VENV)/.made-dev ## At a release: what later contracts must stay compatible with
 	cd protos && $(abspath $(BIN))/buf build --exclude-source-info -o baseline.binpb
