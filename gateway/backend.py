@@ -93,9 +93,8 @@ class Backend:
 
     @property
     def process(self) -> tuple[str, int]:
-        """Which process answers, among those that share the target."""
-        stream = self.session.stream
-        return self.target, stream.hello.epoch if stream is not None else 0
+        """Which process answers, among those that share the target; while there is none, which did last."""
+        return self.target, self._accepted.hello.epoch if self._accepted is not None else 0
 
     @property
     def connected(self) -> bool:

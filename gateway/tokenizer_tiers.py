@@ -86,7 +86,8 @@ class TokenizerTiers:
         """The ready tier with the least to do, else one that is connected. Raises Unavailable.
 
         Those to which requests fail are passed over within a limit. Several sessions may lead to one process, which its
-        epoch shows: the first of them is used, so that what goes to one process at a time goes in one frame.
+        epoch shows: the first of them is used, so that what goes to one process at a time goes in one frame. Another
+        session to the process of one to `avoid` is used where there is nothing else.
         """
         connected = [backend for backend in self.serving if backend.connected and backend not in avoid]
         if not connected:
@@ -95,8 +96,11 @@ class TokenizerTiers:
                 reason="TOKENIZER_TIER_DOWN",
                 retry_after_s=RETRY_AFTER_S,
             )
-        ready = [backend for backend in connected if backend.serving]
-        candidates = not_on_trial(without_failing(ready or connected, self._settings.max_ejected_share))
+        usable = [backend for backend in connected if backend.serving] or connected
+        if avoid:
+            tried = {backend.process for backend in avoid}
+            usable = [backend for backend in usable if backend.process not in tried] or usable
+        candidates = not_on_trial(without_failing(usable, self._settings.max_ejected_share))
         if len(candidates) == 1:
             return candidates[0]
         loads = Counter[tuple[str, int]]()

@@ -32,8 +32,11 @@ class TlsListener:
         has_room: Callable[[int], bool],
         backlog: int,
     ) -> None:
-        """`has_room`: whether one more connection may come, beside so many handshakes that go on."""
-        self._socket = listener.dup()  # so that it is closed here, when nobody waits for it any more
+        """`has_room`: whether one more connection may come, beside so many handshakes that go on.
+
+        `listener` is closed with this.
+        """
+        self._socket = listener
         self._socket.setblocking(False)
         self._socket.listen(backlog)
         self._context = context
@@ -48,7 +51,7 @@ class TlsListener:
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
     def close(self) -> None:
-        """Accept nothing more. Handshakes that go on may end."""
+        """Accept nothing more: the port closes as soon as the loop runs on. Handshakes that go on may end."""
         if self._accepting is not None:
             self._accepting.cancel()
 

@@ -40,6 +40,7 @@ def services() -> dict[str, Any]:
     return services_of("docker-compose.yml")
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("profiles", [(), *((profile,) for profile in PROFILES), PROFILES])
 @pytest.mark.parametrize(
     "overlays", [(), *((overlay,) for overlay in OVERLAYS), ("compose.gpu.yml", "compose.public.yml")]

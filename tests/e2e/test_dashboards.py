@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from scripts.dashboards import DASHBOARDS, GPU, Dashboard
-from tests.deploy.test_alerts import ALERTS, FILES, RULES
+from tests.deploy.alerts import ALERTS, FILES, RULES
 from tests.e2e.prometheus import Prometheus, start_prometheus
 from tests.e2e.replicated_stack import wait_for, wait_until_serving
 from tests.e2e.tier_processes import TierProcesses

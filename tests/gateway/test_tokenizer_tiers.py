@@ -119,6 +119,24 @@ def test_what_is_no_loss_is_not_tried_again(failure: TokenwireError) -> None:
     asyncio.run(main())
 
 
+def test_what_a_lost_session_carried_goes_to_another_process_although_a_second_session_to_it_is_idle() -> None:
+    async def main() -> None:
+        async with fake_tokenizer_tier() as one, fake_tokenizer_tier() as two:
+            async with live_gateway(one, two, sessions_per_target=2) as live:
+                await until_all_ready(live, 4)
+                calls = [asyncio.ensure_future(live.generate("!step a")) for _ in range(2)]
+                await live.until(lambda: one.num_running == two.num_running == 1)
+                tiers = live.server.backends.tiers
+                await next(b for b in tiers if b.target == one.target and b.num_open).session.close()
+                await two.until(lambda: two.num_running == 2)
+                assert len(one.requests) == 1
+                two.step()
+                for responses in await asyncio.gather(*calls):
+                    assert "".join(response.delta.text for response in responses) == "a"
+
+    asyncio.run(main())
+
+
 def test_what_has_begun_is_not_begun_again() -> None:
     async def main() -> None:
         async with fake_tokenizer_tier() as one, fake_tokenizer_tier() as two, live_gateway(one, two) as live:

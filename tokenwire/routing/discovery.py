@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from tokenwire.addresses import join_host_port
+from tokenwire.errors import TokenwireError
 from tokenwire.logs import fields
 from tokenwire.routing.targets import AddressTarget, DnsTarget, FileTarget, Target, XdsTarget, split_address
 from tokenwire.routing.xds_source import XdsSource
@@ -38,7 +39,7 @@ class Source(Protocol):
     """Where addresses come from."""
 
     async def read(self) -> Sequence[str]:
-        """The addresses now. Raises OSError or ValueError with a message for people."""
+        """The addresses now. Raises OSError, ValueError or TokenwireError with a message for people."""
 
     async def close(self) -> None:
         """Let go of what reading takes."""
@@ -98,6 +99,8 @@ class Discovery:
     ) -> None:
         """`on_addresses` gets every address there is, each once, first the fixed ones and then whenever it changed.
 
+        Where it raises a TokenwireError, `start` does; what is told later is told again after `interval_s`.
+
         `tls`: how the tiers are called. Raises FailedPrecondition for an xds: target that cannot be followed here.
         """
         self.problems: dict[Target, str] = {}
@@ -107,6 +110,8 @@ class Discovery:
         self._sources: dict[Target, Source] = {}
         self._found: dict[Target, Sequence[str]] = {}
         self._told: list[str] = []
+        self._untold = ""
+        """Why `on_addresses` did not take what it was told last; empty when it did."""
         self._task: asyncio.Task[None] | None = None
         for target in targets:
             self._found[target] = [target.address] if isinstance(target, AddressTarget) else []
@@ -131,18 +136,26 @@ class Discovery:
 
     def problem(self) -> str:
         """Why the list may be wrong, for people; empty when nothing is known to be."""
-        return "; ".join(f"{target}: {problem}" for target, problem in self.problems.items())
+        problems = [f"{target}: {problem}" for target, problem in self.problems.items()]
+        return "; ".join([*problems, *filter(None, [self._untold])])
 
     async def _follow(self) -> None:
         while True:
             await asyncio.gather(*(self._read(target, source) for target, source in self._sources.items()))
-            self._tell()
+            try:
+                self._tell()
+                self._untold = ""
+            except TokenwireError as error:
+                problem = f"the tiers found cannot be used ({error})"
+                if problem != self._untold:
+                    log.warning("tiers below cannot be used", extra=fields(error=str(error), kept=len(self._told)))
+                self._untold = problem
             await asyncio.sleep(self._interval_s)
 
     async def _read(self, target: Target, source: Source) -> None:
         try:
             self._found[target] = sorted(await source.read())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TokenwireError) as error:
             problem = str(error)
             if self.problems.get(target) != problem:
                 kept = len(self._found[target])
@@ -154,8 +167,8 @@ class Discovery:
     def _tell(self) -> None:
         addresses = list(dict.fromkeys(address for found in self._found.values() for address in found))
         if addresses != self._told:
-            self._told = addresses
             self._on_addresses(addresses)
+            self._told = addresses
 
 
 def _addresses_of(text: str) -> list[str]:

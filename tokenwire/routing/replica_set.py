@@ -6,9 +6,10 @@ found again before that, it goes on as if nothing had been. Does not know where 
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
+from tokenwire.errors import TokenwireError
 from tokenwire.logs import fields
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,11 @@ class ReplicaSet(Generic[R]):
         return (*self.serving, *self._leaving.values())
 
     def update(self, addresses: Sequence[str]) -> None:
-        """These are the replicas now, each address once."""
-        before = self._wanted
+        """These are the replicas now, each address once. Raises what `make` raises, and has changed nothing then."""
+        before = dict(self._wanted)
         places = [(address, number) for number in range(self._num_each) for address in addresses]
-        self._wanted = {place: before.pop(place, None) or self._enter(place) for place in places}
+        made = self._make_all(place for place in places if place not in before and place not in self._leaving)
+        self._wanted = {place: before.pop(place, None) or self._enter(place, made) for place in places}
         self.serving = tuple(self._wanted.values())
         for place, replica in before.items():
             self._leave(place, replica)
@@ -80,10 +82,22 @@ class ReplicaSet(Generic[R]):
         self.serving, self._wanted, self._leaving = (), {}, {}  # so that those that run out are no longer waited for
         await asyncio.gather(*(replica.close() for replica in replicas), *self._tasks)
 
-    def _enter(self, place: Place) -> R:
+    def _make_all(self, places: Iterable[Place]) -> dict[Place, R]:
+        made: dict[Place, R] = {}
+        try:
+            for place in places:
+                made[place] = self._make(place[0])
+        except TokenwireError:
+            for replica in made.values():
+                self._spawn(replica.close())
+            raise
+        return made
+
+    def _enter(self, place: Place, made: Mapping[Place, R]) -> R:
+        """One that runs out, else the one that was made."""
         replica = self._leaving.pop(place, None)
         if replica is None:
-            replica = self._make(place[0])
+            replica = made[place]
             replica.start()
             log.info("tier below added", extra=fields(target=place[0]))
         replica.leaving = False
@@ -93,7 +107,10 @@ class ReplicaSet(Generic[R]):
         replica.leaving = True
         self._leaving[place] = replica
         log.info("tier below removed", extra=fields(target=place[0], num_open=replica.num_open))
-        task = asyncio.get_running_loop().create_task(self._run_out(place, replica))
+        self._spawn(self._run_out(place, replica))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

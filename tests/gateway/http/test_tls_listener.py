@@ -92,3 +92,27 @@ def test_a_gateway_that_drains_waits_for_no_handshake(certificates: Certificates
             await until_closed(reader)
 
     run(main())
+
+
+def test_a_gateway_that_drains_lets_nobody_new_connect(certificates: Certificates, run: Callable[[Any], None]) -> None:
+    async def main() -> None:
+        async with fake_tokenizer_tier() as tier:
+            settings = {**certificates.server(), "drain_timeout_s": 20.0}
+            async with live_gateway(tier, tls=certificates.client(), **settings) as live:
+                running = asyncio.ensure_future(live.generate("!step a"))
+                await tier.until(lambda: tier.num_running == 1)
+                draining = asyncio.ensure_future(live.server.drain())
+                async with asyncio.timeout(10):
+                    refused = False
+                    while not refused:
+                        try:
+                            async with connected(live):
+                                await asyncio.sleep(0.01)
+                        except ConnectionRefusedError:
+                            refused = True
+                assert not draining.done() and not running.done(), "what was asked before is still answered"
+                tier.step()
+                assert "".join(response.delta.text for response in await running) == "a"
+                await draining
+
+    run(main())

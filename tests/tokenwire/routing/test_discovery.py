@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.routing.discovery import Discovery, resolve_all
 from tokenwire.routing.targets import parse_targets
 
@@ -30,6 +31,15 @@ class FakeDns:
 class Followed:
     def __init__(self) -> None:
         self.told: list[list[str]] = []
+        self.refusal: TokenwireError | None = None
+        """What it answers whoever tells it."""
+        self.num_refused = 0
+
+    def tell(self, found: Sequence[str]) -> None:
+        if self.refusal is not None:
+            self.num_refused += 1
+            raise self.refusal
+        self.told.append(list(found))
 
     async def until(self, *addresses: str) -> None:
         async with asyncio.timeout(5):
@@ -40,9 +50,7 @@ class Followed:
 @contextlib.asynccontextmanager
 async def following(text: str, dns: FakeDns | None = None) -> AsyncIterator[tuple[Discovery, Followed]]:
     followed = Followed()
-    discovery = Discovery(
-        parse_targets(text), lambda found: followed.told.append(list(found)), interval_s=0.005, resolve=dns or FakeDns()
-    )
+    discovery = Discovery(parse_targets(text), followed.tell, interval_s=0.005, resolve=dns or FakeDns())
     discovery.start()
     try:
         yield discovery, followed
@@ -92,6 +100,49 @@ def test_what_cannot_be_resolved_keeps_what_was_known_and_is_said_once(caplog: p
             assert len(caplog.records) == 1
             dns.names["model"] = [*found, "10.0.0.2"]
             await followed.until("10.0.0.1:1", "10.0.0.2:1")
+            assert not discovery.problem()
+
+    asyncio.run(main())
+
+
+def test_what_is_told_is_told_again_until_it_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        dns = FakeDns(model=["10.0.0.1"])
+        async with following("dns:model:1", dns) as (discovery, followed):
+            await followed.until("10.0.0.1:1")
+            followed.refusal = FailedPrecondition("the certificate has no key")
+            dns.names["model"] = ["10.0.0.2"]
+            async with asyncio.timeout(5):
+                while followed.num_refused < 3:
+                    await asyncio.sleep(0.002)
+            assert "the certificate has no key" in discovery.problem()
+            assert len(caplog.records) == 1
+            followed.refusal = None
+            await followed.until("10.0.0.2:1")
+            assert not discovery.problem() and len(followed.told) == 2
+
+    asyncio.run(main())
+
+
+def test_a_source_that_refuses_is_asked_again() -> None:
+    class Refusing(FakeDns):
+        refusal: TokenwireError | None = None
+
+        async def __call__(self, host: str, port: int) -> Sequence[str]:
+            if self.refusal is not None:
+                raise self.refusal
+            return await super().__call__(host, port)
+
+    async def main() -> None:
+        dns = Refusing(model=["10.0.0.1"])
+        async with following("dns:model:1", dns) as (discovery, followed):
+            await followed.until("10.0.0.1:1")
+            dns.refusal = FailedPrecondition("the certificate has no key")
+            async with asyncio.timeout(5):
+                while not discovery.problem():
+                    await asyncio.sleep(0.002)
+            dns.names["model"], dns.refusal = ["10.0.0.2"], None
+            await followed.until("10.0.0.2:1")
             assert not discovery.problem()
 
     asyncio.run(main())

@@ -2,7 +2,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
+
 from tests.fakes.replica import FakeReplica
+from tokenwire.errors import FailedPrecondition
 from tokenwire.routing.replica_set import ReplicaSet
 
 
@@ -27,9 +30,13 @@ class Case:
     def __init__(self, num_each: int = 1) -> None:
         self.made: list[Owned] = []
         self.changes = 0
+        self.refused: set[str] = set()
+        """Addresses of which none can be made."""
         self.set = ReplicaSet(self._make, self._on_change, num_each=num_each)
 
     def _make(self, address: str) -> Owned:
+        if address in self.refused:
+            raise FailedPrecondition("the certificate has no key")
         self.made.append(Owned(address))
         return self.made[-1]
 
@@ -134,6 +141,26 @@ def test_several_at_each_address_come_and_go_together() -> None:
         assert list(case.set.serving) == kept
         await until(lambda: sum("closed" in replica.calls for replica in case.made) == 2)
         assert all(replica.target == "a" for replica in case.made if "closed" in replica.calls)
+        await case.set.close()
+
+    asyncio.run(main())
+
+
+def test_an_update_of_which_one_cannot_be_made_changes_nothing() -> None:
+    async def main() -> None:
+        case = Case()
+        case.set.update(["a", "b"])
+        a, b = case.made
+        case.refused = {"d"}
+        with pytest.raises(FailedPrecondition):
+            case.set.update(["b", "c", "d"])
+        assert case.set.all == (a, b) and case.changes == 1 and not a.leaving
+        c = case.made[2]
+        await until(lambda: c.calls == ["close", "closed"])
+        case.refused = set()
+        case.set.update(["b", "c", "d"])
+        assert case.serving == ["b", "c", "d"] and case.set.serving[0] is b and c not in case.set.serving
+        await until(lambda: "closed" in a.calls)
         await case.set.close()
 
     asyncio.run(main())
