@@ -185,8 +185,9 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         message.request_id = message.request_id or _metadata(context, REQUEST_ID)
         message.traceparent = message.traceparent or _metadata(context, TRACEPARENT)
         who = context_from_wire(message)
-        record.request_id, record.model = who.request_id, model
+        record.request_id = who.request_id
         await context.send_initial_metadata(((REQUEST_ID, who.request_id),))
+        record.asks_for(model)
         return who
 
     def _open(

@@ -66,6 +66,12 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
         "empty: none",
         parse=origins_of,
     )
+    trace_callers: str = setting(
+        "known",
+        "whose W3C `traceparent` decides whether a trace is kept: known, callers that showed a key, a token or a "
+        "certificate of the identity file; all; none. What others send decides nothing",
+        choices=("known", "all", "none"),
+    )
     page: bool = setting(True, "a web page at / of the HTTP port: a chat, and what the tiers are doing")
     default_timeout_s: float = setting(0.0, "time limit of requests that bring none; 0: none", minimum=0)
 

@@ -52,7 +52,7 @@ def check_request(request: TextRequest, tier: Tier) -> None:
     ours = tier.tokenizer.fingerprint
     if request.vocabulary and request.vocabulary != ours:
         raise FailedPrecondition(
-            f"fingerprint.vocabulary: {request.vocabulary!r} is not this model's ({ours!r}): "
+            f"fingerprint.vocabulary: {request.vocabulary!r:.80} is not this model's ({ours!r}): "
             "fetch the tokenizer that is served",
             reason="VOCABULARY_MISMATCH",
         )

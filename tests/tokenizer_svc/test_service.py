@@ -279,6 +279,17 @@ def test_get_tokenizer_of_another_model_is_not_found(trained_folder: Path) -> No
     with_tier(trained_folder, call)
 
 
+def test_a_name_that_no_model_has_is_refused_at_once_and_told_by_its_beginning(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        error = await refusal(live.stub.Tokenize(pb.TokenizeRequest(model="m" * 2_000_000, texts=["a"])))
+        assert type(error) is InvalidRequest and [each.field for each in error.violations] == ["model"]
+        assert len(error.message) < 200
+        error = await refusal(live.stub.Tokenize(pb.TokenizeRequest(model="m" * 256, texts=["a"])))
+        assert type(error) is NotFound and len(error.message) < 250
+
+    with_tier(trained_folder, call)
+
+
 def test_a_lost_stream_is_taken_up_where_it_was(trained_folder: Path) -> None:
     async def call(live: LiveTokenizerTier) -> None:
         text = "naïve 日本語 😀 and more, STOP that"
