@@ -36,7 +36,7 @@ CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Status
 
 def to_wire(error: TokenwireError) -> common_pb2.Status:
     """The error as a terminal event carries it."""
-    status = common_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message)
+    status = common_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.told)
     for detail in details_of(error):
         packed = any_pb2.Any()
         packed.Pack(detail)
@@ -50,7 +50,7 @@ def details_of(error: TokenwireError) -> list[Any]:
     if error.violations:
         fields = [
             error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-            for v in error.violations
+            for v in error.told_violations
         ]
         details.append(error_details_pb2.BadRequest(field_violations=fields))
     if error.retry_after_s is not None:
@@ -58,7 +58,7 @@ def details_of(error: TokenwireError) -> list[Any]:
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, Overloaded):
-        violation = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=error.message)
+        violation = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=error.told)
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     return details
 
@@ -106,5 +106,5 @@ async def abort(context: grpc.aio.ServicerContext, error: TokenwireError) -> NoR
     """End the call with this error's status and details. Raises, as `context.abort` does."""
     details = status_bytes(error)
     let_go(error)
-    await context.abort(grpc.StatusCode[error.code], error.message, ((STATUS_DETAILS_KEY, details),))
+    await context.abort(grpc.StatusCode[error.code], error.told, ((STATUS_DETAILS_KEY, details),))
     raise AssertionError("context.abort returned")

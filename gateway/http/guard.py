@@ -1,7 +1,7 @@
 """The listener's connection, with bounds on what a client may send and how long that may take.
 
-Heads are bounded in bytes, fields and time, bodies that are not whole in their bytes together, connections in number and
-in idle time; requests waiting behind another on one connection in number; a request that cannot be read is answered in
+Heads are bounded in bytes, fields and time, bodies that are not whole in bytes together, connections in number and in
+idle time; requests waiting behind another on one connection in number; a request that cannot be read is answered in
 the shape of every error here, and its connection closed. How long a body may take is `gateway.http.body`'s business.
 Knows no paths and no tiers.
 """
