@@ -32,6 +32,12 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
     max_body_bytes: int = setting(
         4 * 2**20, "largest HTTP body accepted, with K/M/G suffix", minimum=1024, parse=bytes_of
     )
+    max_unfinished_bytes: int = setting(
+        256 * 2**20,
+        "most bytes of HTTP bodies that are not whole yet, all together, with K/M/G suffix",
+        minimum=1024,
+        parse=bytes_of,
+    )
     body_timeout_s: float = setting(60.0, "seconds that the body of an HTTP request may take to arrive", minimum=0.001)
     max_header_bytes: int = setting(
         32 * 2**10, "largest head of an HTTP request: its line and header fields", minimum=1024, parse=bytes_of

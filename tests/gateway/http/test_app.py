@@ -22,6 +22,18 @@ GOOD = {"messages": [{"role": "user", "content": "a b"}]}
 JSON = {"content-type": "application/json"}
 
 
+def test_a_body_that_is_said_to_be_compressed_is_refused() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            for encoding, status in (("gzip", 415), ("identity", 200)):
+                response = await live.http.post(CHAT, json=GOOD, headers={"content-encoding": encoding})
+                assert response.status_code == status, response.text
+            response = await live.http.post(CHAT, json=GOOD, headers={"content-encoding": "br"})
+            assert "Content-Encoding 'br' is not allowed: send the body as it is" in response.text
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
