@@ -140,10 +140,11 @@ def test_an_output_without_tokens_has_none() -> None:
                 {"repetition_penalty": 0}, {"min_tokens": -1}, {"min_tokens": 4, "max_tokens": 3},
                 {"logit_bias": {"five": 1}}, {"logit_bias": {"-5": 1}}, {"logit_bias": {"05": 1}},
                 {"logit_bias": {"5": 101}}, {"logit_bias": {str(2**32): 1}}, {"logit_bias": {"9" * 5000: 1}},
-                {"logit_bias": [5]}, {"banned_sequences": [[]]}, {"banned_sequences": [[1] * 65]},
+                {"logit_bias": [5]}, {"banned_sequences": [[]]},
             )
         ),
         *((path, {"allowed_token_ids": [-1]}, "allowed_token_ids[0]") for path in PATHS),
+        *((path, {"banned_sequences": [[1] * 65]}, "banned_sequences[0]") for path in PATHS),
         *((path, {"banned_sequences": [[1], [2**32]]}, "banned_sequences[1][0]") for path in PATHS),
     ],
 )  # fmt: skip
