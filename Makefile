@@ -13,7 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all check fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
+.PHONY: help up demo test test-all chaos soak check fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,10 +25,16 @@ demo: $(VENV)/.made-all ## The same without staying: stream one answer, print it
 	@$(BIN)/tokenwire demo $(ARGS)
 
 test: check model ## Check, then run every test that needs nothing but Python
-	$(BIN)/python -m pytest -m "not extended" $(ARGS)
+	$(BIN)/python -m pytest -m "not extended and not chaos" $(ARGS)
 
 test-all: $(VENV)/.made-dev ## Run the tests that need more (Docker, other languages, other people's clients); after `make test`
 	$(BIN)/python -m pytest -m extended $(ARGS) || test $$? -eq 5  # 5: there are none
+
+chaos: $(VENV)/.made-dev model ## Break every part under load and see that all promises hold; the table of docs/reliability.md (20 minutes)
+	$(BIN)/python -m pytest tests/chaos -m "chaos or extended" --faults-into docs/reliability.md $(ARGS)
+
+soak: $(VENV)/.made-dev model ## Mixed load for 20 minutes in which nothing may grow; soak/soak.csv and .svg (ARGS="--minutes 120")
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and its stubs
 	$(BIN)/ruff check .
@@ -44,7 +50,7 @@ fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the contract, the tables of settings, modules and metrics in docs, and the dashboards
+protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the contract, the tables of settings, modules and metrics in docs, the dashboards, and the alerts for Kubernetes
 	$(BIN)/python -m scripts.protos
 	$(BIN)/python -m scripts.protocol_page
 	$(BIN)/python -m scripts.vectors
@@ -52,6 +58,7 @@ protos: $(VENV)/.made-dev ## Generate tokenwire/v1 and docs/protocol.md from the
 	$(BIN)/python -m scripts.module_table
 	$(BIN)/python -m scripts.metrics_table
 	$(BIN)/python -m scripts.dashboards
+	$(BIN)/python -m scripts.prometheus_rules
 
 protos-baseline: $(VENV)/.made-dev ## At a release: what later contracts must stay compatible with
 	cd protos && $(abspath $(BIN))/buf build --exclude-source-info -o baseline.binpb

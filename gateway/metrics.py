@@ -12,9 +12,9 @@ from types import TracebackType
 from prometheus_client import CollectorRegistry
 
 from gateway.tracing import RequestTrace
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import DeadlineExceeded, TokenwireError
 from tokenwire.logs import fields
-from tokenwire.requests import GatewayTimings, RequestContext, Terminal
+from tokenwire.requests import FinishReason, GatewayTimings, RequestContext, Terminal
 from tokenwire.routing.outcomes import ENDED_WELL
 from tokenwire.telemetry import REGISTRY, TierMetrics
 from tokenwire.telemetry.tracing import Tracer
@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 TIER_STATES = ("ready", "ejected", "not_serving", "unreachable", "leaving")
 """Of a tokenizer tier; `not_serving`: connected, without a model behind it; `leaving`: no longer listed."""
+
+GIVEN_UP = {FinishReason.DEADLINE.value, DeadlineExceeded.code.lower(), FinishReason.CANCELLED.value}
+"""Outcomes of requests that their clients, or their time limits, ended."""
 
 
 class GatewayMetrics:
@@ -34,9 +37,15 @@ class GatewayMetrics:
         self.registry = registry
         self.requests = make.counter("requests_total", "Requests by API and how they ended", ["api", "outcome"])
         self.first_text = make.histogram("first_text_seconds", "From receipt to the first text", ["api"])
+        self.unbegun = make.histogram(
+            "unbegun_seconds",
+            "From receipt to the end, of requests that ran out of time or were taken back before their first text",
+            ["api"],
+        )
         self.duration = make.histogram("request_seconds", "From receipt to the end", ["api"])
         self.requests_of = cache(self.requests.labels)
         self.first_text_of = cache(self.first_text.labels)
+        self.unbegun_of = cache(self.unbegun.labels)
         self.duration_of = cache(self.duration.labels)
         gaps = make.histogram(
             "token_gap_seconds", "Mean time from one token to the next, of each request with one output", ["api"]
@@ -154,6 +163,8 @@ class RequestRecord:
         total_s = time.monotonic() - self._arrival_s
         self._metrics.requests_of(self.api, self._outcome).inc()
         self._metrics.duration_of(self.api).observe(total_s)
+        if not self.started and self._outcome in GIVEN_UP:
+            self._metrics.unbegun_of(self.api).observe(total_s)
         prompt_tokens = sum(self._prompt_tokens.values())
         if prompt_tokens:
             self._metrics.prompt_tokens.inc(prompt_tokens)

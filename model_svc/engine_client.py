@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+LOOKS = 8
+"""How often the engine's silence is looked at before it has lasted `engine_timeout_s`."""
 
 
 class SequenceSink(Protocol):
@@ -86,6 +88,8 @@ class EngineClient:
         self._live: dict[int, Live] = {}
         self._ids = itertools.count(1)
         self._outbox = Inbox()
+        self._num_results = 0
+        """Messages that came from engine processes."""
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._paused = self._draining = self._closed = False
@@ -253,17 +257,36 @@ class EngineClient:
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def _serve(self, process: EngineProcess) -> None:
-        """Write what is submitted and deliver what comes, until the link breaks or a bug on this side breaks it."""
-        reader, writer = asyncio.ensure_future(self._read(process)), asyncio.ensure_future(self._write(process))
+        """Write what is submitted and deliver what comes, until the link or the engine breaks, or this side's bug."""
+        tasks = {asyncio.ensure_future(self._read(process)), asyncio.ensure_future(self._write(process))}
+        if self.settings.engine_timeout_s:
+            tasks.add(asyncio.ensure_future(self._watch(process)))
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await cancel_and_wait(reader, writer)
+            await cancel_and_wait(*tasks)
+
+    async def _watch(self, process: EngineProcess) -> None:
+        """Kill an engine that says nothing for too long; one that has nothing to say is asked after half that time.
+
+        Looks are counted and not seconds, so that no time counts in which this process stood still itself.
+        """
+        num_silent, num_results = 0, self._num_results
+        while num_silent < LOOKS:
+            await asyncio.sleep(self.settings.engine_timeout_s / LOOKS)
+            num_silent = num_silent + 1 if num_results == self._num_results else 0
+            num_results = self._num_results
+            if num_silent == LOOKS // 2:
+                self._wake.set()  # an empty message makes a step, which is answered
+        log.error("the engine process has been silent for %g s and is killed", self.settings.engine_timeout_s)
+        await process.kill()
 
     async def _read(self, process: EngineProcess) -> None:
         try:
             while True:
-                self._deliver(await process.read())
+                result = await process.read()
+                self._num_results += 1
+                self._deliver(result)
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # the process is gone
 

@@ -27,6 +27,9 @@ SPIN_COUNT = "20000"
 
 CLOSE_TIMEOUT_S = 5.0
 
+ENGINE_MODULE = "model_svc.engine"
+"""What Python runs; fault tests put one in its place whose steps go wrong."""
+
 
 def engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of the engine process: its compute threads spin briefly before they sleep, unless `environ` says.
@@ -61,7 +64,7 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                command = (sys.executable, "-m", "model_svc.engine", str(theirs.fileno()))
+                command = (sys.executable, "-m", ENGINE_MODULE, str(theirs.fileno()))
                 process = await asyncio.create_subprocess_exec(
                     *command, pass_fds=(theirs.fileno(),), env=engine_environ(os.environ)
                 )  # fmt: skip

@@ -126,6 +126,10 @@ class EngineSettings:
     max_queued_tokens: int = setting(
         1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1
     )
+    engine_timeout_s: float = setting(
+        120.0, "seconds without a sign of the engine process after which it is taken to hang and started anew; must be "
+        "more than its longest step takes; 0: never", minimum=0,
+    )  # fmt: skip
     prefix_cache: str = setting(
         "shared", "reuse the KV blocks of equal prompt beginnings: among all, within each tenant only, or not at all",
         choices=("shared", "tenant", "off"),

@@ -20,10 +20,26 @@ OLD_CHANNEL_S = 3600.0
 
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
+TIER_KEEPALIVE_TIME_MS = TIER_KEEPALIVE_TIMEOUT_MS = 5_000
+"""From a tier to the one below: what runs there waits for as long, when it hangs or the network does, before it goes on
+elsewhere.
+"""
+
+
+def keepalive_options(time_ms: int, timeout_ms: int) -> list[tuple[str, Any]]:
+    """Ping after so long without a sign, and give up so long after that.
+
+    Both timeouts are needed: `keepalive_timeout_ms` alone leaves gRPC 1.85 to wait for a minute, its own ping timeout.
+    """
+    return [
+        ("grpc.keepalive_time_ms", time_ms),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
+    ]
+
 
 KEEPALIVE_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    *keepalive_options(KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
@@ -31,6 +47,12 @@ KEEPALIVE_OPTIONS: list[tuple[str, Any]] = [
 
 HANDSHAKE_TIMEOUT_MS = 10_000
 """From a connection's beginning to its first settings, TLS included; gRPC's own is two minutes."""
+
+
+MAX_PENDING_CALLS = 100_000
+"""Calls that have come and were not begun yet. Of more than 1,000 gRPC itself cuts some, of more than 3,000 all, as
+CANCELLED without a word; a tier's own bounds refuse with a reason and a time to come back.
+"""
 
 
 def server_options(
@@ -49,10 +71,16 @@ def server_options(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
     ]
+
+
+TIER_OPTIONS = keepalive_options(TIER_KEEPALIVE_TIME_MS, TIER_KEEPALIVE_TIMEOUT_MS)
+"""Options of a tier's channel to the one below, in place of a client's."""
 
 
 def client_options(max_message_bytes: int = 64 * 2**20) -> list[tuple[str, Any]]:
@@ -71,19 +99,25 @@ def client_options(max_message_bytes: int = 64 * 2**20) -> list[tuple[str, Any]]
 Options = Sequence[tuple[str, Any]]
 
 
+def outranked(options: Options, by: Options) -> list[tuple[str, Any]]:
+    """Both, without what `by` says anew: of an option given twice gRPC takes the first."""
+    names = {name for name, _ in by}
+    return [*(option for option in options if option[0] not in names), *by]
+
+
 def aio_channel(target: str, tls: ClientTls | None = None, options: Options = ()) -> grpc.aio.Channel:
     """An asyncio channel to `host:port`. Raises FailedPrecondition for TLS files that cannot be used. Close it."""
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=[*client_options(), *options])
-    all_options = [*client_options(), *channel_options(tls), *options]
+        return grpc.aio.insecure_channel(target, options=outranked(client_options(), options))
+    all_options = outranked([*client_options(), *channel_options(tls)], options)
     return grpc.aio.secure_channel(target, channel_credentials(tls), options=all_options)
 
 
 def sync_channel(target: str, tls: ClientTls | None = None, options: Options = ()) -> grpc.Channel:
     """A channel to `host:port` for ordinary code. Raises as `aio_channel` does. Close it."""
     if tls is None:
-        return grpc.insecure_channel(target, options=[*client_options(), *options])
-    all_options = [*client_options(), *channel_options(tls), *options]
+        return grpc.insecure_channel(target, options=outranked(client_options(), options))
+    all_options = outranked([*client_options(), *channel_options(tls)], options)
     return grpc.secure_channel(target, channel_credentials(tls), options=all_options)
 
 
@@ -116,14 +150,14 @@ class TierChannel(Generic[S]):
         self._tls = tls
         self._watched = WatchedFiles(tls.paths) if tls is not None else None
         self._closing: set[asyncio.Task[None]] = set()
-        self.channel = aio_channel(target, tls)
+        self.channel = aio_channel(target, tls, TIER_OPTIONS)
         self.stub = make_stub(self.channel)
 
     def refreshed(self) -> S:
         """The stub with what the files hold now. What cannot be used is logged, and the old stays."""
         if self._watched is not None and self._watched.changed():
             try:
-                fresh = aio_channel(self._target, self._tls)
+                fresh = aio_channel(self._target, self._tls, TIER_OPTIONS)
             except FailedPrecondition as error:
                 log.warning("the new certificates for %s cannot be used, the old ones stay: %s", self._target, error)
                 return self.stub

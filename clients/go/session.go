@@ -24,7 +24,7 @@ type Session struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 
-	connecting sync.Mutex // held by the one Submit that opens a stream
+	connecting chan struct{} // holds a value while a Submit opens a stream
 
 	mu      sync.Mutex
 	current *link // where new requests go; nil: to be opened
@@ -35,6 +35,7 @@ type Session struct {
 // link is one stream of a session. All of it is guarded by Session.mu but the stream itself.
 type link struct {
 	stream  pb.GenerationService_SessionClient
+	cancel  context.CancelFunc
 	hello   *pb.Hello
 	outputs map[uint32]*Output
 	next    uint64
@@ -46,7 +47,10 @@ type link struct {
 // NewSession makes a session on which at most maxOpen outputs are open at once. Its stream is opened by the first Submit.
 func (c *Client) NewSession(maxOpen int) *Session {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Session{client: c, maxOpen: max(1, maxOpen), ctx: ctx, cancel: cancel, changed: make(chan struct{})}
+	return &Session{
+		client: c, maxOpen: max(1, maxOpen), ctx: ctx, cancel: cancel,
+		connecting: make(chan struct{}, 1), changed: make(chan struct{}),
+	}
 }
 
 // Close cancels what is open and ends the streams.
@@ -86,9 +90,13 @@ func (s *Session) Submit(ctx context.Context, request *pb.TextRequest, credit *u
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-s.ctx.Done():
-			return nil, &Error{Code: codes.Unavailable, Message: "the session is closed", Reason: "SESSION_CLOSED"}
+			return nil, errClosed()
 		}
 	}
+}
+
+func errClosed() *Error {
+	return &Error{Code: codes.Unavailable, Message: "the session is closed", Reason: "SESSION_CLOSED"}
 }
 
 func (s *Session) submitLocked(l *link, request *pb.TextRequest, credit *uint32, number int) []*Output {
@@ -112,17 +120,44 @@ func (s *Session) submitLocked(l *link, request *pb.TextRequest, credit *uint32,
 	return outputs
 }
 
-// link returns the stream for new requests, opened where there is none.
+// link returns the stream for new requests, opened where there is none. It waits for that no longer than ctx.
 func (s *Session) link(ctx context.Context) (*link, error) {
-	s.connecting.Lock()
-	defer s.connecting.Unlock()
+	select {
+	case s.connecting <- struct{}{}:
+		defer func() { <-s.connecting }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.ctx.Done():
+		return nil, errClosed()
+	}
 	s.mu.Lock()
 	current := s.current
 	s.mu.Unlock()
 	if current != nil {
 		return current, nil
 	}
-	stream, err := s.client.Session(s.ctx)
+	opening, cancel := context.WithCancel(s.ctx)
+	stop := context.AfterFunc(ctx, cancel)
+	current, err := s.openStream(opening)
+	if !stop() { // ctx has ended, and the stream with it
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	current.cancel = cancel
+	s.mu.Lock()
+	s.current = current
+	s.mu.Unlock()
+	go s.read(current)
+	go s.write(current)
+	return current, nil
+}
+
+// openStream opens a stream and waits for the server's Hello.
+func (s *Session) openStream(ctx context.Context) (*link, error) {
+	stream, err := s.client.Session(ctx)
 	if err != nil {
 		return nil, ErrorOf(err)
 	}
@@ -137,16 +172,10 @@ func (s *Session) link(ctx context.Context) (*link, error) {
 	if version := first.GetHello().GetProtocolVersion(); version != protocolVersion {
 		return nil, &Error{Code: codes.FailedPrecondition, Message: fmt.Sprintf("the server speaks session protocol %d", version)}
 	}
-	current = &link{
+	return &link{
 		stream: stream, hello: first.GetHello(), outputs: map[uint32]*Output{}, next: 1,
 		pending: &pb.SessionRequest{}, wake: make(chan struct{}, 1),
-	}
-	s.mu.Lock()
-	s.current = current
-	s.mu.Unlock()
-	go s.read(current)
-	go s.write(current)
-	return current, ctx.Err()
+	}, nil
 }
 
 func (l *link) wakeLocked() {
@@ -184,6 +213,7 @@ func (s *Session) read(l *link) {
 	for {
 		frame, err := l.stream.Recv()
 		if err != nil {
+			l.cancel()
 			s.lose(l, err)
 			return
 		}

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from scripts.metrics_table import metrics
+from scripts.prometheus_rules import RESOURCES, resources
 from tests.deploy.alerts import ALERTS, FILES, FOLDER, ROOT, RULES
 from tests.interop.environments import not_to_be_had
 
@@ -43,6 +44,20 @@ def answers(slow: int, of: int, minutes: int) -> dict[str, str]:
     }
 
 
+def unbegun(soon: int, of: int, minutes: int) -> dict[str, str]:
+    """So many a minute are given up before they begin, `soon` of them within the objective's time."""
+    name = "tokenwire_gateway_unbegun_seconds"
+    return {
+        f'{name}_bucket{{api="http.chat",le="2.5"}}': f"0+{soon}x{minutes}",
+        f'{name}_count{{api="http.chat"}}': f"0+{of}x{minutes}",
+    }
+
+
+def up(**values: str) -> dict[str, str]:
+    """One process of each tier named."""
+    return {f'up{{job="{job}",instance="{job}"}}': series for job, series in values.items()}
+
+
 def one(name: str, values: str, **labels: str) -> dict[str, str]:
     inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
     return {f"{name}{{{inner}}}": values}
@@ -53,6 +68,10 @@ DAYS_3 = 3 * 24 * 6
 SLOW = {"at": "70h", "step": "10m"}
 USED, TOTAL = "tokenwire_model_kv_used_blocks", "tokenwire_model_kv_total_blocks"
 MODEL = {"job": "model", "instance": "model:9466"}
+UP = {"gateway": "1x12", "tokenizer": "1x12", "model": "1x12"}
+REPLICAS = "tokenwire_tokenizer_model_replicas"
+HUNG = requests("ok", "0+9x60 540x330") | requests("deadline_exceeded", "0x60 0+10x330")
+"""For an hour all is well, then nothing is answered any more."""
 CASES = [
     Case("TokenwireRequestsFail", requests("ok", "0+90x90") | requests("internal", "0+10x90"), "80m", True),
     Case("TokenwireRequestsFail", requests("ok", "0+96x700") | requests("unavailable", "0+4x700"), "690m", True),
@@ -65,15 +84,23 @@ CASES = [
          requests("ok", f"0+998x{DAYS_3}") | requests("internal", f"0+2x{DAYS_3}"), fires=False, **SLOW),
     Case("TokenwireAnswersBeginLate", answers(80, 100, 90), "80m", True),
     Case("TokenwireAnswersBeginLate", answers(10, 100, 90), "80m", False),
+    Case("TokenwireAnswersBeginLate", unbegun(0, 10, 360), "355m", True),
+    Case("TokenwireAnswersBeginLate", answers(0, 100, 90) | unbegun(0, 300, 90), "80m", True),
+    Case("TokenwireAnswersBeginLate", answers(0, 100, 90) | unbegun(300, 300, 90), "80m", False),
+    Case("TokenwireAnswersBeginLate", answers(0, 100, 90) | unbegun(0, 10, 90), "80m", False),
     Case("TokenwireAnswersBeginLateSlowly", answers(10, 100, DAYS_3), fires=True, **SLOW),
     Case("TokenwireAnswersBeginLateSlowly", answers(4, 100, DAYS_3), fires=False, **SLOW),
-    Case("TokenwireTierDown", one("up", "1 1 0x10", **MODEL), "6m", True, MODEL),
-    Case("TokenwireTierDown", one("up", "1 1 0 1x10", **MODEL), "6m", False),
-    Case("TokenwireTierDown", one("up", "0x10", job="node"), "6m", False),
-    Case("TokenwireNoModelTier", one("tokenwire_tokenizer_model_replicas", "2 0x10", state="ready"), "5m", True),
+    Case("TokenwireTierDown", up(**UP) | one("up", "1 1 0x10", **MODEL), "6m", True, MODEL),
+    Case("TokenwireTierDown", up(**UP) | one("up", "1 1 0 1x10", **MODEL), "6m", False),
+    Case("TokenwireTierDown", up(**UP) | one("up", "0x10", job="node"), "6m", False),
+    *(Case("TokenwireTierDown", up(**UP | {tier: "1 1 stale"}), "6m", True, {"job": tier}) for tier in UP),
+    *(Case("TokenwireTierDown", up(**{other: UP[other] for other in UP if other != tier}), "6m", True, {"job": tier})
+      for tier in UP),
+    Case("TokenwireNoModelTier", one(REPLICAS, "2 0x10", state="ready"), "5m", True),
+    Case("TokenwireNoModelTier", one(REPLICAS, "2 2 stale", state="ready"), "5m", True, {"state": "ready"}),
     Case("TokenwireNoModelTier",
-         one("tokenwire_tokenizer_model_replicas", "0x10", state="ready", instance="a")
-         | one("tokenwire_tokenizer_model_replicas", "1x10", state="ready", instance="b"), "5m", False),
+         one(REPLICAS, "0x10", state="ready", instance="a") | one(REPLICAS, "1x10", state="ready", instance="b"),
+         "5m", False),
     Case("TokenwireModelTierPassedOver",
          one("tokenwire_tokenizer_model_replicas", "1x20", state="ejected"), "15m", True, {"state": "ejected"}),
     Case("TokenwireModelTierPassedOver",
@@ -89,6 +116,10 @@ CASES = [
          requests("ok", "0+90x30") | requests("resource_exhausted", "0+10x30"), "25m", True),
     Case("TokenwireRequestsRefused",
          requests("ok", "0+97x30") | requests("resource_exhausted", "0+3x30"), "25m", False),
+    Case("TokenwireRequestsRunOutOfTime", HUNG, "50m", False),
+    Case("TokenwireRequestsRunOutOfTime", HUNG, "380m", True),
+    Case("TokenwireRequestsRunOutOfTime", requests("ok", "0+90x30") | requests("deadline", "0+10x30"), "25m", True),
+    Case("TokenwireRequestsRunOutOfTime", requests("ok", "0+97x30") | requests("deadline", "0+3x30"), "25m", False),
     Case("TokenwireKvCacheFull",
          one(USED, "99x30", **MODEL) | one(TOTAL, "100x30", **MODEL)
          | one("tokenwire_model_preemptions_total", "0+1x30", **MODEL), "25m", True, MODEL),
@@ -165,6 +196,32 @@ def test_every_alert_has_a_runbook() -> None:
     for name, rule in ALERTS.items():
         assert rule["annotations"]["runbook"] == f"docs/observability.md#{name.lower()}"
         assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_kubernetes_is_given_the_same_rules() -> None:
+    text = RESOURCES.read_text()
+    assert text == resources(), "make protos"
+    found = list(yaml.safe_load_all(text))
+    assert [each["spec"] for each in found] == [yaml.safe_load(file.read_text()) for file in FILES]
+    assert {each["kind"] for each in found} == {"PrometheusRule"}
+    kustomization = yaml.safe_load((RESOURCES.parent / "kustomization.yaml").read_text())
+    assert RESOURCES.name in kustomization["resources"]
+
+
+def test_the_page_and_the_rules_agree_on_what_is_a_fault_of_ours() -> None:
+    page = (ROOT / "docs" / "observability.md").read_text()
+    (asked,) = re.findall(
+        r"^\| Share of requests that failed for a fault of ours \| `.*?outcome=~\"(.*?)\"", page, re.MULTILINE
+    )
+    of_rules = {
+        outcomes
+        for rule in RULES
+        if rule.get("record", "").startswith("tokenwire:failed_requests:")
+        for outcomes in re.findall(r'outcome=~"(.*?)"', rule["expr"])
+    }
+    assert of_rules == {asked.replace("\\|", "|")}
+    for outcome in of_rules.pop().split("|"):
+        assert f"`{outcome}`" in page.partition("**Requests that fail**")[2].partition("**Answers")[0]
 
 
 def test_rules_ask_for_metrics_that_exist() -> None:

@@ -43,6 +43,7 @@ def test_the_schemas_would_refuse() -> None:
         ("Deployment", ("spec", "replikas"), 1),
         ("GRPCRoute", ("spec", "rules"), "none"),
         ("ServiceMonitor", ("spec", "endpoints"), 5),
+        ("PrometheusRule", ("spec", "groups"), [{"name": "no rules", "rules": [{"alert": "x"}]}]),
         ("Certificate", ("spec", "secretName"), None),
         ("VirtualService", ("spec", "hosts"), {}),
     ):

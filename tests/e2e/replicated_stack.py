@@ -60,8 +60,8 @@ def replicated_stack(folder: Path, *flags: str, num_models: int = 2) -> Iterator
         yield ReplicatedStack(f"127.0.0.1:{gateway}", processes, log)
 
 
-def wait_for(condition: object) -> None:
-    limit = time.monotonic() + START_TIMEOUT_S
+def wait_for(condition: object, limit_s: float = START_TIMEOUT_S) -> None:
+    limit = time.monotonic() + limit_s
     assert callable(condition)
     while not condition():
         assert time.monotonic() < limit

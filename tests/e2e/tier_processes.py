@@ -12,9 +12,10 @@ from tests.e2e.replicated_stack import end
 class TierProcesses:
     """Starts tiers; all end with the block."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder`: for their logs."""
+    def __init__(self, folder: Path, log: Path | None = None) -> None:
+        """`folder`: for their logs. `log`: one file that all write to instead."""
         self.folder = folder
+        self._log = log
         self._stack = ExitStack()
         self._number = 0
 
@@ -29,7 +30,8 @@ class TierProcesses:
     ) -> subprocess.Popen[bytes]:
         """`python -m module flags`. `drain_timeout_s`: None: as the variables say."""
         self._number += 1
-        log = self._stack.enter_context((self.folder / f"{self._number}-{module}.log").open("wb"))
+        path = self._log or self.folder / f"{self._number}-{module}.log"
+        log = self._stack.enter_context(path.open("wb"))
         drain = () if drain_timeout_s is None else ("--drain-timeout-s", str(drain_timeout_s))
         command = [sys.executable, "-m", module, *drain, *flags]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environ})

@@ -1,9 +1,11 @@
+import asyncio
 import logging
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.metrics import GatewayMetrics, RequestRecord
-from tokenwire.errors import Overloaded
+from tokenwire.errors import DeadlineExceeded, Overloaded
 from tokenwire.logs import FIELDS
 from tokenwire.requests import FinishReason, Terminal, Usage
 
@@ -28,6 +30,31 @@ def test_outputs_prompt_tokens_and_the_time_between_tokens_are_counted() -> None
     assert value("tokenwire_gateway_prompt_tokens_total") == 13
     assert value("tokenwire_gateway_outputs_total", {"reason": "length"}) == 3
     assert value("tokenwire_gateway_outputs_total", {"reason": "stop_string"}) == 1
+
+
+def test_requests_that_are_given_up_before_their_first_text_are_told_from_those_that_begin() -> None:
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+    out_of_time = Terminal(FinishReason.DEADLINE, Usage(prompt_tokens=3))
+    failed = Terminal(FinishReason.ERROR, Usage(prompt_tokens=3), error=Overloaded("full"))
+    for api, terminal, begins in (
+        ("limit", out_of_time, False), ("begun", out_of_time, True), ("full", failed, False),
+        ("ok", Terminal(FinishReason.STOP_TOKEN, Usage(prompt_tokens=3)), False),
+    ):  # fmt: skip
+        with RequestRecord(metrics, api) as record:
+            if begins:
+                record.saw_text()
+            record.ended(terminal)
+    for api, error in (("deadline", DeadlineExceeded("too late")), ("gone", asyncio.CancelledError())):
+        with pytest.raises(type(error)), RequestRecord(metrics, api):
+            raise error
+    counted = {
+        sample.labels["api"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "tokenwire_gateway_unbegun_seconds_count"
+    }
+    assert counted == {"limit": 1, "deadline": 1, "gone": 1}
 
 
 def test_the_log_line_counts_a_prompt_once_and_refused_work_not_at_all(caplog) -> None:

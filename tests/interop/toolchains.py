@@ -44,7 +44,7 @@ def tool(language: str, name: str) -> str:
 
 
 def go_client(folder: Path) -> Path:
-    """The folder of the Go client's programs: built with Debian's packages where they are, else with modules."""
+    """The folder of the Go client's programs, built with Debian's packages where they are, else modules, and tested."""
     client, buf = tree_of("go", folder), Path(sys.executable).parent / "buf"
     cache = {"GOCACHE": str(home() / "go-build"), "CGO_ENABLED": "0"}
     debian = home() / DEBIAN_GO
@@ -64,6 +64,7 @@ def go_client(folder: Path) -> Path:
         run([buf, "generate", "--template", "buf.gen.yaml"], client)
         run([go, "mod", "tidy"], client, **variables)
     run([go, "vet", "./..."], package, **variables)
+    run([go, "test", "-timeout", "60s", "."], package, **variables)
     run([go, "build", "-o", "bin/", "./cmd/..."], package, **variables)
     return package / "bin"
 

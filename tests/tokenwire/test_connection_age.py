@@ -5,13 +5,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+import pytest
+from grpc_health.v1.health import aio as health
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub, add_HealthServicer_to_server
 
+from tests.fakes.proxy import Proxy
 from tests.tokenwire.test_session import Listener, Scripted, answering, hello, send, until
 from tokenwire import session_server
 from tokenwire.channels import (
     KEEPALIVE_TIME_MS,
     TierChannel,
+    aio_channel,
     client_options,
+    keepalive_options,
+    outranked,
     server_options,
     told_to_move,
 )
@@ -238,3 +246,27 @@ def test_both_sides_ping_no_more_often_than_the_other_welcomes() -> None:
     assert client["grpc.keepalive_time_ms"] == server["grpc.keepalive_time_ms"] == KEEPALIVE_TIME_MS
     assert client["grpc.keepalive_time_ms"] >= server["grpc.http2.min_recv_ping_interval_without_data_ms"]
     assert client["grpc.keepalive_permit_without_calls"] == server["grpc.keepalive_permit_without_calls"] == 1
+
+
+def test_a_peer_that_is_silent_is_given_up_in_the_time_that_is_stated() -> None:
+    async def main() -> None:
+        server = grpc.aio.server(options=server_options(2**20))
+        add_HealthServicer_to_server(health.HealthServicer(), server)  # type: ignore[no-untyped-call]
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        soon = keepalive_options(1000, 1000)
+        async with Proxy(port) as proxy, aio_channel(proxy.target, options=soon) as channel:
+            call: Any = HealthStub(channel).Watch(HealthCheckRequest())  # type: ignore[no-untyped-call]
+            await call.read()
+            proxy.held = True
+            with pytest.raises(grpc.aio.AioRpcError, match="ping timeout"):
+                async with asyncio.timeout(30):  # gRPC's own limit is a minute
+                    await call.read()
+            proxy.held = False
+        await server.stop(None)
+
+    asyncio.run(main())
+
+
+def test_an_option_that_is_said_anew_is_said_once() -> None:
+    assert outranked([("a", 1), ("b", 2)], [("a", 3)]) == [("b", 2), ("a", 3)]

@@ -11,10 +11,13 @@
 
 namespace tokenwire {
 
-class Link {
+class Link : public std::enable_shared_from_this<Link> {
  public:
+  // Opens the stream; not with the session's mutex held.
   explicit Link(Session& session);
-  ~Link();
+
+  // Cancels what is open and waits for the threads. To be called before the last owner is gone, and without the session's mutex.
+  void stop();
 
   // With the session's mutex held:
   Outputs submit(const v1::TextRequest& request, std::size_t number, std::optional<std::uint32_t> credit);

@@ -14,17 +14,21 @@ constexpr std::uint64_t kLastFirstHandle = (std::uint64_t{1} << 32) - 1 - 1024; 
 
 Session::Session(Stub& stub, std::size_t max_open) : stub_(stub), max_open_(max_open) {}
 
-Session::~Session() { links_.clear(); }
+Session::~Session() {
+  for (const auto& link : links_) link->stop();
+}
 
 Outputs Session::submit(const v1::TextRequest& request, std::optional<std::uint32_t> credit) {
   const std::size_t number = std::max(1u, request.options().num_choices());
   std::unique_lock lock(mutex_);
+  forget_ended(lock);
   for (;;) {
     if (current_ == nullptr || current_->left) {
-      current_ = links_.emplace_back(std::make_unique<Link>(*this)).get();
+      open(lock);
+      continue;
     }
-    Link* link = current_;
-    room_.wait(lock, [link] { return link->hello || link->ended; });
+    const std::shared_ptr<Link> link = current_;
+    room_.wait(lock, [&link] { return link->hello || link->ended; });
     if (link->ended) {
       if (link->hello) continue;  // it was good and is over: another stream
       throw *link->ended;
@@ -41,12 +45,48 @@ Outputs Session::submit(const v1::TextRequest& request, std::optional<std::uint3
   }
 }
 
+// Opens the next stream, or waits for the thread that does.
+void Session::open(std::unique_lock<std::mutex>& lock) {
+  if (opening_) {
+    room_.wait(lock, [this] { return !opening_; });
+    return;
+  }
+  opening_ = true;
+  lock.unlock();
+  std::shared_ptr<Link> link;
+  try {
+    link = std::make_shared<Link>(*this);
+  } catch (...) {
+    lock.lock();
+    opening_ = false;
+    room_.notify_all();
+    throw;
+  }
+  lock.lock();
+  opening_ = false;
+  links_.push_back(link);
+  current_ = link;
+  room_.notify_all();
+}
+
+// Joins the threads of streams that are over. Their outputs may still be read.
+void Session::forget_ended(std::unique_lock<std::mutex>& lock) {
+  std::list<std::shared_ptr<Link>> ended;
+  for (auto link = links_.begin(); link != links_.end();) {
+    const auto here = link++;
+    if ((*here)->ended) ended.splice(ended.end(), links_, here);
+  }
+  lock.unlock();
+  for (const auto& link : ended) link->stop();
+  lock.lock();
+}
+
 Link::Link(Session& session) : session(session), stream_(session.stub_.Session(&context_)) {
   reader_ = std::thread(&Link::read, this);
   writer_ = std::thread(&Link::write, this);
 }
 
-Link::~Link() {
+void Link::stop() {
   context_.TryCancel();
   reader_.join();
   {
@@ -64,7 +104,7 @@ Outputs Link::submit(const v1::TextRequest& request, std::size_t number, std::op
   if (credit) submit->set_initial_credit(*credit);
   for (std::size_t choice = 0; choice < number; ++choice) {
     const auto handle = static_cast<std::uint32_t>(next_ + choice);
-    found.push_back(std::shared_ptr<Output>(new Output(*this, handle, credit.value_or(0))));
+    found.push_back(std::shared_ptr<Output>(new Output(shared_from_this(), handle, credit.value_or(0))));
     outputs_[handle] = found.back();
   }
   next_ += number;

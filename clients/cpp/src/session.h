@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client.h"
@@ -49,9 +50,10 @@ class Output {
 
  private:
   friend class Link;
-  Output(Link& link, std::uint32_t handle, std::uint32_t window) : link_(link), handle_(handle), window_(window) {}
+  Output(std::shared_ptr<Link> link, std::uint32_t handle, std::uint32_t window)
+      : link_(std::move(link)), handle_(handle), window_(window) {}
 
-  Link& link_;
+  const std::shared_ptr<Link> link_;
   const std::uint32_t handle_;
   const std::uint32_t window_;
   std::string text_;
@@ -74,19 +76,24 @@ class Session {
   ~Session();
 
   // Sends a request and returns its outputs, one per choice. Waits while there is no room. Credit: most tokens of an output that
-  // are sent before they are read; reading grants more, unless it is 0. Nothing: no limit. Throws Error.
+  // are sent before they are read; reading grants more, unless it is 0. Nothing: no limit. Throws Error, and
+  // std::invalid_argument for more choices than may ever be open.
   Outputs submit(const v1::TextRequest& request, std::optional<std::uint32_t> credit = std::nullopt);
 
  private:
   friend class Link;
   friend class Output;
 
+  void open(std::unique_lock<std::mutex>& lock);
+  void forget_ended(std::unique_lock<std::mutex>& lock);
+
   Stub& stub_;
   const std::size_t max_open_;
   std::mutex mutex_;
   std::condition_variable room_;
-  std::list<std::unique_ptr<Link>> links_;
-  Link* current_ = nullptr;
+  std::list<std::shared_ptr<Link>> links_;  // that have not ended, or not been seen to
+  std::shared_ptr<Link> current_;
+  bool opening_ = false;  // one thread opens the next stream, without the mutex
   std::size_t open_ = 0;
 };
 

@@ -23,7 +23,7 @@ import tokenwire.v1.TextRequest;
 final class Link implements ClientResponseObserver<SessionRequest, SessionResponse> {
     /** What a link tells its session. */
     interface Owner {
-        /** So many outputs have ended, or the link takes nothing new any more. */
+        /** So many outputs have ended, the link takes nothing new any more, or it has ended itself. */
         void changed(Link link, int ended);
     }
 
@@ -59,6 +59,11 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
 
     synchronized boolean isLeft() {
         return left;
+    }
+
+    /** The stream is over; until then it may have to be cancelled, left or not. */
+    synchronized boolean isEnded() {
+        return ended;
     }
 
     synchronized List<Output> submit(TextRequest request, int number, Integer credit) {

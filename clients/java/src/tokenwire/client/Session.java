@@ -83,8 +83,9 @@ public final class Session implements AutoCloseable {
 
     private synchronized void changed(Link link, int ended) {
         open -= ended;
-        if (link.isLeft() && ended == 0) {
-            links.remove(link == current ? null : link);
+        if (link.isEnded()) {
+            links.remove(link);
+            current = link == current ? null : current;
         }
         notifyAll();
     }

@@ -1,0 +1,87 @@
+package tokenwire
+
+import (
+	"context"
+	"net"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	pb "tokenwire/tokenwirev1"
+)
+
+// peer is a gateway of which only Session is called.
+type peer struct {
+	pb.UnimplementedGenerationServiceServer
+	hello        *pb.Hello // nil: it never says it
+	began, ended chan struct{}
+}
+
+func (p *peer) Session(stream pb.GenerationService_SessionServer) error {
+	p.began <- struct{}{}
+	if p.hello != nil {
+		if err := stream.Send(&pb.SessionResponse{Hello: p.hello}); err != nil {
+			return err
+		}
+	}
+	<-stream.Context().Done()
+	p.ended <- struct{}{}
+	return stream.Context().Err()
+}
+
+// sessionWith serves a peer on the loopback and makes a session to it.
+func sessionWith(t *testing.T, hello *pb.Hello) (*Session, *peer) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := &peer{hello: hello, began: make(chan struct{}, 4), ended: make(chan struct{}, 4)}
+	server := grpc.NewServer()
+	pb.RegisterGenerationServiceServer(server, other)
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	client, err := NewClient(listener.Addr().String(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := client.NewSession(4)
+	t.Cleanup(session.Close)
+	return session, other
+}
+
+func TestSubmitWaitsForAHelloAsLongAsItsOwnContext(t *testing.T) {
+	session, other := sessionWith(t, nil)
+	opener, endOpener := context.WithCancel(context.Background())
+	opened := make(chan error, 1)
+	go func() {
+		_, err := session.Submit(opener, &pb.TextRequest{}, nil)
+		opened <- err
+	}()
+	<-other.began
+	waiter, endWaiter := context.WithCancel(context.Background())
+	endWaiter()
+	if _, err := session.Submit(waiter, &pb.TextRequest{}, nil); err != context.Canceled {
+		t.Errorf("behind the one that opens the stream: %v", err)
+	}
+	select {
+	case err := <-opened:
+		t.Errorf("the one that opens the stream ended with another's context: %v", err)
+	default:
+	}
+	endOpener()
+	if err := <-opened; err != context.Canceled {
+		t.Errorf("the one that opens the stream: %v", err)
+	}
+	<-other.ended // its stream is cancelled, and the session open
+}
+
+func TestAStreamOfAnotherProtocolVersionIsCancelled(t *testing.T) {
+	session, other := sessionWith(t, &pb.Hello{ProtocolVersion: protocolVersion + 1})
+	_, err := session.Submit(context.Background(), &pb.TextRequest{}, nil)
+	if failed, ok := err.(*Error); !ok || failed.Code != codes.FailedPrecondition {
+		t.Errorf("%v", err)
+	}
+	<-other.ended
+}
