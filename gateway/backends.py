@@ -131,7 +131,9 @@ class Backends:
     def _refuse_size(self, num_bytes: int) -> None:
         """Raise MessageTooLarge for what a tokenizer tier might not take: that would end the session of all callers."""
         if num_bytes > self._max_message_bytes:
-            message = f"the prompt with its options takes {num_bytes} bytes on its way: at most {self._max_message_bytes}"
+            message = (
+                f"the prompt with its options takes {num_bytes} bytes on its way: at most {self._max_message_bytes}"
+            )
             raise MessageTooLarge(message)
 
     def missing(self) -> str:

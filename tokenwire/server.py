@@ -51,10 +51,10 @@ class GrpcServer:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         slack_bytes: int = 0,
     ) -> None:
-        """`share_port`: this is one of several workers, for whom the port is held. `slack_bytes`: how much larger than
-        the settings say a message may be.
+        """`share_port`: this is one of several workers, for whom the port is held.
 
-        `interceptors`: of every call, behind the one that answers typed errors.
+        `interceptors`: of every call, behind the one that answers typed errors. `slack_bytes`: how much larger than the
+        settings say a message may be.
         """
         refuse_public_without_auth(settings)
         tls = settings.tls
