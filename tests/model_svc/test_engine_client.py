@@ -61,6 +61,43 @@ def test_a_bug_while_delivering_ends_every_request_and_the_engine_comes_back(cap
     assert any(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)
 
 
+def test_an_engine_that_hangs_is_started_anew_and_one_that_has_nothing_to_do_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with live_model_tier(engine_timeout_s=2.0) as live:
+            engine = live.tier.engine
+            epoch = engine.epoch
+            await asyncio.sleep(5)
+            assert engine.epoch == epoch, "it was idle, and said so when asked"
+            session = await RawSession.open(live.stub)
+            await session.submit({1: token_request([1], max_tokens=8000)})
+            await session.read()
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGSTOP)
+            await session.read_until_finished(1)
+            assert from_wire(session.finishes[1].error).reason == "ENGINE_LOST"
+            await until_back(live, epoch)
+            again = await RawSession.open(live.stub)
+            await again.submit({1: token_request([1], max_tokens=3)})
+            await again.read_until_finished(1)
+            assert len(again.tokens[1]) == 3
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+    assert any("silent for 2 s" in record.message for record in caplog.records)
+
+
+def test_without_a_limit_nobody_watches_the_engine() -> None:
+    async def main() -> None:
+        async with live_model_tier(engine_timeout_s=0.0) as live:
+            engine = live.tier.engine
+            epoch = engine.epoch
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGSTOP)
+            await asyncio.sleep(1)
+            os.kill(engine.pid, signal.SIGCONT)
+            assert engine.epoch == epoch
 
     asyncio.run(main())
 
