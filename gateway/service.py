@@ -17,7 +17,7 @@ from gateway.generation import Caller, Generation
 from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
 from gateway.streams import Event, TextStream
-from gateway.text_requests import TextRequest
+from gateway.text_requests import TextRequest, refuse_repeated
 from tokenwire.errors import FieldViolation, Internal, InvalidRequest, TokenwireError
 from tokenwire.requests import RequestContext
 from tokenwire.session_server import run_session
@@ -47,7 +47,9 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
             who = await self._begin(record, request.context, request.model, context)
             self._generation.refuse_prompt_count(len(request.prompts), "prompts")
             single = len(request.prompts) == 1
-            requests = [_text_request(request, prompt, index) for index, prompt in enumerate(request.prompts)]
+            shared = _shared_request(request)
+            refuse_repeated(len(request.prompts), shared)
+            requests = [_text_request(shared, prompt, index, single) for index, prompt in enumerate(request.prompts)]
             stream = self._open(record, who, requests, context)
             try:
                 while events := await stream.next_events():
@@ -219,8 +221,9 @@ def _metadata(context: grpc.aio.ServicerContext, name: str) -> str:
     return ""
 
 
-def _text_request(request: gateway_pb2.GenerateRequest, prompt: gateway_pb2.Prompt, index: int) -> TextRequest:
-    text_request = TextRequest(
+def _shared_request(request: gateway_pb2.GenerateRequest) -> TextRequest:
+    """What the requests of all its prompts say."""
+    return TextRequest(
         model=request.model,
         options=request.options,
         truncate=request.truncate,
@@ -228,12 +231,17 @@ def _text_request(request: gateway_pb2.GenerateRequest, prompt: gateway_pb2.Prom
         split_special_tokens=request.split_special_tokens,
         truncation=request.truncation if request.HasField("truncation") else None,
     )
+
+
+def _text_request(shared: TextRequest, prompt: gateway_pb2.Prompt, index: int, single: bool) -> TextRequest:
+    text_request = TextRequest()
+    text_request.CopyFrom(shared)
     form = prompt.WhichOneof("form")
     if form == "text":
         text_request.text = prompt.text
     elif form == "token_ids":
         text_request.token_ids.CopyFrom(prompt.token_ids)
-    elif len(request.prompts) == 1:
+    elif single:
         field, description = f"prompts[{index}]", "is empty: give text or token_ids"
         raise InvalidRequest(f"{field} {description}", violations=[FieldViolation(field, description)])
     return text_request

@@ -1,7 +1,9 @@
 """A text request as the wire has it, made from plain values; opaque to those who only pass it on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenwire.errors import InvalidRequest
 from tokenwire.parsed import ToolCall
 from tokenwire.requests import GenerationOptions
 from tokenwire.v1 import tokenizer_pb2
@@ -9,6 +11,9 @@ from tokenwire.wire import shared_options_to_wire, tool_call_to_wire
 
 TextRequest = tokenizer_pb2.TextRequest
 """Its context is filled in when it is sent."""
+
+MAX_REPEATED_BYTES = 16 * 2**20
+"""Of what each prompt's request says again for itself, in all: options, above all a schema or a list of token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +65,42 @@ Prompt = str | tuple[int, ...] | Conversation
 """A text, token ids, or a conversation."""
 
 
-def text_request(
-    prompt: Prompt,
+def refuse_repeated(num_prompts: int, shared: TextRequest) -> None:
+    """Raise InvalidRequest where so many prompts are too many to repeat this for each. `shared`: without a prompt."""
+    num_bytes = shared.ByteSize()
+    if num_prompts > 1 and num_prompts * num_bytes > MAX_REPEATED_BYTES:
+        raise InvalidRequest.of(
+            "options",
+            f"{num_bytes} bytes for each of {num_prompts} prompts are too many: at most {MAX_REPEATED_BYTES} in all; "
+            "send fewer prompts in one call, or shorter options",
+            reason="OPTIONS_TOO_LARGE",
+        )
+
+
+def text_requests(
+    prompts: Sequence[Prompt],
     *,
     model: str,
     options: GenerationOptions,
     truncate: bool = False,
     cache_salt: str = "",
     split_special_tokens: bool = False,
-) -> TextRequest:
-    """The request for one prompt. Token ids must fit 32 bits."""
-    shared = shared_options_to_wire(options)
-    request = TextRequest(model=model, options=shared, truncate=truncate, cache_salt=cache_salt)
-    request.split_special_tokens = split_special_tokens
+) -> list[TextRequest]:
+    """One request for each prompt. Token ids must fit 32 bits. Raises as `refuse_repeated`."""
+    shared = TextRequest(
+        model=model,
+        options=shared_options_to_wire(options),
+        truncate=truncate,
+        cache_salt=cache_salt,
+        split_special_tokens=split_special_tokens,
+    )
+    refuse_repeated(len(prompts), shared)
+    return [_with_prompt(shared, prompt) for prompt in prompts]
+
+
+def _with_prompt(shared: TextRequest, prompt: Prompt) -> TextRequest:
+    request = TextRequest()
+    request.CopyFrom(shared)
     if isinstance(prompt, str):
         request.text = prompt
     elif isinstance(prompt, Conversation):

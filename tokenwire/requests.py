@@ -243,7 +243,7 @@ class GenerationOptions:
         if len(self.stop_strings) > MAX_STOP_STRINGS:
             description = f"{len(self.stop_strings)} strings are too many: at most {MAX_STOP_STRINGS}"
             found.append(FieldViolation(f"{prefix}.stop.stop_strings", description))
-        for text in self.stop_strings:
+        for text in self.stop_strings[:MAX_STOP_STRINGS]:
             if not 1 <= len(text.encode(errors="replace")) <= MAX_STOP_STRING_BYTES or not is_unicode(text):
                 allowed = f"1 to {MAX_STOP_STRING_BYTES} bytes of valid Unicode"
                 found.append(FieldViolation(f"{prefix}.stop.stop_strings", f"{text[:80]!r} is not allowed: {allowed}"))

@@ -1,6 +1,7 @@
 """Reads a request's body, bounded, and checks it against its model. Does not know what the fields mean."""
 
 import asyncio
+import reprlib
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -14,6 +15,9 @@ from tokenwire.errors import Cancelled, FieldViolation, InvalidRequest, MessageT
 
 MAX_VIOLATIONS = 16
 MAX_SHOWN_CHARS = 80
+SHOWN = reprlib.Repr()
+SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = MAX_SHOWN_CHARS
+SHOWN.maxlist = SHOWN.maxdict = 16
 
 NOT_BUILT = "is not built in this release; leave it out"
 
@@ -41,7 +45,7 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise _refusal(error.errors(include_url=False, include_context=False)) from None
+        raise _refusal(error.errors(include_url=False)) from None
 
 
 def body_of(values: dict[str, Any], model: type[B]) -> B:
@@ -49,7 +53,7 @@ def body_of(values: dict[str, Any], model: type[B]) -> B:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _refusal(error.errors(include_url=False, include_context=False)) from None
+        raise _refusal(error.errors(include_url=False)) from None
 
 
 async def read_bytes(request: Request, max_bytes: int, limit_s: float) -> bytes:
@@ -84,6 +88,8 @@ def _refusal(errors: list[ErrorDetails]) -> InvalidRequest:
     for error in errors[:MAX_VIOLATIONS]:
         if error["type"] == "missing":
             description = "is required"
+        elif error["type"] == "too_long":
+            description = f"{len(error['input'])} are too many: at most {error['ctx']['max_length']}"
         else:
             description = f"{_shown(error['input'])} is not allowed: {error['msg'].removeprefix('Input ')}"
         violations.append(FieldViolation(_path(error["loc"]), description))
@@ -96,7 +102,8 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """The value, or its beginning: it may be as long as a body."""
+    text = SHOWN.repr(value)
     return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…"
 
 

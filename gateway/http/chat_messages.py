@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 
 from gateway.http.body import Body, invalid, refuse_extras
+from gateway.http.bounds import MAX_KEYS, MAX_PARTS, MAX_TOOLS, at_most
 from gateway.text_requests import Message, Tool
 from tokenwire.parsed import ToolCall
 
@@ -23,7 +24,6 @@ UNBUILT_MESSAGE: dict[str, tuple[Any, ...]] = {
 UNBUILT_ROLES = {"function"}
 SAME_ROLES = {"developer": "system"}
 """OpenAI's newer word for the same role, which templates do not know."""
-MAX_TOOLS = 256
 IGNORED_IN_CALLS = frozenset({"index"})
 """Streamed calls have it, and some clients send them back as they came."""
 CONTENT_SCHEMA = {
@@ -32,6 +32,7 @@ CONTENT_SCHEMA = {
         {
             "type": "array",
             "minItems": 1,
+            "maxItems": MAX_PARTS,
             "items": {
                 "type": "object",
                 "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
@@ -65,7 +66,7 @@ class ChatMessageFields(Body):
     role: Annotated[str, Field(min_length=1, max_length=64)]
     content: Annotated[Any, WithJsonSchema(CONTENT_SCHEMA)] = None
     name: str | None = None
-    tool_calls: list[ToolCallFields] | None = None
+    tool_calls: Annotated[list[ToolCallFields], at_most(MAX_TOOLS)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -75,7 +76,7 @@ class FunctionFields(Body):
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Annotated[dict[str, Any], at_most(MAX_KEYS)] | None = None
     strict: bool | None = None
 
 
@@ -113,8 +114,6 @@ def tools_of(tools: Sequence[ToolFields], tool_choice: Any) -> tuple[tuple[Tool,
 
     Raises InvalidRequest naming the field.
     """
-    if len(tools) > MAX_TOOLS:
-        raise invalid("tools", f"{len(tools)} are too many: at most {MAX_TOOLS}")
     required = _required(tool_choice, [tool.function.name for tool in tools if tool.function is not None])
     found = tuple(_tool(tool, f"tools[{i}]", forced=bool(required)) for i, tool in enumerate(tools))
     return ((), "") if tool_choice == "none" else (found, required)
@@ -180,6 +179,8 @@ def _content(content: Any, where: str) -> str:
         return content
     if not isinstance(content, list) or not content:
         raise invalid(where, f"{content!r:.80} is not allowed: a text, or a list of text parts")
+    if len(content) > MAX_PARTS:
+        raise invalid(where, f"{len(content)} parts are too many: at most {MAX_PARTS}")
     texts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None

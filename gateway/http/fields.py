@@ -11,10 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from gateway.http.body import Body, invalid
+from gateway.http.bounds import MAX_NOTES, at_most
 from gateway.http.structured import ResponseFormat, StructuredOutputs, constraint_of
-from gateway.text_requests import Prompt, TextRequest, text_request
+from gateway.text_requests import Prompt, TextRequest, text_requests
 from tokenwire.requests import MAX_CHOICES, MAX_NAME_BYTES, MAX_PRIORITY, MAX_STOP_STRINGS, GenerationOptions
 from tokenwire.sampling import (
+    MAX_ALLOWED_TOKENS,
+    MAX_BANNED_SEQUENCE_TOKENS,
+    MAX_BANNED_SEQUENCES,
     MAX_BIAS,
     MAX_BIASED_TOKENS,
     MAX_PENALTY,
@@ -58,14 +62,14 @@ class AccountFields(Body):
     """
 
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], at_most(MAX_NOTES)] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     """Every request is of the one tier there is; `priority` is what puts one before others."""
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     """Prompts are cached by what stands in them, whoever asks; `cache_salt` is what keeps them apart."""
     prompt_cache_retention: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_options: Annotated[dict[str, Any], at_most(MAX_NOTES)] | None = None
 
 
 class GenerationFields(Body):
@@ -86,18 +90,22 @@ class GenerationFields(Body):
     logit_bias: (
         Annotated[
             dict[str, Annotated[float, Field(json_schema_extra={"minimum": -MAX_BIAS, "maximum": MAX_BIAS})]],
-            Field(json_schema_extra={"maxProperties": MAX_BIASED_TOKENS, "propertyNames": {"pattern": "^[0-9]+$"}}),
+            Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}}),
+            at_most(MAX_BIASED_TOKENS),
         ]
         | None
     ) = None
     """Token ids as JSON has them in keys, in decimal."""
-    allowed_token_ids: list[UINT32] | None = None
-    banned_sequences: list[list[UINT32]] | None = None
+    allowed_token_ids: Annotated[list[UINT32], at_most(MAX_ALLOWED_TOKENS)] | None = None
+    banned_sequences: (
+        Annotated[list[Annotated[list[UINT32], at_most(MAX_BANNED_SEQUENCE_TOKENS)]], at_most(MAX_BANNED_SEQUENCES)]
+        | None
+    ) = None
     n: Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": MAX_CHOICES})] | None = None
     max_tokens: TokenCount | None = None
     min_tokens: Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": MAX_TOKENS})] | None = None
     stop: Annotated[Any, WithJsonSchema(STOP_SCHEMA)] = None
-    stop_token_ids: Annotated[list[UINT32], Field(json_schema_extra={"maxItems": MAX_STOP_TOKEN_IDS})] | None = None
+    stop_token_ids: Annotated[list[UINT32], at_most(MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     priority: Annotated[int, Field(json_schema_extra={"minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY})] | None = None
@@ -164,18 +172,15 @@ class GenerationFields(Body):
         return options
 
     def requests(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[TextRequest]:
-        """One request for each prompt."""
-        return [
-            text_request(
-                prompt,
-                model=self.model or "",
-                options=options,
-                truncate=bool(self.truncate),
-                cache_salt=self.cache_salt or "",
-                split_special_tokens=bool(self.split_special_tokens),
-            )
-            for prompt in prompts
-        ]
+        """One request for each prompt. Raises InvalidRequest where what they repeat is too much."""
+        return text_requests(
+            prompts,
+            model=self.model or "",
+            options=options,
+            truncate=bool(self.truncate),
+            cache_salt=self.cache_salt or "",
+            split_special_tokens=bool(self.split_special_tokens),
+        )
 
 
 def _seed(value: int | None) -> int | None:
@@ -193,14 +198,21 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     strings = [value] if isinstance(value, str) else value
+    if isinstance(strings, list) and len(strings) > MAX_STOP_STRINGS:
+        raise invalid("stop", f"{len(strings)} strings are too many: at most {MAX_STOP_STRINGS}")
     if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
         raise invalid("stop", f"{value!r:.80} is not allowed: a text or a list of texts")
     return tuple(strings)
 
 
-def prompts_of(value: Any, field: str) -> list[str | tuple[int, ...]]:
-    """Prompts as OpenAI's completions take them: a text, token ids, or a list of either."""
+def prompts_of(value: Any, field: str, most: int, noun: str = "prompts") -> list[str | tuple[int, ...]]:
+    """Prompts as OpenAI's completions take them: a text, token ids, or a list of either.
+
+    Raises InvalidRequest. How many there are is looked at before what they are.
+    """
     prompts = value if isinstance(value, list) and not _is_token_ids(value) else [value]
+    if not 1 <= len(prompts) <= most:
+        raise invalid(field, f"{len(prompts)} {noun} are not allowed: from 1 to {most} in one call")
     found: list[str | tuple[int, ...]] = []
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):

@@ -63,8 +63,7 @@ async def _answer(generation: Generation, call: HttpCall, body: GenerateBody) ->
     refuse_extras(body, {})
     if body.n not in (None, 1):
         raise invalid("n", f"{body.n} is not allowed here: outputs stand beside inputs; give an input several times")
-    prompts = prompts_of(body.inputs, PROMPT_FIELD)
-    generation.refuse_prompt_count(len(prompts), PROMPT_FIELD)
+    prompts = prompts_of(body.inputs, PROMPT_FIELD, generation.settings.max_prompts)
     model = body.model or ""
     options = body.options(logprobs=body.logprobs, prompt_logprobs=body.prompt_logprobs)
     requests = body.requests(prompts, options)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from gateway.generation import Generation
 from gateway.http.body import invalid, read_body, refuse_extras
+from gateway.http.bounds import MAX_DOCUMENTS, MAX_KEYS, MAX_MESSAGES, MAX_TOOLS, at_most
 from gateway.http.calls import HttpCall
 from gateway.http.chat_answers import message_object, reasoning_delta, tool_calls_delta
 from gateway.http.chat_messages import ChatMessageFields, ToolFields, json_text, message_of, tools_of
@@ -49,8 +50,8 @@ SHAPE = ChunkShape(
 class ChatBody(GenerationFields, AccountFields):
     """The body."""
 
-    messages: list[ChatMessageFields]
-    tools: list[ToolFields] | None = None
+    messages: Annotated[list[ChatMessageFields], at_most(MAX_MESSAGES)]
+    tools: Annotated[list[ToolFields], at_most(MAX_TOOLS)] | None = None
     tool_choice: Any = None
     """"none": the tools are not shown to the model; "required", or a function's name: nothing but such calls come."""
     parallel_tool_calls: bool | None = None
@@ -59,9 +60,9 @@ class ChatBody(GenerationFields, AccountFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": MAX_LOGPROBS})] | None = None
     stream_options: StreamOptions | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], at_most(MAX_KEYS)] | None = None
     """Extra variables of the chat template."""
-    documents: list[dict[str, Any]] | None = None
+    documents: Annotated[list[Annotated[dict[str, Any], at_most(MAX_KEYS)]], at_most(MAX_DOCUMENTS)] | None = None
     """For templates that take them."""
     add_generation_prompt: bool | None = None
     """Whether the prompt ends with the header of the assistant's turn; true unless the last message is continued."""

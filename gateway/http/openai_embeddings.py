@@ -24,7 +24,7 @@ from gateway.http.fields import PROMPTS_SCHEMA, prompts_of
 from gateway.http.front import Handler
 from gateway.http.openai_usage import embedding_usage_object
 from gateway.metrics import RequestRecord
-from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector, refuse_inputs
+from tokenwire.embeddings import MAX_INPUTS, EmbeddingOptions, Pooling, Vector, refuse_inputs
 from tokenwire.errors import Cancelled
 from tokenwire.requests import Usage
 
@@ -91,7 +91,7 @@ async def _while_connected(request: Request, answer: Any) -> Response:
 
 async def _answer(generation: Generation, request: Request, record: RequestRecord, body: EmbeddingBody) -> Response:
     refuse_extras(body, {})
-    inputs = prompts_of(body.input, "input")
+    inputs = prompts_of(body.input, "input", MAX_INPUTS, "inputs")
     refuse_inputs([len(each) for each in inputs], "input")
     if len({type(each) for each in inputs}) > 1:
         raise invalid("input", "texts and token ids are mixed: send one kind in a request")

@@ -6,10 +6,11 @@ know what a schema, an expression or a grammar means: the model tier finds that 
 """
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from gateway.http.body import Body, invalid, refuse_extras
-from tokenwire.constraints import JSON_OBJECT, Constraint, choice, ebnf, json_schema, regex
+from gateway.http.bounds import MAX_KEYS, at_most
+from tokenwire.constraints import JSON_OBJECT, MAX_CHOICES, Constraint, choice, ebnf, json_schema, regex
 
 UNBUILT_OUTPUTS: dict[str, tuple[Any, ...]] = {
     "disable_additional_properties": (None, False),
@@ -26,7 +27,7 @@ class JsonSchemaFields(Body):
 
     name: str | None = None
     description: str | None = None
-    schema_: dict[str, Any] | bool | None = None
+    schema_: Annotated[dict[str, Any], at_most(MAX_KEYS)] | bool | None = None
     strict: bool | None = None
     """Whatever it says: the schema is obeyed."""
 
@@ -43,11 +44,11 @@ class ResponseFormat(Body):
 class StructuredOutputs(Body):
     """vLLM's `structured_outputs`: one of these."""
 
-    json_: dict[str, Any] | str | bool | None = None
+    json_: Annotated[dict[str, Any], at_most(MAX_KEYS)] | str | bool | None = None
     """A JSON schema, as an object or as text."""
     json_object: bool | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[list[str], at_most(MAX_CHOICES)] | None = None
     grammar: str | None = None
     """EBNF."""
 

@@ -13,10 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.settings import GatewaySettings
+from model_svc.settings import ModelTierSettings
+from tokenizer_svc.settings import TokenizerTierSettings
+from tokenwire.settings import settings_from
 from tokenwire.version import __version__
 
 ROOT = Path(__file__).parent.parent.parent
 TIERS = ("gateway", "tokenizer", "model")
+SETTINGS: dict[str, type[Any]] = {
+    "gateway": GatewaySettings, "tokenizer": TokenizerTierSettings, "model": ModelTierSettings,
+}  # fmt: skip
 PROFILES = ("scale", "observability", "dev")
 OVERLAYS = ("compose.gpu.yml", "compose.public.yml", "compose.mesh.yml")
 TARGETS = (*TIERS, "init", "all", "dev")
@@ -64,7 +71,7 @@ def test_without_a_profile_there_are_the_three_tiers_and_what_fills_the_models(s
 
 def test_nothing_is_published_beyond_the_loopback(services: dict[str, Any]) -> None:
     published = [port for service in services.values() for port in service.get("ports", ())]
-    assert len(published) == 5
+    assert len(published) == 6
     assert all(port.startswith("127.0.0.1:") for port in published)
     assert not any("network_mode" in service or "privileged" in service for service in services.values())
 
@@ -110,6 +117,46 @@ def test_the_second_of_a_tier_is_as_the_first_and_known_to_those_above(services:
     assert services["gateway"]["environment"]["TOKENWIRE_GATEWAY_TOKENIZER_TARGETS"] == "dns:tokenizer:50052"
 
 
+def defaults() -> dict[str, str]:
+    """Of deploy/docker/tiers.env."""
+    lines = (ROOT / "deploy/docker/tiers.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_what_outranks_tokenwire_env_is_named(services: dict[str, Any], tier: str) -> None:
+    files = services[tier]["env_file"]
+    assert files == ["deploy/docker/tiers.env", {"path": "tokenwire.env", "required": False}], "the later one wins"
+    own = services[tier]["environment"]
+    assert not set(own) & set(defaults())
+    page = (ROOT / "docs/operations.md").read_text()
+    (named,) = re.findall(r"^- \*\*Outranking `tokenwire.env`\*\*(.*?)(?=^- )", page, re.MULTILINE | re.DOTALL)
+    for variable in own:
+        assert f"`{variable}`" in named or f"`TOKENWIRE_<TIER>_{variable.split('_', 2)[2]}`" in named, variable
+
+
+def test_defaults_are_settings_and_tell_a_collector_only_where_one_is_named(services: dict[str, Any]) -> None:
+    given = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in defaults().items()}
+    found = {tier: settings_from(kind, tier, {}, given) for tier, kind in SETTINGS.items()}
+    assert {settings.trace_endpoint for settings in found.values()} == {""}
+    traced = given | {name: "http://jaeger:4317" for name, value in defaults().items() if "TRACE_ENDPOINT" in value}
+    found = {tier: settings_from(kind, tier, {}, traced) for tier, kind in SETTINGS.items()}
+    assert {settings.trace_endpoint for settings in found.values()} == {"http://jaeger:4317"}
+    assert services["jaeger"]["command"][-1].endswith("=0.0.0.0:4317")
+
+
+def test_a_token_of_the_hub_reaches_who_fetches(services: dict[str, Any]) -> None:
+    assert services["init"]["environment"] == ["HF_TOKEN"]
+    assert not any("HF_TOKEN" in service.get("environment", ()) for name, service in services.items() if name != "init")
+
+
+def test_every_image_that_serves_can_send_traces() -> None:
+    for stage in ("build-gateway", "build-tokenizer", "torch"):
+        (wanted,) = re.findall(r"python requirements.py (.*) >", stages()[stage])
+        assert "tracing" in wanted.split(), stage
+    assert re.search(r"^FROM torch AS build-all$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+
 def test_the_gpu_file_reserves_a_gpu_for_each_model_tier() -> None:
     gpu = services_of("compose.gpu.yml")
     for name, default in (("model", "${MODEL_GPU:-0}"), ("model-2", "${MODEL_2_GPU:-1}")):
@@ -142,6 +189,7 @@ def test_in_the_mesh_inner_tiers_listen_on_the_loopback_of_their_envoy() -> None
         assert mesh[name]["environment"][f"TOKENWIRE_{tier.upper()}_INSECURE"] == "false"
         assert mesh[f"{name}-envoy"]["networks"] == {"default": {"aliases": [tier]}}
         assert mesh[f"{name}-envoy"].get("profiles") == (["scale"] if name.endswith("-2") else None)
+        assert mesh[f"{name}-envoy"]["read_only"] is True and mesh[f"{name}-envoy"]["cap_drop"] == ["ALL"]
         shown = {secret["target"]: secret["source"] for secret in mesh[f"{name}-envoy"]["secrets"]}
         assert shown["/etc/envoy/certs/tier-key.pem"] == f"{tier}-key.pem"
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.page.routes import LIVE_PATH
 from gateway.settings import GatewaySettings
 from model_svc.settings import ModelTierSettings
 from tokenizer_svc.settings import TokenizerTierSettings
@@ -75,6 +76,17 @@ def test_clusters_lead_to_the_tiers_ports() -> None:
         (endpoints,) = cluster["load_assignment"]["endpoints"]
         (backend,) = endpoints["lb_endpoints"]
         assert backend["endpoint"]["address"]["socket_address"]["port_value"] == ports[cluster["name"]]
+
+
+def test_the_edge_keeps_from_callers_what_is_for_those_inside() -> None:
+    (routes,) = yaml.safe_load((FOLDER / "edge" / "routes.yaml").read_text())["resources"]
+    assert routes["request_headers_to_remove"] == ["traceparent", "tracestate"]
+    (host,) = routes["virtual_hosts"]
+    hidden = [route["match"]["path"] for route in host["routes"] if route["match"].keys() == {"path"}]
+    assert set(hidden) == {"/metrics", LIVE_PATH}
+    assert all(route["direct_response"] == {"status": 404} for route in host["routes"] if "path" in route["match"])
+    last = host["routes"][-1]
+    assert last["match"] == {"prefix": "/"} and last["route"]["cluster"] == "gateway_http", "after those"
 
 
 def test_the_edge_differs_without_tls_in_that_alone() -> None:

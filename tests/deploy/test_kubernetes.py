@@ -210,6 +210,15 @@ def test_what_is_named_is_there(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", ["production", "istio"])
+def test_rules_of_alerts_know_the_jobs(overlay: str) -> None:
+    """A ServiceMonitor's job is its Service's name."""
+    rules = of_kind(overlay, "PrometheusRule")
+    jobs = {job for rule in rules for job in re.findall(r'absent\(up{job="(\w+)"}\)', str(rule))}
+    services = {service["metadata"]["name"] for service in of_kind(overlay, "Service")}
+    assert jobs == set(SETTINGS) <= services
+
+
+@pytest.mark.parametrize("overlay", ["production", "istio"])
 def test_every_pod_is_scraped_once(overlay: str) -> None:
     monitors = of_kind(overlay, "ServiceMonitor")
     assert len(monitors) == 3
@@ -232,6 +241,51 @@ def metric_names() -> set[str]:
     registry = CollectorRegistry()
     GatewayMetrics(registry), TokenizerMetrics(registry), EngineMetrics(registry), ConstraintMetrics(registry)
     return {sample for family in registry.collect() for sample in (family.name, f"{family.name}_total")}
+
+
+@every_overlay
+def test_a_volume_of_one_node_keeps_its_pods_there(overlay: str) -> None:
+    (claim,) = of_kind(overlay, "PersistentVolumeClaim")
+    labels = {
+        deployment["metadata"]["name"]: deployment["spec"]["template"]["metadata"]["labels"]
+        for deployment in of_kind(overlay, "Deployment")
+    }
+    followed = {}
+    tolerated = {}
+    for _, pod, container in containers(overlay):
+        mounts = any("persistentVolumeClaim" in volume for volume in pod["volumes"])
+        assert ("affinity" in pod) == (mounts and claim["spec"]["accessModes"] == ["ReadWriteOnce"])
+        tolerated[container["name"]] = pod.get("tolerations")
+        if "affinity" in pod:
+            (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            assert term["topologyKey"] == "kubernetes.io/hostname"
+            wanted = term["labelSelector"]["matchLabels"].items()
+            followed[container["name"]] = {tier for tier, have in labels.items() if wanted <= have.items()}
+    if followed:  # the first pod of all is one that matches its own term, and it may need a GPU
+        assert followed == {"model": {"model", "tokenizer"}, "tokenizer": {"model"}}
+        assert tolerated["tokenizer"] == tolerated["model"]
+    else:
+        assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+@every_overlay
+def test_who_only_fetches_needs_no_cuda(overlay: str) -> None:
+    for _, pod, container in containers(overlay):
+        for each in pod.get("initContainers", ()):
+            image = each["image"].partition(":")[0]
+            assert image == (
+                pod["containers"][0]["image"].partition(":")[0] if container["name"] == "model" else "tokenwire-init"
+            )
+
+
+def test_traces_reach_their_collector() -> None:
+    for _, _, container in containers("traced"):
+        settings = settings_from(SETTINGS[container["name"]], container["name"], {}, environment(container))
+        assert (settings.trace_endpoint, settings.trace_ratio) == ("http://otel-collector.observability:4317", 0.1)
+    for policy in of_kind("traced", "NetworkPolicy"):
+        (rule,) = (rule for rule in policy["spec"]["egress"] if {"port": 4317} in rule["ports"])
+        (to,) = rule["to"]
+        assert to == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}}
 
 
 def test_autoscalers_ask_for_what_is_counted() -> None:

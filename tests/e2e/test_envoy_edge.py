@@ -181,7 +181,9 @@ def test_http_and_grpc_web_pass_the_same_port(edge: Edge) -> None:
             lines = [line for line in response.iter_lines() if line]
         assert response.status_code == 200 and lines[-1] == "data: [DONE]"
         assert http.get("/edge/healthz").status_code == 200
-        assert http.get("/metrics").status_code == 404
+        assert http.get("/metrics").status_code == http.get("/live").status_code == 404
+        own = http.get("/v1/models", headers={"x-request-id": "a-callers-own"})
+        assert own.headers["x-request-id"] == "a-callers-own"
         answer = http.post(
             "/tokenwire.v1.GenerationService/Tokenize",
             content=framed,

@@ -37,17 +37,19 @@ async def _texts(call: Any) -> str:
     return "".join([response.delta.text async for response in call])
 
 
-def test_many_prompts_that_share_a_large_schema() -> None:
+def test_calls_at_once_with_many_prompts_that_share_a_large_schema() -> None:
     async def main() -> None:
         async with beside_another() as (tier, live):
             schema = '{"type":"object","description":"' + "d" * 30_000 + '"}'
             options = common_pb2.GenerationOptions(constraint=common_pb2.Constraint(json_schema=schema))
-            request = generate_request(*["a"] * 700, options=options)
+            request = generate_request(*["a"] * 400, options=options)
             assert request.ByteSize() < 40_000
-            ends = 0
-            async for response in live.stub.Generate(request):
-                ends += response.HasField("finish")
-            assert ends == 700 and len(tier.requests) == 701
+
+            async def num_ends() -> int:
+                return sum([response.HasField("finish") async for response in live.stub.Generate(request)])
+
+            assert await asyncio.gather(num_ends(), num_ends()) == [400, 400]
+            assert len(tier.requests) == 801
 
     asyncio.run(main())
 

@@ -7,7 +7,7 @@ is not closed, only what was submitted since it opened counts. Does not know the
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from tokenwire.errors import Internal, TokenwireError, Unavailable
+from tokenwire.errors import Internal, MessageTooLarge, TokenwireError, Unavailable
 from tokenwire.logs import fields
 from tokenwire.requests import FinishReason, Terminal
 from tokenwire.routing.breaker import Breaker, BreakerState
@@ -79,8 +79,8 @@ class Outcomes:
         return end
 
     def on_lost(self, current: bool, handles: Collection[int], error: TokenwireError) -> None:
-        """A stream broke under these requests."""
-        if handles and self._counts(current, handles):
+        """A stream broke under these requests. A message that was too large for the tier says nothing bad of it."""
+        if handles and not isinstance(error, MessageTooLarge) and self._counts(current, handles):
             self._fail(error)
 
     def _counts(self, current: bool, handles: Collection[int]) -> bool:

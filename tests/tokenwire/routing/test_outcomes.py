@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes.replica import FakeClock
-from tokenwire.errors import Internal, InvalidRequest, Overloaded, TokenwireError, Unavailable
+from tokenwire.errors import Internal, InvalidRequest, MessageTooLarge, Overloaded, TokenwireError, Unavailable
 from tokenwire.requests import FinishReason, Terminal
 from tokenwire.routing.breaker import Breaker, BreakerState
 from tokenwire.routing.outcomes import Outcomes
@@ -37,6 +37,14 @@ def test_a_step_that_ends_many_counts_once() -> None:
     case.outcomes.on_lost(True, [40, 41, 42], Unavailable("gone"))
     assert case.breaker.state is BreakerState.OPEN and case.breaker.last_failure == "gone"
     assert case.changes == [BreakerState.OPEN]
+
+
+def test_a_message_too_large_for_the_tier_is_not_its_failure() -> None:
+    case = Case()
+    for handle in range(5):
+        case.outcomes.on_submit(handle)
+        case.outcomes.on_lost(True, [handle], MessageTooLarge("message too large: 20000000 vs. 16777216"))
+    assert case.breaker.state is BreakerState.CLOSED and not case.breaker.last_failure
 
 
 def test_one_good_end_in_a_frame_speaks_for_it() -> None:
