@@ -81,20 +81,30 @@ class Generation:
 
         Raises PermissionDenied for what they may not ask for, and Unauthenticated when what they showed has lapsed.
         """
+        trusted = self._trusts_decision()
         if self._tracer is not None:
-            context = record.traced(self._tracer, context)
+            context = record.traced(self._tracer, context, trusted=trusted)
+        elif not trusted and context.traceparent:
+            context = replace(context, traceparent="")  # the tiers below trust whoever calls them
         return self._known(context, call_deadline_s)
+
+    def _trusts_decision(self) -> bool:
+        """Whether a `traceparent` of the call's decides if its trace is kept, wherever it stood."""
+        who = self.settings.trace_callers
+        return who == "all" or (who == "known" and identity_of_call().known)
 
     def _known(self, context: RequestContext, call_deadline_s: float | None = None) -> Caller:
         return caller_of(identity_of_call().restrict(context), call_deadline_s, self.settings.default_timeout_s)
 
     @contextmanager
-    def charged_call(self, context: RequestContext) -> Iterator[None]:
+    def charged_call(self, context: RequestContext, num_tokens: int = 0) -> Iterator[None]:
         """One request of the tenant's, which generates nothing, while the block runs. One that fails stays charged.
+
+        `num_tokens`: what it is charged besides.
 
         Raises Overloaded, and as `caller`.
         """
-        lease = self.backends.charge_call(self._known(context).context.tenant)
+        lease = self.backends.charge_call(self._known(context).context.tenant, num_tokens)
         try:
             yield
         finally:

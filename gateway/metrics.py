@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from gateway.tracing import RequestTrace
 from tokenwire.errors import DeadlineExceeded, TokenwireError
 from tokenwire.logs import fields
-from tokenwire.requests import FinishReason, GatewayTimings, RequestContext, Terminal
+from tokenwire.requests import FinishReason, GatewayTimings, RequestContext, Terminal, refuse_model_name
 from tokenwire.routing.outcomes import ENDED_WELL
 from tokenwire.telemetry import REGISTRY, TierMetrics
 from tokenwire.telemetry.tracing import Tracer
@@ -92,10 +92,10 @@ class RequestRecord:
     Use as a context manager, or call `close`. An error or a cancellation that leaves the block is its outcome.
     """
 
-    def __init__(self, metrics: GatewayMetrics, api: str, request_id: str = "", model: str = "") -> None:
+    def __init__(self, metrics: GatewayMetrics, api: str) -> None:
         self.api = api
-        self.request_id = request_id
-        self.model = model
+        self.request_id = ""
+        self._model = ""
         self.num_prompts = 0
         self._metrics = metrics
         self._arrival_s = time.monotonic()
@@ -113,9 +113,17 @@ class RequestRecord:
         self._trace: RequestTrace | None = None
         self._closed = False
 
-    def traced(self, tracer: Tracer, context: RequestContext) -> RequestContext:
-        """The request is understood: its span begins. Gives the context to send down."""
-        own = tracer.begin(context.traceparent)
+    def asks_for(self, model: str, field: str = "model") -> None:
+        """The name of the model that is asked for. Raises InvalidRequest for one that is too long to be any."""
+        refuse_model_name(model, field)
+        self._model = model
+
+    def traced(self, tracer: Tracer, context: RequestContext, *, trusted: bool) -> RequestContext:
+        """The request is understood: its span begins. Gives the context to send down.
+
+        `trusted`: whether the caller decides if its trace is kept.
+        """
+        own = tracer.begin(context.traceparent, trusted=trusted)
         if not own.sampled:
             return replace(context, traceparent=own.traceparent)
         self._trace = RequestTrace(tracer, own, self._arrival_s)
@@ -144,12 +152,12 @@ class RequestRecord:
         self._ended_s = time.monotonic() - self._arrival_s
         if reason not in ENDED_WELL and self._outcome == "ok":
             self._outcome = terminal.error.code.lower() if terminal.error is not None else reason.value
-            self._message = terminal.error.message if terminal.error is not None else None
+            self._message = terminal.error.told if terminal.error is not None else None
 
     def failed(self, error: BaseException) -> None:
         """The request as a whole ends with this."""
         if isinstance(error, TokenwireError):
-            self._outcome, self._message = error.code.lower(), error.message
+            self._outcome, self._message = error.code.lower(), error.told
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):  # the client has gone
             self._outcome = "cancelled"
         else:
@@ -180,7 +188,7 @@ class RequestRecord:
             extra=fields(
                 request_id=self.request_id or None,
                 api=self.api,
-                model=self.model or None,
+                model=self._model or None,
                 outcome=self._outcome,
                 reasons=",".join(f"{reason}:{count}" for reason, count in self._reasons.items()) or None,
                 prompts=self.num_prompts or None,
@@ -197,7 +205,7 @@ class RequestRecord:
             "tokenwire.request_id": self.request_id,
             "tokenwire.outcome": self._outcome,
             "tokenwire.prompts": self.num_prompts,
-            "gen_ai.request.model": self.model,
+            "gen_ai.request.model": self._model,
             "gen_ai.usage.input_tokens": sum(self._prompt_tokens.values()),
             "gen_ai.usage.output_tokens": self._completion_tokens,
         }

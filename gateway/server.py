@@ -26,6 +26,7 @@ from gateway.web.methods import WebMethods
 from tokenwire.errors import Unavailable
 from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 from tokenwire.logs import fields
+from tokenwire.open_files import connections_within
 from tokenwire.routing.discovery import Resolve, resolve_all
 from tokenwire.server import GrpcServer, until_signal
 from tokenwire.tasks import cancel_and_wait
@@ -105,12 +106,13 @@ class Gateway:
             settings.host,
             settings.http_port,
             limits=HttpLimits(
-                max_connections=settings.max_connections,
+                max_connections=connections_within(settings.max_connections),
                 max_header_bytes=settings.max_header_bytes,
                 max_headers=settings.max_headers,
                 header_timeout_s=settings.header_timeout_s,
                 idle_timeout_s=settings.idle_timeout_s,
                 max_age_s=settings.max_connection_age_s,
+                max_unfinished_bytes=settings.max_unfinished_bytes,
             ),
             on_refused=metrics.http_refused,
             tls=settings.tls,

@@ -18,6 +18,7 @@ from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
 from gateway.streams import Event, TextStream
 from gateway.text_requests import TextRequest, refuse_repeated
+from gateway.token_calls import estimated_tokens, refuse_too_many
 from tokenwire.errors import FieldViolation, Internal, InvalidRequest, TokenwireError
 from tokenwire.requests import RequestContext
 from tokenwire.session_server import run_session
@@ -159,7 +160,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         with self._generation.record(f"grpc.{method.lower()}") as record:
             model = "" if isinstance(request, tokenizer_pb2.ListModelsRequest) else request.model
             who = await self._begin(record, common_pb2.RequestContext(), model, context)
-            with self._generation.charged_call(who):
+            refuse_too_many(request, self._generation.settings.max_prompts)
+            with self._generation.charged_call(who, estimated_tokens(request)):
                 return await self._backends.call(
                     method, request, timeout_s=context.time_remaining(), request_id=who.request_id
                 )
@@ -183,8 +185,9 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         message.request_id = message.request_id or _metadata(context, REQUEST_ID)
         message.traceparent = message.traceparent or _metadata(context, TRACEPARENT)
         who = context_from_wire(message)
-        record.request_id, record.model = who.request_id, model
+        record.request_id = who.request_id
         await context.send_initial_metadata(((REQUEST_ID, who.request_id),))
+        record.asks_for(model)
         return who
 
     def _open(

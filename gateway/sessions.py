@@ -164,7 +164,7 @@ class TextServerSession:
         for handle in handles:
             self.outbox.open(handle, credit)
         record = self._generation.record("grpc.session")
-        record.num_prompts, record.model = 1, submit.request.model
+        record.num_prompts = 1
         try:
             if num_choices > MAX_CHOICES:
                 allowed = f"{num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"
@@ -181,6 +181,7 @@ class TextServerSession:
         """Send one request down. Raises what is wrong with it."""
         context = context_from_wire(request.context)
         record.request_id = context.request_id
+        record.asks_for(request.model)
         if context.request_id in self._by_id:
             message = f"context.request_id {context.request_id!r} is running on this session: give each its own"
             raise AlreadyExists(message, violations=[FieldViolation("context.request_id", "in use on this session")])

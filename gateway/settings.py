@@ -32,6 +32,12 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
     max_body_bytes: int = setting(
         4 * 2**20, "largest HTTP body accepted, with K/M/G suffix", minimum=1024, parse=bytes_of
     )
+    max_unfinished_bytes: int = setting(
+        256 * 2**20,
+        "most bytes of HTTP bodies that are not whole yet, all together, with K/M/G suffix",
+        minimum=1024,
+        parse=bytes_of,
+    )
     body_timeout_s: float = setting(60.0, "seconds that the body of an HTTP request may take to arrive", minimum=0.001)
     max_header_bytes: int = setting(
         32 * 2**10, "largest head of an HTTP request: its line and header fields", minimum=1024, parse=bytes_of
@@ -43,7 +49,12 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
     )  # fmt: skip
     idle_timeout_s: float = setting(75.0, "seconds that an HTTP connection may be idle between requests", minimum=0.001)
     max_connections: int = setting(10_000, "most HTTP connections open at once", minimum=1)
-    max_prompts: int = setting(1024, "most prompts in one call", minimum=1, maximum=1024)
+    max_prompts: int = setting(
+        1024,
+        "most prompts in one call, and texts or sequences to tokenize, detokenize or count",
+        minimum=1,
+        maximum=1024,
+    )
     max_concurrent_requests: int = setting(
         4096,
         "most outputs (prompts times choices) being generated at once; a call that needs more than is free is refused "
@@ -60,6 +71,12 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
         "origins of web pages that may use the HTTP port, such as https://app.example, separated by commas; *: all; "
         "empty: none",
         parse=origins_of,
+    )
+    trace_callers: str = setting(
+        "known",
+        "whose W3C `traceparent` decides whether a trace is kept: known, callers that showed a key, a token or a "
+        "certificate of the identity file; all; none. What others send decides nothing",
+        choices=("known", "all", "none"),
     )
     page: bool = setting(True, "a web page at / of the HTTP port: a chat, and what the tiers are doing")
     default_timeout_s: float = setting(0.0, "time limit of requests that bring none; 0: none", minimum=0)

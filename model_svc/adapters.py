@@ -59,7 +59,7 @@ class Adapters:
         """Raise NotFound unless `name` can be asked for."""
         if name not in self._folders:
             known = ", ".join(self.names) or "none"
-            raise NotFound(f"options.adapter: {name!r} is not loaded; loaded: {known}", reason="ADAPTER_NOT_FOUND")
+            raise NotFound(f"options.adapter: {name!r:.80} is not loaded; loaded: {known}", reason="ADAPTER_NOT_FOUND")
 
     async def load(self, name: str, folder: str) -> None:
         """Load the adapter in `folder`. Returns once it can be asked for; a caller that leaves stops nothing.

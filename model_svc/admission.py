@@ -94,7 +94,7 @@ class Admission:
     def check_model(self, model: str, vocabulary: str) -> None:
         """Raise NotFound for another model, FailedPrecondition for another vocabulary; empty ones are not checked."""
         if model and model != self.info.model:
-            raise NotFound(f"model {model!r} is not served here; {self.info.model!r} is", reason="MODEL_NOT_FOUND")
+            raise NotFound(f"model {model!r:.80} is not served here; {self.info.model!r} is", reason="MODEL_NOT_FOUND")
         if vocabulary and self.vocabulary and vocabulary != self.vocabulary:
             message = f"fingerprint.vocabulary {vocabulary!r} is not this model's, {self.vocabulary!r}"
             raise FailedPrecondition(

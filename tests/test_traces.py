@@ -66,7 +66,8 @@ async def traced(
     """What a collector has received of what is asked, once all tiers have gone."""
     with running_collector() as collector:
         settings = {"trace_endpoint": collector.endpoint, "trace_ratio": ratio}
-        async with whole_stack(folder, gateway=settings, tokenizer=settings, **settings, **model) as stack:
+        edge = {**settings, "trace_callers": "all"}
+        async with whole_stack(folder, gateway=edge, tokenizer=settings, **settings, **model) as stack:
             await ask(stack)
         return collector
 
@@ -164,7 +165,7 @@ def test_what_is_not_sampled_at_the_edge_is_not_sampled_below(folder: Path) -> N
 
         async def main() -> None:
             tier = {"trace_endpoint": collector.endpoint}
-            edge = {**tier, "trace_ratio": 0.0}
+            edge = {**tier, "trace_ratio": 0.0, "trace_callers": "all"}
             async with whole_stack(folder, gateway=edge, tokenizer=tier, **tier) as stack:
                 await ask(stack)
 

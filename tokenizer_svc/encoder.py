@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from tokenizer_svc.chat_template import ChatTemplate, Conversation, no_template
 from tokenizer_svc.encoding_cache import EncodingCache
+from tokenizer_svc.prompt import too_long
 from tokenizer_svc.prompt_encoder import CacheOutcome, PromptEncoder, PromptIds, PromptText
 from tokenizer_svc.special_text import marked, unmarked
 from tokenizer_svc.tokenizer import Tokenizer
@@ -60,6 +61,7 @@ class _Job:
     done: asyncio.Future[EncodedPrompt]
 
     num_chars: int
+    max_context_tokens: int
 
 
 class Encoder:
@@ -109,12 +111,18 @@ class Encoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def encode(
-        self, source: str | Conversation, *, split_special_tokens: bool = False, salt: str = ""
+        self,
+        source: str | Conversation,
+        *,
+        split_special_tokens: bool = False,
+        salt: str = "",
+        max_context_tokens: int = 0,
     ) -> EncodedPrompt:
         """A text with the tokenizer's own special tokens, or a conversation as its template writes them.
 
         `split_special_tokens`: what stands for special tokens in the text, or in what a client put into the
         conversation, is plain text. `salt`: what was encoded before is used again for equal salts only.
+        `max_context_tokens`: a text that has no fewer tokens for sure is refused without being encoded; 0: none is.
         Raises InvalidRequest, FailedPrecondition (no template) and Overloaded (the queue is full).
         """
         loop = asyncio.get_running_loop()
@@ -127,7 +135,8 @@ class Encoder:
                 f"{self._max_queued} prompts wait to be encoded already", reason="ENCODE_QUEUE_FULL",
                 retry_after_s=RETRY_AFTER_S,
             )  # fmt: skip
-        job = _Job(source, split_special_tokens, salt, time.monotonic(), loop.create_future(), num_chars)
+        future = loop.create_future()
+        job = _Job(source, split_special_tokens, salt, time.monotonic(), future, num_chars, max_context_tokens)
         if num_chars <= limit and not split_special_tokens:
             if not self._inline:
                 loop.call_soon(self._run_inline)
@@ -223,7 +232,9 @@ class Encoder:
         texts: list[PromptText] = []
         for job in batch:
             try:
-                texts.append(self._text_of(job))
+                text = self._text_of(job)
+                self._refuse_too_long(text.text, job.max_context_tokens)
+                texts.append(text)
                 jobs.append(job)
             except Exception as error:
                 settle(job, error)
@@ -241,6 +252,10 @@ class Encoder:
                 )
             else:
                 settle(job, result)
+
+    def _refuse_too_long(self, text: str, max_context_tokens: int) -> None:
+        if max_context_tokens and (least := self._tokenizer.least_tokens.beyond(text, max_context_tokens - 1)):
+            raise too_long(f"at least {least}", max_context_tokens)
 
     def _text_of(self, job: _Job) -> PromptText:
         """What a job encodes, rendered where it is a conversation."""

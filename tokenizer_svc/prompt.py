@@ -80,9 +80,14 @@ def fit_prompt(
             f"{max_context_tokens} holds at most {max_context_tokens - len(token_ids)} more",
             reason=TOO_LONG,
         )
-    raise InvalidRequest.of(
+    raise too_long(str(len(token_ids)), max_context_tokens)
+
+
+def too_long(num_tokens: str, max_context_tokens: int) -> InvalidRequest:
+    """The refusal of a prompt that leaves no room; `num_tokens` as it is said."""
+    return InvalidRequest.of(
         "input",
-        f"the prompt has {len(token_ids)} tokens, the context holds {max_context_tokens} with at least one for the "
+        f"the prompt has {num_tokens} tokens, the context holds {max_context_tokens} with at least one for the "
         "output: shorten it or set truncate",
         reason=TOO_LONG,
     )

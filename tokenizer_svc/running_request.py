@@ -199,12 +199,11 @@ class RunningRequest:
     def _make_choices(self) -> None:
         """Fit the prompt into the longest context there is, begin every choice's text, and draw the seed."""
         options = self.request.options
-        contexts = [replica.max_context_tokens for replica in self._tier.router.ready_replicas()]
         token_ids = fit_prompt(
             self._prompt.token_ids,
             max_tokens=options.stop.max_tokens,
             truncation=self.request.truncation,
-            max_context_tokens=max(contexts) if contexts and all(contexts) else 0,
+            max_context_tokens=self._tier.longest_context_tokens,
             begin_id=self._tier.tokenizer.begin_id,
         )
         if token_ids is not self._prompt.token_ids:
@@ -262,7 +261,7 @@ class RunningRequest:
             "gen_ai.usage.input_tokens": len(self._prompt.token_ids),
             "gen_ai.usage.output_tokens": self._num_output_tokens,
         }
-        error = last.error.message if last.error is not None else ""
+        error = last.error.told if last.error is not None else ""
         trace.end(self.request.context.arrival_s, self._timings(), attributes, error)
 
     def _let_go(self) -> None:

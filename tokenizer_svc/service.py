@@ -23,12 +23,13 @@ from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import StopParams, refuse
 from tokenwire.session_server import run_session
 from tokenwire.settings import ServerSettings
+from tokenwire.token_calls import refuse_items
 from tokenwire.v1 import tokenizer_pb2 as pb
 from tokenwire.v1 import tokenizer_pb2_grpc
 from tokenwire.wire import usage_to_wire
 
 INLINE_IDS = 2_000
-"""Up to this many token ids are decoded on the event loop (under 1 ms)."""
+"""Up to this many token ids and sequences are decoded on the event loop (under 1 ms)."""
 
 
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
@@ -74,21 +75,24 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """Texts to token ids."""
         self._tier.check_model(request.model)
         _require(request.texts, "texts", "at least one text is needed")
+        refuse_items(len(request.texts), "texts")
         truncation = truncation_from_wire(request)
         _require(truncation is None or truncation.max_tokens, "truncation.max_tokens", "is needed: 1 or more")
         add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        texts, tokenizer = list(request.texts), self._tier.tokenizer
+        texts, tokenizer, meaning = list(request.texts), self._tier.tokenizer, fingerprint(self._tier)
 
-        def encode() -> list[pb.Encoding]:
+        def encode() -> pb.TokenizeResponse:
             encodings = tokenizer.encode_batch(
                 texts,
                 add_special_tokens=add_special_tokens,
                 offsets=request.return_offsets,
                 split_special_tokens=request.split_special_tokens,
             )
-            return [_encoding(found, truncation, tokenizer.begin_id) for found in encodings]
+            answer = pb.TokenizeResponse(fingerprint=meaning)
+            answer.encodings.extend(_encoding(found, truncation, tokenizer.begin_id) for found in encodings)
+            return answer
 
-        return pb.TokenizeResponse(encodings=await self._tier.encoder.call(encode), fingerprint=fingerprint(self._tier))
+        return await self._tier.encoder.call(encode)
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
@@ -96,20 +100,24 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """Token ids to text."""
         self._tier.check_model(request.model)
         _require(request.sequences, "sequences", "at least one sequence is needed")
+        refuse_items(len(request.sequences), "sequences")
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
         spaces = _spaces_between(request)
-        sequences, tokenizer = [list(sequence.ids) for sequence in request.sequences], self._tier.tokenizer
+        tokenizer = self._tier.tokenizer
 
-        def decode_all() -> list[str]:
+        def decode_all() -> pb.DetokenizeResponse:
+            sequences = [list(sequence.ids) for sequence in request.sequences]
             for i, ids in enumerate(sequences):
                 tokenizer.check_ids(ids, f"sequences[{i}].ids")
-            return [
-                decode(tokenizer, ids, skip_special_tokens=skip, spaces_between_special_tokens=spaces)
-                for ids in sequences
-            ]
+            return pb.DetokenizeResponse(
+                texts=[
+                    decode(tokenizer, ids, skip_special_tokens=skip, spaces_between_special_tokens=spaces)
+                    for ids in sequences
+                ]
+            )
 
-        short = sum(map(len, sequences)) <= INLINE_IDS
-        return pb.DetokenizeResponse(texts=decode_all() if short else await self._tier.encoder.call(decode_all))
+        short = len(request.sequences) + sum(len(sequence.ids) for sequence in request.sequences) <= INLINE_IDS
+        return decode_all() if short else await self._tier.encoder.call(decode_all)
 
     async def StreamDetokenize(
         self, requests: AsyncIterator[pb.StreamDetokenizeRequest], context: grpc.aio.ServicerContext
@@ -126,7 +134,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 self._tier.tokenizer.check_ids(request.token_ids, "token_ids")
                 return sequences.push(request.handle, request.token_ids, end=request.end)
 
-            short = len(request.token_ids) <= INLINE_IDS
+            short = len(request.token_ids) + len(request.prompt_token_ids) <= INLINE_IDS
             text, stop_string, ended = push() if short else await self._tier.encoder.call(push)
             if text or ended:
                 yield pb.StreamDetokenizeResponse(
@@ -172,6 +180,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """How many token ids texts and conversations are."""
         self._tier.check_model(request.model)
         _require(request.texts or request.conversations, "texts", "at least one text or conversation is needed")
+        num_texts, num_conversations = len(request.texts), len(request.conversations)
+        refuse_items(num_texts + num_conversations, "texts" if num_texts > num_conversations else "conversations")
         add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
         split, tokenizer, encoder = request.split_special_tokens, self._tier.tokenizer, self._tier.encoder
         texts = list(request.texts)

@@ -52,7 +52,7 @@ def check_request(request: TextRequest, tier: Tier) -> None:
     ours = tier.tokenizer.fingerprint
     if request.vocabulary and request.vocabulary != ours:
         raise FailedPrecondition(
-            f"fingerprint.vocabulary: {request.vocabulary!r} is not this model's ({ours!r}): "
+            f"fingerprint.vocabulary: {request.vocabulary!r:.80} is not this model's ({ours!r}): "
             "fetch the tokenizer that is served",
             reason="VOCABULARY_MISMATCH",
         )
@@ -74,7 +74,10 @@ async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
     if isinstance(request.input, tuple):
         return EncodedPrompt("", list(request.input))
     prompt = await tier.encoder.encode(
-        request.input, split_special_tokens=request.split_special_tokens, salt=request.cache_salt
+        request.input,
+        split_special_tokens=request.split_special_tokens,
+        salt=request.cache_salt,
+        max_context_tokens=tier.longest_context_tokens if request.truncation is None else 0,
     )
     tier.metrics.encode.observe(prompt.encode_s)
     tier.metrics.queue.observe(prompt.queue_s)

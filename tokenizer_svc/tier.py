@@ -10,6 +10,7 @@ from tokenizer_svc.metrics import TokenizerMetrics
 from tokenizer_svc.router import Router
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.errors import InvalidRequest, NotFound, Overloaded
+from tokenwire.requests import refuse_model_name
 from tokenwire.routing.retry_budget import RetryBudget
 from tokenwire.telemetry.tracing import Tracer
 
@@ -43,15 +44,17 @@ class Tier:
     """Choices of the requests that have not ended."""
 
     def check_model(self, name: str) -> None:
-        """Raise NotFound unless `name` is ours, an adapter's or empty."""
+        """Raise NotFound unless `name` is ours, an adapter's or empty; InvalidRequest for one that is too long."""
+        refuse_model_name(name)
         if name and name != self.model and name not in self.adapters:
             served = ", ".join(map(repr, (self.model, *sorted(self.adapters))))
-            raise NotFound(f"model: {name!r} is not served here; served: {served}", reason="MODEL_NOT_FOUND")
+            raise NotFound(f"model: {name!r:.80} is not served here; served: {served}", reason="MODEL_NOT_FOUND")
 
     def check_base(self, name: str) -> None:
-        """Raise NotFound unless `name` is ours or empty: what is asked for is done without adapters."""
+        """As `check_model`, but adapters' names are not taken: what is asked for is done without them."""
+        refuse_model_name(name)
         if name and name != self.model:
-            message = f"model: {name!r} is not served for this, which adapters do not change; {self.model!r} is"
+            message = f"model: {name!r:.80} is not served for this, which adapters do not change; {self.model!r} is"
             raise NotFound(message, reason="MODEL_NOT_FOUND")
 
     def adapter_of(self, model: str, adapter: str) -> str:
@@ -62,7 +65,7 @@ class Tier:
         self.check_model(model)
         asked = model if model and model != self.model else ""
         if adapter and asked and adapter != asked:
-            description = f"{adapter!r} contradicts the model, which is the adapter {asked!r}"
+            description = f"{adapter!r:.80} contradicts the model, which is the adapter {asked!r:.80}"
             raise InvalidRequest.of("options.adapter", description)
         found = adapter or asked
         if found and found not in self.adapters:
@@ -72,7 +75,7 @@ class Tier:
     def adapter_missing(self, name: str) -> NotFound:
         """The error for an adapter that no model tier has."""
         known = ", ".join(sorted(self.adapters)) or "none"
-        message = f"options.adapter: {name!r} is not loaded by any model tier; loaded: {known}"
+        message = f"options.adapter: {name!r:.80} is not loaded by any model tier; loaded: {known}"
         return NotFound(message, reason="ADAPTER_NOT_FOUND")
 
     @property
@@ -99,6 +102,12 @@ class Tier:
     def max_context_tokens(self) -> int:
         """Longest context that every known model tier takes; 0 while none is known."""
         return min((r.max_context_tokens for r in self.router.replicas if r.max_context_tokens), default=0)
+
+    @property
+    def longest_context_tokens(self) -> int:
+        """Longest context that any ready model tier takes; 0 where one's is not known."""
+        contexts = [replica.max_context_tokens for replica in self.router.ready_replicas()]
+        return max(contexts) if contexts and all(contexts) else 0
 
     @property
     def generates(self) -> bool:

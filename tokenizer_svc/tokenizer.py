@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from tokenizer_svc.boundaries import Boundaries, affixes, decoder_kinds
+from tokenizer_svc.least_tokens import LeastTokens
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.fingerprint import vocabulary_fingerprint
 
@@ -77,6 +78,7 @@ class Tokenizer:
         self.plain_texts = _without(self.own_texts, self.special_ids) if self.own_texts is not None else None
         """The same where special tokens are left out: empty for these too."""
         self.boundaries = Boundaries(backend)
+        self.least_tokens = LeastTokens(backend)
         self.affixes = affixes(backend)
         """Ids that come before and behind a text's own; None where they depend on the text."""
         self.begin_id = backend.token_to_id(special_tokens.get("bos_token", ""))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from tokenwire.cutting import cut
 from tokenwire.requests import RequestContext, TokenizerTimings
 from tokenwire.telemetry.tracing import Attributes, Span, TraceContext, Tracer, phases
 
@@ -88,7 +89,7 @@ def embedding(tracer: Tracer | None, context: RequestContext, num_inputs: int) -
         yield context
         error = ""
     except Exception as failure:
-        error = str(failure)
+        error = cut(str(failure))
         raise
     finally:
         attributes: Attributes = {"tokenwire.request_id": context.request_id, "tokenwire.inputs": num_inputs}

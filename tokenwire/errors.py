@@ -23,6 +23,8 @@ turns these into google.rpc.Status and back.
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
+from tokenwire.cutting import MAX_TOLD_BYTES, cut
+
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
@@ -58,6 +60,23 @@ class TokenwireError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def told(self) -> str:
+        """The message as it goes to others: what they chose of it is not sent back at any length."""
+        return cut(self.message)
+
+    @property
+    def told_violations(self) -> list[FieldViolation]:
+        """The violations as they go to others: the first, cut, and those behind it that there is room for."""
+        room, told = MAX_TOLD_BYTES, list[FieldViolation]()
+        for each in self.violations:
+            shown = FieldViolation(cut(each.field, MAX_TOLD_BYTES // 4), cut(each.description, MAX_TOLD_BYTES // 2))
+            room -= len(shown.field.encode(errors="replace")) + len(shown.description.encode(errors="replace"))
+            if told and room < 0:
+                break
+            told.append(shown)
+        return told
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross from the engine process to the gRPC process by pickle."""

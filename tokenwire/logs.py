@@ -12,9 +12,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from tokenwire.cutting import cut
+
 LEVELS = ("debug", "info", "warning", "error")
 FORMS = ("readable", "json")
 FIELDS = "tokenwire_fields"
+MAX_MESSAGE_BYTES = 4096
+MAX_TRACEBACK_BYTES = 16 * 1024
+"""Longer ones are cut, and fields at `MAX_TOLD_BYTES`: no client makes a line as long as it likes."""
 
 
 def fields(**values: Any) -> dict[str, dict[str, Any]]:
@@ -32,10 +37,10 @@ class ReadableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback below it when there is one."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
-        pairs = " ".join(f"{k}={_word(v)}" for k, v in getattr(record, FIELDS, {}).items())
-        line = f"{clock} {record.levelname.lower():<7} {self.tier:<9} {record.getMessage()}"
+        pairs = " ".join(f"{k}={_word(v)}" for k, v in _fields_of(record).items())
+        line = f"{clock} {record.levelname.lower():<7} {self.tier:<9} {cut(record.getMessage(), MAX_MESSAGE_BYTES)}"
         line = f"{line}  {pairs}" if pairs else line
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{_traceback(self, record.exc_info)}" if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -52,11 +57,11 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "tier": self.tier,
             "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, FIELDS, {}),
+            "message": cut(record.getMessage(), MAX_MESSAGE_BYTES),
+            **_fields_of(record),
         }
         if record.exc_info:
-            event["exception"] = self.formatException(record.exc_info)
+            event["exception"] = _traceback(self, record.exc_info)
         return json.dumps(event, default=str)
 
 
@@ -79,6 +84,18 @@ def configure(tier: str, environ: Mapping[str, str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What was attached, numbers as they are and all else as text that is not too long."""
+    return {
+        key: value if isinstance(value, int | float) else cut(str(value))
+        for key, value in getattr(record, FIELDS, {}).items()
+    }
+
+
+def _traceback(formatter: logging.Formatter, exc_info: Any) -> str:
+    return cut(formatter.formatException(exc_info), MAX_TRACEBACK_BYTES)
+
+
 def _word(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return json.dumps(text) if not text or any(c in text for c in ' "=\n') else text
+    return json.dumps(text) if not text or not text.isprintable() or any(c in text for c in ' "=') else text

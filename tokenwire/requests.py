@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from tokenwire.constraints import Constraint
 from tokenwire.embeddings import Vector
-from tokenwire.errors import FieldViolation, TokenwireError
+from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError
 from tokenwire.sampling import MAX_LOGPROBS, SamplingParams, StopParams, refuse
 
 MAX_REQUEST_ID_CHARS = 128
@@ -21,6 +21,8 @@ MAX_TIMEOUT_S = 1e9
 """About thirty years: what every clock and transport on the way can count. A longer limit is none."""
 MAX_NAME_BYTES = 256
 """Of a tenant and of a cache salt: the engine remembers them."""
+MAX_MODEL_CHARS = 256
+"""Of the name of a model or an adapter that is asked for, before it is looked up."""
 ADAPTER_NAME_RULE = "1 to 128 ASCII letters, digits and . _ / : -, the first a letter or digit"
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 1024
@@ -175,6 +177,13 @@ def name_violations(field: str, name: str) -> list[FieldViolation]:
         return []
     allowed = f"at most {MAX_NAME_BYTES} bytes, none of them zero"
     return [FieldViolation(field, f"{name[:40]!r}… is not allowed: {allowed}")]
+
+
+def refuse_model_name(name: str, field: str = "model") -> None:
+    """Raise InvalidRequest for a name that no model has, before it is written down anywhere."""
+    if len(name) > MAX_MODEL_CHARS:
+        allowed = f"at most {MAX_MODEL_CHARS} characters"
+        raise InvalidRequest.of(field, f"{name[:40]!r}… ({len(name)} characters) is not allowed: {allowed}")
 
 
 def is_adapter_name(name: str) -> bool:

@@ -22,6 +22,7 @@ from tokenwire.channels import server_options
 from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.grpc_tls import server_credentials
 from tokenwire.interceptor import TypedErrors
+from tokenwire.open_files import raise_limit
 from tokenwire.settings import ServerSettings
 from tokenwire.worker_place import WorkerPlace
 
@@ -152,10 +153,11 @@ async def until_signal(place: WorkerPlace | None = None) -> str:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a tier on uvloop; returns what `main` returns.
+    """Run a tier on uvloop, with as many open files as the system grants; returns what `main` returns.
 
     A typed error at start is one clear line and exit status 1, not a traceback.
     """
+    raise_limit()
     try:
         return uvloop.run(main())
     except TokenwireError as error:

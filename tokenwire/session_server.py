@@ -101,11 +101,11 @@ def check_hello(first: Any | None, ours: common_pb2.Hello) -> None:
         if card.name and card.name not in served:
             names = ", ".join(served) or "nothing yet"
             raise NotFound(
-                f"hello.models: {card.name!r} is not served here; served is {names}", reason="MODEL_NOT_FOUND"
+                f"hello.models: {card.name!r:.80} is not served here; served is {names}", reason="MODEL_NOT_FOUND"
             )
         known, meant = served.get(card.name, ""), card.fingerprint.vocabulary
         if known and meant and known != meant:
-            message = f"hello.models: the vocabulary of {card.name!r} is {known!r} here, not {meant!r}"
+            message = f"hello.models: the vocabulary of {card.name!r:.80} is {known!r} here, not {meant!r:.80}"
             raise FailedPrecondition(message, reason="FINGERPRINT_MISMATCH")
 
 

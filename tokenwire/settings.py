@@ -84,7 +84,10 @@ class ServerSettings:
         parse=endpoint_of,
     )
     trace_ratio: float = setting(
-        1.0, "part of the traces begun here that are kept; where a caller has decided, that holds", minimum=0, maximum=1
+        1.0,
+        "part of the traces decided here that are kept; a trusted caller decides itself",
+        minimum=0,
+        maximum=1,
     )
 
     @property

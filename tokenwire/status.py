@@ -31,16 +31,12 @@ TLS_FAILED = "TLS_FAILED"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata in which gRPC carries a google.rpc.Status."""
 
-MAX_TEXT_CHARS = 2048
-MAX_VIOLATIONS = 64
-"""Of one error on the wire: a frame carries those of many requests, and a trailer holds a few KiB."""
-
 CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def to_wire(error: TokenwireError) -> common_pb2.Status:
-    """The error as a terminal event carries it. Long texts, which repeat what a caller sent, are cut."""
-    status = common_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=_short(error.message))
+    """The error as a terminal event carries it."""
+    status = common_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.told)
     for detail in details_of(error):
         packed = any_pb2.Any()
         packed.Pack(detail)
@@ -53,8 +49,8 @@ def details_of(error: TokenwireError) -> list[Any]:
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if error.violations:
         fields = [
-            error_details_pb2.BadRequest.FieldViolation(field=_short(v.field), description=_short(v.description))
-            for v in error.violations[:MAX_VIOLATIONS]
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+            for v in error.told_violations
         ]
         details.append(error_details_pb2.BadRequest(field_violations=fields))
     if error.retry_after_s is not None:
@@ -62,13 +58,9 @@ def details_of(error: TokenwireError) -> list[Any]:
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, Overloaded):
-        violation = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=_short(error.message))
+        violation = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=error.told)
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     return details
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_TEXT_CHARS else f"{text[:MAX_TEXT_CHARS]}…"
 
 
 def from_wire(status: common_pb2.Status | RpcStatus) -> TokenwireError:
@@ -114,5 +106,5 @@ async def abort(context: grpc.aio.ServicerContext, error: TokenwireError) -> NoR
     """End the call with this error's status and details. Raises, as `context.abort` does."""
     details = status_bytes(error)
     let_go(error)
-    await context.abort(grpc.StatusCode[error.code], error.message, ((STATUS_DETAILS_KEY, details),))
+    await context.abort(grpc.StatusCode[error.code], error.told, ((STATUS_DETAILS_KEY, details),))
     raise AssertionError("context.abort returned")

@@ -41,6 +41,9 @@ async def read_body(request: Request, model: type[B], settings: GatewaySettings)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnsupportedMediaType(f"Content-Type {content_type!r} is not allowed: send application/json")
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(f"Content-Encoding {encoding!r:.80} is not allowed: send the body as it is")
     data = await read_bytes(request, settings.max_body_bytes, settings.body_timeout_s)
     try:
         return model.model_validate_json(data)

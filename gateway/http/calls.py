@@ -66,8 +66,9 @@ class HttpCall:
 
     def open(self, body: GenerationFields, requests: Sequence[TextRequest], model: str) -> RequestContext:
         """Send the prompts down; for whom, and until when. Raises as `Generation.open` does."""
-        caller = self._generation.caller(self.record, context_of(self._request, body))
-        self.record.model = model
+        context = context_of(self._request, body)
+        self.record.asks_for(model)
+        caller = self._generation.caller(self.record, context)
         self._stream = self._generation.open(self.record, caller, requests)
         self.connection.watch(self._on_gone)
         return caller.context

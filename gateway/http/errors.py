@@ -124,8 +124,8 @@ def renamed(error: TokenwireError, prompt_field: str) -> TokenwireError:
 def error_object(error: TokenwireError, prompt_field: str = "prompt") -> dict[str, Any]:
     """The inside of `{"error": …}`."""
     error = renamed(error, prompt_field)
-    param = error.violations[0].field if error.violations else None
-    return {"message": error.message, "type": error.openai_type, "param": param, "code": error.reason.lower()}
+    param = error.told_violations[0].field if error.violations else None
+    return {"message": error.told, "type": error.openai_type, "param": param, "code": error.reason.lower()}
 
 
 def error_response(error: TokenwireError, prompt_field: str = "prompt") -> JSONResponse:

@@ -1,8 +1,9 @@
 """The listener's connection, with bounds on what a client may send and how long that may take.
 
-Heads are bounded in bytes, fields and time, connections in number and in idle time; requests waiting behind another on
-one connection in number; a request that cannot be read is answered in the shape of every error here, and its connection
-closed. How long a body may take is `gateway.http.body`'s business. Knows no paths and no tiers.
+Heads are bounded in bytes, fields and time, bodies that are not whole in bytes together, connections in number and in
+idle time; requests waiting behind another on one connection in number; a request that cannot be read is answered in
+the shape of every error here, and its connection closed. How long a body may take is `gateway.http.body`'s business.
+Knows no paths and no tiers.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from typing import Any
 
 import httptools
 
+from gateway.http.body_room import BodyRoom
 from gateway.http.connection import Connection
 from gateway.http.errors import HeadTooLarge, RequestTimeout, error_object
 from tokenwire.errors import InvalidRequest, TokenwireError, Unavailable
@@ -30,6 +32,7 @@ LINGER_S = 5.0
 """How long the rest of a body is thrown away after its request has been answered."""
 RETRY_AFTER_S = 1.0
 TOO_MANY_CONNECTIONS = "TOO_MANY_CONNECTIONS"
+TOO_MANY_BODIES = "TOO_MANY_BODIES"
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -50,6 +53,8 @@ class HttpLimits:
     """Between requests."""
     max_age_s: float = 0.0
     """Of a connection, give or take a tenth: the answer to a request that comes later is its last. 0: any age."""
+    max_unfinished_bytes: int = 256 * 2**20
+    """Of bodies that are not whole yet, on all connections together."""
 
 
 class GuardedConnection(Connection):
@@ -61,13 +66,20 @@ class GuardedConnection(Connection):
         limits: HttpLimits,
         on_refused: Callable[[str], None],
         is_draining: Callable[[], bool],
+        bodies: BodyRoom,
         **kwargs: Any,
     ) -> None:
-        """`on_refused`: told the reason of each request not let in. `is_draining`: every answer is its last."""
+        """`on_refused`: told the reason of each request not let in. `is_draining`: every answer is its last.
+
+        `bodies`: what has come of bodies, on all connections together.
+        """
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._on_refused = on_refused
         self._is_draining = is_draining
+        self._bodies = bodies
+        self._body_bytes = 0
+        """What has come of a body that is not whole."""
         age_s = limits.max_age_s * random.uniform(0.9, 1.1) or math.inf
         self._leaves_s = self.loop.time() + age_s
         """When it is to be left for a new one."""
@@ -117,6 +129,7 @@ class GuardedConnection(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         self._stop_waiting()
+        self._forget_body()
         if self._lingering is not None:
             self._lingering.cancel()
         super().connection_lost(exc)
@@ -167,8 +180,14 @@ class GuardedConnection(Connection):
             self.flow.resume_reading()  # so few may wait, and one whose client goes must be known
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body."""
+        """A piece of a body. Where its answer is there already, it is thrown away."""
         self._num_read = 0
+        if not self.cycle.response_complete:
+            if not self._bodies.take(len(body)):
+                message = f"{self._bodies.max_bytes} bytes of unfinished bodies are here, the most allowed"
+                message += " (max_unfinished_bytes)"
+                self._refuse_head(Unavailable(message, reason=TOO_MANY_BODIES, retry_after_s=RETRY_AFTER_S))
+            self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -176,6 +195,7 @@ class GuardedConnection(Connection):
         if self._again is not None:
             return  # the parser gives up its body for lost
         self._in_body = False
+        self._forget_body()
         if self._lingering is not None:
             self._lingering.cancel()
             self._lingering = None
@@ -185,11 +205,17 @@ class GuardedConnection(Connection):
         """An answer is written. Where it did not need its request's body, the rest of that is waited for, not long."""
         super().on_response_complete()
         if self._in_body and self.cycle.response_complete and self._lingering is None:
+            self._forget_body()
             self._lingering = self.loop.call_later(LINGER_S, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         """What was read is no request that is let in."""
         self._refuse(self._refusal or InvalidRequest("this cannot be read as HTTP/1.1", reason="MALFORMED_HTTP"))
+
+    def _forget_body(self) -> None:
+        """The body is whole, or given up."""
+        self._bodies.give_back(self._body_bytes)
+        self._body_bytes = 0
 
     def _answer_last(self) -> None:
         """The answer to the request whose head has been read says that the connection closes behind it."""

@@ -95,8 +95,9 @@ async def _answer(generation: Generation, request: Request, record: RequestRecor
     refuse_inputs([len(each) for each in inputs], "input")
     if len({type(each) for each in inputs}) > 1:
         raise invalid("input", "texts and token ids are mixed: send one kind in a request")
-    caller = generation.caller(record, context_of(request, body))
-    record.model = body.model or ""
+    context = context_of(request, body)
+    record.asks_for(body.model or "")
+    caller = generation.caller(record, context)
     vectors, usage = await embed(
         generation,
         record,

@@ -19,10 +19,11 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
     """The routes. `started`: Unix time that stands as each model's `created`."""
     router = APIRouter()
 
-    async def cards(request: Request) -> list[dict[str, Any]]:
+    async def cards(request: Request, name: str = "") -> list[dict[str, Any]]:
         request_id: str = request.state.request_id
         with generation.record("http.models") as record:
             record.request_id = request_id
+            record.asks_for(name)
             with generation.charged_call(arriving(request_id, priority=None, tenant=None, timeout_s=None)):
                 models = await generation.backends.list_models(timeout_s=TIMEOUT_S, request_id=request_id)
         found: list[dict[str, Any]] = []
@@ -47,12 +48,12 @@ def model_routes(generation: Generation, started: int) -> APIRouter:
     @router.get("/v1/models/{name:path}")
     async def one_model(request: Request, name: str) -> Response:
         """One model."""
-        found = await cards(request)
+        found = await cards(request, name)
         for card in found:
             if card["id"] == name:
                 return JSONResponse(card)
         known = ", ".join(card["id"] for card in found) or "none"
-        raise NotFound(f"model {name!r} is not served here; served: {known}", reason="MODEL_NOT_FOUND")
+        raise NotFound(f"model {name!r:.80} is not served here; served: {known}", reason="MODEL_NOT_FOUND")
 
     return router
 

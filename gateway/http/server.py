@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from gateway.http.body_room import BodyRoom
 from gateway.http.connection import Batch
 from gateway.http.guard import TOO_MANY_CONNECTIONS, GuardedConnection, HttpLimits
 from gateway.http.tls_listener import TlsListener
@@ -105,6 +106,8 @@ class HttpServer:
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self._draining = False
+        self.bodies = BodyRoom(limits.max_unfinished_bytes)
+        """What has come of bodies that are not whole."""
         # What a client sends wrongly is answered and counted: it must not fill the log.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         config = uvicorn.Config(
@@ -116,6 +119,7 @@ class HttpServer:
                 on_refused=on_refused,
                 is_draining=lambda: self._draining,
                 batch=Batch(),
+                bodies=self.bodies,
             ),
             timeout_keep_alive=limits.idle_timeout_s,  # type: ignore[arg-type]
             ws="none",

@@ -24,6 +24,8 @@ class Identity:
     """Names of models and adapters; None: all."""
     max_priority: int
     admin: bool
+    known: bool = True
+    """By what it showed; False: nobody was asked."""
 
     @classmethod
     def of(cls, grant: Grant) -> "Identity":
@@ -90,9 +92,9 @@ class Settled:
         return self.who
 
 
-ANYBODY = Settled(Identity(ANY_TENANT, None, MAX_PRIORITY, True))
+ANYBODY = Settled(Identity(ANY_TENANT, None, MAX_PRIORITY, True, known=False))
 """Where nobody is asked."""
-NOBODY = Settled(Identity("", frozenset(), -MAX_PRIORITY, False))
+NOBODY = Settled(Identity("", frozenset(), -MAX_PRIORITY, False, known=False))
 """On the paths that answer everybody, where others are asked."""
 
 CURRENT: ContextVar[Proof] = ContextVar("tokenwire_identity", default=ANYBODY)

@@ -16,12 +16,13 @@ from gateway.generation import Generation, now_plus
 from gateway.http.errors import renamed
 from gateway.kserve.answers import Answers, failed
 from gateway.kserve.inference import open_request, request_id_of
-from gateway.kserve.model import TEXT_INPUT, VERSION
+from gateway.kserve.model import MODEL_NAME, TEXT_INPUT, VERSION
 from gateway.kserve.request import FINAL, read_request
 from gateway.metrics import RequestRecord
 from gateway.streams import TextStream
 from tokenwire.errors import TokenwireError, Unavailable, let_go
 from tokenwire.kserve import inference_pb2 as pb
+from tokenwire.requests import MAX_MODEL_CHARS
 
 
 class _Running:
@@ -112,8 +113,9 @@ class InferStream:
     def _start(self, message: pb.ModelInferRequest, deadline_s: float | None, traceparent: str) -> None:
         """Send one request down, or refuse it."""
         record = self._generation.record("grpc.model_stream_infer")
-        record.request_id, record.model = request_id_of(message.id), message.model_name
+        record.request_id = request_id_of(message.id)
         try:
+            record.asks_for(message.model_name, MODEL_NAME)
             self._generation.refuse_when_draining()  # a client here has no other way to hear of it
             stream, answers = open_request(
                 self._generation,
@@ -131,9 +133,11 @@ class InferStream:
                 self._ends_with = renamed(error, TEXT_INPUT)
                 self._wake.set()
                 return
-            head = pb.ModelInferResponse(model_name=message.model_name, model_version=VERSION, id=message.id)
+            head = pb.ModelInferResponse(
+                model_name=message.model_name[:MAX_MODEL_CHARS], model_version=VERSION, id=message.id
+            )
             head.parameters[FINAL].bool_param = True
-            self._refused.append(failed(renamed(error, TEXT_INPUT).message, head))
+            self._refused.append(failed(renamed(error, TEXT_INPUT).told, head))
             self._wake.set()
             return
         running = _Running(record, stream, answers)
@@ -174,7 +178,7 @@ class InferStream:
             let_go(error)
             if self._errors_end_call:
                 raise
-            await context.write(running.answers.failed(error.message))
+            await context.write(running.answers.failed(error.told))
         if running.stream.over:
             self._running.discard(running)
             self._ready.pop(running, None)

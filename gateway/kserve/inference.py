@@ -36,7 +36,7 @@ def open_request(
         timeout_s=request.timeout_s,
         traceparent=traceparent,
     )
-    record.request_id, record.model = request_id, request.model
+    record.request_id = request_id
     generation.refuse_prompt_count(len(request.texts), TEXT_INPUT)
     texts = request.fields.requests(request.texts, request.options)
     stream = generation.open(record, generation.caller(record, context, call_deadline_s), texts)

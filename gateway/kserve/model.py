@@ -34,6 +34,7 @@ class Port:
 
 
 TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
+MODEL_NAME = "model_name"
 
 FLAGS = tuple(
     Port(name, "BOOL", (1,))

@@ -12,7 +12,7 @@ from gateway.http.body import invalid
 from gateway.http.errors import renamed
 from gateway.kserve.infer_stream import InferStream
 from gateway.kserve.inference import open_request, request_id_of
-from gateway.kserve.model import EXTENSIONS, TEXT_INPUT, VERSION, metadata_of
+from gateway.kserve.model import EXTENSIONS, MODEL_NAME, TEXT_INPUT, VERSION, metadata_of
 from gateway.kserve.request import EMPTY_FINAL, read_request, refuse_version
 from tokenwire.errors import NotFound, TokenwireError
 from tokenwire.kserve import inference_pb2 as pb
@@ -70,7 +70,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         """What a model takes and gives."""
         with self._generation.record("grpc.model_metadata") as record:
             record.request_id = request_id_of(_metadata(context, REQUEST_ID))
-            record.model = message.name
+            record.asks_for(message.name, "name")
             who = arriving(record.request_id, priority=None, tenant=None, timeout_s=None)
             with self._generation.charged_call(who):
                 cards = await self._backends.list_models(
@@ -91,9 +91,9 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         """One answer, with everything that was generated."""
         with self._generation.record("grpc.model_infer") as record:
             record.request_id = request_id_of(message.id, request_id_of(_metadata(context, REQUEST_ID)))
-            record.model = message.model_name
             await context.send_initial_metadata(((REQUEST_ID, record.request_id),))
             try:
+                record.asks_for(message.model_name, MODEL_NAME)
                 request = read_request(message)
                 if request.stream:
                     raise invalid("stream", "true is not allowed in ModelInfer: use ModelStreamInfer")

@@ -29,7 +29,7 @@ class CallStatus:
     def of(cls, error: TokenwireError) -> "CallStatus":
         """Of an error that no handler raised. Lets go of what it came of."""
         let_go(error)
-        return cls(grpc.StatusCode[error.code], error.message, status_bytes(error))
+        return cls(grpc.StatusCode[error.code], error.told, status_bytes(error))
 
     @property
     def number(self) -> int:

@@ -131,6 +131,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self._changed = asyncio.Event()
         self.num_steps = 0
         self.num_tokenized = 0
+        self.num_token_calls = 0
+        """Of Tokenize, Detokenize, ApplyChatTemplate and CountTokens."""
 
     @property
     def target(self) -> str:
@@ -244,6 +246,7 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def Tokenize(self, request: Any, context: Any) -> Any:
         self.num_tokenized += 1
+        self.num_token_calls += 1
         if self.failure is not None:
             raise self.failure
         if not request.texts:
@@ -253,6 +256,7 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def Detokenize(self, request: Any, context: Any) -> Any:
         self.detokenizes.append(request)
+        self.num_token_calls += 1
         if self.holds_detokenizes:
             await asyncio.Event().wait()
         texts = [" ".join(f"t{token}" for token in sequence.ids) for sequence in request.sequences]
@@ -266,11 +270,13 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
             yield tokenizer_pb2.StreamDetokenizeResponse(handle=request.handle, text=text, end=request.end)
 
     async def ApplyChatTemplate(self, request: Any, context: Any) -> Any:
+        self.num_token_calls += 1
         text = "|".join(message.content for message in request.conversation.messages)
         ids = range(len(text)) if request.tokenize else []
         return tokenizer_pb2.ApplyChatTemplateResponse(text=text, token_ids=ids)
 
     async def CountTokens(self, request: Any, context: Any) -> Any:
+        self.num_token_calls += 1
         counts = [len(text.split()) for text in request.texts]
         return tokenizer_pb2.CountTokensResponse(texts=counts, max_context_tokens=64)
 

@@ -225,3 +225,41 @@ def test_a_prompt_is_cut_and_split_as_the_request_says(trained_folder: Path) -> 
                 assert fake.requests[-1].prompt == expected
 
     asyncio.run(main())
+
+
+def test_a_prompt_that_is_too_long_by_its_size_is_refused_without_being_encoded(
+    trained_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a text and as a conversation; not where the request lets it be cut."""
+
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder, max_context_tokens=32) as (fake, live, peer):
+            tokenizer = live.tokenizer
+            longest = tokenizer.least_tokens.longest_bytes
+            encoded: list[int] = []
+            encode, encode_batch = tokenizer.encode, tokenizer.encode_batch
+            monkeypatch.setattr(
+                tokenizer, "encode", lambda text, **options: (encoded.append(len(text)), encode(text, **options))[1]
+            )
+            monkeypatch.setattr(
+                tokenizer,
+                "encode_batch",
+                lambda texts, **options: (encoded.extend(map(len, texts)), encode_batch(texts, **options))[1],
+            )
+            text = "a b" * longest * 32
+            conversation = tokenizer_pb2.TextRequest(conversation={"messages": [{"role": "user", "content": text}]})
+            for handle, request in enumerate((text_request(text), conversation), start=1):
+                await peer.submit(handle, request)
+                error = (await peer.end(handle)).error
+                assert isinstance(error, InvalidRequest) and error.reason == "CONTEXT_LENGTH_EXCEEDED"
+                assert error.violations[0].field == "input"
+                assert "the prompt has at least 9" in error.message and "set truncate" in error.message
+            assert encoded == []
+            request = text_request(text)
+            request.truncate = True
+            await peer.submit(3, request)
+            assert (await peer.end(3)).reason is FinishReason.LENGTH
+            assert encoded == [len(text)] and len(fake.requests) == 1
+            await live.until_idle()
+
+    asyncio.run(main())

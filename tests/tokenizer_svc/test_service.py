@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, TextPeer, live_tokenizer_tier, text_request
 from tests.fakes.model_tier import fake_model_tier
 from tests.fakes.tokenizers_trained import write_folder
+from tokenizer_svc import service as service_module
 from tokenizer_svc.detokenizer import Detokenizer
 from tokenwire.errors import FailedPrecondition, InvalidRequest, NotFound, TokenwireError
 from tokenwire.health import is_serving
@@ -277,6 +279,17 @@ def test_get_tokenizer_of_another_model_is_not_found(trained_folder: Path) -> No
     with_tier(trained_folder, call)
 
 
+def test_a_name_that_no_model_has_is_refused_at_once_and_told_by_its_beginning(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        error = await refusal(live.stub.Tokenize(pb.TokenizeRequest(model="m" * 2_000_000, texts=["a"])))
+        assert type(error) is InvalidRequest and [each.field for each in error.violations] == ["model"]
+        assert len(error.message) < 200
+        error = await refusal(live.stub.Tokenize(pb.TokenizeRequest(model="m" * 256, texts=["a"])))
+        assert type(error) is NotFound and len(error.message) < 250
+
+    with_tier(trained_folder, call)
+
+
 def test_a_lost_stream_is_taken_up_where_it_was(trained_folder: Path) -> None:
     async def call(live: LiveTokenizerTier) -> None:
         text = "naïve 日本語 😀 and more, STOP that"
@@ -387,3 +400,64 @@ def test_the_load_of_the_tier_and_of_those_behind_it_is_told_from_what_is_known(
                 assert (lost.epoch, lost.HasField("load")) == (0, False)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "field"),
+    [
+        ("Tokenize", pb.TokenizeRequest(texts=[""] * 1025), "texts"),
+        ("Detokenize", pb.DetokenizeRequest(sequences=[{}] * 1025), "sequences"),
+        ("CountTokens", pb.CountTokensRequest(texts=[""] * 1025), "texts"),
+        ("CountTokens", pb.CountTokensRequest(texts=["a"], conversations=[{}] * 1024), "conversations"),
+    ],
+    ids=["tokenize", "detokenize", "count texts", "count conversations"],
+)
+def test_more_items_than_a_call_may_bring_are_refused_by_name(
+    trained_folder: Path, method: str, request_: Any, field: str
+) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        error = await refusal(getattr(live.stub, method)(request_))
+        assert type(error) is InvalidRequest and error.violations[0].field == field
+        assert "1025" in error.message and "1024" in error.message
+
+    with_tier(trained_folder, call)
+
+
+def test_a_thousand_items_are_answered(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        texts = ["", "a"] * 512
+        ids = live.ids("a")
+        encodings = (await live.stub.Tokenize(pb.TokenizeRequest(texts=texts, add_special_tokens=False))).encodings
+        assert [list(each.token_ids) for each in encodings] == [[], ids] * 512
+        sequences = [{"ids": each.token_ids} for each in encodings]
+        assert list((await live.stub.Detokenize(pb.DetokenizeRequest(sequences=sequences))).texts) == texts
+        counted = await live.stub.CountTokens(pb.CountTokensRequest(texts=texts, add_special_tokens=False))
+        assert list(counted.texts) == [0, len(ids)] * 512
+
+    with_tier(trained_folder, call)
+
+
+def test_only_small_calls_are_decoded_on_the_event_loop(trained_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences count as ids do: each is a call of the library, also where it is empty."""
+    monkeypatch.setattr(service_module, "INLINE_IDS", 100)
+
+    async def call(live: LiveTokenizerTier) -> None:
+        loop_thread, threads = threading.get_ident(), list[bool]()
+        decode = live.tokenizer.decode
+
+        def noted(*args: Any, **options: Any) -> str:
+            threads.append(threading.get_ident() == loop_thread)
+            return decode(*args, **options)
+
+        monkeypatch.setattr(live.tokenizer, "decode", noted)
+        for sequences, inline in (
+            ([{"ids": [1] * 99}], True),
+            ([{"ids": [1] * 100}], False),
+            ([{}] * 100, True),
+            ([{}] * 101, False),
+        ):
+            threads.clear()
+            await live.stub.Detokenize(pb.DetokenizeRequest(sequences=sequences))
+            assert threads == [inline] * len(sequences)
+
+    with_tier(trained_folder, call)

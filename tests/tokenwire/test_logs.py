@@ -1,5 +1,6 @@
 import json
 import logging
+import sys
 
 import pytest
 
@@ -30,3 +31,20 @@ def test_an_unknown_word_is_refused_with_what_is_allowed(capsys: pytest.CaptureF
         configure("model", {"TOKENWIRE_LOG": "loud"})
     assert caught.value.code == 2
     assert "'loud' is not one of debug, info" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("formatter", [ReadableFormatter("gateway"), JsonFormatter("gateway")])
+def test_no_line_is_as_long_as_a_client_likes(formatter: logging.Formatter) -> None:
+    made = record("m" * 4_000_000, model="x" * 4_000_000, error=["y" * 4_000_000], tokens=3)
+    try:
+        raise ValueError("z" * 4_000_000)
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    line = formatter.format(made)
+    assert len(line.encode()) < 32_000 and "4000000 bytes" in line and "tokens" in line
+
+
+def test_what_would_begin_a_line_or_steer_a_terminal_is_quoted() -> None:
+    for text in ("a\nb", "a\rb", "a\x1b[2Jb", "a\u2028b", "a\x85b"):
+        line = ReadableFormatter("gateway").format(record("done", model=text))
+        assert line.isprintable() and len(line.splitlines()) == 1

@@ -3,7 +3,8 @@
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from tokenwire.telemetry.otlp import add_message
+from tests.fakes.collector import running_collector
+from tokenwire.telemetry.otlp import MAX_EXPORT_BYTES, Ended, OtlpSink, _Exporter, add_message
 from tokenwire.telemetry.tracing import Span, TraceContext
 
 
@@ -33,3 +34,29 @@ def test_a_first_span_has_no_parent_and_one_without_error_no_status() -> None:
     add_message(messages, Span("name", TraceContext(1, 2), 0.0, 1.0), 0)
     assert messages[0].parent_span_id == b"" and not messages[0].HasField("status")
     assert messages[0].kind == SpanMessage.SPAN_KIND_INTERNAL and messages[0].flags == 0x101
+
+
+def big_spans(num: int) -> list[Span]:
+    attributes = {f"a{index}": "x" * 1000 for index in range(40)}
+    return [Span(f"s{index}", TraceContext(1, index + 2), 0.0, 1.0, "server", attributes) for index in range(num)]
+
+
+def test_a_batch_goes_in_messages_that_a_collector_takes() -> None:
+    exporter = _Exporter("http://127.0.0.1:1", {"service.name": "x"})
+    batch = [Ended(lambda: big_spans(100), 0), Ended(lambda: big_spans(20), 0)]
+    requests = list(exporter.requests_of(batch))
+    exporter.shutdown()
+    assert len(requests) == 3 and max(each.ByteSize() for each in requests) < MAX_EXPORT_BYTES + 64 * 1024
+    spans = [[span.name for span in each.resource_spans[0].scope_spans[0].spans] for each in requests]
+    assert sum(map(len, spans)) == 120 and all(spans)
+    assert all(each.resource_spans[0].resource.attributes for each in requests)
+
+
+def test_a_large_batch_reaches_a_collector_with_what_is_behind_it() -> None:
+    with running_collector() as collector:
+        sink = OtlpSink(collector.endpoint, "gateway")
+        sink.take(lambda: big_spans(150), 0)
+        sink.take(lambda: [Span("anothers", TraceContext(9, 9), 0.0, 1.0)], 0)
+        sink.close()
+        names = [span.name for span in collector.spans]
+    assert len(names) == 151 and "anothers" in names, "6 MB in all, and 4 MiB are taken at once"

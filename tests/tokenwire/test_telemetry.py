@@ -18,6 +18,7 @@ def test_metrics_carry_tier_and_unit() -> None:
     metrics.gauge("open_streams", "Open").set(2)
     metrics.histogram("first_text_seconds", "First text").observe(0.003)
     text = exposition(registry).decode()
+    assert "_created" not in text, "documented series alone"
     assert 'tokenwire_gateway_requests_total{api="chat"} 1.0' in text
     assert "tokenwire_gateway_open_streams 2.0" in text
     assert 'tokenwire_gateway_first_text_seconds_bucket{le="0.005"} 1.0' in text

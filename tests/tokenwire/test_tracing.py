@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import pytest
 
 from tests.fakes.spans import keeping_tracer
+from tokenwire.cutting import MAX_TOLD_BYTES
 from tokenwire.errors import FailedPrecondition
 from tokenwire.settings import ServerSettings, SettingError, settings_from
 from tokenwire.telemetry import tracing
-from tokenwire.telemetry.tracing import TraceContext, open_tracer, phases
+from tokenwire.telemetry.tracing import Span, TraceContext, open_tracer, phases
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -45,6 +46,17 @@ def test_a_later_version_may_say_more() -> None:
     assert f"{keeping_tracer()[0].begin(f'01-{TRACE}-{SPAN}-01-more').trace_id:032x}" == TRACE
 
 
+def test_of_one_that_is_not_trusted_the_trace_goes_on_and_is_kept_by_chance() -> None:
+    for flags in ("00", "01"):
+        for ratio, sampled in ((0.0, False), (1.0, True)):
+            found = keeping_tracer(ratio)[0].begin(f"00-{TRACE}-{SPAN}-{flags}", trusted=False)
+            assert (f"{found.trace_id:032x}", f"{found.parent_id:016x}", found.sampled) == (TRACE, SPAN, sampled)
+    tracer, _ = keeping_tracer(0.25)
+    lowest = f"00-{'1'.zfill(32)}-{SPAN}-01"
+    kept = sum(tracer.begin(lowest, trusted=False).sampled for _ in range(4000))
+    assert 800 < kept < 1200, "whatever id it has chosen"
+
+
 def test_the_ratio_is_that_of_the_traces_begun_here() -> None:
     assert not keeping_tracer(0.0)[0].begin("").sampled
     tracer, _ = keeping_tracer(0.25)
@@ -73,11 +85,33 @@ def test_off_nothing_is_loaded() -> None:
 
 def test_without_the_package_the_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
-        raise ImportError("No module named 'opentelemetry'")
+        raise ModuleNotFoundError("No module named 'opentelemetry'", name="opentelemetry")
 
     monkeypatch.setattr(tracing.importlib, "import_module", absent)
     with pytest.raises(FailedPrecondition, match=r"pip install 'tokenwire\[tracing\]'"):
         open_tracer(Settings(trace_endpoint="http://127.0.0.1:4317"), "gateway")
+
+
+@pytest.mark.parametrize("error", [TypeError("Couldn't build proto file"), ImportError("cannot import name 'x'")])
+def test_a_package_that_is_there_and_fails_to_load_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(tracing.importlib, "import_module", broken)
+    with pytest.raises(FailedPrecondition) as caught:
+        open_tracer(Settings(trace_endpoint="http://127.0.0.1:4317"), "gateway")
+    assert f"{type(error).__name__}: {error}" in caught.value.message and "pip install" not in caught.value.message
+    assert caught.value.reason == "PACKAGE_BROKEN"
+
+
+def test_no_text_of_a_span_is_as_long_as_a_client_likes() -> None:
+    attributes = {"model": "m" * 4_000_000, "short": "s", "tokens": 3}
+    span = Span("n", TraceContext(1, 2), 0.0, 1.0, "server", attributes, "e" * 4_000_000)
+    assert len(str(span.attributes["model"])) <= MAX_TOLD_BYTES >= len(span.error)
+    assert (span.attributes["short"], span.attributes["tokens"]) == ("s", 3)
+    assert len(attributes["model"]) == 4_000_000, "what was given is not changed"
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "http://host", "ftp://host:4317", "http://host:4317/v1/traces"])

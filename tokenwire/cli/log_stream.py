@@ -1,9 +1,12 @@
 """One tidy stream out of what three tiers say: each line under its tier's name, coloured on a terminal."""
 
+import json
 import re
 import sys
 
 import click
+
+from tokenwire.cutting import cut
 
 COLOURS = {"gateway": "cyan", "tokenizer": "magenta", "model": "green"}
 READABLE = re.compile(
@@ -15,6 +18,15 @@ READABLE = re.compile(
 def show_line(tier: str, line: str) -> None:
     """Print one line on standard error. A line of JSON passes as it is, so that the stream can be parsed."""
     click.echo(line if line.startswith("{") else tidy(tier, line), err=True)
+
+
+def cut_line(tier: str, line: str, num_dropped: int) -> str:
+    """A line whose end was dropped, with how many bytes that were; what began as JSON is an event of its own."""
+    if not line.startswith("{"):
+        return f"{line} … ({num_dropped} bytes more)"
+    message = "a line of this tier was too long, and cut"
+    event = {"level": "warning", "tier": tier, "message": message, "began": cut(line), "dropped_bytes": num_dropped}
+    return json.dumps(event)
 
 
 def tidy(tier: str, line: str, *, colour: bool | None = None) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from tokenwire.cli.log_lines import Lines
+from tokenwire.cli.log_stream import cut_line
 from tokenwire.cli.tiers import Tier
 from tokenwire.errors import Unavailable
 from tokenwire.health import wait_serving
@@ -85,18 +87,17 @@ class TierProcess:
 
     async def _read_output(self) -> None:
         assert self._process is not None and self._process.stdout is not None
-        rest = b""
+        lines = Lines(MAX_LINE_BYTES)
         while chunk := await self._process.stdout.read(MAX_LINE_BYTES):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > MAX_LINE_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._line(line)
-        if rest:
-            self._line(rest)
+            for line in lines.add(chunk):
+                self._line(*line)
+        for line in lines.end():
+            self._line(*line)
 
-    def _line(self, line: bytes) -> None:
+    def _line(self, line: bytes, num_dropped: int) -> None:
         text = line.decode(errors="replace").rstrip()
+        if num_dropped:
+            text = cut_line(self.tier.name, text, num_dropped)
         self.last_lines.append(text)
         self._show(self.tier.name, text)
 

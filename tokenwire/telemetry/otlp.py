@@ -9,7 +9,7 @@ and logged by OpenTelemetry. Its own environment variables say the rest: headers
 
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -19,7 +19,7 @@ from opentelemetry.proto.resource.v1 import resource_pb2
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from tokenwire.requests import new_id
@@ -37,6 +37,9 @@ SCOPE = InstrumentationScope(name="tokenwire", version=__version__)
 KEPT = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 FLAGS, REMOTE = 0x01 | 0x100, 0x200
 """Of a span: sampled, and known whether its parent is another process's; that it is."""
+MAX_EXPORT_BYTES = 2 * 2**20
+"""Of a message to the collector, which takes 4 MiB unless it says otherwise; the last span may go over it."""
+SPAN_HEAD_BYTES = 5
 LAST_SPANS_S = 3.0
 """How long a tier that stops waits for the collector."""
 
@@ -84,15 +87,37 @@ class _Exporter(OTLPSpanExporter):
         for key, value in attributes.items():
             self._of_process.attributes.add(key=key, value=any_value(value))
 
-    def _translate_data(self, data: Sequence[Any]) -> ExportTraceServiceRequest:
-        """What it sends of a batch of `Ended`."""
-        request = ExportTraceServiceRequest()
-        of_process = request.resource_spans.add(resource=self._of_process)
-        messages = of_process.scope_spans.add(scope=SCOPE).spans
-        for ended in data:
+    def export(self, spans: Sequence[Any]) -> SpanExportResult:
+        """Send a batch of `Ended`, in as many messages as a collector takes: one that fails does not hold the rest."""
+        results = [self._export(request) for request in self.requests_of(spans)]  # type: ignore[arg-type]
+        return next((each for each in results if each is not SpanExportResult.SUCCESS), SpanExportResult.SUCCESS)
+
+    def requests_of(self, batch: Sequence[Ended]) -> Iterator[ExportTraceServiceRequest]:
+        """The messages for a batch, each of at most about MAX_EXPORT_BYTES."""
+        request, messages, num_bytes = self._empty_request()
+        for ended in batch:
             for span in ended.make():
                 add_message(messages, span, ended.clock_offset_ns)
-        return request
+                num_bytes += messages[-1].ByteSize() + SPAN_HEAD_BYTES
+                if num_bytes >= MAX_EXPORT_BYTES:
+                    yield request
+                    request, messages, num_bytes = self._empty_request()
+        if messages:
+            yield request
+
+    def _empty_request(self) -> tuple[ExportTraceServiceRequest, Any, int]:
+        request = ExportTraceServiceRequest()
+        of_process = request.resource_spans.add(resource=self._of_process)
+        return request, of_process.scope_spans.add(scope=SCOPE).spans, request.ByteSize()
+
+    def _translate_data(self, data: Any) -> ExportTraceServiceRequest:
+        """What it sends: what it was given."""
+        assert isinstance(data, ExportTraceServiceRequest)
+        return data
+
+    def _count_data(self, data: Any) -> int:
+        """Spans of a message."""
+        return len(data.resource_spans[0].scope_spans[0].spans)
 
 
 def add_message(messages: Any, span: Span, clock_offset_ns: int) -> None:

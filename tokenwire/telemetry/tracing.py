@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from tokenwire.cutting import cut
 from tokenwire.errors import FailedPrecondition
 from tokenwire.settings import ServerSettings
 
@@ -59,6 +60,12 @@ class Span:
     error: str = ""
     """What went wrong; empty: nothing."""
 
+    def __post_init__(self) -> None:
+        """What others chose is not sent on at any length."""
+        self.error = cut(self.error)
+        if any(isinstance(value, str) and value is not cut(value) for value in self.attributes.values()):
+            self.attributes = {k: cut(v) if isinstance(v, str) else v for k, v in self.attributes.items()}
+
 
 class SpanSink(Protocol):
     """Where ended spans go. Must not block; may drop what is too much."""
@@ -77,17 +84,22 @@ class Tracer:
     """Begins traces and hands over what has ended. One per process; lives on the event loop."""
 
     def __init__(self, sink: SpanSink, ratio: float = 1.0) -> None:
-        """`ratio`: the part of the traces begun here that are kept. A caller's own decision is followed."""
+        """`ratio`: the part of the traces decided here that are kept. A trusted caller's own decision is followed."""
         self._sink = sink
         self._below = round(ratio * 2**64)
 
-    def begin(self, traceparent: str) -> TraceContext:
-        """A request's span in this tier. A `traceparent` that is empty or malformed begins a trace."""
+    def begin(self, traceparent: str, *, trusted: bool = True) -> TraceContext:
+        """A request's span in this tier. A `traceparent` that is empty or malformed begins a trace.
+
+        Where the caller is not trusted, its trace goes on and whether it is kept is decided here.
+        """
         found = TRACEPARENT.fullmatch(traceparent)
         if found is None or (traceparent.startswith("00") and found[4]):
             trace_id = _new_id(128)
             return TraceContext(trace_id, _new_id(64), 0, trace_id % 2**64 < self._below)
-        return TraceContext(int(found[1], 16), _new_id(64), int(found[2], 16), bool(int(found[3], 16) & SAMPLED))
+        # Of a caller's id nothing may follow: whoever chose it could have chosen one that is kept.
+        sampled = bool(int(found[3], 16) & SAMPLED) if trusted else _new_id(64) < self._below
+        return TraceContext(int(found[1], 16), _new_id(64), int(found[2], 16), sampled)
 
     def end(self, make: Callable[[], Sequence[Span]]) -> None:
         """What makes the spans of one request, all of one trace that is sampled.
@@ -114,15 +126,22 @@ def phases(within: TraceContext, begin_s: float, *ends: tuple[str, float]) -> li
 def open_tracer(settings: ServerSettings, tier: str) -> Tracer | None:
     """What a tier traces with; None where tracing is off. Loads OpenTelemetry where it is on.
 
-    Raises FailedPrecondition where that is not installed.
+    Raises FailedPrecondition where that is not installed, or cannot be loaded.
     """
     if not settings.trace_endpoint:
         return None
     try:
         otlp: Any = importlib.import_module("tokenwire.telemetry.otlp")
-    except ImportError as error:
-        message = f"--trace-endpoint: OpenTelemetry cannot be loaded ({error}): pip install 'tokenwire[tracing]'"
-        raise FailedPrecondition(message, reason="PACKAGE_MISSING") from error
+    except Exception as error:  # a package that does not fit another fails with whatever it likes
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "opentelemetry":
+            message = f"--trace-endpoint: OpenTelemetry is not installed ({error}): pip install 'tokenwire[tracing]'"
+            raise FailedPrecondition(message, reason="PACKAGE_MISSING") from error
+        why = cut(f"{type(error).__name__}: {error}")
+        message = (
+            f"--trace-endpoint: OpenTelemetry was found and fails to load, {why}; `pip check` names packages that do "
+            "not fit each other"
+        )
+        raise FailedPrecondition(message, reason="PACKAGE_BROKEN") from error
     return Tracer(otlp.OtlpSink(settings.trace_endpoint, tier), settings.trace_ratio)
 
 

@@ -59,6 +59,42 @@ async def exchange(live: LiveGateway, data: bytes, *, half_close: bool = False) 
             return b""
 
 
+def test_unfinished_bodies_are_bounded_all_together_and_given_back() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(max_unfinished_bytes=4096) as (_, live), contextlib.AsyncExitStack() as stack:
+            bodies = live.server.http.bodies
+            half = HEAD + b"Content-Length: 3000\r\n\r\n" + b" " * 2000
+            for number in (1, 2):
+                _, writer = await stack.enter_async_context(connected(live))
+                writer.write(half)
+                await live.until(lambda number=number: bodies.num_bytes == number * 2000)
+            answer = await exchange(live, half)
+            assert status_of(answer) == 503 and b"retry-after: 1\r\n" in answer
+            assert error_of(answer)["code"] == "too_many_bodies"
+            assert bodies.num_bytes == 4000, "the one that was refused holds nothing"
+            await check_well(live)
+            assert bodies.num_bytes == 4000
+            await stack.aclose()
+            await live.until(lambda: bodies.num_bytes == 0)
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+def test_what_is_left_of_a_body_that_was_answered_holds_no_room() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live), connected(live) as (reader, writer):
+            head = HEAD.replace(b"application/json", b"text/plain")
+            writer.write(head + b"Content-Length: 100000\r\n\r\n" + b" " * 50_000)
+            assert b"415" in await reader.readline()
+            await live.until(lambda: live.server.http.bodies.num_bytes == 0)
+            writer.write(b" " * 40_000)
+            await check_well(live)
+            assert live.server.http.bodies.num_bytes == 0
+
+    asyncio.run(main())
+
+
 async def check_well(live: LiveGateway) -> None:
     """The next client is served, and nobody's request is left."""
     response = await live.http.post("/v1/chat/completions", content=BODY, headers={"content-type": "application/json"})
