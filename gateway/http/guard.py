@@ -89,6 +89,10 @@ class GuardedConnection(Connection):
         self._in_body = False
         self._num_read = 0
         """Bytes read while this head was open, or since something of the body came."""
+        self._num_begun = 0
+        """Heads that have begun in what is being read."""
+        self._head_alone = False
+        """Whether nothing but the open head was in what its bytes were read with."""
         self._head_bytes = 0
         self._num_headers = 0
         self._again: bytes | None = None
@@ -115,12 +119,17 @@ class GuardedConnection(Connection):
         """Read on."""
         if self.transport.is_closing():
             return
+        between = not (self._in_head or self._in_body)
+        self._num_begun = 0
         self._feed(data)
         if self.transport.is_closing():
             return
         if self._in_head or self._in_body:
+            if self._num_begun:
+                self._head_alone = between and self._num_begun == 1
             self._num_read += len(data)
-            if self._num_read > self._limits.max_header_bytes + READ_BYTES:
+            unknown = 0 if self._in_head and self._head_alone else READ_BYTES
+            if self._num_read > self._limits.max_header_bytes + unknown:
                 self._refuse(self._too_large())
                 return
         if not self._in_body and self._answered:
@@ -138,6 +147,7 @@ class GuardedConnection(Connection):
         """A head begins."""
         super().on_message_begin()
         self._in_head = True
+        self._num_begun += 1
         self._again = None
         self._num_read = self._head_bytes = self._num_headers = 0
 

@@ -95,6 +95,28 @@ def test_what_is_left_of_a_body_that_was_answered_holds_no_room() -> None:
     asyncio.run(main())
 
 
+def test_one_field_that_never_ends_is_refused_at_the_limit_of_heads() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(max_header_bytes=4096) as (_, live):
+            begin = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: "
+            for first, rest in ((5000, 0), (2000, 3000)):
+                async with connected(live) as (reader, writer):
+                    writer.write(begin + b"x" * first)
+                    if rest:
+                        await asyncio.sleep(0.05)
+                        writer.write(b"x" * rest)
+                    async with asyncio.timeout(5):
+                        assert status_of(await reader.readline()) == 431
+            async with connected(live) as (reader, writer):
+                for piece in (begin, b"x" * 2000, b"x" * 1900, b"\r\n\r\n"):
+                    writer.write(piece)
+                    await asyncio.sleep(0.02)
+                assert status_of(await reader.readline()) == 200
+            await check_well(live)
+
+    asyncio.run(main())
+
+
 async def check_well(live: LiveGateway) -> None:
     """The next client is served, and nobody's request is left."""
     response = await live.http.post("/v1/chat/completions", content=BODY, headers={"content-type": "application/json"})
