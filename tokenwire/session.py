@@ -106,11 +106,13 @@ class SessionStream(Generic[R]):
 
     def cancel(self, handle: int, reason: CancelReason) -> None:
         """Send a Cancel with the next frame up. The terminal event still comes, unless the receiver was popped."""
-        self._frame_for(SMALL_BYTES).cancels.append(common_pb2.Cancel(handle=handle, reason=CANCEL_TO_WIRE[reason]))
+        cancel = common_pb2.Cancel(handle=handle, reason=CANCEL_TO_WIRE[reason])
+        self._frame_for(SMALL_BYTES).cancels.append(cancel)
 
     def credit(self, handle: int, tokens: int) -> None:
         """Send a Credit with the next frame up (text sessions alone)."""
-        self._frame_for(SMALL_BYTES).credits.append(common_pb2.Credit(handle=handle, tokens=tokens))
+        credit = common_pb2.Credit(handle=handle, tokens=tokens)
+        self._frame_for(SMALL_BYTES).credits.append(credit)
 
     def touch(self) -> None:
         """Send a frame up soon, even one in which there is nothing of what this stream knows."""
@@ -180,6 +182,11 @@ class SessionClient(Generic[R]):
         self._told = ""
         """The problem with TLS that was logged last."""
 
+    @property
+    def closed(self) -> bool:
+        """Nothing will be connected any more: it was closed, or its channel."""
+        return self._closed
+
     def start(self) -> None:
         """Begin connecting in the background."""
         self._spawn(self._keep_connected())
@@ -215,11 +222,12 @@ class SessionClient(Generic[R]):
     async def _run_stream(self, moved_on: asyncio.Event) -> None:
         """One stream from Hello to its end. `moved_on` is set when it was good and a new one is wanted."""
         leaving = self._spawn(self._told_to_move())
-        call = self._open_call()
+        call: Any = None
         stream: SessionStream[R] | None = None
         writer: asyncio.Task[None] | None = None
         adopted = False
         try:
+            call = self._open_call()
             first = await asyncio.wait_for(self._greet(call), HELLO_TIMEOUT_S)
             stream = SessionStream(call, self._request_type, first.hello, self._on_exhausted(moved_on))
             self._listener.on_ready(stream)
@@ -234,30 +242,39 @@ class SessionClient(Generic[R]):
                 self._listener.on_frame(stream, frame)
                 if stream.draining and not stream.receivers:
                     stream.release()
-            error: TokenwireError = self._ended(stream)
+            error = self._ended(stream)
         except asyncio.CancelledError:
             self._lose(stream, Unavailable(f"the session to {self.target} was closed", reason="SESSION_CLOSED"))
             raise
-        except TimeoutError:
-            error = Unavailable(f"{self.target} did not say Hello within {HELLO_TIMEOUT_S:g} s", reason="NO_HELLO")
-        except grpc.RpcError as rpc_error:
-            error = from_rpc_error(rpc_error)
-            if stream is None and isinstance(error, Unavailable) and error.reason == Unavailable.default_reason:
-                log.debug("%s: %s", self.target, error)
-                error = Unavailable(f"{self.target} cannot be reached", reason="UNREACHABLE")
-        except TokenwireError as refusal:
-            error = refusal
-        except Exception as bug:
-            log.exception("the session to %s failed on this side", self.target)
-            error = Internal(f"the session to {self.target} failed: {type(bug).__name__}; the log has the details")
+        except Exception as failure:
+            error = self._why(failure, stream)
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
             leaving.cancel()
             if writer is not None:
                 writer.cancel()
         self._lose(stream, error)
         if adopted:
             moved_on.set()
+
+    def _why(self, failure: Exception, stream: SessionStream[R] | None) -> TokenwireError:
+        """What ended a stream, or kept it from being opened, as an error for those who are waiting."""
+        if isinstance(failure, TokenwireError):
+            return failure
+        if isinstance(failure, TimeoutError):
+            return Unavailable(f"{self.target} did not say Hello within {HELLO_TIMEOUT_S:g} s", reason="NO_HELLO")
+        if isinstance(failure, grpc.aio.UsageError):
+            self._closed = True
+            return Unavailable(f"the channel to {self.target} was closed", reason="SESSION_CLOSED")
+        if isinstance(failure, grpc.RpcError):
+            error = from_rpc_error(failure)
+            if stream is None and isinstance(error, Unavailable) and error.reason == Unavailable.default_reason:
+                log.debug("%s: %s", self.target, error)
+                return Unavailable(f"{self.target} cannot be reached", reason="UNREACHABLE")
+            return error
+        log.error("the session to %s failed on this side", self.target, exc_info=failure)
+        return Internal(f"the session to {self.target} failed: {type(failure).__name__}; the log has the details")
 
     async def _greet(self, call: Any) -> Any:
         """Hello each way. Returns the first frame down, which can say more than that."""
@@ -284,6 +301,7 @@ class SessionClient(Generic[R]):
     def _adopt(self, stream: SessionStream[R]) -> None:
         """New requests go here from now on; what another stream has runs out there."""
         before, self.stream = self.stream, stream
+        self.last_error = Unavailable(f"{self.target} is being connected to again", reason="RECONNECTING")
         if before is not None:
             before.draining = True
             before.release()

@@ -19,6 +19,9 @@ SHOWN = reprlib.Repr()
 SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = MAX_SHOWN_CHARS
 SHOWN.maxlist = SHOWN.maxdict = 16
 
+OTHER_WORDS = {"deadline": "timeout, in seconds", "lora": "the adapter's name as model"}
+"""What is meant by words that others use."""
+
 NOT_BUILT = "is not built in this release; leave it out"
 
 
@@ -124,7 +127,8 @@ def refuse_extras(
         field = prefix + name
         if name in unbuilt:
             raise InvalidRequest.of(field, NOT_BUILT, reason="UNSUPPORTED_PARAMETER")
-        raise InvalidRequest.of(field, "there is no such field", reason="UNKNOWN_PARAMETER")
+        hint = f": use {OTHER_WORDS[name]}" if name in OTHER_WORDS else ""
+        raise InvalidRequest.of(field, f"there is no such field{hint}", reason="UNKNOWN_PARAMETER")
 
 
 def _same(value: Any, neutral: Any) -> bool:

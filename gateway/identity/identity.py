@@ -67,9 +67,10 @@ class Identity:
         if wanted and all(map(self.may_use, wanted)):
             return
         allowed = ", ".join(sorted(self.models)) or "none"
+        asked = adapter or name
+        what = f"model {asked!r:.80} does not exist, or this caller may not use it"
         raise NotFound(
-            f"model {wanted[0] if len(wanted) == 1 and (name or adapter) else ''!r:.80} does not exist, or this caller "
-            f"may not use it; it may use: {allowed}",
+            f"{what if asked else 'the request names no model'}; this caller may use: {allowed}",
             reason="MODEL_NOT_FOUND",
         )
 

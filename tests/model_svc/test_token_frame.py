@@ -53,12 +53,12 @@ def test_logprobs_are_parallel_to_tokens_and_spread_over_frames(monkeypatch: pyt
 def test_many_errors_are_spread_over_frames() -> None:
     frames = TokenFrames()
     error = InvalidRequest("x" * 2000, violations=[FieldViolation("a", "b" * 2000)] * 10)
-    for handle in range(1, 401):
+    for handle in range(1, 1001):
         frames.add_end(handle, Terminal(FinishReason.ERROR, error=error))
         frames.end_step()
     taken = []
     while not frames.is_empty:
         taken.append(frames.take())
     assert all(frame.ByteSize() < 2**20 for frame in taken)
-    assert [finish.handle for frame in taken for finish in frame.finishes] == list(range(1, 401))
+    assert [finish.handle for frame in taken for finish in frame.finishes] == list(range(1, 1001))
     assert frames.num_unsent == 0

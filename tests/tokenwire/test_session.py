@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tokenwire import session as session_module
-from tokenwire.errors import FailedPrecondition, Internal, TokenwireError, Unavailable
+from tokenwire.errors import FailedPrecondition, Internal, TokenwireError, Unauthenticated, Unavailable
 from tokenwire.interceptor import TypedErrors
 from tokenwire.requests import CancelReason
 from tokenwire.session import MAX_FRAME_BYTES, SessionClient, SessionStream
@@ -241,6 +241,19 @@ def test_a_peer_that_does_not_suit_gets_no_requests(fault: str) -> None:
         async with connected(Scripted(odd if fault == "version" else answering), listener) as client:
             await until(lambda: isinstance(client.last_error, FailedPrecondition))
             assert client.stream is None
+
+    asyncio.run(main())
+
+
+def test_what_was_wrong_before_a_stream_opened_is_forgotten() -> None:
+    async def refusing(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        raise Unauthenticated("who are you?")
+
+    async def main() -> None:
+        async with connected(Scripted(refusing, answering), Listener()) as client:
+            await until(lambda: isinstance(client.last_error, Unauthenticated))
+            await until(lambda: client.stream)
+            assert isinstance(client.last_error, Unavailable) and "again" in client.last_error.message
 
     asyncio.run(main())
 

@@ -33,7 +33,7 @@ async def run_server(
     names: Sequence[str] = (),
     timeout_s: float = 30.0,
 ) -> AsyncIterator[Result]:
-    """Try each case in turn. Raises ValueError for an unknown name, TokenwireError where the server cannot be asked."""
+    """Try each case in turn. Raises UnknownCase, and TokenwireError where the server cannot be asked."""
     cases = chosen(SERVER_CASES, names)
     metadata = bearer(api_key, address, tls, plaintext_key)
     async with aio_channel(address, tls) as channel:

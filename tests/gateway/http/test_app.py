@@ -22,6 +22,20 @@ GOOD = {"messages": [{"role": "user", "content": "a b"}]}
 JSON = {"content-type": "application/json"}
 
 
+def test_words_of_others_are_answered_with_ours() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            for word, ours in (
+                ("deadline", ": use timeout, in seconds"),
+                ("lora", ": use the adapter's name as model"),
+                ("odd", ""),
+            ):
+                response = await live.http.post(CHAT, json={**GOOD, word: 1})
+                assert response.json()["error"]["message"] == f"{word}: there is no such field{ours}"
+
+    asyncio.run(main())
+
+
 def test_a_body_that_is_said_to_be_compressed_is_refused() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
