@@ -23,7 +23,7 @@ from gateway.settings import GatewaySettings
 from gateway.submission import Sink, Submission
 from gateway.text_requests import TextRequest
 from gateway.tokenizer_tiers import TokenizerTiers
-from tokenwire.errors import TokenwireError, Unavailable
+from tokenwire.errors import MessageTooLarge, TokenwireError, Unavailable
 from tokenwire.requests import MAX_REQUEST_ID_CHARS, RequestContext
 from tokenwire.routing.discovery import Resolve, resolve_all
 from tokenwire.routing.outcomes import GOODBYES
@@ -71,6 +71,7 @@ class Backends:
         self.idle = asyncio.Event()
         """Set when the last prompt ended."""
         self.room = Room(settings.max_concurrent_requests)
+        self._max_message_bytes = settings.max_message_bytes
         self._limiter = limiter
         self._metrics = metrics
         self._below = TokenizerTiers(settings, metrics, self, self.changed.set, resolve=resolve)
@@ -127,6 +128,14 @@ class Backends:
         if who.models is not None:
             who.refuse_model(name, adapter, self._below.cards())
 
+    def _refuse_size(self, num_bytes: int) -> None:
+        """Raise MessageTooLarge for what a tokenizer tier might not take: that would end the session of all callers."""
+        if num_bytes > self._max_message_bytes:
+            message = (
+                f"the prompt with its options takes {num_bytes} bytes on its way: at most {self._max_message_bytes}"
+            )
+            raise MessageTooLarge(message)
+
     def missing(self) -> str:
         """What keeps the gateway from answering, for people; empty when nothing does."""
         return str(self._closing) if self._closing is not None else self._below.missing()
@@ -178,6 +187,7 @@ class Backends:
         """
         lease = lease or self.charge(context.tenant, [request], len(sinks))[0]
         try:
+            self._refuse_size(request.ByteSize())
             if self._closing is not None:
                 raise self._closing
             self._refuse_model(request.model, request.options.adapter)

@@ -251,7 +251,7 @@ class EngineClient:
         while True:
             try:
                 return await EngineProcess.start(settings)
-            except TokenwireError as error:
+            except (TokenwireError, OSError) as error:  # OSError: no process can be made now
                 log.error("the engine does not start: %s; next try in %.1f s", error, backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)

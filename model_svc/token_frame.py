@@ -1,7 +1,7 @@
 """What waits to be sent down one token session, as columns that become frames. Does not know where it comes from.
 
 While a frame is on its way, later steps merge into the next: a token costs a few bytes however long that takes. Only
-log-probabilities grow large; with many of them, what waits is spread over several frames.
+log-probabilities and errors grow large; with many of them, what waits is spread over several frames.
 """
 
 from collections import deque
@@ -12,7 +12,10 @@ from tokenwire.v1 import common_pb2, model_pb2
 from tokenwire.wire import logprob_to_wire, terminal_to_wire
 
 MAX_LOGPROB_ENTRIES = 16_384
-"""Tokens and alternatives after which a frame is closed: some 15 bytes each, far below a client's limit of 4 MiB."""
+"""Tokens and alternatives after which a frame is closed: ENTRY_BYTES each, far below a client's limit of 4 MiB. Errors
+count as what they take."""
+ENTRY_BYTES = 15
+"""About."""
 
 END_SIZE = 16
 
@@ -61,8 +64,11 @@ class TokenFrames:
 
     def add_end(self, handle: int, terminal: Terminal) -> None:
         """A sequence's terminal event."""
-        self._finishes.append(terminal_to_wire(terminal, handle))
+        finish = terminal_to_wire(terminal, handle)
+        self._finishes.append(finish)
         self._grow(END_SIZE)
+        if terminal.error is not None:
+            self._num_entries += finish.ByteSize() // ENTRY_BYTES
 
     def end_step(self) -> None:
         """A step is complete: close the frame if it is large enough."""

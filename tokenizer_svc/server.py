@@ -30,6 +30,7 @@ from tokenwire.routing.discovery import Discovery, Resolve, resolve_all
 from tokenwire.routing.replica_set import ReplicaSet
 from tokenwire.routing.retry_budget import RetryBudget
 from tokenwire.server import GrpcServer, until_signal
+from tokenwire.session import MAX_FRAME_BYTES
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.telemetry import REGISTRY, serve_metrics
 from tokenwire.telemetry.tracing import Tracer, open_tracer
@@ -117,7 +118,7 @@ class TokenizerTier:
             answers=answers,
             tracer=open_tracer(settings, "tokenizer") if tracer is None else tracer,
         )
-        self.server = GrpcServer(settings, share_port=share_port)
+        self.server = GrpcServer(settings, share_port=share_port, slack_bytes=MAX_FRAME_BYTES)
         self.servicer = TokenizerServicer(self.tier, folder, settings, lambda: self.replica_set.all)
         self.server.add(
             tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,

@@ -230,7 +230,10 @@ class TextOutbox:
             if waiting.rows:
                 left.append(handle)
             elif waiting.terminal is not None:
-                frame.finishes.append(terminal_to_wire(waiting.terminal, handle))
+                finish = terminal_to_wire(waiting.terminal, handle)
+                if waiting.terminal.error is not None:
+                    num_chars += finish.ByteSize()
+                frame.finishes.append(finish)
                 del self._open[handle]
                 self.num_undelivered -= 1
         frame.handles.extend(columns.handles)

@@ -50,10 +50,12 @@ class GrpcServer:
         *,
         share_port: bool = False,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        slack_bytes: int = 0,
     ) -> None:
         """`share_port`: this is one of several workers, for whom the port is held.
 
-        `interceptors`: of every call, behind the one that answers typed errors.
+        `interceptors`: of every call, behind the one that answers typed errors. `slack_bytes`: how much larger than the
+        settings say a message may be.
         """
         refuse_public_without_auth(settings)
         tls = settings.tls
@@ -63,7 +65,7 @@ class GrpcServer:
         self.services: list[str] = []
         self._share_port = share_port
         options = server_options(
-            settings.max_message_bytes,
+            settings.max_message_bytes + slack_bytes,
             share_port=share_port,
             max_age_s=settings.max_connection_age_s,
             age_grace_s=settings.max_connection_age_grace_s,

@@ -7,6 +7,7 @@ and loss; does not know what a delta means: frames go to the listener as they co
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,6 +29,11 @@ MOVE_AFTER_S = 0.05
 """A stream that is still there so long after its connection was left was not broken, but told to move."""
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 0.5
+MAX_FRAME_BYTES = 512 * 1024
+"""A frame up takes nothing more once it would pass this: what was submitted meanwhile must not end a shared stream for
+being larger than a message may be. One Submit larger than this goes alone."""
+SMALL_BYTES = 16
+"""Of a Cancel or a Credit, at most."""
 MAX_HANDLE = 2**32 - 1
 LAST_FIRST_HANDLE = MAX_HANDLE - 1024
 """Past it a request with many choices could run out of handles: a new stream takes over."""
@@ -76,7 +82,10 @@ class SessionStream(Generic[R]):
         """May add to each frame up as it is written."""
         self._request_type = request_type
         self._on_exhausted = on_exhausted
-        self._pending = request_type()
+        self._pending: deque[Any] = deque()
+        """Frames that wait to be written, the last being the one that is filled."""
+        self._pending_bytes = 0
+        """Of the last one, about."""
         self._wake = asyncio.Event()
         self._touched = False
         self._next_handle = 1
@@ -93,18 +102,17 @@ class SessionStream(Generic[R]):
 
     def submit(self, submit: Any) -> None:
         """Send a Submit with the next frame up."""
-        self._pending.submits.append(submit)
-        self._wake.set()
+        self._frame_for(submit.ByteSize()).submits.append(submit)
 
     def cancel(self, handle: int, reason: CancelReason) -> None:
         """Send a Cancel with the next frame up. The terminal event still comes, unless the receiver was popped."""
-        self._pending.cancels.append(common_pb2.Cancel(handle=handle, reason=CANCEL_TO_WIRE[reason]))
-        self._wake.set()
+        cancel = common_pb2.Cancel(handle=handle, reason=CANCEL_TO_WIRE[reason])
+        self._frame_for(SMALL_BYTES).cancels.append(cancel)
 
     def credit(self, handle: int, tokens: int) -> None:
         """Send a Credit with the next frame up (text sessions alone)."""
-        self._pending.credits.append(common_pb2.Credit(handle=handle, tokens=tokens))
-        self._wake.set()
+        credit = common_pb2.Credit(handle=handle, tokens=tokens)
+        self._frame_for(SMALL_BYTES).credits.append(credit)
 
     def touch(self) -> None:
         """Send a frame up soon, even one in which there is nothing of what this stream knows."""
@@ -120,18 +128,29 @@ class SessionStream(Generic[R]):
         while True:
             await self._wake.wait()
             self._wake.clear()
-            pending, self._pending = self._pending, self._request_type()
-            touched, self._touched = self._touched, False
             try:
-                if self.before_write is not None:
-                    self.before_write(pending)
-                if touched or pending.ByteSize():
-                    await self.call.write(pending)
+                while self._pending or self._touched:
+                    await self._write(self._pending.popleft() if self._pending else self._request_type())
                 if self.draining and not self.receivers:
                     await self.call.done_writing()
                     return
             except (grpc.RpcError, asyncio.InvalidStateError):
                 return  # the stream is gone; its reader says why
+
+    def _frame_for(self, num_bytes: int) -> Any:
+        """The frame that has room for so much more, and is written soon."""
+        if not self._pending or self._pending_bytes + num_bytes > MAX_FRAME_BYTES:
+            self._pending.append(self._request_type())
+            self._pending_bytes = 0
+        self._pending_bytes += num_bytes
+        self._wake.set()
+        return self._pending[-1]
+
+    async def _write(self, frame: Any) -> None:
+        self._touched = False
+        if self.before_write is not None:
+            self.before_write(frame)
+        await self.call.write(frame)
 
 
 class SessionClient(Generic[R]):
@@ -162,6 +181,11 @@ class SessionClient(Generic[R]):
         self._closed = False
         self._told = ""
         """The problem with TLS that was logged last."""
+
+    @property
+    def closed(self) -> bool:
+        """Nothing will be connected any more: it was closed, or its channel."""
+        return self._closed
 
     def start(self) -> None:
         """Begin connecting in the background."""
@@ -198,11 +222,12 @@ class SessionClient(Generic[R]):
     async def _run_stream(self, moved_on: asyncio.Event) -> None:
         """One stream from Hello to its end. `moved_on` is set when it was good and a new one is wanted."""
         leaving = self._spawn(self._told_to_move())
-        call = self._open_call()
+        call: Any = None
         stream: SessionStream[R] | None = None
         writer: asyncio.Task[None] | None = None
         adopted = False
         try:
+            call = self._open_call()
             first = await asyncio.wait_for(self._greet(call), HELLO_TIMEOUT_S)
             stream = SessionStream(call, self._request_type, first.hello, self._on_exhausted(moved_on))
             self._listener.on_ready(stream)
@@ -217,30 +242,39 @@ class SessionClient(Generic[R]):
                 self._listener.on_frame(stream, frame)
                 if stream.draining and not stream.receivers:
                     stream.release()
-            error: TokenwireError = self._ended(stream)
+            error = self._ended(stream)
         except asyncio.CancelledError:
             self._lose(stream, Unavailable(f"the session to {self.target} was closed", reason="SESSION_CLOSED"))
             raise
-        except TimeoutError:
-            error = Unavailable(f"{self.target} did not say Hello within {HELLO_TIMEOUT_S:g} s", reason="NO_HELLO")
-        except grpc.RpcError as rpc_error:
-            error = from_rpc_error(rpc_error)
-            if stream is None and isinstance(error, Unavailable) and error.reason == Unavailable.default_reason:
-                log.debug("%s: %s", self.target, error)
-                error = Unavailable(f"{self.target} cannot be reached", reason="UNREACHABLE")
-        except TokenwireError as refusal:
-            error = refusal
-        except Exception as bug:
-            log.exception("the session to %s failed on this side", self.target)
-            error = Internal(f"the session to {self.target} failed: {type(bug).__name__}; the log has the details")
+        except Exception as failure:
+            error = self._why(failure, stream)
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
             leaving.cancel()
             if writer is not None:
                 writer.cancel()
         self._lose(stream, error)
         if adopted:
             moved_on.set()
+
+    def _why(self, failure: Exception, stream: SessionStream[R] | None) -> TokenwireError:
+        """What ended a stream, or kept it from being opened, as an error for those who are waiting."""
+        if isinstance(failure, TokenwireError):
+            return failure
+        if isinstance(failure, TimeoutError):
+            return Unavailable(f"{self.target} did not say Hello within {HELLO_TIMEOUT_S:g} s", reason="NO_HELLO")
+        if isinstance(failure, grpc.aio.UsageError):
+            self._closed = True
+            return Unavailable(f"the channel to {self.target} was closed", reason="SESSION_CLOSED")
+        if isinstance(failure, grpc.RpcError):
+            error = from_rpc_error(failure)
+            if stream is None and isinstance(error, Unavailable) and error.reason == Unavailable.default_reason:
+                log.debug("%s: %s", self.target, error)
+                return Unavailable(f"{self.target} cannot be reached", reason="UNREACHABLE")
+            return error
+        log.error("the session to %s failed on this side", self.target, exc_info=failure)
+        return Internal(f"the session to {self.target} failed: {type(failure).__name__}; the log has the details")
 
     async def _greet(self, call: Any) -> Any:
         """Hello each way. Returns the first frame down, which can say more than that."""
@@ -267,6 +301,7 @@ class SessionClient(Generic[R]):
     def _adopt(self, stream: SessionStream[R]) -> None:
         """New requests go here from now on; what another stream has runs out there."""
         before, self.stream = self.stream, stream
+        self.last_error = Unavailable(f"{self.target} is being connected to again", reason="RECONNECTING")
         if before is not None:
             before.draining = True
             before.release()

@@ -35,6 +35,7 @@ from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
 from tokenwire.requests import CancelReason, FinishReason, GenerationOptions, Terminal, Usage
 from tokenwire.server import GrpcServer
+from tokenwire.session import MAX_FRAME_BYTES
 from tokenwire.session_server import run_session
 from tokenwire.settings import ServerSettings
 from tokenwire.tasks import cancel_and_wait
@@ -319,7 +320,9 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return await self.tier_load(request, context)
 
     async def start(self, port: int = 0, *, serving: bool = True, tls: dict[str, str] | None = None) -> None:
-        self.server = GrpcServer(ServerSettings(port=port, drain_timeout_s=0.2, **(tls or {})))
+        self.server = GrpcServer(
+            ServerSettings(port=port, drain_timeout_s=0.2, **(tls or {})), slack_bytes=MAX_FRAME_BYTES
+        )
         descriptor = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
         self.server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, self, descriptor)
         self.port = await self.server.start()

@@ -233,6 +233,7 @@ def test_what_a_killed_worker_had_open_is_its_tenants_again_once_it_is_started_a
                             if (await workers.chat()).status_code == 200 and len(workers.pids() - killed) == 2:
                                 break
                         await asyncio.sleep(0.05)
+                await workers.until_ready(2)  # one that has answered says nothing of the other
                 again = [asyncio.ensure_future(hold()) for _ in range(3)]
                 await tier.until(lambda: tier.num_running == 3)
                 assert (await workers.chat()).status_code == 429

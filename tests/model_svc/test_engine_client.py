@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -7,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from model_svc.engine.sequence import Sequence
+from model_svc.engine_process import EngineProcess
+from model_svc.settings import EngineSettings
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
 from tokenwire.requests import Terminal
 from tokenwire.sampling import NEUTRAL, StopParams
@@ -97,3 +100,24 @@ def test_without_a_limit_nobody_watches_the_engine() -> None:
             assert engine.epoch == epoch
 
     asyncio.run(main())
+
+
+def test_an_engine_process_that_cannot_be_made_for_the_moment_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_svc.engine_client.FIRST_BACKOFF_S", 0.01)
+    start, tries = EngineProcess.start, 0
+
+    async def starts_the_third_time(settings: EngineSettings) -> EngineProcess:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return await start(settings)
+
+    async def main() -> None:
+        async with live_model_tier() as live:
+            epoch, pid = live.tier.engine.epoch, live.tier.engine.pid
+            assert pid is not None
+            monkeypatch.setattr(EngineProcess, "start", starts_the_third_time)
+            os.kill(pid, signal.SIGKILL)
+            await until_back(live, epoch)
+            assert tries == 3

@@ -2,6 +2,7 @@ import pytest
 
 from model_svc import token_frame
 from model_svc.token_frame import TokenFrames
+from tokenwire.errors import FieldViolation, InvalidRequest
 from tokenwire.requests import FinishReason, Terminal, TokenLogprob
 
 TOP = tuple(TokenLogprob(i, -1.0) for i in range(4))
@@ -47,3 +48,17 @@ def test_logprobs_are_parallel_to_tokens_and_spread_over_frames(monkeypatch: pyt
         seen += [entry.token_id for entry in entries.tokens]
     assert seen == list(range(9))
     assert [bool(frame.finishes) for frame in taken] == [False, False, True]
+
+
+def test_many_errors_are_spread_over_frames() -> None:
+    frames = TokenFrames()
+    error = InvalidRequest("x" * 2000, violations=[FieldViolation("a", "b" * 2000)] * 10)
+    for handle in range(1, 1001):
+        frames.add_end(handle, Terminal(FinishReason.ERROR, error=error))
+        frames.end_step()
+    taken = []
+    while not frames.is_empty:
+        taken.append(frames.take())
+    assert all(frame.ByteSize() < 2**20 for frame in taken)
+    assert [finish.handle for frame in taken for finish in frame.finishes] == list(range(1, 1001))
+    assert frames.num_unsent == 0

@@ -5,6 +5,7 @@ import pytest
 
 from tests.fakes.logprobs import logprobs_of
 from tests.fakes.outbox_frames import LENGTH, is_silent, rows, take
+from tokenwire.errors import FieldViolation, InvalidRequest
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import MAX_FRAME_CHARS, TextOutbox
 from tokenwire.parsed import Parsed, ToolCall
@@ -220,6 +221,19 @@ def test_log_probabilities_follow_the_last_of_their_tokens_and_the_prompts_need_
     outbox.grant(1, 2)
     frame = take(outbox)
     assert rows(frame) == [(1, "abcd", 2)] and logprob_ids(frame) == [(1, [1, 2, 3, 4], [])]
+
+
+def test_many_errors_are_spread_over_frames_that_a_client_can_read() -> None:
+    outbox = TextOutbox()
+    error = InvalidRequest("x" * 2000, violations=[FieldViolation("a", "b" * 2000)] * 10)
+    for handle in range(1, 1001):
+        outbox.open(handle)
+        outbox.finish(handle, Terminal(FinishReason.ERROR, error=error))
+    frames = []
+    while outbox.num_open:
+        frames.append(take(outbox))
+    assert all(frame.ByteSize() < 2**20 for frame in frames)
+    assert [finish.handle for frame in frames for finish in frame.finishes] == list(range(1, 1001))
 
 
 @pytest.mark.parametrize("credit", [None, 2000])

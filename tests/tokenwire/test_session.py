@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from tokenwire import session as session_module
-from tokenwire.errors import FailedPrecondition, Internal, TokenwireError, Unavailable
+from tokenwire.errors import FailedPrecondition, Internal, TokenwireError, Unauthenticated, Unavailable
 from tokenwire.interceptor import TypedErrors
 from tokenwire.requests import CancelReason
-from tokenwire.session import SessionClient, SessionStream
+from tokenwire.session import MAX_FRAME_BYTES, SessionClient, SessionStream
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 Behaviour = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], Any]
@@ -130,6 +130,42 @@ def test_submits_of_one_moment_share_a_frame_and_handles_grow() -> None:
     asyncio.run(main())
 
 
+def test_what_was_submitted_in_one_moment_is_never_a_message_too_large() -> None:
+    frames_seen: list[Any] = []
+
+    async def watching(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        await anext(frames)
+        await context.write(hello())
+        async for frame in frames:
+            frames_seen.append(frame)
+
+    async def main() -> None:
+        listener = Listener()
+        async with connected(Scripted(watching), listener) as client:
+            await until(lambda: client.stream)
+            stream = client.stream
+            assert stream is not None
+            sizes = [100_000] * 50 + [2 * MAX_FRAME_BYTES, 10, 10]
+            for size in sizes:
+                handle = stream.open([str(size)])
+                request = tokenizer_pb2.TextRequest(text="x" * size)
+                stream.submit(tokenizer_pb2.Submit(handle=handle, request=request))
+                stream.credit(handle, 1)
+            stream.cancel(1, CancelReason.CLIENT)
+            await until(lambda: sum(len(frame.submits) for frame in frames_seen) == len(sizes) or listener.lost)
+            assert not listener.lost, listener.lost[0][1]
+            handles = [submit.handle for frame in frames_seen for submit in frame.submits]
+            assert handles == list(range(1, len(sizes) + 1))
+            assert [frame.ByteSize() for frame in frames_seen if frame.ByteSize() > MAX_FRAME_BYTES + 1000] == [
+                frame.ByteSize() for frame in frames_seen for submit in frame.submits if submit.handle == 51
+            ]
+            assert 10 <= len(frames_seen) <= 14, "no more frames than it takes"
+            assert [cancel.handle for cancel in frames_seen[-1].cancels] == [1]
+            assert sorted(credit.handle for frame in frames_seen for credit in frame.credits) == handles
+
+    asyncio.run(main())
+
+
 def test_a_broken_stream_reports_what_it_carried_and_a_new_one_is_opened() -> None:
     async def main() -> None:
         listener = Listener()
@@ -205,6 +241,19 @@ def test_a_peer_that_does_not_suit_gets_no_requests(fault: str) -> None:
         async with connected(Scripted(odd if fault == "version" else answering), listener) as client:
             await until(lambda: isinstance(client.last_error, FailedPrecondition))
             assert client.stream is None
+
+    asyncio.run(main())
+
+
+def test_what_was_wrong_before_a_stream_opened_is_forgotten() -> None:
+    async def refusing(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        raise Unauthenticated("who are you?")
+
+    async def main() -> None:
+        async with connected(Scripted(refusing, answering), Listener()) as client:
+            await until(lambda: isinstance(client.last_error, Unauthenticated))
+            await until(lambda: client.stream)
+            assert isinstance(client.last_error, Unavailable) and "again" in client.last_error.message
 
     asyncio.run(main())
 

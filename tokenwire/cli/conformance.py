@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
@@ -9,7 +10,7 @@ import click
 
 from tokenwire.cli.options import KEPT, given_tls, json_option, model_option, target_option
 from tokenwire.conformance.client_run import CLIENT_CASES, run_client
-from tokenwire.conformance.results import Result
+from tokenwire.conformance.results import Result, UnknownCase
 from tokenwire.conformance.server_run import SERVER_CASES, run_server
 
 MARKS = {"pass": "pass", "fail": "FAIL", "skip": "skip"}
@@ -43,8 +44,8 @@ def conformance(
     if only_list:
         _list(command is not None, as_json)
         return
-    if command is not None and not command.strip():
-        raise click.UsageError("--client needs a command")
+    if command is not None:
+        _refuse_bad_command(command)
     api_key = click.get_current_context().meta[KEPT]["api_key"]
     if command is None:
         running = run_server(
@@ -54,10 +55,19 @@ def conformance(
         running = run_client(command, names=names, timeout_s=timeout_s)
     try:
         results = asyncio.run(_show(running, as_json))
-    except ValueError as error:
+    except UnknownCase as error:
         raise click.UsageError(str(error)) from None
     if any(result.outcome == "fail" for result in results):
         raise SystemExit(1)
+
+
+def _refuse_bad_command(command: str) -> None:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise click.UsageError(f"--client {command!r} is no command: {error}") from None
+    if not words:
+        raise click.UsageError("--client needs a command")
 
 
 async def _show(running: AsyncIterator[Result], as_json: bool) -> list[Result]:

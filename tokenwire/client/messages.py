@@ -113,17 +113,7 @@ def session_delta(text: str, num_tokens: int, choice: int, extras: tokenizer_pb2
     """One row of a Session's frame, with what stands beside it."""
     if extras is None:
         return TextDelta(text, num_tokens, choice=choice)
-    return TextDelta(
-        text,
-        num_tokens,
-        tuple(extras.token_ids),
-        0,
-        choice,
-        tuple(map(logprob_from_wire, extras.logprobs)),
-        tuple(map(logprob_from_wire, extras.prompt_logprobs)),
-        extras.reasoning,
-        tuple(ToolCall(call.id, call.name, call.arguments, call.index) for call in extras.tool_calls),
-    )
+    return _text_delta(text, num_tokens, 0, choice, extras)
 
 
 def generate_events(response: gateway_pb2.GenerateResponse) -> list[Event]:
@@ -268,22 +258,25 @@ def _events(response: Any, index: int) -> list[Event]:
     found: list[Event] = []
     if response.HasField("delta"):
         delta = response.delta
-        found.append(
-            TextDelta(
-                delta.text,
-                delta.num_tokens,
-                tuple(delta.token_ids),
-                index,
-                response.choice,
-                tuple(map(logprob_from_wire, delta.logprobs)),
-                tuple(map(logprob_from_wire, delta.prompt_logprobs)),
-                delta.reasoning,
-                tuple(ToolCall(call.id, call.name, call.arguments, call.index) for call in delta.tool_calls),
-            )
-        )
+        found.append(_text_delta(delta.text, delta.num_tokens, index, response.choice, delta))
     if response.HasField("finish"):
         found.append(Finished(terminal_from_wire(response.finish), index, response.choice))
     return found
+
+
+def _text_delta(text: str, num_tokens: int, index: int, choice: int, beside: Any) -> TextDelta:
+    """`beside`: a message that says what else there is of these tokens, a delta or a Session's extras."""
+    return TextDelta(
+        text,
+        num_tokens,
+        tuple(beside.token_ids),
+        index,
+        choice,
+        tuple(map(logprob_from_wire, beside.logprobs)),
+        tuple(map(logprob_from_wire, beside.prompt_logprobs)),
+        beside.reasoning,
+        tuple(ToolCall(call.id, call.name, call.arguments, call.index) for call in beside.tool_calls),
+    )
 
 
 def _prompt(prompt: Prompt, field: str) -> gateway_pb2.Prompt:

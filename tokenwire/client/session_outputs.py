@@ -6,6 +6,7 @@ not know how they are opened (see `sessions`).
 
 import asyncio
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -69,7 +70,7 @@ class SessionOutputs(StreamState):
                 self._stream.cancel(self._first + each, CancelReason.CLIENT)
 
     def _check_grant(self, tokens: int, choice: int) -> None:
-        if tokens < 1 or not 0 <= choice < self._num_outputs:
+        if not (isinstance(tokens, int) and 1 <= tokens < 2**32 and choice in range(self._num_outputs)):
             raise ValueError(
                 f"grant(tokens={tokens}, choice={choice}) is not allowed: 1 or more, of one of the choices"
             )
@@ -122,9 +123,12 @@ class AsyncSessionOutputs(SessionOutputs):
 class BlockingSessionOutputs(SessionOutputs):
     """`AsyncSessionOutputs` for ordinary code: an iterator and a context manager whose end cancels."""
 
-    def __init__(self, request_id: str, num_outputs: int, credit: int | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, request_id: str, num_outputs: int, credit: int | None, soon: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """`soon`: calls something on the session's event loop."""
         super().__init__(request_id, num_outputs, credit)
-        self._loop = loop
+        self._soon = soon
         self._arrived = threading.Condition()
 
     def __iter__(self) -> Self:
@@ -169,10 +173,6 @@ class BlockingSessionOutputs(SessionOutputs):
     def _credit(self, choice: int, tokens: int) -> None:
         parent = super()._credit
         self._soon(lambda: parent(choice, tokens))
-
-    def _soon(self, action: Any) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(action)
 
     def add(self, event: Event) -> None:
         """As the base's, under the reader's lock."""

@@ -6,24 +6,26 @@
 
 Keeps one stream open, moves to another when the server drains, and lets no more be open than both sides allow: `submit`
 waits. A request that was on its way when its stream broke fails and is not sent again. Both kinds are one
-implementation: ordinary code talks to an event loop in a thread of the session's.
+implementation: ordinary code talks to an event loop in a thread that all its sessions share.
 """
 
 import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 from tokenwire.channels import aio_channel, told_to_move
 from tokenwire.client.conversations import conversation_of
 from tokenwire.client.events import Finished, Message, Prompt
+from tokenwire.client.loop_thread import loop_thread
 from tokenwire.client.messages import session_delta, text_request
 from tokenwire.client.options import CallOptions
 from tokenwire.client.session_outputs import AsyncSessionOutputs, BlockingSessionOutputs, SessionOutputs
 from tokenwire.errors import (
+    DeadlineExceeded,
     FailedPrecondition,
     FieldViolation,
     Internal,
@@ -41,8 +43,6 @@ from tokenwire.wire import terminal_from_wire
 CONNECT_TIMEOUT_S = 10.0
 LOOK_AGAIN_S = 0.1
 """How often a submit that waits for a connection looks whether there is any use in waiting."""
-
-T = TypeVar("T")
 
 
 class SessionCore:
@@ -68,12 +68,22 @@ class SessionCore:
         self._closing = False
         self._client.start()
 
-    async def submit(self, request: tokenizer_pb2.TextRequest, outputs: SessionOutputs, num_outputs: int) -> None:
-        """Send a request once there is a connection, and room for all its choices. Raises TokenwireError."""
-        stream = await self._room(num_outputs)
-        first = stream.open([(outputs, choice) for choice in range(num_outputs)])
-        outputs.place(stream, first)
-        stream.submit(tokenizer_pb2.Submit(handle=first, request=request, initial_credit=outputs._window))
+    async def submit(
+        self, request: tokenizer_pb2.TextRequest, outputs: SessionOutputs, num_outputs: int, begun_s: float
+    ) -> None:
+        """Send a request once there is a connection, and room for all its choices. Raises TokenwireError.
+
+        `begun_s`: when it was asked for, on the monotonic clock: the time it waits here is its own.
+        """
+        submit = tokenizer_pb2.Submit(request=request, initial_credit=outputs._window)
+        context = submit.request.context
+        deadline_s = begun_s + context.timeout_ms / 1000 if context.timeout_ms else None
+        stream = await self._room_until(deadline_s, num_outputs)
+        if deadline_s is not None:
+            context.timeout_ms = max(1, round((deadline_s - time.monotonic()) * 1000))
+        submit.handle = stream.open([(outputs, choice) for choice in range(num_outputs)])
+        outputs.place(stream, submit.handle)
+        stream.submit(submit)
 
     async def close(self) -> None:
         """Cut the stream: what is open fails with Unavailable and is cancelled in every tier."""
@@ -112,10 +122,17 @@ class SessionCore:
         outputs.add(Finished(terminal_from_wire(finish), 0, choice))
         self._changed.set()
 
+    async def _room_until(self, deadline_s: float | None, num_outputs: int) -> SessionStream[Any]:
+        try:
+            async with asyncio.timeout(None if deadline_s is None else max(0.0, deadline_s - time.monotonic())):
+                return await self._room(num_outputs)
+        except TimeoutError:
+            wanted = "room on the session" if self._client.stream is not None else "a connection"
+            raise DeadlineExceeded(f"the time ran out while the request waited for {wanted}") from None
+
     async def _room(self, num_outputs: int) -> SessionStream[Any]:
-        loop = asyncio.get_running_loop()
         async with self._turn:
-            give_up = loop.time() + CONNECT_TIMEOUT_S
+            give_up = time.monotonic() + CONNECT_TIMEOUT_S
             while True:
                 stream = self._client.stream
                 if stream is not None:
@@ -124,15 +141,16 @@ class SessionCore:
                     if self._num_open + num_outputs <= limit:
                         self._num_open += num_outputs
                         return stream
-                    give_up = loop.time() + CONNECT_TIMEOUT_S
+                    give_up = time.monotonic() + CONNECT_TIMEOUT_S
                 else:
-                    self._refuse_what_cannot_come(loop.time() >= give_up)
+                    self._refuse_what_cannot_come(time.monotonic() >= give_up)
                 self._changed.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), LOOK_AGAIN_S if stream is None else None)
+                    async with asyncio.timeout(LOOK_AGAIN_S if stream is None else None):
+                        await self._changed.wait()
 
     def _refuse_what_cannot_come(self, out_of_time: bool) -> None:
-        if self._closing:
+        if self._closing or self._client.closed:
             raise Unavailable("the session is closed", reason="SESSION_CLOSED")
         error = self._client.last_error
         if out_of_time or isinstance(error, (Unauthenticated, PermissionDenied, FailedPrecondition)):
@@ -180,27 +198,23 @@ class AsyncSession:
         await self.close()
 
     async def _submit(self, made: tuple[tokenizer_pb2.TextRequest, int], credit: int | None) -> AsyncSessionOutputs:
+        begun_s = time.monotonic()
         request, num_outputs = made
         outputs = AsyncSessionOutputs(request.context.request_id, num_outputs, _checked(credit))
-        await self._core.submit(request, outputs, num_outputs)
+        await self._core.submit(request, outputs, num_outputs, begun_s)
         return outputs
 
 
 class Session:
     """Many requests on one stream, for ordinary code; may be shared by threads. Use it in a `with` block.
 
-    Its event loop runs in a thread of its own, with a connection of its own.
+    It has a connection of its own, on an event loop that all sessions of the process share. A fork does not take it
+    along: there it raises FailedPrecondition.
     """
 
     def __init__(self, target: str, metadata: Sequence[tuple[str, str]], tls: ClientTls | None, max_open: int) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tokenwire-session", daemon=True)
-        self._thread.start()
-        try:
-            self._channel, self._core = self._run(_open(target, metadata, tls, max_open))
-        except BaseException:
-            self._stop()
-            raise
+        self._thread = loop_thread()
+        self._channel, self._core = self._thread.run(_open(target, metadata, tls, max_open))
 
     def submit(
         self, prompt: Prompt, *, credit: int | None = None, **options: Unpack[CallOptions]
@@ -215,10 +229,9 @@ class Session:
         return self._submit(text_request(conversation_of(messages), options), credit)
 
     def close(self) -> None:
-        """Cancel what is open, and end the stream. Harmless a second time."""
-        if not self._loop.is_closed():
-            self._run(self._close())
-            self._stop()
+        """Cancel what is open, and end the stream; who waits in another thread is told. Harmless a second time."""
+        if self._thread.runs_here:
+            self._thread.run(self._close())
 
     def __enter__(self) -> Self:
         return self
@@ -227,24 +240,15 @@ class Session:
         self.close()
 
     def _submit(self, made: tuple[tokenizer_pb2.TextRequest, int], credit: int | None) -> BlockingSessionOutputs:
-        if self._loop.is_closed():
-            raise Unavailable("the session is closed", reason="SESSION_CLOSED")
+        begun_s = time.monotonic()
         request, num_outputs = made
-        outputs = BlockingSessionOutputs(request.context.request_id, num_outputs, _checked(credit), self._loop)
-        self._run(self._core.submit(request, outputs, num_outputs))
+        outputs = BlockingSessionOutputs(request.context.request_id, num_outputs, _checked(credit), self._thread.soon)
+        self._thread.run(self._core.submit(request, outputs, num_outputs, begun_s))
         return outputs
 
     async def _close(self) -> None:
         await self._core.close()
         await self._channel.close()
-
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 async def _open(
@@ -258,6 +262,6 @@ async def _open(
 
 
 def _checked(credit: int | None) -> int | None:
-    if credit is not None and not 0 <= credit < 2**32:
-        raise ValueError(f"credit {credit} is not allowed: 0 or more tokens, or None for no limit")
+    if credit is not None and not (isinstance(credit, int) and 0 <= credit < 2**32):
+        raise ValueError(f"credit {credit!r} is not allowed: 0 or more tokens, or None for no limit")
     return credit

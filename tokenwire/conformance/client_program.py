@@ -7,7 +7,9 @@ prints JSON, one object a line: an output, the error of a call, or why it skips 
 import asyncio
 import importlib
 import json
+import os
 import shlex
+import signal
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from tokenwire.interceptor import TypedErrors
 
 API_KEY = "tw-conformance-key"
 MAX_MESSAGE_BYTES = 16 * 2**20
+KILLED_S = 2.0
+"""How long what was killed may take to be gone."""
 CALLS_END_S = 2.0
 """How long the server may take to hear that the program's calls have ended."""
 
@@ -37,7 +41,6 @@ class Told:
     """By request (or prompt) and choice."""
     errors: list[dict[str, Any]] = field(default_factory=list)
     """Of calls as a whole."""
-    order: list[tuple[int, int]] = field(default_factory=list)
 
     def output(self, index: int, choice: int = 0) -> dict[str, Any]:
         """One output. Raises CaseFailed where it was not told."""
@@ -93,18 +96,34 @@ class ClientProgram:
     async def _call(self, *arguments: str) -> list[str]:
         pipe = asyncio.subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(*self._command, *arguments, stdout=pipe, stderr=pipe)
+            process = await asyncio.create_subprocess_exec(
+                *self._command, *arguments, stdout=pipe, stderr=pipe, start_new_session=True
+            )
         except OSError as error:
             raise CaseFailed(f"{self._command[0]} cannot be run: {error.strerror}") from None
+        talking = asyncio.ensure_future(process.communicate())
         try:
-            async with asyncio.timeout(self._timeout_s):
-                out, err = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            out, err = await process.communicate()
-            raise CaseFailed(f"the program took longer than {self._timeout_s:g} s{last_words(err)}") from None
+            await asyncio.wait({talking}, timeout=self._timeout_s)
+            if not talking.done():
+                ended = process.returncode is not None
+                kill_group(process.pid)
+                await asyncio.wait({talking}, timeout=KILLED_S)
+                did = "left something behind that held its output open for" if ended else "took"
+                said = last_words(talking.result()[1]) if talking.done() else ""
+                raise CaseFailed(f"the program {did} longer than {self._timeout_s:g} s{said}")
+        finally:
+            if not talking.done():
+                kill_group(process.pid)
+                talking.cancel()
+        out, err = talking.result()
         expect(process.returncode == 0, f"the program ended with exit status {process.returncode}{last_words(err)}")
         return out.decode(errors="replace").splitlines()
+
+
+def kill_group(leader: int) -> None:
+    """End a process and those it started, as far as they are there."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def last_words(stderr: bytes) -> str:
@@ -129,7 +148,6 @@ def told_of(lines: list[str]) -> Told:
             key = (value["output"], value.get("choice", 0))
             expect(key not in told.outputs, f"output {key} was told twice")
             told.outputs[key] = value
-            told.order.append(key)
         elif "error" in value:
             told.errors.append(value["error"])
         else:

@@ -12,7 +12,7 @@ LONGER_S = 5.0
 
 
 async def run_client(command: str, *, names: Sequence[str] = (), timeout_s: float = 30.0) -> AsyncIterator[Result]:
-    """Try each case in turn. Raises ValueError for an unknown name and for a command that is empty."""
+    """Try each case in turn. Raises UnknownCase."""
     program = ClientProgram(command, timeout_s)
     for case in chosen(CLIENT_CASES, names):
         yield await run_case(case, program, timeout_s + LONGER_S)

@@ -18,6 +18,10 @@ class CaseFailed(Exception):
     """What was seen is not what the contract says."""
 
 
+class UnknownCase(ValueError):
+    """No case has that name."""
+
+
 class CaseSkipped(Exception):
     """The case cannot be tried here; says why."""
 
@@ -83,6 +87,8 @@ async def run_case(case: Case[S], subject: S, timeout_s: float) -> Result:
         outcome, reason = "fail", f"nothing more came within {timeout_s:g} s"
     except grpc.RpcError as error:
         outcome, reason = "fail", f"the call ended with {describe(from_rpc_error(error))}"
+    except Exception as error:
+        outcome, reason = "fail", f"what came cannot be read: {type(error).__name__}: {error}"
     return Result(case.name, outcome, reason, time.monotonic() - begun, case.shows)
 
 
@@ -92,10 +98,10 @@ def describe(error: TokenwireError) -> str:
 
 
 def chosen(cases: Sequence[Case[S]], wanted: Sequence[str]) -> list[Case[S]]:
-    """Those of these names, or whose name begins so up to a dot; all where none is named. Raises ValueError."""
+    """Those of these names, or whose name begins so up to a dot; all where none is named. Raises UnknownCase."""
     for name in wanted:
         if not any(case.name == name or case.name.startswith(f"{name}.") for case in cases):
-            raise ValueError(f"there is no case {name!r}: {', '.join(case.name for case in cases)}")
+            raise UnknownCase(f"there is no case {name!r}: {', '.join(case.name for case in cases)}")
     return [
         case
         for case in cases

@@ -31,7 +31,7 @@ async def run_server(
     names: Sequence[str] = (),
     timeout_s: float = 30.0,
 ) -> AsyncIterator[Result]:
-    """Try each case in turn. Raises ValueError for an unknown name, TokenwireError where the server cannot be asked."""
+    """Try each case in turn. Raises UnknownCase, and TokenwireError where the server cannot be asked."""
     cases = chosen(SERVER_CASES, names)
     async with aio_channel(address, tls) as channel:
         target = Target(channel, api_key)

@@ -1,6 +1,5 @@
 """The server that is tried: its stub, its first model, and calls whose answers are checked for what always holds."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -168,8 +167,3 @@ async def unimplemented_skips(call: Callable[[], Awaitable[Any]], what: str) -> 
         if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.FAILED_PRECONDITION):
             raise CaseSkipped(f"{what}: {describe(from_rpc_error(error))}") from None
         raise
-
-
-async def pause(seconds: float) -> None:
-    """Give what must not come time to come."""
-    await asyncio.sleep(seconds)

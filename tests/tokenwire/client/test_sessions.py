@@ -1,6 +1,7 @@
 """Sessions of both clients against the real gateway: many requests, room, credits, cancellation, loss."""
 
 import asyncio
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
 from tokenwire.client import AsyncClient, Client, Finished, FinishReason, TextDelta
-from tokenwire.errors import InvalidRequest, Unauthenticated, Unavailable
+from tokenwire.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, Unavailable
 
 
 async def until(condition: Any) -> None:
@@ -109,8 +110,16 @@ def test_what_is_wrong_with_one_request_is_its_own() -> None:
                     await session.submit("a", num_choices=5)
                 with pytest.raises(InvalidRequest, match="temperature"):
                     await session.submit("a", temperature=-1)
-                with pytest.raises(ValueError, match="credit -1"):
-                    await session.submit("a", credit=-1)
+                for credit in (-1, 1.5, 2**32):
+                    with pytest.raises(ValueError, match=f"credit {credit}"):
+                        await session.submit("a", credit=credit)  # type: ignore[arg-type]
+                outputs = await session.submit("!hold a")
+                for tokens in (0, 1.5, 2**32):
+                    with pytest.raises(ValueError, match="is not allowed"):
+                        outputs.grant(tokens)  # type: ignore[arg-type]
+                outputs.cancel()
+                await outputs.outputs()
+                assert session._core._num_open == 0
                 assert await (await session.submit("fine")).text() == "fine"
 
     asyncio.run(main())
@@ -165,6 +174,66 @@ def test_a_gateway_that_is_not_there_and_a_session_that_is_closed(monkeypatch: p
         session.close()
         with pytest.raises(Unavailable, match="closed"):
             session.submit("a")
+
+
+def test_the_time_that_a_request_waits_for_room_is_its_own() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live), AsyncClient(live.grpc_target) as client:
+            async with client.session(max_open=1) as session:
+                held = await session.submit("!hold a b")
+                first, behind = session.submit("a", timeout_s=0.3), session.submit("a", timeout_s=0.2)
+                for end in await asyncio.gather(first, behind, return_exceptions=True):
+                    assert isinstance(end, DeadlineExceeded) and "room" in end.message
+                assert session._core._num_open == 1
+                waiting = asyncio.ensure_future(session.submit("a b", timeout_s=60.0))
+                await asyncio.sleep(0.3)
+                held.cancel()
+                assert await (await waiting).text() == "a b"
+                assert 0 < tier.requests[-1].context.timeout_ms <= 59_710
+        async with AsyncClient("127.0.0.1:1") as client, client.session() as session:
+            with pytest.raises(DeadlineExceeded, match="connection"):
+                await session.submit("a", timeout_s=0.2)
+
+    asyncio.run(main())
+
+
+def test_a_client_that_is_closed_before_its_session_ends_it_quietly() -> None:
+    async def main() -> None:
+        problems: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+        client = AsyncClient("127.0.0.1:1")
+        session = client.session()
+        waiting = asyncio.ensure_future(session.submit("a"))
+        await asyncio.sleep(0.05)
+        await client.close()
+        with pytest.raises(Unavailable, match="closed"):
+            await waiting
+        await until(lambda: not session._core._client._tasks)
+        await session.close()
+        gc.collect()
+        assert problems == []
+
+    asyncio.run(main())
+
+
+def test_closing_tells_every_thread_that_waits() -> None:
+    with Client("127.0.0.1:1") as client:
+        session = client.session()
+        ends: list[str] = []
+
+        def submit() -> None:
+            try:
+                session.submit("a")
+            except Unavailable as error:
+                ends.append(error.reason)
+
+        threads = [threading.Thread(target=submit, daemon=True) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        session.close()
+        for thread in threads:
+            thread.join(20)
+        assert ends == ["SESSION_CLOSED"] * 50
 
 
 def blocking(target: str) -> None:

@@ -3,8 +3,11 @@
 import asyncio
 import re
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -44,10 +47,27 @@ def test_skips_commands_and_exit_statuses() -> None:
     assert (skipped.outcome, skipped.reason) == ("skip", "no TLS here")
     run = CliRunner().invoke(cli, ["conformance", "--client", "no-such-program", "--case", "generate"])
     assert run.exit_code == 1 and "no-such-program cannot be run" in run.output
-    run = CliRunner().invoke(cli, ["conformance", "--client", " "])
-    assert run.exit_code == 2
+    for command in (" ", "'x"):
+        run = CliRunner().invoke(cli, ["conformance", "--client", command])
+        assert run.exit_code == 2 and "--client" in run.output
     run = CliRunner().invoke(cli, ["conformance", "--client", "x", "--list"])
     assert [line.split()[0] for line in run.output.splitlines()] == [case.name for case in CLIENT_CASES]
+
+
+def test_what_a_program_started_is_ended_with_it_and_the_reason_is_the_right_one(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    for text, said in (
+        ("wait", "the program took longer than 1 s: begun"),
+        ("", "the program left something behind that held its output open for longer than 1 s: begun"),
+    ):
+        program.write_text(f"#!/bin/sh\necho begun >&2\nsleep 60 &\necho $! > {tmp_path}/pid\n{text}\n")
+        program.chmod(0o755)
+        (result,) = results(str(program), "generate", timeout_s=1.0)
+        assert (result.outcome, result.reason) == ("fail", said)
+        started = int((tmp_path / "pid").read_text())
+        with suppress(psutil.NoSuchProcess):
+            while psutil.Process(started).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
 
 
 def test_the_page_has_every_case_as_the_kit_has_it() -> None:

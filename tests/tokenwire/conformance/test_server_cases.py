@@ -15,7 +15,7 @@ from tests.fakes.identities import Callers
 from tests.fakes.tokenizers_trained import write_folder
 from tests.fakes.whole_stack import WholeStack, whole_stack
 from tokenwire.cli.main import cli
-from tokenwire.conformance.results import Case, CaseFailed, Result, chosen, expect, run_case
+from tokenwire.conformance.results import Case, CaseFailed, Result, UnknownCase, chosen, expect, run_case
 from tokenwire.conformance.server_run import SERVER_CASES, run_server
 from tokenwire.errors import FailedPrecondition, Unavailable
 
@@ -121,13 +121,18 @@ def test_names_and_outcomes() -> None:
     async def hangs(_: None) -> None:
         await asyncio.Event().wait()
 
+    async def reads(_: None) -> None:
+        json.loads("not JSON")
+
     async def main() -> None:
+        odd = (await run_case(Case("a.d", "D.", reads), None, 1)).reason
+        assert odd.startswith("what came cannot be read: JSONDecodeError: Expecting value")
         failed, late = Case("a.b", "A.", fails), Case("a.c", "C.", hangs)
         assert (await run_case(failed, None, 1)).reason == "seen"
         assert "nothing more came within 0.01 s" in (await run_case(late, None, 0.01)).reason
         assert chosen([failed, late], ["a"]) == [failed, late] and chosen([failed, late], ["a.c"]) == [late]
         assert chosen([failed, late], []) == [failed, late]
-        with pytest.raises(ValueError, match="no case 'a.d'"):
+        with pytest.raises(UnknownCase, match="no case 'a.d'"):
             chosen([failed, late], ["a.b", "a.d"])
         with pytest.raises(CaseFailed):
             await fails(None)
