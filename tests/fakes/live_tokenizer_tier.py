@@ -132,9 +132,9 @@ class TextPeer:
             if (parsed := parsed_from_wire(extras.reasoning, extras.tool_calls)) is not None:
                 self.parsed.setdefault(extras.handle, Parsed()).extend(parsed)
             self.token_ids.setdefault(extras.handle, []).extend(extras.token_ids)
-            self.logprobs.setdefault(extras.handle, []).extend(map(logprob_from_wire, extras.logprobs))
             if extras.prompt_logprobs:
-                assert not self.logprobs[extras.handle], "the prompt's come before the output's"
+                assert not self.logprobs.get(extras.handle), "the prompt's come before the output's, or with its first"
+            self.logprobs.setdefault(extras.handle, []).extend(map(logprob_from_wire, extras.logprobs))
             self.prompt_logprobs.setdefault(extras.handle, []).extend(map(logprob_from_wire, extras.prompt_logprobs))
         for finish in frame.finishes:
             assert finish.handle not in self.finishes, "a second terminal event"
