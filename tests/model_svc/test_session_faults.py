@@ -34,7 +34,7 @@ class Engine:
     def admit(self, sequences: list[Any]) -> None:
         pass
 
-    def submit(self, sequence: Any, sink: Any, handle: int) -> None:
+    def submit(self, sequence: Any, sink: Any, handle: int, traceparent: str = "") -> None:
         self.submitted.append((sequence, handle))
 
     def abort(self, sequence_id: int, reason: CancelReason) -> None:
