@@ -18,6 +18,7 @@ MAX_SHOWN_CHARS = 80
 SHOWN = reprlib.Repr()
 SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = MAX_SHOWN_CHARS
 SHOWN.maxlist = SHOWN.maxdict = 16
+SHOWN.maxlevel = 2  # more would multiply the sixteen
 
 OTHER_WORDS = {"deadline": "timeout, in seconds", "lora": "the adapter's name as model"}
 """What is meant by words that others use."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from gateway.http.body import Body, body_of, read_body
+from gateway.http.body import SHOWN, Body, body_of, read_body
 from gateway.http.bounds import MAX_DOCUMENTS, MAX_KEYS, MAX_MESSAGES, MAX_NOTES, MAX_PARTS, MAX_TOOLS
 from gateway.http.chat_messages import ChatMessageFields, message_of
 from gateway.http.fields import prompts_of
@@ -99,6 +99,16 @@ def test_what_is_shown_of_a_value_is_its_beginning() -> None:
     with pytest.raises(InvalidRequest) as refused:
         read({"inputs": "a", "tenant": [[["a" * 1000] * 1000] * 100]}, GenerateBody)
     assert len(refused.value.message) < 250
+
+
+def test_what_is_shown_of_lists_in_lists_is_two_levels_of_them() -> None:
+    value: Any = 1
+    for _ in range(5):
+        value = [value] * 16
+    assert len(SHOWN.repr(value)) < 4096
+    with pytest.raises(InvalidRequest) as refused:
+        read({"inputs": "a", "structured_outputs": {"json": value}}, GenerateBody)
+    assert len(refused.value.message) < 1000
 
 
 def test_prompts_are_counted_before_they_are_looked_at() -> None:
