@@ -7,7 +7,7 @@ from gateway.identity.settings import IdentitySettings
 from gateway.limits.settings import LimitSettings
 from tokenwire.routing.settings import RoutingSettings
 from tokenwire.routing.targets import targets_of
-from tokenwire.settings import WorkerSettings, bytes_of, setting
+from tokenwire.settings import SettingError, WorkerSettings, bytes_of, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
     )
     max_unfinished_bytes: int = setting(
         256 * 2**20,
-        "most bytes of HTTP bodies that are not whole yet, all together, with K/M/G suffix",
+        "most bytes of HTTP bodies that are not whole yet, all together in one worker, with K/M/G suffix; at least "
+        "max-body-bytes",
         minimum=1024,
         parse=bytes_of,
     )
@@ -80,6 +81,14 @@ class GatewaySettings(LimitSettings, IdentitySettings, RoutingSettings, WorkerSe
     )
     page: bool = setting(True, "a web page at / of the HTTP port: a chat, and what the tiers are doing")
     default_timeout_s: float = setting(0.0, "time limit of requests that bring none; 0: none", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Raises SettingError for settings that contradict each other."""
+        if self.max_unfinished_bytes < self.max_body_bytes:
+            raise SettingError(
+                f"--max-unfinished-bytes={self.max_unfinished_bytes}: must be at least {self.max_body_bytes}, "
+                "so that one body of --max-body-bytes fits"
+            )
 
     @property
     def asks_who(self) -> bool:

@@ -24,3 +24,11 @@ def test_sizes_take_suffixes_and_limits_have_bounds() -> None:
         settings_from(GatewaySettings, "gateway", {"max_prompts": "1025"}, {})
     with pytest.raises(SettingError, match="no such setting"):
         settings_from(GatewaySettings, "gateway", {}, {"TOKENWIRE_GATEWAY_MAX_PROMPT": "3"})
+
+
+def test_one_body_fits_in_the_room_of_all() -> None:
+    settings = {"max_body_bytes": 8192, "max_unfinished_bytes": 4096}
+    with pytest.raises(SettingError, match="--max-unfinished-bytes=4096: must be at least 8192, .*--max-body-bytes"):
+        settings_from(GatewaySettings, "gateway", {name: str(value) for name, value in settings.items()}, {})
+    with pytest.raises(SettingError, match="--max-unfinished-bytes=1024: must be at least 4194304"):
+        settings_from(GatewaySettings, "gateway", {}, {"TOKENWIRE_GATEWAY_MAX_UNFINISHED_BYTES": "1K"})

@@ -60,8 +60,10 @@ async def exchange(live: LiveGateway, data: bytes, *, half_close: bool = False) 
 
 
 def test_unfinished_bodies_are_bounded_all_together_and_given_back() -> None:
+    limits = {"max_body_bytes": 4096, "max_unfinished_bytes": 4096}
+
     async def main() -> None:
-        async with gateway_over_fake(max_unfinished_bytes=4096) as (_, live), contextlib.AsyncExitStack() as stack:
+        async with gateway_over_fake(**limits) as (_, live), contextlib.AsyncExitStack() as stack:
             bodies = live.server.http.bodies
             half = HEAD + b"Content-Length: 3000\r\n\r\n" + b" " * 2000
             for number in (1, 2):
