@@ -171,16 +171,22 @@ class Backends:
             return FREE
         return self._limiter.admit(tenant, [Estimate(num_tokens)])[0]
 
-    def require(self, request: TextRequest, num_prompts: int, num_choices: int, priority: int) -> Backend:
-        """See that prompts like this one can be sent down; what makes way for them ends, and nothing in vain.
-
-        Returns the tier that takes the next. Raises as `submit`.
-        """
+    def require_tier(self, model: str, adapter: str = "") -> Backend:
+        """The tier that takes the next request for this model. Raises NotFound for the caller's, and Unavailable."""
         if self._closing is not None:
             raise self._closing
-        self._refuse_model(request.model, request.options.adapter)
-        backend = self._below.choose()
-        self.room.require(num_prompts, num_choices, priority)
+        self._refuse_model(model, adapter)
+        return self._below.choose()
+
+    def require(self, requests: Sequence[TextRequest], num_choices: int, priority: int) -> Backend:
+        """See that prompts of equal options can be sent down; what makes way for them ends, and nothing in vain.
+
+        Returns the tier that takes the next. Raises as `submit`; of several, the size of each is its own matter.
+        """
+        if len(requests) == 1:
+            self._refuse_size(requests[0].ByteSize())
+        backend = self.require_tier(requests[0].model, requests[0].options.adapter)
+        self.room.require(len(requests), num_choices, priority)
         return backend
 
     def submit(
@@ -190,17 +196,18 @@ class Backends:
         sinks: Sequence[Sink],
         give_up_s: float | None = None,
         lease: Lease | None = None,
+        backend: Backend | None = None,
     ) -> Submission:
         """Send a prompt down; one sink per choice. Fills in the request's context.
 
         `give_up_s`: when, on the monotonic clock, the choices end here if no tier below has ended them.
-        `lease`: what was charged for it; None: it is charged here.
+        `lease`: what was charged for it; None: it is charged here. `backend`: what `require` has just returned for it
+        alone; None: it is asked here.
         Raises InvalidRequest, NotFound, Overloaded and Unavailable.
         """
         lease = lease or self.charge(context.tenant, [request], len(sinks))[0]
         try:
-            self._refuse_size(request.ByteSize())
-            backend = self.require(request, 1, len(sinks), context.priority)
+            backend = backend or self.require([request], len(sinks), context.priority)
         except TokenwireError:
             lease.give_back()
             raise

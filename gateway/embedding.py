@@ -45,7 +45,7 @@ async def pass_on(
     num_inputs = len(request.texts) + len(request.token_ids)
     record.num_prompts = num_inputs
     estimate = -(-request.ByteSize() // BYTES_PER_TOKEN)
-    with _charged(generation, caller, estimate) as lease:
+    with _charged(generation, caller, request.model, estimate) as lease:
         with generation.backends.room.taken(num_inputs, caller.context.priority):
             response = await _call(generation, caller, request)
         usage = usage_from_wire(response.usage)
@@ -83,7 +83,7 @@ async def embed(
                 raise with_fields_renamed(error, lambda field: _moved(field, number * CALL_INPUTS)) from None
 
     estimate = sum(len(each) if not isinstance(each, str) else -(-len(each) // BYTES_PER_TOKEN) for each in inputs)
-    with _charged(generation, caller, estimate) as lease:
+    with _charged(generation, caller, model, estimate) as lease:
         with generation.backends.room.taken(len(inputs), caller.context.priority):
             responses = await all_of(call(number, some) for number, some in enumerate(_runs(inputs)))
         usage = sum((usage_from_wire(response.usage) for response in responses), Usage())
@@ -93,13 +93,16 @@ async def embed(
 
 
 @contextmanager
-def _charged(generation: Generation, caller: Caller, num_tokens: int) -> Iterator[Lease]:
-    """One request of the tenant's while the block runs. Raises Overloaded.
+def _charged(generation: Generation, caller: Caller, model: str, num_tokens: int) -> Iterator[Lease]:
+    """One request of the tenant's while the block runs, for a model that can be asked. Raises Overloaded.
+
+    Asked before there is room, so that nobody makes way in vain: raises as `Backends.require_tier`.
 
     What fails is given back; what the caller takes back stays charged as estimated.
     """
     lease = generation.backends.charge_call(caller.context.tenant, num_tokens)
     try:
+        generation.backends.require_tier(model)
         yield lease
     except TokenwireError:
         lease.give_back()

@@ -122,20 +122,23 @@ class Generation:
             refuse([FieldViolation("options.num_choices", allowed)])
         leases = self.backends.charge(caller.context.tenant, requests, num_choices)
         try:
-            self.backends.require(requests[0], len(requests), num_choices, caller.context.priority)
+            backend = self.backends.require(requests, num_choices, caller.context.priority)
         except TokenwireError:
             for lease in leases:
                 lease.give_back()
             raise
         stream = TextStream(record, len(requests), num_choices)
+        submit, give_up_s = self.backends.submit, caller.give_up_s
+        if len(requests) == 1:
+            (request,), (lease,), (outputs,) = requests, leases, stream.outputs
+            stream.submissions.append(submit(request, caller.context, outputs, give_up_s, lease, backend))
+            return stream
         for index, (request, lease) in enumerate(zip(requests, leases, strict=True)):
-            context = caller.context if len(requests) == 1 else _numbered(caller.context, index)
             outputs = stream.outputs[index]
             try:
-                stream.submissions.append(self.backends.submit(request, context, outputs, caller.give_up_s, lease))
+                context = _numbered(caller.context, index)
+                stream.submissions.append(submit(request, context, outputs, give_up_s, lease))
             except TokenwireError as error:
-                if len(requests) == 1:
-                    raise
                 let_go(error)
                 for output in outputs:
                     output.on_finish(Terminal(FinishReason.ERROR, error=error))

@@ -1,20 +1,25 @@
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 import httpx
 import pytest
 
+from gateway.backend import Backend
 from gateway.room import Room
 from gateway.submission import Submission
 from gateway.text_requests import TextRequest
+from gateway.tokenizer_tiers import TokenizerTiers
 from tests.fakes.entrances import greet
+from tests.fakes.identities import Callers
 from tests.fakes.inference import infer_request
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, generate_request, live_gateway
-from tests.fakes.tokenizer_tier import fake_tokenizer_tier
-from tokenwire.errors import InvalidRequest, Overloaded
+from tests.fakes.tokenizer_tier import FakeTokenizerTier, fake_tokenizer_tier
+from tokenwire.errors import InvalidRequest, Overloaded, TokenwireError, Unavailable
 from tokenwire.kserve import inference_pb2_grpc
 from tokenwire.requests import MAX_PRIORITY, RequestContext, Terminal
 from tokenwire.status import from_rpc_error
@@ -170,23 +175,105 @@ def test_the_lowest_leaves_first_whatever_it_came_by(newcomer: Callable[[LiveGat
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_nobody_makes_way_for_what_no_tier_takes(number: int, tmp_path: Path) -> None:
+async def one_prompt(live: LiveGateway) -> None:
+    await live.generate("b", context=common_pb2.RequestContext(priority=1))
+
+
+async def two_prompts(live: LiveGateway) -> None:
+    await live.generate("b", "b", context=common_pb2.RequestContext(priority=1))
+
+
+async def texts_to_embed(
+    live: LiveGateway, priority: int = 1, headers: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    request = tokenizer_pb2.EmbedRequest(texts=["b"], context={"priority": priority})
+    await live.stub.Embed(request, metadata=tuple(headers.items()))
+
+
+async def texts_to_embed_over_http(
+    live: LiveGateway, priority: int = 1, headers: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    body = {"model": "", "input": ["b"], "priority": priority}
+    error = (await live.http.post("/v1/embeddings", json=body, headers=headers)).json()["error"]
+    raise Unavailable(error["message"], reason=error["code"].upper())
+
+
+def refusal(error: BaseException) -> str:
+    return error.reason if isinstance(error, TokenwireError) else from_rpc_error(error).reason  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def waiting(tier: FakeTokenizerTier, live: LiveGateway, headers: Mapping[str, str]) -> AsyncIterator[None]:
+    """While the block runs there is no room, and what waits would make way. Nobody must have in the end."""
+    request = generate_request("!step a", context=common_pb2.RequestContext(priority=-1))
+
+    async def text() -> str:
+        call = live.stub.Generate(request, metadata=tuple(headers.items()))
+        return "".join([response.delta.text async for response in call])
+
+    low = [asyncio.ensure_future(text()) for _ in range(2)]
+    await tier.until(lambda: tier.num_running == 2)
+    yield
+    tier.step()
+    assert await asyncio.gather(*low) == ["a", "a"]
+
+
+@pytest.mark.parametrize("ask", [one_prompt, two_prompts, texts_to_embed, texts_to_embed_over_http])
+def test_nobody_makes_way_for_what_no_tier_takes(ask: Callable[[LiveGateway], Awaitable[None]], tmp_path: Path) -> None:
     async def main() -> None:
         async with fake_tokenizer_tier() as tier:
             listed = tmp_path / "tiers"
             listed.write_text(f"{tier.target}\n")
             settings = {"tokenizer_targets": f"file:{listed}", "discovery_interval_s": 0.1}
-            async with live_gateway(**settings, max_concurrent_requests=2) as live:
-                low = [asyncio.ensure_future(live.generate("!step a")) for _ in range(2)]
-                await tier.until(lambda: tier.num_running == 2)
+            async with live_gateway(**settings, max_concurrent_requests=2) as live, waiting(tier, live, {}):
                 listed.write_text("")
                 await live.until(lambda: not live.server.backends.tiers)
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await live.generate(*["b"] * number, context=common_pb2.RequestContext(priority=1))
-                assert from_rpc_error(caught.value).reason == "TOKENIZER_TIER_DOWN"
-                tier.step()
-                for responses in await asyncio.gather(*low):
-                    assert "".join(response.delta.text for response in responses) == "a"
+                with pytest.raises((grpc.aio.AioRpcError, TokenwireError)) as caught:
+                    await ask(live)
+                assert refusal(caught.value) == "TOKENIZER_TIER_DOWN"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ask", [texts_to_embed, texts_to_embed_over_http])
+def test_nobody_makes_way_for_a_model_that_the_caller_may_not_use(
+    ask: Callable[..., Awaitable[None]], tmp_path: Path
+) -> None:
+    callers = Callers.write(tmp_path / "identities.json")
+
+    async def main() -> None:
+        settings = {"identity_file": str(callers.path), "max_concurrent_requests": 2}
+        async with gateway_over_fake(**settings) as (tier, live), waiting(tier, live, callers.header("alice")):
+            with pytest.raises((grpc.aio.AioRpcError, TokenwireError)) as caught:
+                await ask(live, priority=0, headers=callers.header("bob"))
+            assert refusal(caught.value) == "MODEL_NOT_FOUND"
+
+    asyncio.run(main())
+
+
+def test_nobody_makes_way_for_a_prompt_that_is_too_large() -> None:
+    async def main() -> None:
+        limits = {"max_concurrent_requests": 2, "max_message_bytes": 4096}
+        async with gateway_over_fake(**limits) as (tier, live), waiting(tier, live, {}):
+            response = await live.http.post("/generate", json={"inputs": "b" * 5000, "priority": 1})
+            assert response.status_code == 413 and "at most 4096" in response.json()["error"]["message"]
+
+    asyncio.run(main())
+
+
+def test_the_tier_of_a_single_prompt_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices, choose = 0, TokenizerTiers.choose
+
+    def counted(tiers: TokenizerTiers, avoid: Sequence[Backend] = ()) -> Backend:
+        nonlocal choices
+        choices += 1
+        return choose(tiers, avoid)
+
+    monkeypatch.setattr(TokenizerTiers, "choose", counted)
+
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            await live.generate("a")
+            assert choices == 1
 
     asyncio.run(main())
