@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 SHOW_TIERS_S = 1.0
 """How often the metrics are told how the tiers are, while nothing is heard of them."""
+FIRST_CONTACT_S = 3.0
+"""A gateway that has just started lets nobody in for this long at most, until it has found a tier that can answer."""
 LINGER_S = 1.0
 """How long open HTTP connections may bring another request, whose answer says that they close."""
 LOOK_AGAIN_S = 0.05
@@ -121,9 +123,11 @@ class Gateway:
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen on both ports and begin connecting to the tokenizer tiers. Raises FailedPrecondition."""
+        """Begin connecting to the tokenizer tiers, and listen on both ports. Raises FailedPrecondition."""
         self.http.bind()
         try:
+            self.backends.start()
+            await self._until_first_contact()
             await self.grpc.start()
         except BaseException:
             await self.http.stop()
@@ -135,7 +139,6 @@ class Gateway:
                 grpc_port=self.grpc.port, http_port=self.http.port, tokenizer_targets=self.settings.tokenizer_targets
             ),
         )
-        self.backends.start()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def drain(self) -> None:
@@ -165,6 +168,16 @@ class Gateway:
             self._limiter.close()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
+
+    async def _until_first_contact(self) -> None:
+        """Others answer meanwhile, where there are others; where no tier is there, callers are told so."""
+        changed = self.backends.changed
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_CONTACT_S):
+                while not self.backends.ready:
+                    changed.clear()
+                    await changed.wait()
+        changed.set()
 
     async def _until_idle(self, limit_s: float) -> None:
         """Wait until nothing is being answered, at most this long. HTTP connections may bring something for a while."""

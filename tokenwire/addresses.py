@@ -1,9 +1,13 @@
 """Addresses to listen on: written out, tried, and told apart. Knows no server."""
 
 import ipaddress
+import random
 import socket
+from itertools import islice
 
 from tokenwire.errors import FailedPrecondition
+
+BELOW_OUTGOING = range(20_000, 30_000)
 
 
 def join_host_port(host: str, port: int) -> str:
@@ -21,6 +25,19 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     except OSError:
         return False
     return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on now, all different. Another process may listen on one before it is used.
+
+    None is among those that outgoing connections get (from 32768 on Linux): one of those would soon be taken again.
+    Raises FailedPrecondition where there are not so many.
+    """
+    candidates = random.sample(BELOW_OUTGOING, len(BELOW_OUTGOING))
+    found = list(islice(filter(is_free, candidates), count))
+    if len(found) < count:
+        raise FailedPrecondition(f"{count} free ports are wanted, and there are {len(found)}", reason="PORT_IN_USE")
+    return found
 
 
 def stays_on_this_machine(target: str) -> bool:

@@ -20,7 +20,7 @@ from benchmarks.loadgen.processes import TierMeter
 from benchmarks.loadgen.records import Record
 from benchmarks.loadgen.work import Prompts, Work
 from tests.fakes.completions_server import CompletionsServer, running_completions
-from tokenwire.cli.tiers import free_ports
+from tokenwire.addresses import free_ports
 
 WORK = Work(prompt_tokens=5, output_tokens=4, vocab_size=200, timeout_s=20)
 ROOT = Path(load.__file__).parent.parent

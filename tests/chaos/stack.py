@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.processes import Held, held, scrape, until_idle
-from tests.e2e.replicated_stack import wait_for, wait_until_serving
 from tests.e2e.tier_processes import TierProcesses
 from tests.fakes.background import in_background
 from tests.fakes.proxy import Proxy
-from tokenwire.cli.tiers import free_ports
+from tests.waiting import wait_for, wait_until_serving
+from tokenwire.addresses import free_ports
 
 STEP_MS = 10
 SLACK_DESCRIPTORS, SLACK_THREADS = 12, 6
@@ -99,7 +99,7 @@ class ChaosStack:
         for member in self.members:
             self.start(member)
         for member in self.members:
-            wait_until_serving(f"127.0.0.1:{member.port}")
+            wait_until_serving(f"127.0.0.1:{member.port}", member.process, self._tiers.logs)
         wait_for(self.is_whole)
 
     def note(self) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.replicated_stack import wait_until_serving
 from tests.e2e.tier_processes import TierProcesses
 from tests.fakes.tiny_gguf import tiny_llama, write_gguf
-from tokenwire.cli.tiers import free_ports
+from tests.waiting import wait_until_serving
+from tokenwire.addresses import free_ports
 from tokenwire.client import Client
 
 pytestmark = [pytest.mark.chaos, pytest.mark.model]

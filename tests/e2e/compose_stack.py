@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenwire.cli.tiers import free_ports
+from tokenwire.addresses import free_ports
 from tokenwire.client import Client
 
 ROOT = Path(__file__).parent.parent.parent

@@ -5,21 +5,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.e2e.reference import Reference
-from tokenwire.cli.tiers import free_ports
+from tests.waiting import wait_until_serving
+from tokenwire.addresses import free_ports
 from tokenwire.models import home
-
-START_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -63,23 +59,9 @@ def running_stack(*flags: str, **environment: str) -> Iterator[Stack]:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables)
         running = Stack(f"127.0.0.1:{gateway}", f"http://127.0.0.1:{http}", f"127.0.0.1:{model}", Path(log.name))
         try:
-            wait_until_serving(running, process)
+            wait_until_serving(running.grpc_target, process, running.log.read_text)
             yield running
         finally:
             process.send_signal(signal.SIGTERM)
             status = process.wait(60)
         assert status == 0, running.log.read_text()
-
-
-def wait_until_serving(stack: Stack, process: subprocess.Popen[bytes]) -> None:
-    with grpc.insecure_channel(stack.grpc_target) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        limit = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < limit and process.poll() is None:
-            try:
-                if health.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1:
-                    return
-            except grpc.RpcError:
-                pass
-            time.sleep(0.1)
-    raise AssertionError(f"the stack did not come up:\n{stack.log.read_text()}")

@@ -16,7 +16,7 @@ import httpx
 import yaml
 
 from tests.interop.environments import python_with
-from tokenwire.cli.tiers import free_ports
+from tokenwire.addresses import free_ports
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "deploy" / "envoy"

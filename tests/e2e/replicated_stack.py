@@ -4,18 +4,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.waiting import wait_for, wait_until_serving
+from tokenwire.addresses import free_ports
 
-from tokenwire.cli.tiers import free_ports
-
-START_TIMEOUT_S = 90
 COMMON = ("--metrics-port", "0", "--drain-timeout-s", "3")
 
 
@@ -58,26 +54,6 @@ def replicated_stack(folder: Path, *flags: str, num_models: int = 2) -> Iterator
             wait_until_serving(f"127.0.0.1:{port}")
         wait_for(lambda: log.read_text().count("model tier ready") == num_models)
         yield ReplicatedStack(f"127.0.0.1:{gateway}", processes, log)
-
-
-def wait_for(condition: object, limit_s: float = START_TIMEOUT_S) -> None:
-    limit = time.monotonic() + limit_s
-    assert callable(condition)
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-
-
-def wait_until_serving(target: str) -> None:
-    def serving() -> bool:
-        try:
-            return health.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1
-        except grpc.RpcError:
-            return False
-
-    with grpc.insecure_channel(target) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        wait_for(serving)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -15,9 +15,9 @@ import yaml
 
 from tests.deploy.manifests import FOLDER
 from tests.e2e.prometheus import Prometheus, start_prometheus
-from tests.e2e.replicated_stack import wait_for, wait_until_serving
 from tests.e2e.tier_processes import TierProcesses
-from tokenwire.cli.tiers import free_ports
+from tests.waiting import wait_for, wait_until_serving
+from tokenwire.addresses import free_ports
 from tokenwire.client import AsyncClient
 
 pytestmark = [pytest.mark.model, pytest.mark.extended]

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.compose_stack import ComposeStack, ask_grpc, ask_http, docker, inspected, why_no_engine
-from tokenwire.cli.tiers import free_ports
+from tokenwire.addresses import free_ports
 from tokenwire.client import Client, ClientTls
 from tokenwire.development_ca import make_all
 from tokenwire.identity_file import add_key, hash_of

@@ -18,10 +18,10 @@ import httpx
 import pytest
 
 from tests.e2e.envoy import Envoy, running_envoy
-from tests.e2e.replicated_stack import wait_for
 from tests.e2e.tier_processes import TierProcesses
+from tests.waiting import serves, wait_for
+from tokenwire.addresses import free_ports
 from tokenwire.channels import aio_channel, sync_channel
-from tokenwire.cli.tiers import free_ports
 from tokenwire.client import AsyncClient, ClientTls, Finished, FinishReason, TextDelta
 from tokenwire.development_ca import DevelopmentCa
 from tokenwire.errors import Internal, TokenwireError, Unavailable
@@ -88,13 +88,6 @@ class Edge:
     def until_healthy(self, *ports: int) -> None:
         self.envoy.until_healthy("gateway_grpc", *ports)
         self.envoy.until_healthy("gateway_http", *(self.http_ports[port] for port in ports))
-
-
-def serves(target: str, tls: ClientTls | None = None) -> bool:
-    try:
-        return is_serving(target, 1.0, tls)
-    except grpc.RpcError:
-        return False
 
 
 @pytest.fixture(scope="module")

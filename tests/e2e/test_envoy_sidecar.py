@@ -17,11 +17,11 @@ import grpc
 import pytest
 
 from tests.e2e.envoy import Envoy, running_envoy
-from tests.e2e.replicated_stack import wait_for
-from tests.e2e.test_envoy_edge import SHORT, read, serves
+from tests.e2e.test_envoy_edge import SHORT, read
 from tests.e2e.tier_processes import TierProcesses
+from tests.waiting import serves, wait_for
+from tokenwire.addresses import free_ports
 from tokenwire.channels import aio_channel, sync_channel
-from tokenwire.cli.tiers import free_ports
 from tokenwire.client import AsyncClient, ClientTls, FinishReason
 from tokenwire.development_ca import DevelopmentCa
 from tokenwire.health import is_serving

@@ -22,9 +22,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.deploy.manifests import containers
-from tests.e2e.replicated_stack import wait_for
 from tests.e2e.tier_processes import TierProcesses
-from tokenwire.cli.tiers import free_ports
+from tests.waiting import wait_for
+from tokenwire.addresses import free_ports
 from tokenwire.client import Client, ClientTls
 from tokenwire.development_ca import DevelopmentCa
 

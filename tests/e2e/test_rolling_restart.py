@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.replicated_stack import wait_for, wait_until_serving
 from tests.e2e.tier_processes import TierProcesses
-from tokenwire.cli.tiers import free_ports
+from tests.waiting import wait_for, wait_until_serving
+from tokenwire.addresses import free_ports
 from tokenwire.client import AsyncClient, AsyncSession
 from tokenwire.requests import FinishReason
 
@@ -62,7 +62,7 @@ class RollingStack:
         for member in self.members:
             self.start(member)
         for member in self.members:
-            wait_until_serving(f"127.0.0.1:{member.port}")
+            self._until_serving(member)
         for member in self.members[:4]:
             self._until_found(member, self._num_above)
 
@@ -78,13 +78,16 @@ class RollingStack:
         assert member.process.wait(DRAIN_S + 10) == 0, self._tiers.logs()
         took_s = time.monotonic() - began_s
         self.start(member)
-        wait_until_serving(f"127.0.0.1:{member.port}")
+        self._until_serving(member)
         if member.module != "gateway":
             self._until_found(member, num_found + self._num_above)
         return took_s
 
+    def _until_serving(self, member: Member) -> None:
+        wait_until_serving(f"127.0.0.1:{member.port}", member.process, self._tiers.logs)
+
     def _until_found(self, member: Member, number: int) -> None:
-        wait_for(lambda: self._num_found(member) >= number)
+        wait_for(lambda: self._num_found(member) >= number, told=self._tiers.logs)
 
     def _num_found(self, member: Member) -> int:
         """How often it was connected to, by the processes above it."""

@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.metrics import GatewayMetrics, RequestRecord
 from tests.fakes.live_gateway import gateway_over_fake, generate_request, live_gateway
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
+from tests.waiting import wait_for
+from tokenwire.addresses import free_ports, is_free
 from tokenwire.errors import Overloaded
 from tokenwire.status import from_rpc_error
 from tokenwire.v1 import common_pb2 as pb
@@ -41,6 +43,46 @@ def test_health_follows_the_tier_below() -> None:
             async with asyncio.timeout(10):
                 while await health_of(live) == SERVING:
                     await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+
+
+def test_who_comes_before_the_first_tier_was_found_is_answered_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not told that there is none, which it would be of a gateway that has just been started."""
+    monkeypatch.setattr("gateway.server.FIRST_CONTACT_S", 30)
+    found = asyncio.Event()
+
+    async def resolve(host: str, port: int) -> list[str]:
+        await found.wait()
+        return [f"127.0.0.1:{port}"]
+
+    async def main() -> None:
+        (port,) = free_ports(1)
+        async with fake_tokenizer_tier() as tier:
+            targets = f"dns:///tiers.test:{tier.target.rpartition(':')[2]}"
+            starting = live_gateway(wait=False, resolve=resolve, tokenizer_targets=targets, http_port=port)
+            entering = asyncio.ensure_future(starting.__aenter__())
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                await asyncio.to_thread(wait_for, lambda: not is_free(port))
+                asked = asyncio.ensure_future(client.post("/generate", json={"inputs": "hello"}))
+                await asyncio.sleep(0.2)
+                assert not entering.done() and not asked.done()
+                found.set()
+                assert (await asked).status_code == 200
+            await entering
+            await starting.__aexit__(None, None, None)
+
+    asyncio.run(main())
+
+
+def test_a_gateway_without_tiers_says_so_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.server.FIRST_CONTACT_S", 0.05)
+
+    async def main() -> None:
+        async with live_gateway(wait=False) as live:
+            answer = await live.http.post("/generate", json={"inputs": "hello"})
+            assert answer.status_code == 503 and "no tokenizer tier can answer" in answer.text
+            assert await health_of(live) == NOT_SERVING
 
     asyncio.run(main())
 
@@ -155,8 +197,8 @@ def test_sigterm_drains_and_exits_with_0() -> None:
     }
     with start("--port", "0", "--http-port", "0", "--tokenizer-targets", "127.0.0.1:1", **environment) as process:
         assert process.stderr is not None
-        listening = json.loads(process.stderr.readline())
-        assert listening["message"] == "listening"
+        said = map(json.loads, process.stderr)
+        listening = next(line for line in said if line["message"] == "listening")
         response = httpx.get(f"http://127.0.0.1:{listening['http_port']}/readyz", trust_env=False)
         assert response.status_code == 503
         process.send_signal(signal.SIGTERM)

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.fakes.tokenizer_tier import FakeTokenizerTier, fake_tokenizer_tier
-from tokenwire.cli.tiers import free_ports
+from tokenwire.addresses import free_ports
 from tokenwire.errors import FailedPrecondition
 from tokenwire.health import wait_serving
 from tokenwire.workers import reserve

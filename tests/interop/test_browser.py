@@ -12,7 +12,7 @@ from tests.e2e.conftest import Stack, running_stack
 from tests.interop.contract import contract
 from tests.interop.environments import node_with, not_to_be_had
 from tests.interop.leavers import until_idle
-from tokenwire.cli.tiers import free_ports
+from tokenwire.addresses import free_ports
 from tokenwire.v1 import common_pb2
 
 __all__ = ["contract"]

@@ -20,7 +20,7 @@ import pytest
 
 from tests.e2e.reference import Reference
 from tests.interop.environments import python_with
-from tokenwire.cli.tiers import free_ports
+from tokenwire.addresses import free_ports
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
 
 pytestmark = [pytest.mark.model, pytest.mark.extended]

@@ -6,7 +6,7 @@ import urllib.request
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tokenwire.cli.tiers import free_ports
+from tokenwire.addresses import free_ports
 from tokenwire.errors import FailedPrecondition
 from tokenwire.telemetry import TierMetrics, exposition, serve_metrics
 

@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry
 
 from tests.fakes.certificates import Certificates
 from tokenwire import channels
+from tokenwire.addresses import free_ports
 from tokenwire.channels import TierChannel, aio_channel
-from tokenwire.cli.tiers import free_ports
 from tokenwire.errors import FailedPrecondition, Unavailable
 from tokenwire.health import is_serving, wait_serving
 from tokenwire.server import GrpcServer

@@ -1,14 +1,12 @@
 """Which processes `tokenwire up` starts: their modules, ports and flags. Starts nothing itself."""
 
-import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tokenwire.addresses import is_free
+from tokenwire.addresses import free_ports, is_free
 from tokenwire.cli.ports import holder
 from tokenwire.errors import FailedPrecondition
 from tokenwire.tls import ClientTls
@@ -107,15 +105,6 @@ def with_ports(settings: UpSettings) -> UpSettings:
     wanted = [name for name in SERVICE_PORTS if getattr(settings, name) == 0]
     found: dict[str, Any] = dict(zip(wanted, free_ports(len(wanted)), strict=True))
     return replace(settings, **found)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different. Another process may take one before it is used."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def reachable(host: str) -> str:

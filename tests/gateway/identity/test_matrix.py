@@ -16,8 +16,8 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from tests.fakes.entrances import ENTRANCES, Entrance, Metadata, asking, bearer
 from tests.fakes.identities import Callers, Issuer
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
+from tokenwire.addresses import free_ports
 from tokenwire.channels import aio_channel
-from tokenwire.cli.tiers import free_ports
 from tokenwire.errors import NotFound, PermissionDenied, TokenwireError, Unauthenticated
 from tokenwire.health import wait_serving
 from tokenwire.identity_file import hash_of

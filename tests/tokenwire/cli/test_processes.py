@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tokenwire.addresses import free_ports
 from tokenwire.cli.processes import MAX_LINE_BYTES, TierGroup
-from tokenwire.cli.tiers import Tier, free_ports
+from tokenwire.cli.tiers import Tier
 from tokenwire.errors import Unavailable
 
 ROOT = Path(__file__).parents[3]

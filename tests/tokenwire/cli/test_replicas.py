@@ -14,8 +14,9 @@ import pytest
 
 from tests.tokenwire.cli.test_processes import alive, wait_until
 from tests.tokenwire.cli.test_up import ENVIRON, FREE_PORTS, TOKENWIRE
+from tokenwire.addresses import free_ports
 from tokenwire.cli.replicas import Places, free_after, places_here, with_replicas
-from tokenwire.cli.tiers import UpSettings, free_ports, tiers_of
+from tokenwire.cli.tiers import UpSettings, tiers_of
 from tokenwire.client import Client
 from tokenwire.errors import FailedPrecondition
 

@@ -8,7 +8,7 @@ import pytest
 from gateway.settings import GatewaySettings
 from model_svc.settings import ModelTierSettings
 from tokenizer_svc.settings import TokenizerTierSettings
-from tokenwire.cli.tiers import UpSettings, free_ports, reachable, require_installed, tiers_of, with_ports
+from tokenwire.cli.tiers import UpSettings, reachable, require_installed, tiers_of, with_ports
 from tokenwire.errors import FailedPrecondition
 from tokenwire.settings import argument_parser, settings_from
 
@@ -19,14 +19,6 @@ def taken_port() -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield listener.getsockname()[1]
-
-
-def test_free_ports_differ_and_can_be_listened_on() -> None:
-    ports = free_ports(8)
-    assert len(set(ports)) == 8
-    for port in ports:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", port))
 
 
 def test_port_0_becomes_a_free_port_except_for_metrics() -> None:
