@@ -56,7 +56,7 @@ CANCELLED without a word; a tier's own bounds refuse with a reason and a time to
 
 
 IDENTITY_ONLY = 1
-"""Bits of the compression algorithms that are read, of which 1 is none: a message of a few kilobytes could inflate to any
+"""Bits of the compression algorithms that are read, of which 1 is none: a message of a few kilobytes could become any
 size, some releases of gRPC inflate it before they look at it, and JSON bodies are not read compressed either.
 """
 
