@@ -218,6 +218,14 @@ class GuardedConnection(Connection):
             self._forget_body()
             self._lingering = self.loop.call_later(LINGER_S, self.transport.close)
 
+    def shutdown(self) -> None:
+        """The process goes: whoever has no answer yet gets it, but a body is not waited for."""
+        if self._in_body and not (self._answered or self.cycle.response_started or self.pipeline):
+            message = "the gateway is shutting down, and the request's body is not here yet"
+            self._refuse(Unavailable(message, reason="SHUTTING_DOWN", retry_after_s=RETRY_AFTER_S))
+        else:
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """What was read is no request that is let in."""
         self._refuse(self._refusal or InvalidRequest("this cannot be read as HTTP/1.1", reason="MALFORMED_HTTP"))

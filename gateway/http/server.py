@@ -166,7 +166,7 @@ class HttpServer:
             server.close()
 
     def close_idle(self) -> None:
-        """Close the connections that wait for no answer, and the others when they have theirs."""
+        """Close the connections that wait for no answer, and the others when they have theirs; bodies come too late."""
         for connection in list(self._uvicorn.server_state.connections):
             connection.shutdown()
 

@@ -2,8 +2,9 @@
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -29,10 +30,11 @@ def zero(max_tokens: int = 3) -> pb.GenerationOptions:
     )
 
 
-def frames(*frames: Any, pause_s: float = 0.2) -> Iterator[Any]:
+def frames(frames: Sequence[Any], pause_s: float, half_closes: threading.Event) -> Iterator[Any]:
     for frame in frames:
         yield frame
         time.sleep(pause_s)
+    half_closes.wait()
 
 
 def submit(handle: int, text: str, request_id: str = "", **fields: Any) -> Any:
@@ -40,17 +42,24 @@ def submit(handle: int, text: str, request_id: str = "", **fields: Any) -> Any:
     return tokenizer_pb2.SessionRequest(submits=[tokenizer_pb2.Submit(handle=handle, request=request, **fields)])
 
 
-def session(stub: Any, *sent: Any) -> None:
+DRAIN = tokenizer_pb2.SessionRequest(drain=pb.Drain())
+
+
+def session(stub: Any, *sent: Any, pause_s: float = 0.2, half_closes: bool = True) -> None:
     """Send these, read to the end, and tell what a right client would."""
+    half_close = threading.Event()
+    if half_closes:
+        half_close.set()
     texts: dict[int, str] = {}
     counts: dict[int, int] = {}
     reasons: dict[int, str] = {}
-    for frame in stub.Session(frames(*sent)):
+    for frame in stub.Session(frames(sent, pause_s, half_close)):
         for handle, text in zip(frame.handles, frame.texts, strict=True):
             texts[handle] = texts.get(handle, "") + text
             counts[handle] = counts.get(handle, 0) + 1
         for finish in frame.finishes:
             reasons[finish.handle] = pb.FinishReason.Name(finish.reason).removeprefix("FINISH_REASON_")
+    half_close.set()
     for index, handle in enumerate(sorted(reasons)):
         tell(index, texts.get(handle, ""), reason=reasons[handle], tokens=counts.get(handle, 0))
 
@@ -147,10 +156,34 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
         ])),
         "51 sequences are open",
     ),
+    "opens_too_many_one_by_one": (
+        "session-many",
+        lambda stub: session(stub, HELLO, *(submit(number + 1, f"n{number}") for number in range(60)), pause_s=0.0),
+        "51 sequences are open",
+    ),
+    "submits_after_its_drain": (
+        "session",
+        lambda stub: session(stub, HELLO, submit(1, "hang on"), DRAIN, submit(2, "three"),
+                             tokenizer_pb2.SessionRequest(cancels=[pb.Cancel(handle=1)])),
+        "Submit 2 came in a frame after the client's own Drain",
+    ),
 }  # fmt: skip
 """By name: the case that sees it, what is done, and what the kit says."""
+RIGHT: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "ends_with_drain": (
+        "session",
+        lambda stub: session(stub, HELLO, submit(1, "one two"), submit(2, "three"), submit(3, "four five six"), DRAIN,
+                             half_closes=False),
+    ),
+    "takes_an_id_of_what_it_cancelled": (
+        "session-cancel",
+        lambda stub: session(stub, HELLO, submit(1, "hang on", "x"), tokenizer_pb2.SessionRequest(
+            cancels=[pb.Cancel(handle=1)], submits=submit(2, "one two three", "x").submits)),
+    ),
+}  # fmt: skip
+"""By name: the case, and what is done that is rarely done, and allowed."""
 
 
 if __name__ == "__main__":
     with grpc.insecure_channel(sys.argv[sys.argv.index("--target") + 1]) as channel:
-        FAULTS[sys.argv[1]][1](gateway_pb2_grpc.GenerationServiceStub(channel))
+        {**FAULTS, **RIGHT}[sys.argv[1]][1](gateway_pb2_grpc.GenerationServiceStub(channel))

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 
 import click
+from click.core import ParameterSource
 
 from tokenwire.cli.options import KEPT, given_tls, json_option, model_option, target_option
 from tokenwire.conformance.client_run import CLIENT_CASES, run_client
 from tokenwire.conformance.results import Result, UnknownCase
 from tokenwire.conformance.server_run import SERVER_CASES, run_server
 
+OF_CLIENTS = ("command", "names", "only_list", "timeout_s", "as_json")
 MARKS = {"pass": "pass", "fail": "FAIL", "skip": "skip"}
 
 
@@ -41,11 +43,12 @@ def conformance(
 
     Exit status 0 where nothing failed. What a client program is told, and what it must tell: docs/conformance.md.
     """
+    if command is not None:
+        _refuse_what_is_of_servers()
+        _refuse_bad_command(command)
     if only_list:
         _list(command is not None, as_json)
         return
-    if command is not None:
-        _refuse_bad_command(command)
     given = click.get_current_context().meta[KEPT]
     if command is None:
         running = run_server(
@@ -60,6 +63,15 @@ def conformance(
         raise click.UsageError(str(error)) from None
     if any(result.outcome == "fail" for result in results):
         raise SystemExit(1)
+
+
+def _refuse_what_is_of_servers() -> None:
+    """The kit starts the server of a client program itself. What the environment says is said to all commands."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if given and parameter.name not in OF_CLIENTS:
+            raise click.UsageError(f"{parameter.opts[0]} is of a server to try: leave it out with --client")
 
 
 def _refuse_bad_command(command: str) -> None:

@@ -6,11 +6,11 @@ not know how they are opened (see `sessions`).
 
 import asyncio
 import threading
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 from tokenwire.client.events import Event, Finished, Output, TextDelta
+from tokenwire.client.loop_thread import LoopThread
 from tokenwire.client.streams import StreamState
 from tokenwire.errors import TokenwireError
 from tokenwire.requests import CancelReason
@@ -123,18 +123,18 @@ class AsyncSessionOutputs(SessionOutputs):
 class BlockingSessionOutputs(SessionOutputs):
     """`AsyncSessionOutputs` for ordinary code: an iterator and a context manager whose end cancels."""
 
-    def __init__(
-        self, request_id: str, num_outputs: int, credit: int | None, soon: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """`soon`: calls something on the session's event loop."""
+    def __init__(self, request_id: str, num_outputs: int, credit: int | None, thread: LoopThread) -> None:
+        """`thread`: of the session's event loop."""
         super().__init__(request_id, num_outputs, credit)
-        self._soon = soon
+        self._thread = thread
         self._arrived = threading.Condition()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Event:
+        if self._collector.num_open:
+            self._thread.refuse_to_wait()  # before the lock, which may have been held when the process was forked
         with self._arrived:
             while not self._waiting:
                 if self._collector.num_open == 0:
@@ -157,7 +157,7 @@ class BlockingSessionOutputs(SessionOutputs):
 
     def cancel(self, choice: int | None = None) -> None:
         """As `AsyncSessionOutputs.cancel`."""
-        self._soon(lambda: self._cancel(choice))
+        self._thread.soon(lambda: self._cancel(choice))
 
     def grant(self, tokens: int, choice: int = 0) -> None:
         """As `AsyncSessionOutputs.grant`."""
@@ -172,7 +172,7 @@ class BlockingSessionOutputs(SessionOutputs):
 
     def _credit(self, choice: int, tokens: int) -> None:
         parent = super()._credit
-        self._soon(lambda: parent(choice, tokens))
+        self._thread.soon(lambda: parent(choice, tokens))
 
     def add(self, event: Event) -> None:
         """As the base's, under the reader's lock."""

@@ -229,8 +229,13 @@ class Session:
         return self._submit(text_request(conversation_of(messages), options), credit)
 
     def close(self) -> None:
-        """Cancel what is open, and end the stream; who waits in another thread is told. Harmless a second time."""
-        if self._thread.runs_here:
+        """Cancel what is open, and end the stream; who waits in another thread is told. Harmless a second time.
+
+        On the thread of the sessions' event loop, where a finalizer may run, it does not wait for the end.
+        """
+        if self._thread.is_current:
+            self._thread.begin(self._close())
+        elif self._thread.runs_here:
             self._thread.run(self._close())
 
     def __enter__(self) -> Self:
@@ -242,7 +247,7 @@ class Session:
     def _submit(self, made: tuple[tokenizer_pb2.TextRequest, int], credit: int | None) -> BlockingSessionOutputs:
         begun_s = time.monotonic()
         request, num_outputs = made
-        outputs = BlockingSessionOutputs(request.context.request_id, num_outputs, _checked(credit), self._thread.soon)
+        outputs = BlockingSessionOutputs(request.context.request_id, num_outputs, _checked(credit), self._thread)
         self._thread.run(self._core.submit(request, outputs, num_outputs, begun_s))
         return outputs
 

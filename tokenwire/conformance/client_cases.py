@@ -5,11 +5,11 @@ from typing import Any
 from tokenwire.conformance.client_program import ClientProgram
 from tokenwire.conformance.results import Cases, expect
 from tokenwire.conformance.scripted import Seen
-from tokenwire.conformance.scripted_session import Sequence
+from tokenwire.conformance.scripted_sequence import Sequence
 from tokenwire.conformance.scripted_words import FIELD, RETRY_AFTER_S, Script
 
 cases: Cases[ClientProgram] = Cases()
-MANY, MOST_OPEN = 1000, 50
+MANY, MOST_OPEN, NUM_WAVES = 1000, 50, 4
 WINDOW = 2
 LETTERS = "a b c d e f g h i j"
 
@@ -184,7 +184,7 @@ async def session_future(client: ClientProgram) -> None:
 @cases.case("session-many", f"On one Session: 'n0' to 'n{MANY - 1}', never more open than hello's max_requests.")
 async def session_many(client: ClientProgram) -> None:
     """Room is kept by the client."""
-    seen, told = await client.run("session-many", Script(max_requests=MOST_OPEN))
+    seen, told = await client.run("session-many", Script(max_requests=MOST_OPEN, num_waves=NUM_WAVES))
     expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not one")
     told.expect_texts(*(f"n{number}" for number in range(MANY)))
 

@@ -1,9 +1,9 @@
 """One session of the scripted server: answers each Submit with its words, and notes what the client must not do."""
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import Any
 
+from tokenwire.conformance.scripted_sequence import Sequence, Waves
 from tokenwire.conformance.scripted_words import ENDS, Script, refusal_of, whole_end
 from tokenwire.errors import Unavailable
 from tokenwire.requests import FinishReason, Terminal, Usage
@@ -15,23 +15,6 @@ from tokenwire.wire import terminal_to_wire
 UNKNOWN_FIELD = b"\xfa\x7f\x06future"
 """Field 2047, length-delimited: in no message of the contract."""
 UNKNOWN_REASON = 99
-FAR_AWAY = 2**31
-
-
-@dataclass
-class Sequence:
-    """One choice of a Submit."""
-
-    handle: int
-    request: tokenizer_pb2.TextRequest
-    initial_credit: int | None
-    credit: int = FAR_AWAY
-    granted: list[int] = field(default_factory=list)
-    """What each Credit added."""
-    num_sent: int = 0
-    cancelled: bool = False
-    finished: bool = False
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class ScriptedSession:
@@ -52,9 +35,11 @@ class ScriptedSession:
         self._rows: list[tuple[int, str]] = []
         self._finishes: list[pb.Finish] = []
         self._others: list[tokenizer_pb2.SessionResponse] = []
+        self._waves = Waves(script.num_waves)
+        self._num_open = 0
         self._wake = asyncio.Event()
         self._broken = False
-        self._drains_next = self._drained = False
+        self._drains_next = self._drained = self._client_drained = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, requests: Any, context: Any) -> None:
@@ -91,6 +76,9 @@ class ScriptedSession:
             self._cancel(cancel for cancel in frame.cancels if cancel.handle > before)
             for credit in frame.credits:
                 self._grant(credit.handle, credit.tokens)
+            if frame.HasField("drain"):
+                self._client_drained = True
+                self._wake.set()
         self.half_closed = True
         self._wake.set()
 
@@ -98,12 +86,14 @@ class ScriptedSession:
         last = max(self.sequences, default=0)
         if submit.handle <= last:
             self._faults.append(f"handle {submit.handle} is not greater than {last}, the last one of its stream")
+        if self._client_drained:
+            self._faults.append(f"Submit {submit.handle} came in a frame after the client's own Drain")
         for stream in self._streams:
             if stream is not self:
                 stream.released.set()
-        ids = [each.request.context.request_id for each in self.submits if not self.sequences[each.handle].finished]
+        running = (each.request for each in self.sequences.values() if not (each.finished or each.cancelled))
         request_id = submit.request.context.request_id
-        if request_id and request_id in ids:
+        if request_id and request_id in {request.context.request_id for request in running}:
             self._faults.append(f"request_id {request_id!r} is shared by two running requests")
         self.submits.append(submit)
         self.events.append(("submit", submit.handle))
@@ -116,9 +106,11 @@ class ScriptedSession:
             task = asyncio.ensure_future(self._answer(sequence))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        num_open = sum(not each.finished for each in self.sequences.values())
-        if 0 < self._script.max_requests < num_open:
-            self._faults.append(f"{num_open} sequences are open, hello.max_requests is {self._script.max_requests}")
+            self._num_open += 1
+        self._waves.submitted()
+        if 0 < self._script.max_requests < self._num_open:
+            most = self._script.max_requests
+            self._faults.append(f"{self._num_open} sequences are open, hello.max_requests is {most}")
 
     def _cancel(self, cancels: Any) -> None:
         for cancel in cancels:
@@ -144,6 +136,7 @@ class ScriptedSession:
         if (error := refusal_of(order)) is not None:
             self._finish(sequence, Terminal(FinishReason.ERROR, error=error))
             return
+        await self._waves.turn()
         sent, end = whole_end(words, sequence.request.options)
         for number, word in enumerate(sent):
             await self._until(sequence, lambda: sequence.credit > 0)
@@ -187,8 +180,6 @@ class ScriptedSession:
         if self._script.future:
             finish.reason = UNKNOWN_REASON  # type: ignore[assignment]
         self._finishes.append(finish)
-        sequence.finished = True
-        self.events.append(("finish", sequence.handle))
         self._wake.set()
 
     async def _write(self, context: Any) -> None:
@@ -197,7 +188,7 @@ class ScriptedSession:
                 await context.write(self._next_frame())
             if self._broken:
                 raise Unavailable("the script breaks this stream", reason="SCRIPTED")
-            if (self.half_closed or self._drained) and all(sequence.finished for sequence in self.sequences.values()):
+            if (self.half_closed or self._drained or self._client_drained) and self._num_open == 0:
                 return
             self._wake.clear()
             await self._wake.wait()
@@ -214,11 +205,15 @@ class ScriptedSession:
                 rows[handle] = text
         self._rows = left
         waiting = {handle for handle, _ in left}
-        frame = tokenizer_pb2.SessionResponse(
-            handles=rows, texts=rows.values(), num_tokens=[1] * len(rows),
-            finishes=[finish for finish in self._finishes if finish.handle not in waiting],
-        )  # fmt: skip
+        ends = [finish for finish in self._finishes if finish.handle not in waiting]
         self._finishes = [finish for finish in self._finishes if finish.handle in waiting]
+        for finish in ends:
+            self.sequences[finish.handle].finished = True
+            self.events.append(("finish", finish.handle))
+        self._num_open -= len(ends)
+        frame = tokenizer_pb2.SessionResponse(
+            handles=rows, texts=rows.values(), num_tokens=[1] * len(rows), finishes=ends
+        )
         if self._drains_next and not self._drained:
             frame.drain.reason = "conformance"
             self._drained = True

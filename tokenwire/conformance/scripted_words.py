@@ -22,6 +22,8 @@ class Script:
 
     max_requests: int = 0
     """What hello says."""
+    num_waves: int = 0
+    """Begins to answer only when no more Submits come, so many times; see `Waves`."""
     drains: bool = False
     """Sends Drain after the text of a `hold`, which goes on once another stream has a Submit."""
     breaks: bool = False

@@ -97,6 +97,28 @@ def test_what_is_left_of_a_body_that_was_answered_holds_no_room() -> None:
     asyncio.run(main())
 
 
+def test_a_drain_does_not_wait_for_the_rest_of_a_body() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(drain_timeout_s=40.0) as (tier, live), contextlib.AsyncExitStack() as stack:
+            heads = (HEAD, HEAD.replace(b"/v1/chat/completions", b"/tokenwire.v1.GenerationService/ListModels"))
+            codings = (b"Content-Length: 3000\r\n\r\n" + b" " * 2000, CHUNKED + b"\r\n7d0\r\n" + b" " * 2000)
+            halves = [await stack.enter_async_context(connected(live)) for _ in range(4)]
+            for (_, writer), head, coding in zip(halves, heads * 2, (*codings, *codings[::-1]), strict=True):
+                writer.write(head + coding)
+            await live.until(lambda: live.server.http.bodies.num_bytes == 8000)
+            drain = asyncio.ensure_future(live.server.drain())
+            for reader, _ in halves:
+                async with asyncio.timeout(20):
+                    answer = await reader.read(-1)
+                assert status_of(answer) == 503 and b"connection: close" in answer and b"retry-after: 1" in answer
+                assert error_of(answer)["code"] == "shutting_down"
+            async with asyncio.timeout(20):
+                await drain
+            assert tier.requests == [] and live.server.http.bodies.num_bytes == 0
+
+    asyncio.run(main())
+
+
 def test_one_field_that_never_ends_is_refused_at_the_limit_of_heads() -> None:
     async def main() -> None:
         async with gateway_over_fake(max_header_bytes=4096) as (_, live):

@@ -38,8 +38,15 @@ def test_the_python_client_passes() -> None:
 @pytest.mark.parametrize("fault", faulty_client.FAULTS)
 def test_what_a_client_does_wrong_is_seen(fault: str) -> None:
     case, _, said = faulty_client.FAULTS[fault]
-    (result,) = results(f"{FAULTY} {fault}", case, timeout_s=3.0)
+    (result,) = results(f"{FAULTY} {fault}", case, timeout_s=3.0 if fault == "hangs" else 30.0)
     assert result.outcome == "fail" and said in result.reason
+
+
+@pytest.mark.parametrize("name", faulty_client.RIGHT)
+def test_what_is_allowed_passes(name: str) -> None:
+    case, _ = faulty_client.RIGHT[name]
+    (result,) = results(f"{FAULTY} {name}", case)
+    assert (result.outcome, result.reason) == ("pass", "")
 
 
 def test_skips_commands_and_exit_statuses() -> None:
@@ -47,6 +54,11 @@ def test_skips_commands_and_exit_statuses() -> None:
     assert (skipped.outcome, skipped.reason) == ("skip", "no TLS here")
     run = CliRunner().invoke(cli, ["conformance", "--client", "no-such-program", "--case", "generate"])
     assert run.exit_code == 1 and "no-such-program cannot be run" in run.output
+    for option in (("--target", "127.0.0.1:1"), ("--api-key", "k"), ("--model", "m"), ("--tls-ca", "ca.pem")):
+        run = CliRunner().invoke(cli, ["conformance", "--client", "x", *option])
+        assert run.exit_code == 2 and f"{option[0]} is of a server to try" in run.output
+    run = CliRunner(env={"TOKENWIRE_TARGET": "127.0.0.1:1"}).invoke(cli, ["conformance", "--client", "x", "--list"])
+    assert run.exit_code == 0, "what the environment says is for all commands"
     for command in (" ", "'x"):
         run = CliRunner().invoke(cli, ["conformance", "--client", command])
         assert run.exit_code == 2 and "--client" in run.output
