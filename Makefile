@@ -33,7 +33,7 @@ test-all: $(VENV)/.made-dev ## Run the tests that need more (Docker, other langu
 chaos: $(VENV)/.made-dev model ## Break every part under load and see that all promises hold; the table of docs/reliability.md (20 minutes)
 	$(BIN)/python -m pytest tests/chaos -m "chaos or extended" --faults-into docs/reliability.md $(ARGS)
 
-soak: $(VENV)/.made-dev model ## Mixed load for 20 minutes in which nothing may grow; soak/soak.csv and .svg (ARGS="--minutes 120")
+soak: $(VENV)/.made-dev model ## Mixed load for 20 minutes: texts, memory, descriptors, threads, latencies; soak/soak.csv and .svg (memory's growth is judged from 80 minutes on: ARGS="--minutes 120")
 	$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and its stubs
