@@ -16,7 +16,7 @@ AT_ONCE = 100
 """Connections that are being made at a time: fewer than the shortest queue of a listening socket."""
 OUTPUT_TOKENS = 2000
 """Of a stream that is held: more than it can get meanwhile."""
-ALIVE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+ALIVE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Holder(Protocol):
@@ -57,6 +57,8 @@ class HttpConnections:
         except (OSError, BadAnswer) as error:
             self.lost[type(error).__name__] += 1
         else:
+            if made.status != 200:
+                self.lost[f"status {made.status}"] += 1
             self._connections.append(made)
 
     def num_held(self) -> int:
