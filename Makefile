@@ -13,7 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all chaos soak fuzz check fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
+.PHONY: help up demo test test-all chaos soak fuzz check audit fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and 
 	$(BIN)/python -m scripts.protos --check
 	$(BIN)/python -m scripts.protocol_page --check
 	$(BIN)/python -m scripts.vectors --check
+
+audit: $(VENV)/.made-audit ## Ask PyPI's and OSV's advisory databases about every release in constraints.txt; fails where they do not answer
+	$(BIN)/python -m scripts.audit
 
 fmt: $(VENV)/.made-dev ## Format the code and sort its imports
 	$(BIN)/ruff check --fix --quiet .
@@ -96,13 +99,17 @@ doctor: $(VENV)/.made-all ## Can this machine serve? What to do if not
 clean: ## Remove the environment and caches; the model store stays
 	rm -rf $(VENV) build fuzz model_svc/native/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# One environment, five stamps: `up` installs what serves; `bench` adds plots, `profile` py-spy, `test` the tools, `fuzz`
-# atheris. A stamp is as old as the installation, which also compiles the kernels.
+# One environment, six stamps: `up` installs what serves; `bench` adds plots, `profile` py-spy, `audit` pip-audit, `test` the
+# tools, `fuzz` atheris. A stamp is as old as the installation, which also compiles the kernels.
 KERNELS := $(wildcard model_svc/native/*.cpp model_svc/native/*.h)
 INSTALLATION := pyproject.toml constraints.txt scripts/make-venv $(KERNELS)
 
 $(VENV)/.made-all: $(INSTALLATION)
 	@scripts/make-venv $(VENV) all
+	@touch $@
+
+$(VENV)/.made-audit: $(INSTALLATION)
+	@scripts/make-venv $(VENV) audit
 	@touch $@
 
 $(VENV)/.made-bench: $(INSTALLATION)
