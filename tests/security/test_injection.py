@@ -101,6 +101,7 @@ async def over_grpc(stack: WholeStack) -> None:
         with suppress(grpc.aio.AioRpcError):
             assert [answer async for answer in live.stub.Generate(request)]
     chat = gateway_pb2.ChatRequest(conversation={"messages": [{"role": HOSTILE, "content": HOSTILE}]})
+    chat.options.stop.max_tokens = 1
     with suppress(grpc.aio.AioRpcError):
         assert [answer async for answer in live.stub.Chat(chat)]
     with suppress(grpc.aio.AioRpcError):
