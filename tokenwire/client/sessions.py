@@ -82,7 +82,7 @@ class SessionCore:
         if deadline_s is not None:
             context.timeout_ms = max(1, round((deadline_s - time.monotonic()) * 1000))
         submit.handle = stream.open([(outputs, choice) for choice in range(num_outputs)])
-        outputs.place(stream, submit.handle)
+        outputs.place(stream, submit.handle, deadline_s)
         stream.submit(submit)
 
     async def close(self) -> None:

@@ -3,9 +3,12 @@
 import asyncio
 import gc
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.fakes.certificates import Certificates
@@ -13,7 +16,9 @@ from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
 from tokenwire.client import AsyncClient, Client, Finished, FinishReason, TextDelta
-from tokenwire.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, Unavailable
+from tokenwire.conformance.scripted import ScriptedGateway, add_to
+from tokenwire.conformance.scripted_words import Script
+from tokenwire.errors import DeadlineExceeded, Internal, InvalidRequest, Unauthenticated, Unavailable
 
 
 async def until(condition: Any) -> None:
@@ -193,6 +198,71 @@ def test_the_time_that_a_request_waits_for_room_is_its_own() -> None:
         async with AsyncClient("127.0.0.1:1") as client, client.session() as session:
             with pytest.raises(DeadlineExceeded, match="connection"):
                 await session.submit("a", timeout_s=0.2)
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def scripted() -> AsyncIterator[tuple[ScriptedGateway, str]]:
+    """A server that does what no right one does, where its words say so, and its address."""
+    gateway, server = ScriptedGateway(Script()), grpc.aio.server()
+    add_to(server, gateway)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield gateway, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def cancels(gateway: ScriptedGateway) -> list[tuple[str, int]]:
+    return [event for session in gateway.seen.sessions for event in session.events if event[0] == "cancel"]
+
+
+def test_a_silent_server_is_waited_for_no_longer_than_the_request_says() -> None:
+    def blocking(target: str) -> None:
+        with Client(target) as client, client.session() as session:
+            (output,) = session.submit("mute", timeout_s=0.1).outputs()
+            assert output.terminal.reason is FinishReason.DEADLINE
+            assert session.submit("a b").text() == "a b"
+
+    async def main() -> None:
+        async with scripted() as (gateway, target), AsyncClient(target) as client:
+            async with client.session(max_open=3) as session:
+                outputs = await session.submit("mute", timeout_s=0.1, num_choices=2)
+                ends = [each.terminal for each in await outputs.outputs()]
+                assert [end.reason for end in ends] == [FinishReason.DEADLINE] * 2
+                assert await (await session.submit("a b")).text() == "a b"
+                assert session._core._num_open == 2, "the server has them still, as far as is known"
+                await until(lambda: cancels(gateway) == [("cancel", 1), ("cancel", 2)])
+            await asyncio.to_thread(blocking, target)
+            await until(lambda: len(cancels(gateway)) == 3)
+
+    asyncio.run(main())
+
+
+def test_more_tokens_than_were_granted_end_the_stream() -> None:
+    async def main() -> None:
+        async with scripted() as (_, target), AsyncClient(target) as client, client.session() as session:
+            other, over = await session.submit("mute"), await session.submit("overrun", credit=99)
+            for outputs in (over, other):
+                with pytest.raises(Internal) as caught:
+                    await outputs.text()
+                assert caught.value.reason == "CREDIT_EXCEEDED"
+            enough = await session.submit("overrun", credit=98)
+            enough.grant(2)
+            assert (await anext(enough)) == TextDelta("overrun", 100)
+
+    asyncio.run(main())
+
+
+def test_leaving_a_block_takes_the_request_back() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live), AsyncClient(live.grpc_target) as client:
+            async with client.session() as session:
+                async with await session.submit("!hold a b") as held:
+                    await anext(held)
+                assert (await held.outputs())[0].terminal.reason is FinishReason.CANCELLED
 
     asyncio.run(main())
 
