@@ -15,10 +15,11 @@ from gateway.settings import GatewaySettings
 from gateway.streams import TextStream
 from gateway.submission import DEADLINE_GRACE_S
 from gateway.text_requests import TextRequest
-from tokenwire.errors import FieldViolation, InvalidRequest, TokenwireError, Unavailable, let_go
+from tokenwire.errors import FieldViolation, TokenwireError, Unavailable, let_go
 from tokenwire.requests import MAX_CHOICES, FinishReason, RequestContext, Terminal, deadline_after, numbered
 from tokenwire.sampling import refuse
 from tokenwire.telemetry.tracing import Tracer
+from tokenwire.token_calls import refuse_count
 from tokenwire.wire import CALL_ROUNDING, call_limit_s
 
 LAST_MOMENT_S = 0.015
@@ -146,9 +147,7 @@ class Generation:
 
     def refuse_prompt_count(self, num_prompts: int, field: str) -> None:
         """Raise InvalidRequest for no prompt at all and for too many."""
-        if not 1 <= num_prompts <= self.settings.max_prompts:
-            allowed = f"{num_prompts} prompts are not allowed: from 1 to {self.settings.max_prompts}"
-            raise InvalidRequest.of(field, allowed)
+        refuse_count(num_prompts, "prompts", field, self.settings.max_prompts)
 
 
 def arriving(

@@ -13,6 +13,7 @@ from gateway.generation import Generation
 from gateway.http.app import make_app
 from gateway.http.cors import with_cors
 from gateway.http.guard import HttpLimits
+from gateway.http.hosts import LoopbackHosts
 from gateway.http.server import HttpServer
 from gateway.identity.grpc_gate import GrpcGate
 from gateway.kserve.service import InferenceService
@@ -117,6 +118,7 @@ class Gateway:
                 max_unfinished_bytes=settings.max_unfinished_bytes,
             ),
             on_refused=metrics.http_refused,
+            refuse_host=LoopbackHosts(settings, identifier).refuse,
             tls=settings.tls,
             share_port=place is not None,
         )

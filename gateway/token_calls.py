@@ -6,7 +6,7 @@ Speaks the wire. Looks at sizes alone, not at what stands in a request.
 from typing import Any
 
 from gateway.estimates import BYTES_PER_TOKEN
-from tokenwire.token_calls import refuse_items
+from tokenwire.token_calls import refuse_counted, refuse_items
 from tokenwire.v1 import tokenizer_pb2
 
 SIZED = (tokenizer_pb2.TokenizeRequest, tokenizer_pb2.ApplyChatTemplateRequest, tokenizer_pb2.CountTokensRequest)
@@ -20,8 +20,7 @@ def refuse_too_many(request: Any, most: int) -> None:
     elif isinstance(request, tokenizer_pb2.DetokenizeRequest):
         refuse_items(len(request.sequences), "sequences", most)
     elif isinstance(request, tokenizer_pb2.CountTokensRequest):
-        texts, conversations = len(request.texts), len(request.conversations)
-        refuse_items(texts + conversations, "texts" if texts > conversations else "conversations", most)
+        refuse_counted(len(request.texts), len(request.conversations), most)
 
 
 def estimated_tokens(request: Any) -> int:

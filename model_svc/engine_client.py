@@ -232,19 +232,24 @@ class EngineClient:
         while True:
             try:
                 await self._serve(process)
+                self._tell_lost()
             finally:
-                status = await process.close()
-            log.error("the engine process was lost (exit status %s); %d sequences end", status, self.num_open)
-            self._process, self._info, self.epoch = None, None, 0
-            self.cache_events.restart(0)
-            self._metrics.engine_lost()
-            self._lose(Unavailable("the engine process was lost", reason="ENGINE_LOST", retry_after_s=RETRY_AFTER_S))
-            self.adapters.on_engine_lost()
-            self._on_state(False)
+                status = await process.close()  # has no end where it cannot be killed
+            log.error("the engine process that was lost has ended (exit status %s)", status)
             adapters = self.adapters.served
             process = await self._restart(replace(self.settings, adapters=adapters))
             self._adopt(process, adapters)
             log.info("the engine process runs again")
+
+    def _tell_lost(self) -> None:
+        """End what is open and refuse what comes, until there is another process."""
+        log.error("the engine process was lost; %d sequences end", self.num_open)
+        self._process, self._info, self.epoch = None, None, 0
+        self.cache_events.restart(0)
+        self._metrics.engine_lost()
+        self._lose(Unavailable("the engine process was lost", reason="ENGINE_LOST", retry_after_s=RETRY_AFTER_S))
+        self.adapters.on_engine_lost()
+        self._on_state(False)
 
     async def _restart(self, settings: EngineSettings) -> EngineProcess:
         backoff_s = FIRST_BACKOFF_S

@@ -23,7 +23,7 @@ from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import StopParams, refuse
 from tokenwire.session_server import run_session
 from tokenwire.settings import ServerSettings
-from tokenwire.token_calls import refuse_items
+from tokenwire.token_calls import refuse_counted, refuse_items
 from tokenwire.v1 import tokenizer_pb2 as pb
 from tokenwire.v1 import tokenizer_pb2_grpc
 from tokenwire.wire import usage_to_wire
@@ -180,8 +180,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """How many token ids texts and conversations are."""
         self._tier.check_model(request.model)
         _require(request.texts or request.conversations, "texts", "at least one text or conversation is needed")
-        num_texts, num_conversations = len(request.texts), len(request.conversations)
-        refuse_items(num_texts + num_conversations, "texts" if num_texts > num_conversations else "conversations")
+        refuse_counted(len(request.texts), len(request.conversations))
         add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
         split, tokenizer, encoder = request.split_special_tokens, self._tier.tokenizer, self._tier.encoder
         texts = list(request.texts)

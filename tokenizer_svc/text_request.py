@@ -18,6 +18,7 @@ from tokenwire.constraints import Constraint, ConstraintForm
 from tokenwire.embeddings import generates_nothing
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.requests import GenerationOptions, RequestContext
+from tokenwire.sampling import refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
 def constraint_of(request: TextRequest, tier: Tier, prompt: EncodedPrompt) -> Constraint | None:
     """What the output must look like: what the client says, or the call it asks for, behind the model's reasoning.
 
-    Raises InvalidRequest where the client asks for both, or for a call that cannot be forced.
+    Raises InvalidRequest where the client asks for both, or for a call that cannot be forced or of too many tools.
     """
     constraint = request.options.constraint
     calls = tier.answers.forced_calls(request.input)
@@ -100,6 +101,7 @@ def constraint_of(request: TextRequest, tier: Tier, prompt: EncodedPrompt) -> Co
         if constraint is not None:
             field, description = "options.constraint", "is not allowed with a tool that must be called"
             raise InvalidRequest.of(field, description)
+        refuse([FieldViolation("conversation.tools", each.description) for each in calls.violations("")])
         constraint = Constraint(ConstraintForm.CALLS, calls=calls)
     if constraint is None or constraint.before is not None:
         return constraint

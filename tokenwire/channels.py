@@ -55,10 +55,16 @@ CANCELLED without a word; a tier's own bounds refuse with a reason and a time to
 """
 
 
+IDENTITY_ONLY = 1
+"""Bits of the compression algorithms that are read, of which 1 is none: a message of a few kilobytes could become any
+size, some releases of gRPC inflate it before they look at it, and JSON bodies are not read compressed either.
+"""
+
+
 def server_options(
     max_message_bytes: int, *, share_port: bool = False, max_age_s: float = 0.0, age_grace_s: float = 0.0
 ) -> list[tuple[str, Any]]:
-    """Options of a tier's server: pings are welcome, messages are bounded, a taken port is an error.
+    """Options of a tier's server: pings are welcome, messages are bounded and not compressed, a taken port is an error.
 
     `share_port`: other processes of this tier listen on the same port. `max_age_s`: after so long, give or take a
     tenth, a connection is told to go (GOAWAY), and after `age_grace_s` more it is cut; 0: never.
@@ -74,6 +80,7 @@ def server_options(
         ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         ("grpc.so_reuseport", int(share_port)),
+        ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
+from tokenwire.token_calls import refuse_count
 
 MAX_INPUTS = 2048
 """Of one call."""
@@ -60,8 +61,7 @@ def generates_nothing(model: str) -> FailedPrecondition:
 
 def refuse_inputs(sizes: Sequence[int], field: str) -> None:
     """Raise InvalidRequest for no input, too many, and empty ones. `sizes`: the length of each."""
-    if not 1 <= len(sizes) <= MAX_INPUTS:
-        raise InvalidRequest.of(field, f"{len(sizes)} inputs are not allowed: from 1 to {MAX_INPUTS} in one call")
+    refuse_count(len(sizes), "inputs", field, MAX_INPUTS)
     for index, size in enumerate(sizes):
         if not size:
             raise InvalidRequest.of(f"{field}[{index}]", "is empty: nothing can be embedded of it")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenwire.cutting import cut
+from tokenwire.visible import visible
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMS = ("readable", "json")
@@ -35,12 +36,15 @@ class ReadableFormatter(logging.Formatter):
         self.tier = tier
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it when there is one."""
+        """One line, and the traceback below it, indented, when there is one: what looks like a line is one."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
         pairs = " ".join(f"{k}={_word(v)}" for k, v in _fields_of(record).items())
-        line = f"{clock} {record.levelname.lower():<7} {self.tier:<9} {cut(record.getMessage(), MAX_MESSAGE_BYTES)}"
+        message = visible(cut(record.getMessage(), MAX_MESSAGE_BYTES))
+        line = f"{clock} {record.levelname.lower():<7} {self.tier:<9} {message}"
         line = f"{line}  {pairs}" if pairs else line
-        return f"{line}\n{_traceback(self, record.exc_info)}" if record.exc_info else line
+        if record.exc_info:
+            line += "".join(f"\n  {visible(row)}" for row in _traceback(self, record.exc_info).split("\n"))
+        return line
 
 
 class JsonFormatter(logging.Formatter):

@@ -101,7 +101,7 @@ def session_drain(session: Session) -> None:
     tell_all([held, session.submit("one two")])
 
 
-def tell_broken(held: BlockingSessionOutputs) -> None:
+def tell_broken(held: BlockingSessionOutputs, index: int = 0) -> None:
     text = ""
     try:
         for event in held:
@@ -111,7 +111,7 @@ def tell_broken(held: BlockingSessionOutputs) -> None:
                 case Finished():
                     raise SystemExit("the output ended though its stream broke")
     except TokenwireError as error:
-        print(json.dumps({"output": 0, "text": text, "error": told(error)}))
+        print(json.dumps({"output": index, "text": text, "error": told(error)}))
 
 
 def session_too_many_choices(session: Session) -> None:
@@ -166,7 +166,7 @@ ON_SESSIONS: dict[str, Any] = {
     "session-lost": lambda s: tell_broken(s.submit("hold on")),
     "session-future": lambda s: tell_all([s.submit("one two"), s.submit("three")]),
     "session-too-many-choices": session_too_many_choices,
-    "session-time-limit": lambda s: tell_all([s.submit("mute", timeout_s=1)]),
+    "session-time-limit": lambda s: tell_broken(s.submit("mute", timeout_s=1)),
     "session-no-hello": session_no_hello,
     "session-overrun": lambda s: tell_broken(s.submit("overrun", credit=2)),
     "session-bad-frame": lambda s: tell_broken(s.submit("crooked")),

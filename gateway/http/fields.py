@@ -30,6 +30,7 @@ from tokenwire.sampling import (
     SamplingParams,
     StopParams,
 )
+from tokenwire.token_calls import refuse_count
 
 UINT32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Penalty = Annotated[float, Field(json_schema_extra={"minimum": -MAX_PENALTY, "maximum": MAX_PENALTY})]
@@ -212,8 +213,7 @@ def prompts_of(value: Any, field: str, most: int, noun: str = "prompts") -> list
     Raises InvalidRequest. How many there are is looked at before what they are.
     """
     prompts = value if isinstance(value, list) and not _is_token_ids(value) else [value]
-    if not 1 <= len(prompts) <= most:
-        raise InvalidRequest.of(field, f"{len(prompts)} {noun} are not allowed: from 1 to {most} in one call")
+    refuse_count(len(prompts), noun, field, most)
     found: list[str | tuple[int, ...]] = []
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):

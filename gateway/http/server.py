@@ -92,13 +92,15 @@ class HttpServer:
         *,
         limits: HttpLimits,
         on_refused: Callable[[str], None],
+        refuse_host: Callable[[bytes], None],
         tls: ServerTls | None = None,
         share_port: bool = False,
     ) -> None:
         """`share_port`: this is one of several workers, for whom the port is held. Raises FailedPrecondition.
 
-        `on_refused`: told the reason of each request that is not let in. Whether anybody may be let in without being
-        asked is the gRPC server's to say, which listens on the same host.
+        `on_refused`: told the reason of each request that is not let in. `refuse_host`: raises TokenwireError for a
+        `Host` field that is not answered. Whether anybody may be let in without being asked is the gRPC server's to
+        say, which listens on the same host.
         """
         self.port = port
         self._host = host
@@ -118,6 +120,7 @@ class HttpServer:
                 limits=limits,
                 on_refused=on_refused,
                 is_draining=lambda: self._draining,
+                refuse_host=refuse_host,
                 batch=Batch(),
                 bodies=self.bodies,
             ),
@@ -166,7 +169,7 @@ class HttpServer:
             server.close()
 
     def close_idle(self) -> None:
-        """Close the connections that wait for no answer, and the others when they have theirs."""
+        """Close the connections that wait for no answer, and the others when they have theirs; bodies come too late."""
         for connection in list(self._uvicorn.server_state.connections):
             connection.shutdown()
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.load import Load
-from tests.chaos.scenario import Record, more
+from tests.chaos.scenario import Record
 from tests.chaos.stack import ChaosStack, chaos_stack
+from tests.fakes.load import Load
 from tokenwire.models import home
 
 
@@ -54,10 +54,10 @@ def stack(model_folder: Path, fault_file: Path, tmp_path_factory: pytest.TempPat
 
 async def warm(stack: ChaosStack) -> None:
     """Some load, so that pools and caches are as large as they will be."""
-    load = Load(stack.target, stack.http_url)
+    load = Load([stack.target], [stack.http_url])
     await load.learn()
     running = asyncio.ensure_future(load.run())
-    await more(load, 100, running)
+    await load.until_served(100, running)
     load.stop = True
     await running
     assert not load.ledger.broken and set(load.ledger.outcomes) <= {"ok", "cancelled"}, load.ledger

@@ -5,12 +5,13 @@ One gateway, two tokenizer tiers, two model tiers; each may be killed, stopped a
 
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.processes import Held, held, scrape, until_idle
+from tests.chaos.wall_clock import WallClock
 from tests.e2e.tier_processes import TierProcesses
 from tests.fakes.background import in_background
 from tests.fakes.proxy import Proxy
@@ -153,12 +154,16 @@ class ChaosStack:
 
 
 @contextmanager
-def chaos_stack(folder: Path, logs: Path, *model_flags: str, **environ: str) -> Iterator[ChaosStack]:
-    """Started and serving. `model_flags`, `environ`: the model tiers'."""
+def chaos_stack(
+    folder: Path, logs: Path, *model_flags: str, clocks: Sequence[WallClock] = (), **environ: str
+) -> Iterator[ChaosStack]:
+    """Started and serving. `model_flags`, `environ`: the model tiers'. `clocks`: the members', in their order."""
     with TierProcesses(logs) as tiers, ExitStack() as proxies:
         stack = ChaosStack(tiers, proxies, folder, model_flags)
         for member in stack.models:
-            member.environ = environ
+            member.environ.update(environ)
+        for member, clock in zip(stack.members, clocks, strict=False):
+            member.environ.update(clock.environ)
         try:
             stack.start_all()
             yield stack

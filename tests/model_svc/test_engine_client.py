@@ -11,6 +11,7 @@ from model_svc.engine.sequence import Sequence
 from model_svc.engine_process import EngineProcess
 from model_svc.settings import EngineSettings
 from tests.fakes.live_model_tier import LiveTier, RawSession, live_model_tier, token_request
+from tokenwire.errors import Unavailable
 from tokenwire.requests import Terminal
 from tokenwire.sampling import NEUTRAL, StopParams
 from tokenwire.status import from_wire
@@ -121,3 +122,35 @@ def test_an_engine_process_that_cannot_be_made_for_the_moment_is_tried_again(mon
             os.kill(pid, signal.SIGKILL)
             await until_back(live, epoch)
             assert tries == 3
+
+
+def test_a_process_that_does_not_end_keeps_nobody_from_hearing_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = EngineProcess.close
+
+    async def main() -> None:
+        ends = asyncio.Event()
+
+        async def ends_late(process: EngineProcess) -> int | None:
+            await ends.wait()
+            return await close(process)
+
+        async with live_model_tier() as live:
+            engine = live.tier.engine
+            epoch, pid = engine.epoch, engine.pid
+            session = await RawSession.open(live.stub)
+            await session.submit({1: token_request([1], max_tokens=8000)})
+            await session.read()
+            monkeypatch.setattr(EngineProcess, "close", ends_late)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            try:
+                await session.read_until_finished(1)
+                assert from_wire(session.finishes[1].error).reason == "ENGINE_LOST"
+                assert engine.pid is None and engine.room == (0, 0)
+                with pytest.raises(Unavailable):
+                    engine.admit([])
+            finally:
+                ends.set()
+            await until_back(live, epoch)
+
+    asyncio.run(main())

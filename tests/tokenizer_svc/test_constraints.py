@@ -1,15 +1,19 @@
 """Constraints on their way through the tokenizer tier: unchanged but for the reasoning an answer may begin with."""
 
 import asyncio
+import json
 from pathlib import Path
 
-from tests.fakes.live_tokenizer_tier import TextPeer, live_tokenizer_tier, text_request
+import pytest
+
+from tests.fakes.live_tokenizer_tier import TextPeer, live_tokenizer_tier, text_request, tokenizer_over_fake
 from tests.fakes.model_tier import fake_model_tier
 from tests.fakes.tokenizers_trained import write_folder
 from tests.fakes.tool_model import tool_folder
 from tests.tokenizer_svc.test_answers import ASK, chosen
 from tokenizer_svc.chat_template import Conversation
 from tokenwire.constraints import FreeText, regex
+from tokenwire.errors import InvalidRequest
 from tokenwire.v1 import common_pb2
 from tokenwire.wire import options_from_wire
 
@@ -42,5 +46,31 @@ def test_a_constraint_goes_down_and_the_form_is_asked_of_the_answer_alone(tmp_pa
                 assert found is not None and found.form is regex("a").form and found.text == "[ab]+"
                 expected = [None, FreeText("<think>", "</think>"), FreeText("<x>", "</x>")]
                 assert found.before == expected[handle - 1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("num_tools", "description_bytes", "told"), [(1, 300_000, "bytes of schemas are too many"), (300, 10, "1 to 256")]
+)
+def test_tools_that_are_too_much_to_be_called_by_force_are_the_callers_own_error(
+    num_tools: int, description_bytes: int, told: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(tool_folder(tmp_path)) as (below, _, peer):
+            huge, other = text_request(), text_request("Once")
+            huge.conversation.messages.add(role="user", content="hi")
+            huge.conversation.required_tool = "*"
+            parameters = json.dumps({"type": "object", "description": "d" * description_bytes})
+            for number in range(num_tools):
+                huge.conversation.tools.add(name=f"tool{number}", parameters_json=parameters)
+            huge.truncation.max_tokens = 16
+            await peer.submit(1, huge)
+            error = (await peer.end(1)).error
+            assert isinstance(error, InvalidRequest) and told in error.message
+            assert [violation.field for violation in error.violations] == ["conversation.tools"]
+            assert not below.requests
+            await peer.submit(2, other)
+            assert (await peer.end(2)).error is None
 
     asyncio.run(main())

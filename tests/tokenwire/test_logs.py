@@ -44,6 +44,28 @@ def test_no_line_is_as_long_as_a_client_likes(formatter: logging.Formatter) -> N
     assert len(line.encode()) < 32_000 and "4000000 bytes" in line and "tokens" in line
 
 
+HOSTILE = "a\r\n12:00:01.123 info    gateway   key revoked\x1b[2J\x1b]52;c;eA==\x07\x85\u2028\u202e\x00\ud800"
+
+
+def test_a_message_begins_no_line_and_steers_no_terminal() -> None:
+    line = ReadableFormatter("gateway").format(record(f"{HOSTILE} failed"))
+    assert line.isprintable() and len(line.splitlines()) == 1
+    assert "a\\x0d\\x0a12:00:01.123 info    gateway   key revoked\\x1b[2J" in line and line.endswith(" failed")
+    assert len(JsonFormatter("gateway").format(record(HOSTILE, model=HOSTILE)).splitlines()) == 1
+
+
+def test_lines_of_a_traceback_look_like_no_event() -> None:
+    made = record("failed")
+    try:
+        raise ValueError(HOSTILE + '\n12:00:01.123 info    gateway   forged\n{"tier": "gateway"}')
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    first, *rest = ReadableFormatter("gateway").format(made).split("\n")
+    assert first.endswith("failed") and rest[0] == "  Traceback (most recent call last):"
+    assert all(line.startswith("  ") and line.isprintable() for line in rest)
+    assert "\n" not in JsonFormatter("gateway").format(made)
+
+
 def test_what_would_begin_a_line_or_steer_a_terminal_is_quoted() -> None:
     for text in ("a\nb", "a\rb", "a\x1b[2Jb", "a\u2028b", "a\x85b"):
         line = ReadableFormatter("gateway").format(record("done", model=text))

@@ -1,6 +1,7 @@
 """Shows what a request gives: text as it comes, whole outputs, JSON, and how fast it was. Makes no requests."""
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import click
 
 from tokenwire.client import Finished, Output, Stream, TextDelta, TokenLogprob
+from tokenwire.visible import visible
 
 
 @dataclass
@@ -50,6 +52,11 @@ class Speed:
         return ", ".join(words)
 
 
+def for_terminal(text: str) -> str:
+    """A server's text, as it is for a pipe or a file; on a terminal what would steer that is written out."""
+    return visible(text, keep="\n\t") if sys.stdout.isatty() else text
+
+
 def show_stream(stream: Stream, shown: list[str] | None = None) -> tuple[Output, Speed]:
     """Print the text of a stream of one output as it comes, its reasoning dimmed, and append the text to `shown`.
 
@@ -62,17 +69,18 @@ def show_stream(stream: Stream, shown: list[str] | None = None) -> tuple[Output,
         if isinstance(event, TextDelta):
             speed.add(event.num_tokens)
             if event.reasoning:
-                click.secho(event.reasoning, nl=False, dim=True)
+                click.secho(for_terminal(event.reasoning), nl=False, dim=True)
                 thinking = True
             if event.text:
-                click.echo(f"\n{event.text}" if thinking else event.text, nl=False)
+                text = for_terminal(event.text)
+                click.echo(f"\n{text}" if thinking else text, nl=False)
                 thinking = False
             shown.append(event.text)
         elif isinstance(event, Finished):
             click.echo()
     (output,) = stream.outputs()
     for call in output.tool_calls:
-        click.secho(f"(calls {call.name} {call.arguments})", dim=True)
+        click.secho(for_terminal(f"(calls {call.name} {call.arguments})"), dim=True)
     if output.error is not None:
         raise output.error
     return output, speed
@@ -82,7 +90,7 @@ def show_outputs(outputs: list[Output]) -> None:
     """Print whole outputs under a line that says which is which. Raises the first error, after all outputs."""
     for output in outputs:
         click.secho(f"--- prompt {output.index}, choice {output.choice}: {output.terminal.reason.value}", dim=True)
-        click.echo(output.text)
+        click.echo(for_terminal(output.text))
     for output in outputs:
         if output.error is not None:
             raise output.error

@@ -19,6 +19,7 @@ from tokenwire.cli.options import (
 )
 from tokenwire.client import CallOptions, Client, Message
 from tokenwire.errors import TokenwireError
+from tokenwire.visible import visible
 
 if find_spec("readline"):
     importlib.import_module("readline")  # gives input() its line editing and history; not on every platform
@@ -124,6 +125,6 @@ class Conversation:
                 except KeyboardInterrupt:
                     click.echo(" (stopped)")
         except TokenwireError as error:
-            click.echo(f"\n{error}", err=True)
+            click.echo("\n" + visible(str(error), keep="\n\t"), err=True)
             return
         self.messages = [*asked, Message("assistant", "".join(said))]

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tokenwire.cli.answers import show_json, show_outputs, show_stream
+from tokenwire.cli.answers import for_terminal, show_json, show_outputs, show_stream
 from tokenwire.cli.options import (
     connected,
     generation_options,
@@ -116,4 +116,4 @@ def detokenize(token_ids: tuple[int, ...], target: str, model: str, special: boo
     """Print the text of the TOKEN_IDs."""
     with connected(target) as client:
         (text,) = client.detokenize(token_ids, model=model, skip_special_tokens=not special)
-    click.echo(json.dumps({"text": text}, ensure_ascii=False) if as_json else text)
+    click.echo(json.dumps({"text": text}, ensure_ascii=False) if as_json else for_terminal(text))

@@ -20,6 +20,7 @@ from tokenwire.errors import TokenwireError
 from tokenwire.health import is_serving
 from tokenwire.status import from_rpc_error
 from tokenwire.version import __version__
+from tokenwire.visible import visible
 
 
 class TypedErrorGroup(click.Group):
@@ -31,7 +32,7 @@ class TypedErrorGroup(click.Group):
             return super().invoke(ctx)
         except TokenwireError as error:
             retry = "" if error.retry_after_s is None else f" (try again in {error.retry_after_s:g} s)"
-            raise click.ClickException(f"{error.message}{retry}") from None
+            raise click.ClickException(visible(f"{error.message}{retry}", keep="\n\t")) from None
 
 
 @click.group(cls=TypedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tokenwire.cli.answers import Speed
+from tokenwire.cli.answers import Speed, for_terminal
 from tokenwire.cli.examples import QUESTION, embedding_examples, examples
 from tokenwire.cli.log_stream import show_line
 from tokenwire.cli.models import store_with_bars
@@ -325,7 +325,7 @@ async def answer(running: Up, question: str) -> None:
             async for event in stream:
                 if isinstance(event, TextDelta):
                     speed.add(event.num_tokens)
-                    click.echo(event.text, nl=False)
+                    click.echo(for_terminal(event.text), nl=False)
             click.echo()
             (output,) = await stream.outputs()
     if output.error is not None:

@@ -1,6 +1,7 @@
 """The commands that talk with a gateway, run as click runs them, against a fake gateway."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -207,3 +208,14 @@ def test_reasoning_and_calls_are_shown(run: Any) -> None:
     (output,) = json.loads(run("chat", "think so then", "--json").stdout)["outputs"]
     assert (output["reasoning"], output["text"]) == ("think", " so then")
     assert output["tool_calls"] == [{"id": "call_1", "name": "then", "arguments": "{}"}]
+
+
+def test_an_answer_steers_no_terminal(gateway: FakeGateway) -> None:
+    hostile = "red\x1b[31m title\x1b]0;x\x07 clear\x9b2J"
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "tokenwire.cli.main", "chat", "--target", gateway.target, hostile]
+    with os.fdopen(slave, "wb") as terminal, os.fdopen(master, "rb") as screen:
+        subprocess.run(command, stdout=terminal, stderr=subprocess.STDOUT, timeout=60, check=True)
+        said = os.read(screen.fileno(), 65536).decode()
+    assert r"red\x1b[31m title\x1b]0;x\x07 clear\x9b2J" in said
+    assert "\x1b" not in said and "\x9b" not in said
