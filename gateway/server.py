@@ -128,6 +128,7 @@ class Gateway:
         """Begin connecting to the tokenizer tiers, and listen on both ports. Raises FailedPrecondition."""
         self.http.bind()
         try:
+            self.grpc.refuse_port_in_use()
             self.backends.start()
             await self._until_first_contact()
             await self.grpc.start()
