@@ -16,7 +16,7 @@ from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
 from tokenwire.client import AsyncClient, AsyncSessionOutputs, Client, Finished, FinishReason, TextDelta
-from tokenwire.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, Unavailable
+from tokenwire.errors import DeadlineExceeded, Internal, InvalidRequest, Unauthenticated, Unavailable
 from tokenwire.requests import CancelReason
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 
@@ -377,6 +377,32 @@ async def silent(requests: Any, context: Any) -> None:
 async def mute(requests: Any, context: Any) -> None:
     """One that does not even say Hello."""
     await asyncio.Event().wait()
+
+
+async def overrun(requests: Any, context: Any) -> None:
+    """Sends each request 100 tokens at once."""
+    await context.write(tokenizer_pb2.SessionResponse(hello=common_pb2.Hello(protocol_version=1)))
+    async for frame in requests:
+        handles = [submit.handle for submit in frame.submits]
+        tokens = [100] * len(handles)
+        await context.write(
+            tokenizer_pb2.SessionResponse(handles=handles, texts=["a"] * len(handles), num_tokens=tokens)
+        )
+
+
+def test_more_tokens_than_were_granted_end_the_stream() -> None:
+    async def main() -> None:
+        async with server_whose_sessions(overrun) as target, AsyncClient(target) as client, client.session() as session:
+            other = await session.submit("a")
+            assert (await anext(other)) == TextDelta("a", 100)
+            over = await session.submit("b", credit=99)
+            for outputs in (over, other):
+                with pytest.raises(Internal) as caught:
+                    await outputs.text()
+                assert caught.value.reason == "CREDIT_EXCEEDED"
+            assert (await anext(await session.submit("c", credit=100))) == TextDelta("a", 100)
+
+    asyncio.run(main())
 
 
 @asynccontextmanager
