@@ -13,6 +13,7 @@ from gateway.generation import Generation
 from gateway.http.app import make_app
 from gateway.http.cors import with_cors
 from gateway.http.guard import HttpLimits
+from gateway.http.hosts import LoopbackHosts
 from gateway.http.server import HttpServer
 from gateway.identity.grpc_gate import GrpcGate
 from gateway.kserve.service import InferenceService
@@ -24,6 +25,7 @@ from gateway.settings import GatewaySettings
 from gateway.web.calls import WebCalls
 from gateway.web.methods import WebMethods
 from tokenwire.errors import Unavailable
+from tokenwire.invariants import look
 from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 from tokenwire.logs import fields
 from tokenwire.open_files import connections_within
@@ -117,6 +119,7 @@ class Gateway:
                 max_unfinished_bytes=settings.max_unfinished_bytes,
             ),
             on_refused=metrics.http_refused,
+            refuse_host=LoopbackHosts(settings, identifier).refuse,
             tls=settings.tls,
             share_port=place is not None,
         )
@@ -126,6 +129,7 @@ class Gateway:
         """Begin connecting to the tokenizer tiers, and listen on both ports. Raises FailedPrecondition."""
         self.http.bind()
         try:
+            self.grpc.refuse_port_in_use()
             self.backends.start()
             await self._until_first_contact()
             await self.grpc.start()
@@ -201,6 +205,8 @@ class Gateway:
                     await self.backends.changed.wait()
             self.backends.changed.clear()
             self.backends.show_tiers()
+            if self.settings.check_invariants:
+                look(self.backends.room.check_integrity)
             if self.backends.ready != serving:
                 serving = not serving
                 await self.grpc.set_serving(serving)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from model_svc.adapter_config import CONFIG_NAME, WEIGHTS_NAME
 from model_svc.engine.adapters import AdapterOutcome, LoadAdapter
 from tokenwire.errors import (
     AlreadyExists,
@@ -168,7 +169,7 @@ def check_at_start(adapters: Sequence[tuple[str, str]], model: str, max_adapters
 
 
 def folder_below(root: str, path: str) -> str:
-    """The folder that `path`, absolute or relative to `root`, means, links resolved: `root` or below it.
+    """The folder that `path`, absolute or relative to `root`, means, links resolved: `root` or below it, its files too.
 
     Raises FailedPrecondition without a root, PermissionDenied for a path that leads elsewhere.
     """
@@ -182,6 +183,8 @@ def folder_below(root: str, path: str) -> str:
         raise InvalidRequest.of("path", description)
     allowed = Path(root).resolve()
     found = (allowed / path).resolve()
-    if not found.is_relative_to(allowed):
-        raise PermissionDenied(f"path: {path!r} is not below adapter_folder", reason="ADAPTER_PATH_OUTSIDE")
+    for name in ("", CONFIG_NAME, WEIGHTS_NAME):
+        if not (found / name).resolve().is_relative_to(allowed):
+            what = f"{path!r:.300}, {name}," if name else f"{path!r:.300}"
+            raise PermissionDenied(f"path: {what} is not below adapter_folder", reason="ADAPTER_PATH_OUTSIDE")
     return str(found)

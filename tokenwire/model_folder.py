@@ -64,6 +64,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         values: dict[str, Any] = json.loads(path.read_bytes())
         files = {name: FileRecord(**record) for name, record in values.pop("files").items()}
+        if not all(map(is_file_name, files)):
+            raise ValueError("it names files that are not in its folder")
         return Manifest(**values, files=files)
     except FileNotFoundError:
         return None
@@ -86,6 +88,7 @@ def check_folder(folder: Path) -> Manifest | None:
                 f"{path}: {path.stat().st_size} bytes instead of {record.num_bytes}", reason="MODEL_DAMAGED"
             )
     check_config(folder)
+    check_links(folder)
     for path in weight_files(folder):
         check_safetensors(path)
     if not (folder / "tokenizer.json").is_file():
@@ -113,6 +116,29 @@ def verify_folder(folder: Path, progress: Progress) -> Manifest | None:
     return manifest
 
 
+def is_file_name(name: Any) -> bool:
+    """Whether this names a file of a folder, and none elsewhere."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"}.intersection(name)
+
+
+def check_links(folder: Path) -> None:
+    """Raise FailedPrecondition for a file that is a link out of the folder, other than weights.
+
+    A tokenizer's files are given to clients, and templates are shown to them. What the hub's client keeps, links to the
+    files of its cache, is in order.
+    """
+    own = folder.resolve()
+    roots = [own, own.parent.parent / "blobs"] if own.parent.name == "snapshots" else [own]
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        if not path.is_symlink() or path.suffix == ".safetensors":
+            continue
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise FailedPrecondition(
+                f"{path}: a link out of the folder, which might give clients any file; copy what it leads to",
+                reason="MODEL_DAMAGED",
+            )
+
+
 def check_config(folder: Path) -> None:
     """Raise FailedPrecondition unless config.json is there and names a model type."""
     path = folder / "config.json"
@@ -134,12 +160,18 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FailedPrecondition(
                 f"{index}: not readable ({type(error).__name__}: {error})", reason="MODEL_DAMAGED"
             ) from None
-        return [folder / name for name in names]
+        for name in names:
+            if not is_file_name(name) or not name.endswith(".safetensors"):
+                raise FailedPrecondition(
+                    f"{index}: {name!r:.80} names no safetensors file of this folder, and nothing else is loaded",
+                    reason="MODEL_DAMAGED",
+                )
+        return [folder / name for name in sorted(names)]
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         pickles = any(path for pattern in PICKLES for path in folder.glob(pattern))

@@ -36,7 +36,7 @@ from tokenwire.model_folder import (
 
 log = logging.getLogger("tokenwire.models")
 
-HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w.-]*(/[\w][\w.-]*)*))?")
 CONVERT_COMMAND = (sys.executable, "-m", "model_svc", "convert")
 PIP_COMMAND = (sys.executable, "-m", "pip")
 GGUF_GROWTH = 9

@@ -84,27 +84,33 @@ class GrpcServer:
         add_to_server(servicer, self.server)
         self.services.append(descriptor.full_name)
 
+    def refuse_port_in_use(self) -> None:
+        """Raise FailedPrecondition where `start` would: for who has something to wait for before."""
+        if not self._share_port and not is_free(self.settings.port, self.settings.host):
+            raise self._port_in_use()
+
     async def start(self) -> int:
         """Listen; returns the port. Raises FailedPrecondition when the address cannot be used."""
         names = [*self.services, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self.server)
+        self.refuse_port_in_use()  # gRPC would print lines of its own
         address = join_host_port(self.settings.host, self.settings.port)
-        message = f"cannot listen on {address}: the port is in use or the address is not of this machine"
-        refusal = FailedPrecondition(f"{message}; give another with --port or --host", reason="PORT_IN_USE")
-        # Asked first: gRPC would print lines of its own.
-        if not self._share_port and not is_free(self.settings.port, self.settings.host):
-            raise refusal
         try:
             if self._credentials is None:
                 self.port = self.server.add_insecure_port(address)
             else:
                 self.port = self.server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
-            raise refusal from error
+            raise self._port_in_use() from error
         await self.set_serving(False)
         await self.health.set(LIVENESS, SERVING)
         await self.server.start()
         return self.port
+
+    def _port_in_use(self) -> FailedPrecondition:
+        address = join_host_port(self.settings.host, self.settings.port)
+        message = f"cannot listen on {address}: the port is in use or the address is not of this machine"
+        return FailedPrecondition(f"{message}; give another with --port or --host", reason="PORT_IN_USE")
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health checks whether this tier can answer. A full queue is not ill health."""

@@ -11,16 +11,19 @@ SAMPLE_S = 0.25
 
 def tree(pid: int, others: frozenset[int] = frozenset()) -> list[psutil.Process]:
     """The process and all below it, without the trees of `others`. Empty when it is gone."""
+    found: list[psutil.Process] = []
     try:
-        root = psutil.Process(pid)
-        found, waiting = [], [root]
-        while waiting:
-            process = waiting.pop()
-            found.append(process)
-            waiting += [child for child in process.children() if child.pid not in others]
-        return found
+        waiting = [psutil.Process(pid)]
     except psutil.NoSuchProcess:
-        return []
+        return found
+    while waiting:
+        process = waiting.pop()
+        try:
+            waiting += [child for child in process.children() if child.pid not in others]
+        except psutil.NoSuchProcess:
+            continue  # it has ended meanwhile
+        found.append(process)
+    return found
 
 
 def cpu_s(pid: int, others: frozenset[int] = frozenset()) -> float:

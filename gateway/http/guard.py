@@ -66,17 +66,20 @@ class GuardedConnection(Connection):
         limits: HttpLimits,
         on_refused: Callable[[str], None],
         is_draining: Callable[[], bool],
+        refuse_host: Callable[[bytes], None],
         bodies: BodyRoom,
         **kwargs: Any,
     ) -> None:
         """`on_refused`: told the reason of each request not let in. `is_draining`: every answer is its last.
 
+        `refuse_host`: raises TokenwireError for a `Host` field that is not answered.
         `bodies`: what has come of bodies, on all connections together.
         """
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._on_refused = on_refused
         self._is_draining = is_draining
+        self._refuse_host = refuse_host
         self._bodies = bodies
         self._body_bytes = 0
         """What has come of a body that is not whole."""
@@ -179,9 +182,14 @@ class GuardedConnection(Connection):
             self._refuse_head(InvalidRequest("the request's path has control characters", reason="MALFORMED_PATH"))
         if len(self.pipeline) >= MAX_PIPELINED:
             self._refuse_head(InvalidRequest("too many requests wait behind another on this connection"))
-        num_hosts = sum(name == b"host" for name, _ in self.headers)
-        if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
-            self._refuse_head(InvalidRequest(f"the request has {num_hosts} Host fields: one is needed"))
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            self._refuse_head(InvalidRequest(f"the request has {len(hosts)} Host fields: one is needed"))
+        try:
+            for host in hosts:
+                self._refuse_host(host)
+        except TokenwireError as error:
+            self._refuse_head(error)
         self._in_body = True
         super().on_headers_complete()
         if self._is_draining() or self.loop.time() >= self._leaves_s:

@@ -92,13 +92,15 @@ class HttpServer:
         *,
         limits: HttpLimits,
         on_refused: Callable[[str], None],
+        refuse_host: Callable[[bytes], None],
         tls: ServerTls | None = None,
         share_port: bool = False,
     ) -> None:
         """`share_port`: this is one of several workers, for whom the port is held. Raises FailedPrecondition.
 
-        `on_refused`: told the reason of each request that is not let in. Whether anybody may be let in without being
-        asked is the gRPC server's to say, which listens on the same host.
+        `on_refused`: told the reason of each request that is not let in. `refuse_host`: raises TokenwireError for a
+        `Host` field that is not answered. Whether anybody may be let in without being asked is the gRPC server's to
+        say, which listens on the same host.
         """
         self.port = port
         self._host = host
@@ -118,6 +120,7 @@ class HttpServer:
                 limits=limits,
                 on_refused=on_refused,
                 is_draining=lambda: self._draining,
+                refuse_host=refuse_host,
                 batch=Batch(),
                 bodies=self.bodies,
             ),

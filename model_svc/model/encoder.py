@@ -105,7 +105,7 @@ def load_encoder(folder: Path, device: torch.device, dtype: str) -> Encoder:
         raise corrupt(folder, f"a weights file cannot be read ({error})") from error
     except (OSError, json.JSONDecodeError) as error:
         raise corrupt(folder, str(error)) from error
-    except (ValueError, AttributeError, ImportError, TypeError, RuntimeError, KeyError) as error:
+    except (ValueError, AttributeError, ImportError, TypeError, RuntimeError, LookupError) as error:
         raise unsupported(folder, f"transformers gives {type(error).__name__}: {error}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if report[kind]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from model_svc.adapter_config import CONFIG_NAME
 from model_svc.model.attention import ATTENTION_NAME, AttentionBackend, AttentionCall
 from model_svc.model.device import resolve_dtype
 from model_svc.model.handover import Handover
@@ -26,6 +27,7 @@ from model_svc.model.ranks import Ranks
 from model_svc.model.sharding import check_heads, shard
 from model_svc.model.step_adapters import StepAdapters
 from tokenwire.errors import FailedPrecondition, NotFound
+from tokenwire.model_folder import weight_files
 from tokenwire.sampling import SamplingParams
 
 FROM_PRETRAINED: Any = AutoModelForCausalLM.from_pretrained
@@ -130,7 +132,7 @@ def load_model(folder: Path, device: torch.device, dtype: str, ranks: Ranks | No
         if error.args == (ATTENTION_NAME,):
             raise unsupported(folder, "its attention is its own, and takes no other implementation") from error
         raise unsupported(folder, f"transformers gives KeyError: {error}") from error
-    except (ValueError, AttributeError, ImportError, TypeError, RuntimeError) as error:
+    except (ValueError, AttributeError, ImportError, TypeError, RuntimeError, IndexError) as error:
         raise unsupported(folder, f"transformers gives {type(error).__name__}: {error}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if report[kind]:
@@ -171,7 +173,7 @@ def check_ranks(folder: Path, num_ranks: int) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Raise NotFound or FailedPrecondition, saying what is missing, unless `folder` looks like a model."""
+    """Raise NotFound or FailedPrecondition, saying what is wrong, unless `folder` looks like a model and no more."""
     if not folder.is_dir():
         raise NotFound(
             f"model: {str(folder)!r} is not a folder; fetch a model with `tokenwire models pull`, or pass --model a "
@@ -182,6 +184,10 @@ def check_files(folder: Path) -> None:
         raise corrupt(folder, "config.json is missing")
     if not any(folder.glob("*.safetensors")):
         raise corrupt(folder, "it holds no *.safetensors file (pickled weights are never loaded)")
+    weight_files(folder)
+    if (folder / CONFIG_NAME).exists():
+        detail = f"{CONFIG_NAME} lies beside the model; give the adapter a folder of its own and load it as one"
+        raise unsupported(folder, detail)
 
 
 def corrupt(folder: Path, detail: str) -> FailedPrecondition:

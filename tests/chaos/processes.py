@@ -1,14 +1,16 @@
 """What the operating system and the metrics say that processes hold: descriptors, threads, requests, blocks.
 
-Knows /proc and Prometheus' text. Does not know how the processes are started.
+Knows the process table and Prometheus' text. Does not know how the processes are started.
 """
 
-import os
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
+
+from benchmarks.loadgen.processes import tree
 
 IDLE = {
     "gateway": ("open_streams",),
@@ -28,27 +30,18 @@ class Held:
     processes: int
 
 
-def children(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += children(int(child))
-    return found
-
-
 def held(pid: int) -> Held:
-    """Now. Raises FileNotFoundError for a process that is gone."""
-    pids = children(pid)
-    fields = [
-        dict(line.split(":", 1) for line in Path(f"/proc/{each}/status").read_text().splitlines()) for each in pids
-    ]
-    return Held(
-        descriptors=sum(len(os.listdir(f"/proc/{each}/fd")) for each in pids),
-        threads=sum(int(status["Threads"]) for status in fields),
-        rss_bytes=sum(int(status["VmRSS"].split()[0]) * 1024 for status in fields),
-        processes=len(pids),
-    )
+    """Now, without those that end meanwhile. Raises psutil.NoSuchProcess for a process that is gone."""
+    found = []
+    for process in tree(pid):
+        try:
+            found.append((process.num_fds(), process.num_threads(), process.memory_info().rss))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # the second: it has ended and was not waited for yet
+            continue
+    if not found:
+        raise psutil.NoSuchProcess(pid)
+    descriptors, threads, rss_bytes = map(sum, zip(*found, strict=True))
+    return Held(descriptors, threads, rss_bytes, len(found))
 
 
 def scrape(port: int, timeout_s: float = 5.0) -> dict[str, float]:

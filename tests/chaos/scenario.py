@@ -1,20 +1,24 @@
 """A fault under load, and what came of it: what clients saw, and how long it took to serve again."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
 
-from tests.chaos.load import Load
 from tests.chaos.stack import ChaosStack
+from tests.fakes.load import Load
 from tokenwire.client import AsyncClient
 from tokenwire.errors import TokenwireError
+from tokenwire.tasks import cancel_and_wait
 
 BEGIN, END = "<!-- faults: made by make chaos -->\n", "<!-- end of faults -->\n"
 PROBE_TIMEOUT_S = 2.0
+BETWEEN_PROBES_S = 0.05
 WARM_REQUESTS = 24
 STILL_SERVING_REQUESTS = 24
 
@@ -26,7 +30,7 @@ class Row:
     fault: str
     seen: str
     serves_again_s: float
-    """From the fault until a new request was served in full."""
+    """From the fault's beginning until a new request was served in full, and those after it."""
 
     @property
     def cells(self) -> list[str]:
@@ -76,39 +80,46 @@ class Fault:
     """Reasons that requests may end with; none: every request is served in full."""
 
 
-async def serves(stack: ChaosStack, began_s: float, within_s: float) -> float:
-    """Ask new requests, one after the other, until one is served. Returns the seconds from `began_s`."""
+async def probe(target: str) -> bool:
+    """Whether a new request is served in full."""
+    try:
+        async with AsyncClient(target, max_attempts=1) as client:
+            (output,) = await client.generate("A probe", max_tokens=5, timeout_s=PROBE_TIMEOUT_S).outputs()
+        return output.error is None and output.terminal.usage.completion_tokens == 5
+    except (TokenwireError, grpc.RpcError):
+        return False
+
+
+async def serves_again(ask: Callable[[], Awaitable[bool]], settled: asyncio.Event, within_s: float) -> float:
+    """Ask, time after time from now on, until one that was asked when it was `settled` is answered.
+
+    Returns the seconds from now to the first answer after which nothing went unanswered. AssertionError where none
+    comes `within_s` after it was settled.
+    """
+    began_s = time.monotonic()
+    again_s, settled_s = math.inf, math.inf
     while True:
-        sent_s = time.monotonic()
-        try:
-            async with AsyncClient(stack.target, max_attempts=1) as client:
-                (output,) = await client.generate("A probe", max_tokens=5, timeout_s=PROBE_TIMEOUT_S).outputs()
-            if output.error is None and output.terminal.usage.completion_tokens == 5:
-                return time.monotonic() - began_s
-        except (TokenwireError, grpc.RpcError):
-            pass
-        assert sent_s - began_s < within_s, f"does not serve again within {within_s} s\n{stack.logs()[-6000:]}"
-        await asyncio.sleep(0.05)
+        asked_s = time.monotonic()
+        if settled.is_set():
+            settled_s = min(settled_s, asked_s)
+        assert asked_s - settled_s < within_s, f"does not serve again within {within_s} s"
+        again_s = min(again_s, time.monotonic() - began_s) if await ask() else math.inf
+        if asked_s >= settled_s and again_s < math.inf:
+            return again_s
+        await asyncio.sleep(BETWEEN_PROBES_S)
 
 
 async def under_load(stack: ChaosStack, fault: Fault, width: int = 2) -> Row:
     """Begin the fault under load, wait until the stack serves, end it, and see that everything is as before."""
-    load = Load(stack.target, stack.http_url, may_cut=fault.may_cut)
+    load = Load([stack.target], [stack.http_url], may_cut=fault.may_cut)
     await load.learn()
     running = asyncio.ensure_future(load.run(width))
     try:
-        await more(load, WARM_REQUESTS, running)
-        began_s = time.monotonic()
-        await asyncio.to_thread(fault.begin, stack)
-        if fault.serves_meanwhile:
-            took_s = await serves(stack, began_s, fault.serves_again_within_s)
-            await asyncio.sleep(max(0.0, fault.lasts_s - took_s))
-            await asyncio.to_thread(fault.end, stack)
-        else:
-            await asyncio.sleep(fault.lasts_s)
-            await asyncio.to_thread(fault.end, stack)
-            took_s = await serves(stack, began_s, fault.serves_again_within_s + fault.lasts_s)
-        await more(load, STILL_SERVING_REQUESTS, running)
+        await load.until_served(WARM_REQUESTS, running)
+        took_s = await suffer(stack, fault)
+        await load.until_served(STILL_SERVING_REQUESTS, running)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{stack.logs()[-6000:]}") from error
     finally:
         load.stop = True
         if not running.done():
@@ -125,9 +136,21 @@ async def under_load(stack: ChaosStack, fault: Fault, width: int = 2) -> Row:
     return Row(fault.name, f"{ledger.seen()}; the longest took {ledger.longest_s:.1f} s", took_s)
 
 
-async def more(load: Load, num_requests: int, running: "asyncio.Future[None]", limit_s: float = 60) -> None:
-    """Wait until so many more requests have been served in full."""
-    wanted = load.ledger.outcomes["ok"] + num_requests
-    async with asyncio.timeout(limit_s):
-        while load.ledger.outcomes["ok"] < wanted and not running.done():
-            await asyncio.sleep(0.05)
+async def suffer(stack: ChaosStack, fault: Fault) -> float:
+    """The fault from its beginning to its end. Returns how long it took to serve again, from its beginning."""
+    settled = asyncio.Event()
+    began_s = time.monotonic()
+    again = asyncio.ensure_future(serves_again(partial(probe, stack.target), settled, fault.serves_again_within_s))
+    try:
+        await asyncio.to_thread(fault.begin, stack)
+        if not fault.serves_meanwhile:
+            await asyncio.sleep(fault.lasts_s)
+            await asyncio.to_thread(fault.end, stack)
+        settled.set()
+        took_s = await again
+        if fault.serves_meanwhile:
+            await asyncio.sleep(fault.lasts_s - (time.monotonic() - began_s))
+            await asyncio.to_thread(fault.end, stack)
+        return took_s
+    finally:
+        await cancel_and_wait(again)

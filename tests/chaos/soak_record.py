@@ -19,6 +19,10 @@ PANELS = {
     "p50_ms": "latency p50, ms",
     "p99_ms": "latency p99, ms",
 }
+JUDGED_FROM_S = 3600.0
+"""Over less time a slope says nothing: pools, arenas and caches still fill."""
+MOST_MB_PER_H = 10.0
+"""The upper end of a slope's 95 % interval, for each process."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,25 @@ class Sample:
     num_served: int
 
 
-def write_csv(samples: Sequence[Sample], path: Path) -> None:
-    """One line for each sample."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Sample)])
-        writer.writeheader()
-        for sample in samples:
-            writer.writerow({k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(sample).items()})
+class SampleFile:
+    """A CSV of samples, which holds each as soon as it was added."""
+
+    def __init__(self, path: Path) -> None:
+        self.samples: list[Sample] = []
+        self._file = path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, [field.name for field in fields(Sample)])
+        self._writer.writeheader()
+
+    def __enter__(self) -> "SampleFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, sample: Sample) -> None:
+        self.samples.append(sample)
+        self._writer.writerow({k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(sample).items()})
+        self._file.flush()
 
 
 def write_plot(samples: Sequence[Sample], path: Path) -> None:
@@ -79,11 +95,39 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
     return found, 1.96 * math.sqrt(left / (count - 2) / spread)
 
 
-def rss_slopes(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
-    """MB an hour by process, and half the interval's width; of the second half, when caches have filled."""
-    found = {}
-    for process in dict.fromkeys(sample.process for sample in samples):
-        own = [sample for sample in samples if sample.process == process]
-        late = own[len(own) // 2 :]
-        found[process] = slope([sample.at_s / 3600 for sample in late], [sample.rss_mb for sample in late])
+@dataclass(frozen=True)
+class Growth:
+    """How one process's memory grew once the run was warm."""
+
+    process: str
+    from_mb: float
+    to_mb: float
+    mb_per_h: float
+    half_width: float
+    """Of the 95 % interval of `mb_per_h`."""
+    judged: bool
+    """Whether the samples are of `JUDGED_FROM_S` at least."""
+
+    def __str__(self) -> str:
+        judged = "" if self.judged else f" (not judged: less than {JUDGED_FROM_S / 60:.0f} minutes after the warm-up)"
+        return (
+            f"{self.process}: {self.from_mb:.0f} to {self.to_mb:.0f} MB, "
+            f"{self.mb_per_h:+.1f} ± {self.half_width:.1f} MB/h{judged}"
+        )
+
+    @property
+    def too_fast(self) -> bool:
+        """It may be more than `MOST_MB_PER_H`, where that can be told."""
+        return self.judged and self.mb_per_h + self.half_width > MOST_MB_PER_H
+
+
+def growths(samples: Sequence[Sample], warm_s: float) -> list[Growth]:
+    """Of every process, from its samples after `warm_s`; a process without one has none."""
+    found = []
+    late = [sample for sample in samples if sample.at_s >= warm_s]
+    for process in dict.fromkeys(sample.process for sample in late):
+        own = [sample for sample in late if sample.process == process]
+        mb_per_h, half = slope([sample.at_s / 3600 for sample in own], [sample.rss_mb for sample in own])
+        judged = own[-1].at_s - own[0].at_s >= JUDGED_FROM_S
+        found.append(Growth(process, own[0].rss_mb, own[-1].rss_mb, mb_per_h, half, judged))
     return found

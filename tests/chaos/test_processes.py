@@ -1,13 +1,12 @@
 """Every tier's processes are killed, stopped for a while and told to end, under load."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable
 
+import psutil
 import pytest
 
-from tests.chaos.processes import children
 from tests.chaos.scenario import Fault, Record, under_load
 from tests.chaos.stack import ChaosStack, Member
 
@@ -66,15 +65,15 @@ def stop(*members: Which) -> Callable[[ChaosStack], None]:
     return lambda stack: [member(stack).signal(signal.SIGSTOP) for member in members][0]
 
 
-def engine_of(member: Member) -> int:
-    _, engine, *_ = children(member.pid)
+def engine_of(member: Member) -> psutil.Process:
+    (engine,) = psutil.Process(member.pid).children()
     return engine
 
 
 def signal_engines(number: signal.Signals, *members: Which) -> Callable[[ChaosStack], None]:
     def begin(stack: ChaosStack) -> None:
         for member in members:
-            os.kill(engine_of(member(stack)), number)
+            engine_of(member(stack)).send_signal(number)
 
     return begin
 

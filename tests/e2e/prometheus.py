@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.e2e.replicated_stack import end
+from tests.e2e.tier_processes import end
 from tests.interop.environments import not_to_be_had
 
 

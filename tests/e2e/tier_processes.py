@@ -1,12 +1,11 @@
 """Tiers as processes of their own, started one by one, for tests that put something between them."""
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-
-from tests.e2e.replicated_stack import end
 
 
 class TierProcesses:
@@ -41,3 +40,13 @@ class TierProcesses:
     def logs(self) -> str:
         """What all said."""
         return "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(self.folder.glob("*.log")))
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()

@@ -53,10 +53,11 @@ class LiveTokenizerTier:
                 await asyncio.sleep(0.002)
 
     async def until_idle(self) -> None:
-        """Wait until no request runs, and check that none is left anywhere."""
+        """Wait until no request runs, then check that what is held adds up."""
         async with asyncio.timeout(10):
             while self.server.tier.running:
                 await asyncio.sleep(0.002)
+        self.server.tier.check_integrity()
 
 
 @asynccontextmanager
@@ -122,6 +123,11 @@ class TextPeer:
         async with asyncio.timeout(10):
             frame = await self.call.read()
         assert frame is not grpc.aio.EOF, await self.call.details()
+        self.take(frame)
+        return frame
+
+    def take(self, frame: Any) -> None:
+        """What came with a frame."""
         self.frames.append(frame)
         assert len(frame.handles) == len(frame.texts) == len(frame.num_tokens)
         for handle, text, num_tokens in zip(frame.handles, frame.texts, frame.num_tokens, strict=True):
@@ -140,7 +146,6 @@ class TextPeer:
             assert finish.handle not in self.finishes, "a second terminal event"
             self.finishes[finish.handle] = finish
             self.terminals[finish.handle] = terminal_from_wire(finish)
-        return frame
 
     async def end(self, handle: int) -> Terminal:
         """Read until the terminal event of a handle."""

@@ -66,7 +66,7 @@ async def left(tier: FakeTokenizerTier, live: LiveGateway, path: str, **body: An
     """Ask over HTTP, and leave while it is being answered."""
     content = json.dumps(body).encode()
     _, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     writer.write(head % (path.encode(), len(content)) + content)
     await tier.until(lambda: tier.num_running or tier.num_embedding)
     writer.close()

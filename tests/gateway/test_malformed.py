@@ -246,7 +246,7 @@ def test_bytes_on_the_grpc_port(trained_folder: Path) -> None:
         async with undisturbed(trained_folder) as stack:
             preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
             for data in (
-                b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
                 b"\x00" * 1000,
                 preface + b"\xff" * 1000,
                 preface

@@ -17,7 +17,7 @@ from tests.fakes.live_gateway import gateway_over_fake, generate_request, live_g
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
 from tests.waiting import wait_for
 from tokenwire.addresses import free_ports, is_free
-from tokenwire.errors import Overloaded
+from tokenwire.errors import FailedPrecondition, Overloaded
 from tokenwire.status import from_rpc_error
 from tokenwire.v1 import common_pb2 as pb
 
@@ -43,6 +43,21 @@ def test_health_follows_the_tier_below() -> None:
             async with asyncio.timeout(10):
                 while await health_of(live) == SERVING:
                     await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("which", ["port", "http_port"])
+def test_a_port_that_is_in_use_is_told_before_a_tier_is_waited_for(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.server.FIRST_CONTACT_S", 3600)
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            async with asyncio.timeout(30):
+                with pytest.raises(FailedPrecondition) as caught:
+                    async with live_gateway(wait=False, **{which: taken.getsockname()[1]}):
+                        pass
+        assert caught.value.reason == "PORT_IN_USE"
 
     asyncio.run(main())
 

@@ -258,5 +258,18 @@ def test_a_path_is_below_its_root_or_refused(tmp_path: Path) -> None:
         folder_below(root, "in\0")
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapters_files_are_below_the_root_too(tmp_path: Path, name: str) -> None:
+    (tmp_path / "root" / "in").mkdir(parents=True)
+    (tmp_path / "root" / "kept").write_text("{}")
+    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "root" / "in" / name).symlink_to(tmp_path / "root" / "kept")
+    assert folder_below(str(tmp_path / "root"), "in")
+    (tmp_path / "root" / "in" / name).unlink()
+    (tmp_path / "root" / "in" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(PermissionDenied, match=name):
+        folder_below(str(tmp_path / "root"), "in")
+
+
 def test_options_of_a_request_name_their_adapter_in_the_contract() -> None:
     assert common_pb2.GenerationOptions.DESCRIPTOR.fields_by_name["adapter"].number == 6

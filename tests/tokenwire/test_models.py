@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -9,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants as hub_constants
@@ -19,7 +21,7 @@ from tests.fakes.model_folder import write_folder
 from tests.fakes.model_store import GGUF_CONTENT, Bench, edit_manifest
 from tokenwire import model_fetch
 from tokenwire.errors import FailedPrecondition, NotFound, Unavailable
-from tokenwire.model_folder import check_folder
+from tokenwire.model_folder import check_folder, write_manifest
 from tokenwire.models import ModelStore, gguf_name, home
 
 
@@ -256,6 +258,58 @@ def test_pickles_are_never_taken(bench: Bench, tmp_path: Path) -> None:
         bench.store.resolve(str(folder))
 
 
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "../w.safetensors", "/w.safetensors", "a/w.safetensors", "", "\0", 7]
+)
+def test_an_index_names_safetensors_files_of_its_folder_alone(bench: Bench, tmp_path: Path, name: Any) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / "pytorch_model.bin").write_bytes((folder / "model.safetensors").read_bytes())
+    (tmp_path / "w.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(FailedPrecondition, match="names no safetensors file of this folder"):
+        bench.store.resolve(str(folder))
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", ".", "a/../../secret"])
+def test_a_manifest_names_files_of_its_folder_alone(bench: Bench, tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (tmp_path / "secret").write_text("x")
+    manifest = write_manifest(folder, name="m", source="s", source_sha256="", converter_version=1, dtype="float32")
+    files = {name: {"num_bytes": 1, "sha256": "0"}}
+    (folder / "tokenwire.json").write_text(json.dumps({**asdict(manifest), "files": files}))
+    with pytest.raises(FailedPrecondition, match="not readable as a manifest"):
+        bench.store.resolve(str(folder))
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "special_tokens_map.json", "additional_chat_templates"])
+def test_a_folder_whose_files_are_elsewhere_is_refused(bench: Bench, tmp_path: Path, name: str) -> None:
+    """The tokenizer's files are given to clients, and a template is shown to them: no link may lead to other files."""
+    folder = write_folder(tmp_path / "mine")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/tool_use.jinja").write_text("a key")
+    (folder / name).symlink_to(tmp_path / ("secrets" if "." not in name else "secrets/tool_use.jinja"))
+    with pytest.raises(FailedPrecondition, match=f"{name}: a link out of the folder"):
+        bench.store.resolve(str(folder))
+
+
+def test_a_template_that_is_elsewhere_is_refused(bench: Bench, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (tmp_path / "secret").write_text("a key")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(FailedPrecondition, match="a link out of the folder"):
+        bench.store.resolve(str(folder))
+
+
+def test_links_within_a_folder_and_weights_elsewhere_are_served(bench: Bench, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / "tokenizer.json").rename(folder / "kept.json")
+    (folder / "tokenizer.json").symlink_to("kept.json")
+    (folder / "model.safetensors").rename(tmp_path / "w.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "w.safetensors")
+    assert bench.store.resolve(str(folder)) == folder
+
+
 def test_a_folder_that_holds_a_gguf_file_names_it(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/m.gguf").touch()
@@ -271,7 +325,27 @@ def test_a_missing_shard_is_named(bench: Bench, tmp_path: Path) -> None:
         bench.store.resolve(str(folder))
 
 
-@pytest.mark.parametrize("model", ["nothing", "./nothing", "/no/such/folder", "nothing.gguf", "", "a/b/c", "../x/y"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "nothing",
+        "./nothing",
+        "/no/such/folder",
+        "nothing.gguf",
+        "",
+        "a/b/c",
+        "../x/y",
+        "a/..",
+        "../a",
+        "a/b@..",
+        "a/b@/c",
+        "a/b@../../c",
+        "a/b@c/../../d",
+        "a/.b",
+        "a\0/b",
+        "a/b\nc",
+    ],
+)
 def test_an_unknown_model_is_not_found(
     bench: Bench, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +363,11 @@ def test_a_hub_id_comes_from_the_hubs_cache(bench: Bench, tmp_path: Path, monkey
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(cache))
     assert bench.store.resolve("org/name") == folder
     assert bench.store.resolve(f"org/name@{commit}") == folder
+    for name in ("tokenizer.json", "config.json"):  # as the hub's client keeps files
+        (cache / "models--org--name/blobs").mkdir(exist_ok=True)
+        (folder / name).rename(cache / "models--org--name/blobs" / name)
+        (folder / name).symlink_to(f"../../blobs/{name}")
+    assert bench.store.resolve("org/name@main") == folder
     with pytest.raises(NotFound, match="hub cache.*tokenwire models pull org/other"):
         bench.store.resolve("org/other", convert=False)
 

@@ -17,13 +17,13 @@ from tokenwire.client import messages as m
 from tokenwire.client.conversations import conversation_of
 from tokenwire.client.embeddings import Embeddings, EmbedOptions, embed_request, embeddings
 from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, RenderedPrompt, TokenizerFiles, Tool
+from tokenwire.client.open_stub import OpenStub
 from tokenwire.client.options import CallOptions
 from tokenwire.client.retries import retry_options
 from tokenwire.client.sessions import AsyncSession, Session
 from tokenwire.client.streams import AsyncStream, Stream
 from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls
-from tokenwire.v1 import gateway_pb2_grpc
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 UNARY_TIMEOUT_S = 30.0
@@ -52,7 +52,7 @@ class Client:
         self._metadata = bearer(api_key, target, tls, plaintext_key)
         self._tls = tls
         self._channel = sync_channel(target, tls, retry_options(max_attempts))
-        self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = OpenStub(self._channel, target)
 
     def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> Stream:
         """Continue one prompt, or several at once whose events carry `index`. Raises InvalidRequest."""
@@ -96,6 +96,7 @@ class Client:
 
     def session(self, *, max_open: int = 1024) -> Session:
         """One stream for very many requests, at most `max_open` outputs of them open at once. Close it."""
+        self._stub.refuse_closed()
         return Session(self.target, self._metadata, self._tls, max_open)
 
     def tokenize(
@@ -177,6 +178,7 @@ class Client:
 
     def close(self) -> None:
         """End the connection and every stream on it."""
+        self._stub.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -213,7 +215,7 @@ class AsyncClient:
         self.target = target
         self._metadata = bearer(api_key, target, tls, plaintext_key)
         self._channel = aio_channel(target, tls, retry_options(max_attempts))
-        self._stub: Any = gateway_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = OpenStub(self._channel, target)
 
     def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> AsyncStream:
         """As `Client.generate`."""
@@ -249,8 +251,9 @@ class AsyncClient:
 
     def session(self, *, max_open: int = 1024) -> AsyncSession:
         """As `Client.session`, on this client's connection."""
+        method = self._stub.Session
         return AsyncSession(
-            lambda: self._stub.Session(metadata=self._metadata),
+            lambda: method(metadata=self._metadata),
             self.target,
             max_open,
             partial(told_to_move, self._channel),
@@ -335,6 +338,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """End the connection and every stream on it."""
+        self._stub.close()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

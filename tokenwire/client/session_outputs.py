@@ -1,7 +1,7 @@
 """What a session's `submit` returns: the events of one request, read in a coroutine or in ordinary code.
 
-Grants credit as events are taken, so that a slow reader holds a bounded number of tokens. Knows handles' streams; does
-not know how they are opened (see `sessions`).
+Grants credit as events are taken, so that a slow reader holds a bounded number of tokens; refuses what was not granted.
+Knows handles' streams; does not know how they are opened (see `session_core`).
 """
 
 import asyncio
@@ -12,9 +12,12 @@ from typing import Any, Self
 from tokenwire.client.events import Event, Finished, Output, TextDelta
 from tokenwire.client.loop_thread import LoopThread
 from tokenwire.client.streams import StreamState
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import Internal, TokenwireError
 from tokenwire.requests import CancelReason
 from tokenwire.session import SessionStream
+
+MAX_GRANT = 2**32 - 1
+"""Tokens that one Credit can say."""
 
 
 class SessionOutputs(StreamState):
@@ -22,9 +25,12 @@ class SessionOutputs(StreamState):
 
     def __init__(self, request_id: str, num_outputs: int, credit: int | None) -> None:
         super().__init__(request_id, num_outputs)
-        self._window = credit
+        self.window = credit
+        """Tokens that may be sent before they are read; None: no limit."""
         self._taken = [0] * num_outputs
         """Tokens that were read and not granted anew, by choice."""
+        self._may_come = [credit] * num_outputs if credit is not None else None
+        """Tokens that were granted and have not come, by choice; None: no limit."""
         self._stream: SessionStream[Any] | None = None
         self._first = 0
         self._ended = [False] * num_outputs
@@ -35,7 +41,12 @@ class SessionOutputs(StreamState):
         self._stream, self._first = stream, first
 
     def add(self, event: Event) -> None:
-        """Something came."""
+        """Something came. Raises Internal for more tokens than were granted."""
+        if self._may_come is not None and isinstance(event, TextDelta):
+            self._may_come[event.choice] -= event.num_tokens
+            if self._may_come[event.choice] < 0:
+                handle, over = self._first + event.choice, -self._may_come[event.choice]
+                raise Internal(f"handle {handle}: {over} tokens came that were not granted", reason="CREDIT_EXCEEDED")
         if isinstance(event, Finished):
             self._ended[event.choice] = True
         self._waiting.append(event)
@@ -52,15 +63,24 @@ class SessionOutputs(StreamState):
     def _read_one(self) -> Event:
         """Take the next event, and grant what was read where it is due. Call it only when something waits."""
         event = self._next_event()
-        if self._window and isinstance(event, TextDelta):
+        if self.window and isinstance(event, TextDelta):
             self._taken[event.choice] += event.num_tokens
-            if self._taken[event.choice] >= max(1, self._window // 2) and not self._ended[event.choice]:
+            if self._taken[event.choice] >= max(1, self.window // 2) and not self._ended[event.choice]:
                 tokens, self._taken[event.choice] = self._taken[event.choice], 0
                 self._credit(event.choice, tokens)
         return event
 
+    def _grant_rest(self) -> None:
+        """The whole is wanted: where reading grants nothing, all of it is granted now."""
+        if self.window == 0:
+            self.window = None
+            for choice in range(self._num_outputs):
+                self._credit(choice, MAX_GRANT)
+
     def _credit(self, choice: int, tokens: int) -> None:
         assert self._stream is not None
+        if self._may_come is not None:
+            self._may_come[choice] += tokens
         self._stream.credit(self._first + choice, tokens)
 
     def _cancel(self, choice: int | None) -> None:
@@ -70,14 +90,17 @@ class SessionOutputs(StreamState):
                 self._stream.cancel(self._first + each, CancelReason.CLIENT)
 
     def _check_grant(self, tokens: int, choice: int) -> None:
-        if not (isinstance(tokens, int) and 1 <= tokens < 2**32 and choice in range(self._num_outputs)):
+        if not (isinstance(tokens, int) and 1 <= tokens <= MAX_GRANT and choice in range(self._num_outputs)):
             raise ValueError(
                 f"grant(tokens={tokens}, choice={choice}) is not allowed: 1 or more, of one of the choices"
             )
 
 
 class AsyncSessionOutputs(SessionOutputs):
-    """The events of one request on a session: `async for`, `await text()`, `cancel()`, `grant()`."""
+    """The events of one request on a session: `async for`, `await text()`, `cancel()`, `grant()`.
+
+    Also an asynchronous context manager, whose end cancels. So does the end of the last reference to it.
+    """
 
     def __init__(self, request_id: str, num_outputs: int, credit: int | None) -> None:
         super().__init__(request_id, num_outputs, credit)
@@ -103,6 +126,7 @@ class AsyncSessionOutputs(SessionOutputs):
 
     async def outputs(self) -> list[Output]:
         """Every whole output, by choice; each says in `error` whether it was cut short."""
+        self._grant_rest()
         async for _ in self:
             pass
         return self._collector.outputs()
@@ -116,12 +140,20 @@ class AsyncSessionOutputs(SessionOutputs):
         self._check_grant(tokens, choice)
         self._credit(choice, tokens)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.cancel()
+
     def _wake(self) -> None:
         self._arrived.set()
 
 
 class BlockingSessionOutputs(SessionOutputs):
-    """`AsyncSessionOutputs` for ordinary code: an iterator and a context manager whose end cancels."""
+    """`AsyncSessionOutputs` for ordinary code: an iterator, and a context manager."""
 
     def __init__(self, request_id: str, num_outputs: int, credit: int | None, thread: LoopThread) -> None:
         """`thread`: of the session's event loop."""
@@ -151,6 +183,7 @@ class BlockingSessionOutputs(SessionOutputs):
 
     def outputs(self) -> list[Output]:
         """As `AsyncSessionOutputs.outputs`."""
+        self._grant_rest()
         for _ in self:
             pass
         return self._collector.outputs()

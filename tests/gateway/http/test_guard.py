@@ -12,7 +12,7 @@ from tests.fakes.live_gateway import LiveGateway, gateway_over_fake
 from tokenwire.tasks import cancel_and_wait
 
 BODY = b'{"messages": [{"role": "user", "content": "a b"}]}'
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 GOOD = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 STREAM = {"messages": [{"role": "user", "content": "!hold a b"}], "stream": True}
 
@@ -122,7 +122,7 @@ def test_a_drain_does_not_wait_for_the_rest_of_a_body() -> None:
 def test_one_field_that_never_ends_is_refused_at_the_limit_of_heads() -> None:
     async def main() -> None:
         async with gateway_over_fake(max_header_bytes=4096) as (_, live):
-            begin = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: "
+            begin = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "
             for first, rest in ((5000, 0), (2000, 3000)):
                 async with connected(live) as (reader, writer):
                     writer.write(begin + b"x" * first)
@@ -164,18 +164,21 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 REFUSED = {
     "not HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "unknown method": b"BREW /pot HTTP/1.1\r\nHost: x\r\n\r\n",
-    "unknown version": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
-    "no target": b"GET HTTP/1.1\r\nHost: x\r\n\r\n",
-    "space in a name": b"GET / HTTP/1.1\r\nHost: x\r\nA b: c\r\n\r\n",
-    "space before the colon": b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n",
-    "no colon": b"GET / HTTP/1.1\r\nHost: x\r\njunk\r\n\r\n",
-    "zero byte": b"GET / HTTP/1.1\r\nHost: x\r\nA: \x00\r\n\r\n",
-    "bare line feed in a value": b"GET / HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n",
+    "unknown method": b"BREW /pot HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "unknown version": b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    "no target": b"GET HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "space in a name": b"GET / HTTP/1.1\r\nHost: localhost\r\nA b: c\r\n\r\n",
+    "space before the colon": b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding : chunked\r\n\r\n",
+    "no colon": b"GET / HTTP/1.1\r\nHost: localhost\r\njunk\r\n\r\n",
+    "zero byte": b"GET / HTTP/1.1\r\nHost: localhost\r\nA: \x00\r\n\r\n",
+    "bare line feed in a value": b"GET / HTTP/1.1\r\nHost: localhost\r\nA: b\rc\r\n\r\n",
     "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
-    "path that is no ASCII": b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-    "CL and TE": HEAD + b"Content-Length: 5\r\n" + CHUNKED + b"\r\n0\r\n\r\nGET /secret HTTP/1.1\r\nHost: x\r\n\r\n",
+    "two hosts": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n",
+    "path that is no ASCII": b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "CL and TE": HEAD
+    + b"Content-Length: 5\r\n"
+    + CHUNKED
+    + b"\r\n0\r\n\r\nGET /secret HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "TE and CL": HEAD + CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\n",
     "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n" + BODY,
     "length is no number": HEAD + b"Content-Length: five\r\n\r\n" + BODY,
@@ -186,8 +189,8 @@ REFUSED = {
     "chunked is not last": HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
     "chunk size is no number": HEAD + CHUNKED + b"\r\nzz\r\n" + BODY + b"\r\n0\r\n\r\n",
     "chunk size is too large": HEAD + CHUNKED + b"\r\n" + b"f" * 17 + b"\r\n",
-    "control character in the path": b"GET /healthz%0A HTTP/1.1\r\nHost: x\r\n\r\n",
-    "tunnel": b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    "control character in the path": b"GET /healthz%0A HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "tunnel": b"CONNECT x:1 HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "chunk without its end": HEAD + CHUNKED + b"\r\n3\r\nabcdef\r\n0\r\n\r\n",
 }
 
@@ -209,11 +212,11 @@ def test_what_is_no_request_is_a_400_and_the_connection_closes(what: str) -> Non
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 5000 + b"\r\n", "too_many_headers"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 40_000 + b"\r\n\r\n", "head_too_large"),
-        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "head_too_large"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 3_000_000, "head_too_large"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"b" * 3_000_000, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 5000 + b"\r\n", "too_many_headers"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"b" * 40_000 + b"\r\n\r\n", "head_too_large"),
+        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"b" * 3_000_000, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"b" * 3_000_000, "head_too_large"),
         (HEAD + CHUNKED + b"\r\n1\r\n{\r\n0\r\n" + b"A: b\r\n" * 5000 + b"\r\n", "too_many_headers"),
         (HEAD + CHUNKED + b"\r\n1\r\n{\r\n0\r\nA: " + b"b" * 40_000 + b"\r\n\r\n", "head_too_large"),
         (HEAD + CHUNKED + b"\r\n1\r\n{\r\n0\r\nA: " + b"b" * 3_000_000, "head_too_large"),
@@ -249,7 +252,7 @@ def test_a_slow_head_and_a_silent_connection_are_closed() -> None:
         async with gateway_over_fake(header_timeout_s=0.1) as (_, live):
             assert await exchange(live, b"") == b""
             assert await exchange(live, b"\r\n\r\n") == b""
-            answer = await exchange(live, b"GET / HTTP/1.1\r\nHost: x\r\nA: b")
+            answer = await exchange(live, b"GET / HTTP/1.1\r\nHost: localhost\r\nA: b")
             assert status_of(answer) == 408 and error_of(answer)["code"] == "request_timeout"
 
             async with connected(live) as (reader, writer):
@@ -287,7 +290,7 @@ def test_the_rest_of_a_body_that_nobody_wants_is_not_waited_for(monkeypatch: pyt
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
             async with connected(live) as (reader, writer):
-                writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+                writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
                 async with asyncio.timeout(5), dripping(writer, b" "):
                     answer = await reader.readuntil(b"}}")
                     with contextlib.suppress(ConnectionResetError):
@@ -302,9 +305,9 @@ def test_a_body_that_comes_whole_behind_its_answer_leaves_the_connection_usable(
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
             async with connected(live) as (reader, writer), asyncio.timeout(5):
-                writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+                writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nab")
                 assert b"405" in await reader.readuntil(b"\r\n\r\n")
-                writer.write(b"cd" + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                writer.write(b"cd" + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 assert b'{"status":"ok"}' in await reader.read(-1)
 
     asyncio.run(main())
@@ -324,7 +327,7 @@ def test_what_is_cut_short_leaves_nothing(cut: int) -> None:
 def test_idle_connections_are_closed_after_their_time() -> None:
     async def main() -> None:
         async with gateway_over_fake(idle_timeout_s=0.1) as (_, live):
-            answer = await exchange(live, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await exchange(live, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert status_of(answer) == 200
 
     asyncio.run(main())
@@ -341,7 +344,9 @@ def test_connections_are_bounded_in_number() -> None:
                 await check_well(live)
             async with asyncio.timeout(5):
                 while True:
-                    answer = await exchange(live, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    answer = await exchange(
+                        live, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                    )
                     if status_of(answer) == 200:
                         break
 
@@ -351,7 +356,7 @@ def test_connections_are_bounded_in_number() -> None:
 def test_pipelined_requests_are_answered_in_order() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
-            healthz = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+            healthz = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
             answer = await exchange(
                 live, GOOD + healthz + GOOD + healthz.replace(b"\r\n\r\n", b"\r\n" + CLOSE + b"\r\n")
             )
@@ -362,7 +367,7 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("behind", [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 1000, b"nonsense\r\n\r\n"])
+@pytest.mark.parametrize("behind", [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000, b"nonsense\r\n\r\n"])
 def test_nothing_is_written_into_a_running_answer(behind: bytes) -> None:
     """What is sent behind a request that is being answered is bounded, and may end the connection, and no more."""
 
@@ -403,7 +408,7 @@ def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(what: 
     """Its body belongs to it, wherever what is read is cut, and what stands behind it is the next request."""
 
     async def main() -> None:
-        data, last = UPGRADES[what], b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n"
+        data, last = UPGRADES[what], b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + CLOSE + b"\r\n"
         async with gateway_over_fake() as (tier, live):
             for cut in [len(data), *range(1, len(data), 7)]:
                 num_asked = len(tier.requests)
@@ -424,7 +429,7 @@ def test_what_stands_behind_a_body_is_no_header() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
             tail = b"0\r\nX-Request-Id: mine\r\n\r\n"
-            head = b"POST /healthz HTTP/1.1\r\nHost: x\r\n" + CLOSE
+            head = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\n" + CLOSE
             assert b"x-request-id: mine" in await exchange(live, head + b"X-Request-Id: mine\r\n\r\n")
             assert b"mine" not in await exchange(live, head + CHUNKED + b"\r\n" + tail)
 

@@ -281,7 +281,7 @@ def test_a_client_that_leaves_takes_its_request_back_at_once(stream: bool) -> No
         async with gateway_over_fake() as (tier, live):
             payload = json.dumps(body("!hold a b", stream=stream)).encode()
             reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
             if stream:
                 await reader.readuntil(b'"content":"a"')

@@ -38,8 +38,8 @@ async def slow_request(live: LiveGateway, prompt: str) -> tuple[asyncio.StreamRe
     await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", live.server.http.port))
     reader, writer = await asyncio.open_connection(sock=client, limit=SMALL)
     body = json.dumps({"messages": [{"role": "user", "content": prompt}], "stream": True}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
     await writer.drain()
     return reader, writer
 

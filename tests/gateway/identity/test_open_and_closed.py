@@ -121,10 +121,10 @@ def test_what_openai_sdks_send_is_taken(callers: Callers, issuer: Issuer) -> Non
 def test_a_key_behind_a_body_lets_nobody_in(callers: Callers, issuer: Issuer) -> None:
     """Where others would read a field of the head, and where a request would begin that hides in another's body."""
     bearer_line = f"Authorization: Bearer {callers.keys['root']}\r\n".encode()
-    head = b"POST /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
-    hidden = b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + bearer_line + b"\r\n"
+    head = b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+    hidden = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + bearer_line + b"\r\n"
     upgrade = b"UPGRADE: h2c\r\nConnection: upgrade\r\nContent-Length: %d\r\n\r\n" % len(hidden)
-    known = b"POST /v1/models HTTP/1.1\r\nHost: x\r\n" + bearer_line
+    known = b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\n" + bearer_line
 
     async def main() -> None:
         async with asking(callers, issuer) as (_, live):

@@ -166,7 +166,9 @@ def test_who_is_not_known_has_nothing_read(form: str, tmp_path: Path) -> None:
                 assert isinstance(result.error, Unauthenticated)
             reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
             kind = web.content_type("Generate")
-            head = f"POST {PATH}Generate HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 99\r\n\r\n"
+            head = (
+                f"POST {PATH}Generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 99\r\n\r\n"
+            )
             writer.write(head.encode())
             async with asyncio.timeout(10):
                 answer = await reader.readuntil(b"0\r\n\r\n")

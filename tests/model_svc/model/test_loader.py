@@ -93,6 +93,49 @@ def test_remote_code_is_never_run(folder: Path) -> None:
     refused(folder, "cannot be served", "MODEL_UNSUPPORTED")
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("repository", ["", "evil/repository--"])
+def test_code_that_a_config_names_is_not_run(folder: Path, tmp_path: Path, known: bool, repository: str) -> None:
+    """Neither for a type of model that is known, nor where the config says that its code may be trusted."""
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": f"{repository}own.Config", "AutoModelForCausalLM": f"{repository}own.Model"}
+    own = {} if known else {"model_type": "own"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": names, "trust_remote_code": True} | own))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass")
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate/generate.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    if known:
+        assert type(load_model(folder, CPU, "float32").module).__module__.startswith("transformers.")
+    else:
+        refused(folder, "cannot be served", "MODEL_UNSUPPORTED")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../outside.safetensors"])
+def test_an_index_brings_nothing_but_safetensors_of_its_folder(folder: Path, tmp_path: Path, name: str) -> None:
+    """Both would be loaded by transformers, the first as a pickle."""
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    save_file(tensors, tmp_path / "outside.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, name)}))
+    refused(folder, "names no safetensors file of this folder", "MODEL_DAMAGED")
+
+
+def test_an_adapter_beside_a_model_is_refused_whether_peft_is_installed_or_not(folder: Path) -> None:
+    """With PEFT transformers would load it into the model, pickled weights included."""
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/etc"}))
+    torch.save({}, folder / "adapter_model.bin")
+    refused(folder, "adapter_config.json.*folder of its own", "MODEL_UNSUPPORTED")
+
+
+@pytest.mark.parametrize("odd", [{"dtype": "load"}, {"hidden_act": "__import__('os')"}])
+def test_a_config_that_makes_no_sense_is_refused_by_name(folder: Path, odd: dict[str, str]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | odd))
+    refused(folder, "cannot be served", "MODEL_UNSUPPORTED")
+
+
 def test_sampling_defaults_are_greedy_unless_the_model_samples() -> None:
     assert sampling_defaults(None) == NEUTRAL
     assert sampling_defaults(GenerationConfig()) == NEUTRAL

@@ -1,7 +1,7 @@
 """Both clients against a fake gateway: events, outputs, errors, cancellation, deadlines."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tokenwire.client.messages import DEADLINE_GRACE_S
 from tokenwire.errors import (
     Cancelled,
     DeadlineExceeded,
+    FailedPrecondition,
     Internal,
     InvalidRequest,
     Overloaded,
@@ -496,3 +497,38 @@ def test_overload_is_the_callers_business(gateway: FakeGateway) -> None:
     for bad in (0, 6):
         with pytest.raises(ValueError, match="max_attempts"):
             Client(gateway.target, max_attempts=bad)
+
+
+USES = {
+    "generate": lambda client: client.generate("a"),
+    "chat": lambda client: client.chat("a"),
+    "session": lambda client: client.session(),
+    "tokenize": lambda client: client.tokenize("a"),
+    "embed": lambda client: client.embed("a"),
+    "tokenizer": lambda client: client.tokenizer(),
+    "models": lambda client: client.models(),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+def test_a_client_that_is_closed_says_so(use: Callable[[Any], Any], gateway: FakeGateway) -> None:
+    async def main() -> None:
+        closed = AsyncClient(gateway.target)
+        await closed.close()
+        await closed.close()
+        with pytest.raises(FailedPrecondition, match="is closed") as caught:
+            found = use(closed)
+            await found
+        assert caught.value.reason == "CLIENT_CLOSED"
+
+    client = Client(gateway.target)
+    with client:
+        stream = client.generate("hang")
+        next(stream)
+    with pytest.raises(Cancelled):
+        stream.text()
+    client.close()
+    with pytest.raises(FailedPrecondition, match="is closed") as caught:
+        use(client)
+    assert caught.value.reason == "CLIENT_CLOSED"
+    asyncio.run(main())

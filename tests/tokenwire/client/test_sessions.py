@@ -3,17 +3,22 @@
 import asyncio
 import gc
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.fakes.certificates import Certificates
 from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
-from tokenwire.client import AsyncClient, Client, Finished, FinishReason, TextDelta
-from tokenwire.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, Unavailable
+from tokenwire.client import AsyncClient, AsyncSessionOutputs, Client, Finished, FinishReason, TextDelta
+from tokenwire.errors import DeadlineExceeded, Internal, InvalidRequest, Unauthenticated, Unavailable
+from tokenwire.requests import CancelReason
+from tokenwire.v1 import common_pb2, tokenizer_pb2
 
 
 async def until(condition: Any) -> None:
@@ -157,7 +162,7 @@ def test_a_server_that_drains_is_left_for_a_new_stream() -> None:
 
 
 def test_a_gateway_that_is_not_there_and_a_session_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenwire.client.sessions.CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("tokenwire.client.session_core.CONNECT_TIMEOUT_S", 0.3)
 
     async def main() -> None:
         async with AsyncClient("127.0.0.1:1") as client, client.session() as session:
@@ -293,5 +298,147 @@ def test_who_may_not_call_is_told_at_once(tmp_path: Path) -> None:
     def with_a_key(target: str) -> None:
         with Client(target, api_key=callers.keys["alice"], tls=tls) as client, client.session() as session:
             assert session.submit("a b").text() == "a b"
+
+    asyncio.run(main())
+
+
+def test_outputs_that_nobody_holds_any_more_are_taken_back() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live), AsyncClient(live.grpc_target) as client:
+            async with client.session(max_open=2) as session:
+                async for event in await session.submit("!hold a b", num_choices=2):
+                    assert isinstance(event, TextDelta)
+                    break
+                assert await (await session.submit("there is room", timeout_s=30.0)).text() == "there is room"
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await (await session.submit("!hold a b", num_choices=2)).text()
+                async with await session.submit("!hold a b", num_choices=2) as held:
+                    assert isinstance(await anext(held), TextDelta)
+                assert await (await session.submit("again", timeout_s=30.0)).text() == "again"
+                assert {each.terminal.reason for each in await held.outputs()} == {FinishReason.CANCELLED}
+                assert session._core._num_open == 0
+                assert tier.cancels == [CancelReason.CLIENT] * 6
+            await live.until_idle()
+
+    asyncio.run(main())
+
+
+def test_outputs_that_ordinary_code_does_not_hold_any_more_are_taken_back() -> None:
+    def leave_early(target: str) -> None:
+        with Client(target) as client, client.session(max_open=1) as session:
+            for event in session.submit("!hold a b"):
+                assert isinstance(event, TextDelta)
+                break
+            assert session.submit("there is room", timeout_s=30.0).text() == "there is room"
+
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            await asyncio.to_thread(leave_early, live.grpc_target)
+            await live.until_idle()
+
+    asyncio.run(main())
+
+
+def test_what_is_dropped_after_its_loop_is_closed_is_dropped_quietly() -> None:
+    async def main() -> AsyncSessionOutputs:
+        async with gateway_over_fake() as (_, live), AsyncClient(live.grpc_target) as client:
+            async with client.session() as session:
+                return await session.submit("!hold a b")
+
+    outputs = asyncio.run(main())
+    del outputs
+    gc.collect()
+
+
+def test_the_whole_of_an_output_without_credit_needs_no_grant() -> None:
+    def blocking_one(target: str) -> None:
+        with Client(target) as client, client.session() as session:
+            assert session.submit("a b c", credit=0).text() == "a b c"
+
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live), AsyncClient(live.grpc_target) as client:
+            async with client.session() as session, asyncio.timeout(30):
+                assert await (await session.submit("a b c", credit=0)).text() == "a b c"
+                outputs = await (await session.submit("a b", credit=0, num_choices=2)).outputs()
+                assert [output.text for output in outputs] == ["a b", "a b"]
+            await asyncio.wait_for(asyncio.to_thread(blocking_one, live.grpc_target), 30)
+
+    asyncio.run(main())
+
+
+async def silent(requests: Any, context: Any) -> None:
+    """A server's session that says Hello and nothing else."""
+    hello = common_pb2.Hello(protocol_version=1)
+    await context.write(tokenizer_pb2.SessionResponse(hello=hello))
+    await asyncio.Event().wait()
+
+
+async def mute(requests: Any, context: Any) -> None:
+    """One that does not even say Hello."""
+    await asyncio.Event().wait()
+
+
+async def overrun(requests: Any, context: Any) -> None:
+    """Sends each request 100 tokens at once."""
+    await context.write(tokenizer_pb2.SessionResponse(hello=common_pb2.Hello(protocol_version=1)))
+    async for frame in requests:
+        handles = [submit.handle for submit in frame.submits]
+        tokens = [100] * len(handles)
+        await context.write(
+            tokenizer_pb2.SessionResponse(handles=handles, texts=["a"] * len(handles), num_tokens=tokens)
+        )
+
+
+def test_more_tokens_than_were_granted_end_the_stream() -> None:
+    async def main() -> None:
+        async with server_whose_sessions(overrun) as target, AsyncClient(target) as client, client.session() as session:
+            other = await session.submit("a")
+            assert (await anext(other)) == TextDelta("a", 100)
+            over = await session.submit("b", credit=99)
+            for outputs in (over, other):
+                with pytest.raises(Internal) as caught:
+                    await outputs.text()
+                assert caught.value.reason == "CREDIT_EXCEEDED"
+            assert (await anext(await session.submit("c", credit=100))) == TextDelta("a", 100)
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def server_whose_sessions(behaviour: Any) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    handler = grpc.stream_stream_rpc_method_handler(
+        behaviour, tokenizer_pb2.SessionRequest.FromString, tokenizer_pb2.SessionResponse.SerializeToString
+    )
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("tokenwire.v1.GenerationService", {"Session": handler})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def test_time_ends_a_request_whatever_the_server_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenwire.client.session_core.DEADLINE_GRACE_S", 0.2)
+
+    def blocking_one(target: str) -> None:
+        with Client(target) as client, client.session(max_open=1) as session:
+            for _ in range(2):
+                with pytest.raises(DeadlineExceeded):
+                    session.submit("a", timeout_s=0.3).text()
+
+    async def main() -> None:
+        for behaviour, told in ((silent, "said nothing"), (mute, "waited for a connection")):
+            async with server_whose_sessions(behaviour) as target, AsyncClient(target) as client:
+                async with client.session(max_open=2) as session, asyncio.timeout(30):
+                    for _ in range(2):
+                        with pytest.raises(DeadlineExceeded, match=told):
+                            await (await session.submit("a", num_choices=2, timeout_s=0.3)).outputs()
+                    assert session._core._num_open == 0
+                await asyncio.wait_for(asyncio.to_thread(blocking_one, target), 30)
 
     asyncio.run(main())

@@ -9,8 +9,8 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,6 +24,9 @@ NUM_PROMPTS = 16
 PAUSE_AFTER_ERROR_S = 0.05
 """As a client waits before it tries again; without it a refusal is asked for a thousand times a second."""
 HTTP_TIMEOUT = httpx.Timeout(120, connect=10)
+
+Ask = Callable[[int], Awaitable[str]]
+"""Sends the request of this number; returns its outcome."""
 
 
 def options_of(number: int) -> dict[str, Any]:
@@ -52,6 +55,8 @@ class Ledger:
     served: list[tuple[float, float]] = field(default_factory=list)
     """Of each that was served in full: when it had ended, and how long it took, seconds."""
     longest_s: float = 0.0
+    num_not_let_in: int = 0
+    """HTTP connections that were refused by one gateway of several, before anything was sent on them."""
     broken: list[str] = field(default_factory=list)
     """Promises that were not kept."""
 
@@ -68,22 +73,29 @@ class Load:
     """Requests over every way in, until `stop`."""
 
     def __init__(
-        self, gateway: str, http_url: str, *, may_cut: bool = False, more: Sequence[dict[str, Any]] = ()
+        self,
+        targets: Sequence[str],
+        http_urls: Sequence[str],
+        *,
+        may_cut: bool = False,
+        more: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """`may_cut`: the gateway itself may go away, so connections may break without a word.
+        """`targets`: for gRPC, a client and a Session each. `http_urls`: gateways, of which any may be asked.
+
+        `may_cut`: the gateway itself may go away, so connections may break without a word.
 
         `more`: options of further requests, one loop for each, whose texts are as reproducible as the others'.
         """
         self.ledger = Ledger()
         self.stop = False
-        self._gateway, self._http_url, self._may_cut = gateway, http_url, may_cut
+        self._targets, self._http_urls, self._may_cut = targets, http_urls, may_cut
         self._more = more
         self._expected: dict[int, str] = {}
         self._expected_more: dict[int, str] = {}
 
     async def learn(self, num_prompts: int = NUM_PROMPTS) -> None:
         """The texts, while nothing happens."""
-        async with AsyncClient(self._gateway) as client:
+        async with AsyncClient(self._targets[0]) as client:
             for number in range(num_prompts):
                 self._expected[number] = await client.generate(prompt_of(number), **options_of(number)).text()
             for index, options in enumerate(self._more):
@@ -91,32 +103,36 @@ class Load:
         assert len(set(self._expected.values())) > num_prompts // 2
 
     async def run(self, width: int = 2) -> None:
-        """`width`: requests at a time of each kind."""
-        async with self._clients() as (client, session, http):
-            await asyncio.gather(
-                *(self._loop("grpc", lambda n: self._grpc(client, n)) for _ in range(width)),
-                *(self._loop("chat", lambda n: self._chat(client)) for _ in range(width)),
-                *(self._loop("session", lambda n: self._session(session, n)) for _ in range(width)),
-                *(self._loop("cancel", lambda n: self._cancelled(client, n)) for _ in range(width)),
-                *(self._loop("http stream", lambda n: self._http(http, n, stream=True)) for _ in range(width)),
-                *(self._loop(f"more {index}", partial(self._further, client, index)) for index in self._expected_more),
-                *(self._loop("http", lambda n: self._http(http, n, stream=False)) for _ in range(width)),
-            )
+        """`width`: requests at a time of each kind, to each target."""
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(AsyncClient(target)) for target in self._targets]
+            sessions = [await stack.enter_async_context(client.session()) for client in clients]
+            kept, new = [await stack.enter_async_context(http_client(keeps=keeps)) for keeps in (True, False)]
+            ways: list[tuple[str, Ask]] = [
+                *(("grpc", partial(self._grpc, client)) for client in clients),
+                *(("chat", partial(self._chat, client)) for client in clients),
+                *(("session", partial(self._session, session)) for session in sessions),
+                *(("cancel", partial(self._cancelled, client)) for client in clients),
+                ("http stream", partial(self._http, kept, stream=True)),
+                ("http", partial(self._http, kept, stream=False)),
+                ("http stream, new connections", partial(self._http, new, stream=True)),
+                ("http, new connections", partial(self._http, new, stream=False)),
+            ]
+            more = [(f"more {index}", partial(self._further, clients[0], index)) for index in self._expected_more]
+            await asyncio.gather(*(self._loop(*way) for way in [*ways * width, *more]))
 
-    @asynccontextmanager
-    async def _clients(self) -> AsyncIterator[tuple[AsyncClient, AsyncSession, httpx.AsyncClient]]:
-        async with (
-            AsyncClient(self._gateway) as client,
-            client.session() as session,
-            httpx.AsyncClient(trust_env=False, timeout=HTTP_TIMEOUT, base_url=self._http_url) as http,
-        ):
-            yield client, session, http
+    async def until_served(self, num_requests: int, running: "asyncio.Future[None]", limit_s: float = 60) -> None:
+        """Wait until so many more requests have been served in full, or `running`, which is `run()`, ends."""
+        wanted = self.ledger.outcomes["ok"] + num_requests
+        async with asyncio.timeout(limit_s):
+            while self.ledger.outcomes["ok"] < wanted and not running.done():
+                await asyncio.sleep(0.05)
 
     def _numbers(self) -> Iterator[int]:
         while not self.stop:
             yield random.choice(list(self._expected))
 
-    async def _loop(self, way: str, ask: Any) -> None:
+    async def _loop(self, way: str, ask: Ask) -> None:
         for number in self._numbers():
             began_s = time.monotonic()
             self.ledger.begun[way] += 1
@@ -167,7 +183,7 @@ class Load:
         assert output.text == self._expected_more[index], (output.text, self._expected_more[index])
         return "ok"
 
-    async def _chat(self, client: AsyncClient) -> str:
+    async def _chat(self, client: AsyncClient, _: int) -> str:
         (output,) = await client.chat("Hello", max_tokens=10, ignore_eos=True, timeout_s=60).outputs()
         if output.error is not None:
             return self._reason(output.error)
@@ -198,7 +214,7 @@ class Load:
 
     async def _http(self, http: httpx.AsyncClient, number: int, *, stream: bool) -> str:
         body = {"prompt": prompt_of(number), "stream": stream, **options_of(number)}
-        response = await http.post("/v1/completions", json=body)
+        response = await self._post(http, body)
         if response.status_code != 200:
             return error_of(response.json())
         expected = self._expected[number]
@@ -216,6 +232,22 @@ class Load:
         ends = [c["finish_reason"] for message in messages for c in message["choices"] if c["finish_reason"]]
         assert text == expected and ends == ["length"] and events[-1] == "[DONE]", events[-3:]
         return "ok"
+
+    async def _post(self, http: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
+        """From whichever gateway lets us in."""
+        *before, last = random.sample(self._http_urls, len(self._http_urls))
+        for url in before:
+            try:
+                return await http.post(f"{url}/v1/completions", json=body)
+            except httpx.ConnectError:
+                self.ledger.num_not_let_in += 1
+        return await http.post(f"{last}/v1/completions", json=body)
+
+
+def http_client(*, keeps: bool) -> httpx.AsyncClient:
+    """`keeps`: whether connections serve more than one request."""
+    limits = httpx.Limits(max_keepalive_connections=10 if keeps else 0)
+    return httpx.AsyncClient(trust_env=False, timeout=HTTP_TIMEOUT, limits=limits)
 
 
 def error_of(body: dict[str, Any]) -> str:
