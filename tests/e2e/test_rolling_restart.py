@@ -101,7 +101,7 @@ def rolling_stack(folder: Path, logs: Path, workers: int) -> Iterator[RollingSta
         yield RollingStack(folder, tiers, workers)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.extended)])
 def test_a_rolling_restart_of_every_tier_loses_no_request(model_folder: Path, tmp_path: Path, workers: int) -> None:
     async def main(stack: RollingStack) -> None:
         load = Load([f"ipv4:{addresses(ports)}" for ports in (stack.gateways, stack.gateways[::-1])],
