@@ -6,6 +6,7 @@ not know how they are opened (see `session_core`).
 
 import asyncio
 import threading
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,8 +26,13 @@ class SessionOutputs(StreamState):
 
     def __init__(self, request_id: str, num_outputs: int, credit: int | None) -> None:
         super().__init__(request_id, num_outputs)
+        self._limited = credit is not None
         self.window = credit
         """Tokens that may be sent before they are read; None: no limit."""
+        self._granted = [0 if credit is None else credit] * num_outputs
+        """Tokens that may still come, by choice, where there is a limit."""
+        self._granted_s = 0.0
+        """When something was granted last, on the monotonic clock."""
         self._taken = [0] * num_outputs
         """Tokens that were read and not granted anew, by choice."""
         self._stream: SessionStream[Any] | None = None
@@ -42,6 +48,8 @@ class SessionOutputs(StreamState):
         """Something came."""
         if isinstance(event, Finished):
             self._ended[event.choice] = True
+        elif isinstance(event, TextDelta):
+            self._granted[event.choice] -= event.num_tokens
         self._waiting.append(event)
         self._wake()
 
@@ -49,6 +57,15 @@ class SessionOutputs(StreamState):
         """The stream broke: what came can be read, then this is raised."""
         self._error = error
         self._wake()
+
+    @property
+    def owed_since_s(self) -> float | None:
+        """When something was granted last that may still come; None: nothing may, before something is read."""
+        if self._limited and not any(
+            left > 0 and not ended for left, ended in zip(self._granted, self._ended, strict=True)
+        ):
+            return None
+        return self._granted_s
 
     def _wake(self) -> None:
         raise NotImplementedError
@@ -72,6 +89,8 @@ class SessionOutputs(StreamState):
 
     def _credit(self, choice: int, tokens: int) -> None:
         assert self._stream is not None
+        self._granted[choice] += tokens
+        self._granted_s = time.monotonic()
         self._stream.credit(self._first + choice, tokens)
 
     def _cancel(self, choice: int | None) -> None:
