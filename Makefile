@@ -13,7 +13,7 @@ export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test test-all chaos soak check audit fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
+.PHONY: help up demo test test-all chaos soak fuzz check audit fmt protos protos-baseline model bench bench-full bench-peers bench-startup bench-frontend bench-gpu profile doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ chaos: $(VENV)/.made-dev model ## Break every part under load and see that all p
 
 soak: $(VENV)/.made-dev model ## Mixed load for 20 minutes: texts, memory, descriptors, threads, latencies; soak/soak.csv and .svg (memory's growth is judged from 80 minutes on: ARGS="--minutes 120")
 	$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+fuzz: $(VENV)/.made-fuzz ## Any bytes to sessions, templates, constraints and bodies; what breaks something goes into fuzz/ (ARGS="--seconds 600")
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 check: $(VENV)/.made-dev ## Format, lint, types, import rules, the contract and its stubs
 	$(BIN)/ruff check .
@@ -94,10 +97,10 @@ doctor: $(VENV)/.made-all ## Can this machine serve? What to do if not
 	@$(BIN)/tokenwire doctor $(ARGS)
 
 clean: ## Remove the environment and caches; the model store stays
-	rm -rf $(VENV) build model_svc/native/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build fuzz model_svc/native/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# One environment, five stamps: `up` installs what serves; `bench` adds plots, `profile` py-spy, `audit` pip-audit, `test` the tools.
-# A stamp is as old as the installation, which also compiles the kernels.
+# One environment, six stamps: `up` installs what serves; `bench` adds plots, `profile` py-spy, `audit` pip-audit, `test` the
+# tools, `fuzz` atheris. A stamp is as old as the installation, which also compiles the kernels.
 KERNELS := $(wildcard model_svc/native/*.cpp model_svc/native/*.h)
 INSTALLATION := pyproject.toml constraints.txt scripts/make-venv $(KERNELS)
 
@@ -116,6 +119,10 @@ $(VENV)/.made-bench: $(INSTALLATION)
 $(VENV)/.made-dev: $(INSTALLATION)
 	@scripts/make-venv $(VENV) dev
 	@touch $(VENV)/.made-all $@
+
+$(VENV)/.made-fuzz: $(INSTALLATION)
+	@scripts/make-venv $(VENV) fuzz
+	@touch $(VENV)/.made-all $(VENV)/.made-dev $@
 
 $(VENV)/.made-profile: $(INSTALLATION)
 	@scripts/make-venv $(VENV) profile

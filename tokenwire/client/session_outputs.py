@@ -1,7 +1,7 @@
 """What a session's `submit` returns: the events of one request, read in a coroutine or in ordinary code.
 
-Grants credit as events are taken, so that a slow reader holds a bounded number of tokens. Knows handles' streams; does
-not know how they are opened (see `session_core`).
+Grants credit as events are taken, so that a slow reader holds a bounded number of tokens; refuses what was not granted.
+Knows handles' streams; does not know how they are opened (see `session_core`).
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Self
 from tokenwire.client.events import Event, Finished, Output, TextDelta
 from tokenwire.client.loop_thread import LoopThread
 from tokenwire.client.streams import StreamState
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import Internal, TokenwireError
 from tokenwire.requests import CancelReason
 from tokenwire.session import SessionStream
 
@@ -26,15 +26,14 @@ class SessionOutputs(StreamState):
 
     def __init__(self, request_id: str, num_outputs: int, credit: int | None) -> None:
         super().__init__(request_id, num_outputs)
-        self._limited = credit is not None
         self.window = credit
         """Tokens that may be sent before they are read; None: no limit."""
-        self._granted = [0 if credit is None else credit] * num_outputs
-        """Tokens that may still come, by choice, where there is a limit."""
-        self._granted_s = 0.0
-        """When something was granted last, on the monotonic clock."""
         self._taken = [0] * num_outputs
         """Tokens that were read and not granted anew, by choice."""
+        self._may_come = [credit] * num_outputs if credit is not None else None
+        """Tokens that were granted and have not come, by choice; None: no limit."""
+        self._granted_s = 0.0
+        """When some were granted last, on the monotonic clock."""
         self._stream: SessionStream[Any] | None = None
         self._first = 0
         self._ended = [False] * num_outputs
@@ -45,11 +44,14 @@ class SessionOutputs(StreamState):
         self._stream, self._first = stream, first
 
     def add(self, event: Event) -> None:
-        """Something came."""
+        """Something came. Raises Internal for more tokens than were granted."""
+        if self._may_come is not None and isinstance(event, TextDelta):
+            self._may_come[event.choice] -= event.num_tokens
+            if self._may_come[event.choice] < 0:
+                handle, over = self._first + event.choice, -self._may_come[event.choice]
+                raise Internal(f"handle {handle}: {over} tokens came that were not granted", reason="CREDIT_EXCEEDED")
         if isinstance(event, Finished):
             self._ended[event.choice] = True
-        elif isinstance(event, TextDelta):
-            self._granted[event.choice] -= event.num_tokens
         self._waiting.append(event)
         self._wake()
 
@@ -60,12 +62,8 @@ class SessionOutputs(StreamState):
 
     @property
     def owed_since_s(self) -> float | None:
-        """When something was granted last that may still come; None: nothing may, before something is read."""
-        if self._limited and not any(
-            left > 0 and not ended for left, ended in zip(self._granted, self._ended, strict=True)
-        ):
-            return None
-        return self._granted_s
+        """When something was granted last; None: something waits to be read, and until then nothing need come."""
+        return None if self._may_come is not None and self._waiting else self._granted_s
 
     def _wake(self) -> None:
         raise NotImplementedError
@@ -89,8 +87,9 @@ class SessionOutputs(StreamState):
 
     def _credit(self, choice: int, tokens: int) -> None:
         assert self._stream is not None
-        self._granted[choice] += tokens
-        self._granted_s = time.monotonic()
+        if self._may_come is not None:
+            self._may_come[choice] += tokens
+            self._granted_s = time.monotonic()
         self._stream.credit(self._first + choice, tokens)
 
     def _cancel(self, choice: int | None) -> None:

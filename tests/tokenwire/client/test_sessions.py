@@ -17,7 +17,7 @@ from tests.fakes.live_gateway import gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
 from tokenwire.client import AsyncClient, AsyncSessionOutputs, Client, Finished, FinishReason, TextDelta
 from tokenwire.client.messages import DEADLINE_GRACE_S
-from tokenwire.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, Unavailable
+from tokenwire.errors import DeadlineExceeded, Internal, InvalidRequest, Unauthenticated, Unavailable
 from tokenwire.requests import CancelReason
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 
@@ -401,6 +401,32 @@ async def patient(requests: Any, context: Any) -> None:
             )
 
 
+async def overrun(requests: Any, context: Any) -> None:
+    """Sends each request 100 tokens at once."""
+    await say_hello(context)
+    async for frame in requests:
+        handles = [submit.handle for submit in frame.submits]
+        tokens = [100] * len(handles)
+        await context.write(
+            tokenizer_pb2.SessionResponse(handles=handles, texts=["a"] * len(handles), num_tokens=tokens)
+        )
+
+
+def test_more_tokens_than_were_granted_end_the_stream() -> None:
+    async def main() -> None:
+        async with server_whose_sessions(overrun) as target, AsyncClient(target) as client, client.session() as session:
+            other = await session.submit("a")
+            assert (await anext(other)) == TextDelta("a", 100)
+            over = await session.submit("b", credit=99)
+            for outputs in (over, other):
+                with pytest.raises(Internal) as caught:
+                    await outputs.text()
+                assert caught.value.reason == "CREDIT_EXCEEDED"
+            assert (await anext(await session.submit("c", credit=100))) == TextDelta("a", 100)
+
+    asyncio.run(main())
+
+
 @asynccontextmanager
 async def server_whose_sessions(behaviour: Any) -> AsyncIterator[str]:
     server = grpc.aio.server()
@@ -434,6 +460,8 @@ def test_time_ends_a_request_whatever_the_server_does(monkeypatch: pytest.Monkey
                     for _ in range(2):
                         with pytest.raises(DeadlineExceeded, match=told):
                             await (await session.submit("a", num_choices=2, timeout_s=0.3)).outputs()
+                    with pytest.raises(DeadlineExceeded, match=told):
+                        await anext(await session.submit("a", credit=0, timeout_s=0.3))
                     assert session._core._num_open == 0
                 await asyncio.wait_for(asyncio.to_thread(blocking_one, target), 30)
 
