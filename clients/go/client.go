@@ -10,11 +10,13 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
+	"net"
 	"os"
+	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -26,8 +28,10 @@ const MaxMessageBytes = 16 << 20
 
 // Options say how a gateway is reached.
 type Options struct {
-	// APIKey is an API key or a JWT, sent with every call. It is sent over TLS only.
+	// APIKey is an API key or a JWT, sent with every call: over TLS, or to this machine itself.
 	APIKey string
+	// PlaintextKey lets the key go to other machines without TLS, where something else encrypts the way.
+	PlaintextKey bool
 	// TLS is whether to use it.
 	TLS bool
 	// CAFile holds the certificates to trust; empty: those of this machine.
@@ -41,18 +45,22 @@ type Client struct {
 }
 
 // bearer adds the API key to every call.
-type bearer string
-
-func (key bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + string(key)}, nil
+type bearer struct {
+	key     string
+	overTLS bool
 }
 
-func (bearer) RequireTransportSecurity() bool { return true }
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + b.key}, nil
+}
+
+func (b bearer) RequireTransportSecurity() bool { return b.overTLS }
 
 // NewClient makes a client for host:port. It connects with the first call.
 func NewClient(target string, options Options) (*Client, error) {
-	if options.APIKey != "" && !options.TLS {
-		return nil, errors.New("tokenwire: an API key is sent over TLS only: set TLS")
+	if options.APIKey != "" && !options.TLS && !options.PlaintextKey && !staysHere(target) {
+		message := fmt.Sprintf("the key would go to %s unencrypted: set TLS, or PlaintextKey where the way is encrypted", target)
+		return nil, &Error{Code: codes.FailedPrecondition, Message: message, Reason: "KEY_IN_PLAINTEXT"}
 	}
 	transport := insecure.NewCredentials()
 	if options.TLS {
@@ -74,13 +82,30 @@ func NewClient(target string, options Options) (*Client, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes)),
 	}
 	if options.APIKey != "" {
-		dial = append(dial, grpc.WithPerRPCCredentials(bearer(options.APIKey)))
+		dial = append(dial, grpc.WithPerRPCCredentials(bearer{options.APIKey, options.TLS}))
 	}
 	conn, err := grpc.NewClient(target, dial...)
 	if err != nil {
 		return nil, fmt.Errorf("tokenwire: %w", err)
 	}
 	return &Client{pb.NewGenerationServiceClient(conn), conn}, nil
+}
+
+// staysHere is whether all addresses of gRPC's target are this machine's, as it is written: names are not looked up.
+func staysHere(target string) bool {
+	if strings.HasPrefix(target, "unix:") || strings.HasPrefix(target, "unix-abstract:") {
+		return true
+	}
+	for _, scheme := range []string{"dns:///", "dns:", "ipv4:", "ipv6:"} {
+		target = strings.TrimPrefix(target, scheme)
+	}
+	for _, address := range strings.Split(target, ",") {
+		host := strings.Trim(address[:max(0, strings.LastIndex(address, ":"))], "[]")
+		if host != "localhost" && !net.ParseIP(host).IsLoopback() {
+			return false
+		}
+	}
+	return true
 }
 
 // Close ends the connection and every call on it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"strings"
+	"time"
 
 	pb "tokenwire/tokenwirev1"
 )
@@ -14,26 +15,62 @@ type Delta struct {
 	NumTokens uint32
 }
 
-// Output is one output of a request on a session. Next, Text and the like are for one goroutine; Cancel and Grant for any.
+// late is how much longer than a request's time limit its end is waited for: the server's own may be on its way.
+const late = time.Second
+
+// Output is one output of a request on a session. Next and Wait are for one goroutine; Cancel and Grant for any. Cancel what
+// is not read to its end: it keeps its place in the session until then.
 type Output struct {
 	session *Session
 	link    *link
 	handle  uint32
 	window  uint32
+	until   time.Time // when the server's end has not come in time; zero: never
 	ready   chan struct{}
 
 	// Guarded by Session.mu:
 	waiting []Delta
 	finish  *pb.Finish
 	lost    *Error
+	came    uint32
+	mayCome *uint64 // granted, and not come; nil: no limit
 
 	taken uint32 // read and not granted anew; the reader's alone
 	text  strings.Builder
 }
 
-func (o *Output) add(delta Delta) {
-	o.waiting = append(o.waiting, delta)
-	o.wake()
+// addLocked takes a row. It is false for more tokens than were granted.
+func (o *Output) addLocked(delta Delta) bool {
+	if o.mayCome != nil {
+		if uint64(delta.NumTokens) > *o.mayCome {
+			return false
+		}
+		*o.mayCome -= uint64(delta.NumTokens)
+	}
+	o.came += delta.NumTokens
+	if o.finish == nil { // else it was over by this side's clock
+		o.waiting = append(o.waiting, delta)
+		o.wake()
+	}
+	return true
+}
+
+func (o *Output) endLocked(finish *pb.Finish) {
+	if o.finish == nil {
+		o.finish = finish
+		o.wake()
+	}
+}
+
+// endLate ends what is late, by this side's clock. What came stands; the server is told, and frees the place.
+func (o *Output) endLate() {
+	o.Cancel()
+	o.session.mu.Lock()
+	defer o.session.mu.Unlock()
+	if o.lost == nil {
+		usage := &pb.Usage{CompletionTokens: o.came}
+		o.endLocked(&pb.Finish{Handle: o.handle, Reason: pb.FinishReason_FINISH_REASON_DEADLINE, Usage: usage})
+	}
 }
 
 func (o *Output) wake() {
@@ -46,6 +83,7 @@ func (o *Output) wake() {
 // Next waits for more text. After the last it gives io.EOF, and Finish says how the output ended; an *Error where its
 // stream broke first.
 func (o *Output) Next(ctx context.Context) (Delta, error) {
+	var over <-chan time.Time
 	for {
 		o.session.mu.Lock()
 		if len(o.waiting) > 0 {
@@ -64,8 +102,15 @@ func (o *Output) Next(ctx context.Context) (Delta, error) {
 		if lost != nil {
 			return Delta{}, lost
 		}
+		if over == nil && !o.until.IsZero() {
+			timer := time.NewTimer(time.Until(o.until))
+			defer timer.Stop()
+			over = timer.C
+		}
 		select {
 		case <-o.ready:
+		case <-over:
+			o.endLate()
 		case <-ctx.Done():
 			return Delta{}, ctx.Err()
 		}
@@ -114,6 +159,9 @@ func (o *Output) Cancel() {
 // Grant lets the server send more tokens than reading has granted.
 func (o *Output) Grant(tokens uint32) {
 	o.up(func(frame *pb.SessionRequest) {
+		if o.mayCome != nil {
+			*o.mayCome += uint64(tokens)
+		}
 		frame.Credits = append(frame.Credits, &pb.Credit{Handle: o.handle, Tokens: tokens})
 	})
 }

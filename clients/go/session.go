@@ -3,17 +3,18 @@ package tokenwire
 import (
 	"context"
 	"fmt"
-	"io"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	pb "tokenwire/tokenwirev1"
 )
 
 const (
-	protocolVersion = 1
-	lastFirstHandle = 1<<32 - 1 - 1024 // past it a new stream takes over
+	maxChoices   = 128
+	maxTimeoutMs = 1 << 40 // longer than anybody waits, and no overflow of a Duration
 )
 
 // Session carries many requests on one stream: docs/session.md of Tokenwire. It keeps no more open than both sides
@@ -32,18 +33,6 @@ type Session struct {
 	changed chan struct{} // closed when there may be room
 }
 
-// link is one stream of a session. All of it is guarded by Session.mu but the stream itself.
-type link struct {
-	stream  pb.GenerationService_SessionClient
-	cancel  context.CancelFunc
-	hello   *pb.Hello
-	outputs map[uint32]*Output
-	next    uint64
-	pending *pb.SessionRequest
-	wake    chan struct{}
-	ended   bool
-}
-
 // NewSession makes a session on which at most maxOpen outputs are open at once. Its stream is opened by the first Submit.
 func (c *Client) NewSession(maxOpen int) *Session {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -56,10 +45,23 @@ func (c *Client) NewSession(maxOpen int) *Session {
 // Close cancels what is open and ends the streams.
 func (s *Session) Close() { s.cancel() }
 
-// Submit sends a request and returns its outputs, one per choice. It waits while there is no room. Credit is the most
-// tokens of an output that are sent before they are read, nil for no limit; reading grants more, unless it is zero.
+// Submit sends a request and returns its outputs, one per choice. It waits while there is no room, as long as ctx and the
+// request's own time limit say. Credit is the most tokens of an output that are sent before they are read, nil for no limit;
+// reading grants more, unless it is zero.
 func (s *Session) Submit(ctx context.Context, request *pb.TextRequest, credit *uint32) ([]*Output, error) {
 	number := max(1, int(request.GetOptions().GetNumChoices()))
+	if number > maxChoices {
+		return nil, tooManyChoices(number, maxChoices)
+	}
+	var deadline time.Time
+	if limit := request.GetContext().GetTimeoutMs(); limit > 0 {
+		deadline = time.Now().Add(time.Duration(min(limit, maxTimeoutMs)) * time.Millisecond)
+		message := "the time ran out while the request waited for room on the session"
+		over := &Error{Code: codes.DeadlineExceeded, Message: message, Reason: "DEADLINE_EXCEEDED"}
+		limited, cancel := context.WithDeadlineCause(ctx, deadline, over)
+		defer cancel()
+		ctx = limited
+	}
 	for {
 		current, err := s.link(ctx)
 		if err != nil {
@@ -72,10 +74,10 @@ func (s *Session) Submit(ctx context.Context, request *pb.TextRequest, credit *u
 		}
 		if number > limit {
 			s.mu.Unlock()
-			return nil, fmt.Errorf("tokenwire: %d choices are not allowed: at most %d outputs may be open", number, limit)
+			return nil, tooManyChoices(number, limit)
 		}
 		if s.current == current && s.open+number <= limit {
-			outputs := s.submitLocked(current, request, credit, number)
+			outputs := s.submitLocked(current, withTimeLeft(request, deadline), credit, number, deadline)
 			s.mu.Unlock()
 			return outputs, nil
 		}
@@ -88,7 +90,7 @@ func (s *Session) Submit(ctx context.Context, request *pb.TextRequest, credit *u
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		case <-s.ctx.Done():
 			return nil, errClosed()
 		}
@@ -99,7 +101,26 @@ func errClosed() *Error {
 	return &Error{Code: codes.Unavailable, Message: "the session is closed", Reason: "SESSION_CLOSED"}
 }
 
-func (s *Session) submitLocked(l *link, request *pb.TextRequest, credit *uint32, number int) []*Output {
+func tooManyChoices(number, most int) *Error {
+	message := fmt.Sprintf("options.num_choices: %d is not allowed: at most %d outputs may be open here", number, most)
+	return &Error{
+		Code: codes.InvalidArgument, Message: message, Reason: "INVALID_REQUEST", Fields: []string{"options.num_choices"},
+	}
+}
+
+// withTimeLeft is the request with what is left of its time, which began when it was asked for.
+func withTimeLeft(request *pb.TextRequest, deadline time.Time) *pb.TextRequest {
+	if deadline.IsZero() {
+		return request
+	}
+	left := proto.Clone(request).(*pb.TextRequest)
+	left.Context.TimeoutMs = proto.Uint64(uint64(max(1, time.Until(deadline).Milliseconds())))
+	return left
+}
+
+func (s *Session) submitLocked(
+	l *link, request *pb.TextRequest, credit *uint32, number int, deadline time.Time,
+) []*Output {
 	first := uint32(l.next)
 	l.next += uint64(number)
 	s.open += number
@@ -107,7 +128,11 @@ func (s *Session) submitLocked(l *link, request *pb.TextRequest, credit *uint32,
 	for choice := range outputs {
 		output := &Output{session: s, link: l, handle: first + uint32(choice), ready: make(chan struct{}, 1)}
 		if credit != nil {
-			output.window = *credit
+			granted := uint64(*credit)
+			output.window, output.mayCome = *credit, &granted
+		}
+		if !deadline.IsZero() {
+			output.until = deadline.Add(late)
 		}
 		l.outputs[output.handle] = output
 		outputs[choice] = output
@@ -118,167 +143,4 @@ func (s *Session) submitLocked(l *link, request *pb.TextRequest, credit *uint32,
 		s.leaveLocked(l)
 	}
 	return outputs
-}
-
-// link returns the stream for new requests, opened where there is none. It waits for that no longer than ctx.
-func (s *Session) link(ctx context.Context) (*link, error) {
-	select {
-	case s.connecting <- struct{}{}:
-		defer func() { <-s.connecting }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-s.ctx.Done():
-		return nil, errClosed()
-	}
-	s.mu.Lock()
-	current := s.current
-	s.mu.Unlock()
-	if current != nil {
-		return current, nil
-	}
-	opening, cancel := context.WithCancel(s.ctx)
-	stop := context.AfterFunc(ctx, cancel)
-	current, err := s.openStream(opening)
-	if !stop() { // ctx has ended, and the stream with it
-		err = ctx.Err()
-	}
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	current.cancel = cancel
-	s.mu.Lock()
-	s.current = current
-	s.mu.Unlock()
-	go s.read(current)
-	go s.write(current)
-	return current, nil
-}
-
-// openStream opens a stream and waits for the server's Hello.
-func (s *Session) openStream(ctx context.Context) (*link, error) {
-	stream, err := s.client.Session(ctx)
-	if err != nil {
-		return nil, ErrorOf(err)
-	}
-	hello := &pb.Hello{ProtocolVersion: protocolVersion, Peer: "tokenwire-go"}
-	if err := stream.Send(&pb.SessionRequest{Hello: hello}); err != nil && err != io.EOF {
-		return nil, ErrorOf(err)
-	}
-	first, err := stream.Recv() // after a failed Send it says why
-	if err != nil {
-		return nil, ErrorOf(err)
-	}
-	if version := first.GetHello().GetProtocolVersion(); version != protocolVersion {
-		return nil, &Error{Code: codes.FailedPrecondition, Message: fmt.Sprintf("the server speaks session protocol %d", version)}
-	}
-	return &link{
-		stream: stream, hello: first.GetHello(), outputs: map[uint32]*Output{}, next: 1,
-		pending: &pb.SessionRequest{}, wake: make(chan struct{}, 1),
-	}, nil
-}
-
-func (l *link) wakeLocked() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
-}
-
-// write sends what is pending, as one frame each time, and half-closes once the link is left and nothing is open.
-func (s *Session) write(l *link) {
-	for range l.wake {
-		s.mu.Lock()
-		frame := l.pending
-		l.pending = &pb.SessionRequest{}
-		done := s.current != l && len(l.outputs) == 0
-		ended := l.ended
-		s.mu.Unlock()
-		if ended {
-			return
-		}
-		if len(frame.Submits)+len(frame.Cancels)+len(frame.Credits) > 0 {
-			if l.stream.Send(frame) != nil {
-				return // the reader says why
-			}
-		}
-		if done {
-			_ = l.stream.CloseSend()
-			return
-		}
-	}
-}
-
-func (s *Session) read(l *link) {
-	for {
-		frame, err := l.stream.Recv()
-		if err != nil {
-			l.cancel()
-			s.lose(l, err)
-			return
-		}
-		s.take(l, frame)
-	}
-}
-
-// take hands each row, then each end, to whom it is for.
-func (s *Session) take(l *link, frame *pb.SessionResponse) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for row, handle := range frame.GetHandles() {
-		if output := l.outputs[handle]; output != nil {
-			output.add(Delta{Text: frame.GetTexts()[row], NumTokens: frame.GetNumTokens()[row]})
-		}
-	}
-	for _, finish := range frame.GetFinishes() {
-		output := l.outputs[finish.GetHandle()]
-		if output == nil {
-			continue
-		}
-		delete(l.outputs, finish.GetHandle())
-		s.open--
-		output.finish = finish
-		output.wake()
-	}
-	if frame.GetDrain() != nil {
-		s.leaveLocked(l)
-	}
-	if len(frame.GetFinishes()) > 0 {
-		s.roomLocked()
-		if s.current != l {
-			l.wakeLocked()
-		}
-	}
-}
-
-// leaveLocked makes the next Submit open another stream; this one runs out.
-func (s *Session) leaveLocked(l *link) {
-	if s.current == l {
-		s.current = nil
-	}
-	s.roomLocked()
-	l.wakeLocked()
-}
-
-func (s *Session) roomLocked() {
-	close(s.changed)
-	s.changed = make(chan struct{})
-}
-
-// lose ends what was open on a stream that is over.
-func (s *Session) lose(l *link, err error) {
-	reason := &Error{Code: codes.Unavailable, Message: "the server ended the session", Reason: "SESSION_ENDED"}
-	if err != io.EOF {
-		reason = ErrorOf(err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l.ended = true
-	for handle, output := range l.outputs {
-		delete(l.outputs, handle)
-		s.open--
-		output.lost = reason
-		output.wake()
-	}
-	s.leaveLocked(l)
 }

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	pb "tokenwire/tokenwirev1"
 )
@@ -84,4 +85,40 @@ func TestAStreamOfAnotherProtocolVersionIsCancelled(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	<-other.ended
+}
+
+func TestTimeThatWaitsForRoomIsTheRequestsOwn(t *testing.T) {
+	session, other := sessionWith(t, &pb.Hello{ProtocolVersion: protocolVersion, MaxRequests: 1})
+	if _, err := session.Submit(context.Background(), &pb.TextRequest{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	<-other.began
+	limited := &pb.TextRequest{Context: &pb.RequestContext{TimeoutMs: proto.Uint64(50)}}
+	_, err := session.Submit(context.Background(), limited, nil)
+	if failed, ok := err.(*Error); !ok || failed.Code != codes.DeadlineExceeded {
+		t.Errorf("%v", err)
+	}
+	_, err = session.Submit(context.Background(), &pb.TextRequest{Options: &pb.GenerationOptions{NumChoices: 2}}, nil)
+	if failed, ok := err.(*Error); !ok || failed.Code != codes.InvalidArgument || failed.Fields[0] != "options.num_choices" {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestAKeyDoesNotLeaveThisMachineUnencrypted(t *testing.T) {
+	for _, target := range []string{
+		"127.0.0.1:1", "localhost:1", "[::1]:1", "dns:///localhost:1", "unix:/tmp/x", "ipv4:127.0.0.1:1,127.0.0.2:1",
+	} {
+		if _, err := NewClient(target, Options{APIKey: "k"}); err != nil {
+			t.Errorf("%s: %v", target, err)
+		}
+	}
+	for _, target := range []string{"gateway.example:1", "192.0.2.1:1", "localhost", "ipv4:127.0.0.1:1,192.0.2.1:1"} {
+		_, err := NewClient(target, Options{APIKey: "k"})
+		if failed, ok := err.(*Error); !ok || failed.Reason != "KEY_IN_PLAINTEXT" {
+			t.Errorf("%s: %v", target, err)
+		}
+		if _, err := NewClient(target, Options{APIKey: "k", PlaintextKey: true}); err != nil {
+			t.Errorf("%s: %v", target, err)
+		}
+	}
 }

@@ -1,6 +1,6 @@
 """What `tokenwire conformance --client` drives: the client library through every case.
 
-python clients/python/conformance.py --case NAME --target HOST:PORT [--tls-ca FILE --api-key KEY]
+python clients/python/conformance.py --case NAME --target HOST:PORT [--tls-ca FILE] [--api-key KEY]
 """
 
 import argparse
@@ -81,6 +81,12 @@ def session_cancel(session: Session) -> None:
     tell_all([hanging, other])
 
 
+def session_leave(session: Session) -> None:
+    with session.submit("hang on") as left:
+        next(left)
+    tell(1, session.submit("one two").outputs()[0])
+
+
 def session_held(session: Session) -> None:
     held, other = session.submit("a b", credit=0), session.submit("one two three")
     outputs = other.outputs()
@@ -95,8 +101,8 @@ def session_drain(session: Session) -> None:
     tell_all([held, session.submit("one two")])
 
 
-def session_lost(session: Session) -> None:
-    held, text = session.submit("hold on"), ""
+def tell_broken(held: BlockingSessionOutputs, index: int = 0) -> None:
+    text = ""
     try:
         for event in held:
             match event:
@@ -105,7 +111,22 @@ def session_lost(session: Session) -> None:
                 case Finished():
                     raise SystemExit("the output ended though its stream broke")
     except TokenwireError as error:
-        print(json.dumps({"output": 0, "text": text, "error": told(error)}))
+        print(json.dumps({"output": index, "text": text, "error": told(error)}))
+
+
+def session_too_many_choices(session: Session) -> None:
+    try:
+        session.submit("one two", num_choices=129)
+    except TokenwireError as error:
+        print(json.dumps({"output": 0, "error": told(error)}))
+    tell(1, session.submit("three").outputs()[0])
+
+
+def session_no_hello(session: Session) -> None:
+    try:
+        session.submit("one two", timeout_s=1)
+    except TokenwireError as error:
+        print(json.dumps({"output": 0, "error": told(error)}))
 
 
 def read_vectors(folder: Path) -> None:
@@ -131,17 +152,24 @@ CALLS: dict[str, Any] = {
     "deadline-text": lambda c: tell_stream(c.generate("slow words")),
     "cancel": cancel,
     "tls": lambda c: tell_stream(c.generate("one two three", max_tokens=3)),
+    "key": lambda c: tell_stream(c.generate("one two three", max_tokens=3)),
 }
 ON_SESSIONS: dict[str, Any] = {
     "session": lambda s: tell_all([s.submit(text) for text in ("one two", "three", "four five six")]),
     "session-choices": lambda s: tell_all([s.submit("one two", num_choices=2), s.submit("three")]),
     "session-cancel": session_cancel,
+    "session-leave": session_leave,
     "session-credit": lambda s: tell_all([s.submit("a b c d e f g h i j", credit=2)]),
     "session-held": session_held,
     "session-error": lambda s: tell_all([s.submit(text) for text in ("refuse me", "overload me", "one two")]),
     "session-drain": session_drain,
-    "session-lost": session_lost,
+    "session-lost": lambda s: tell_broken(s.submit("hold on")),
     "session-future": lambda s: tell_all([s.submit("one two"), s.submit("three")]),
+    "session-too-many-choices": session_too_many_choices,
+    "session-time-limit": lambda s: tell_broken(s.submit("mute", timeout_s=1)),
+    "session-no-hello": session_no_hello,
+    "session-overrun": lambda s: tell_broken(s.submit("overrun", credit=2)),
+    "session-bad-frame": lambda s: tell_broken(s.submit("crooked")),
     "session-many": lambda s: tell_all([s.submit(f"n{number}") for number in range(1000)]),
 }
 

@@ -126,6 +126,11 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
                                         submit(3, "three", "y"), tokenizer_pb2.SessionRequest(
                                             cancels=[pb.Cancel(handle=2)])), "shared by two"
     ),
+    "leaves_without_a_word": (
+        "session-leave",
+        lambda stub: session(stub, HELLO, submit(1, "one two"), submit(2, "one two")),
+        "no Cancel came",
+    ),
     "cancels_another": (
         "session-cancel",
         lambda stub: session(stub, HELLO, submit(1, "one"), submit(2, "one two three"),
@@ -161,6 +166,16 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
         lambda stub: session(stub, HELLO, *(submit(number + 1, f"n{number}") for number in range(60)), pause_s=0.0),
         "51 sequences are open",
     ),
+    "sends_no_time_limit": (
+        "session-time-limit",
+        lambda stub: session(stub, HELLO, submit(1, "slow")),
+        "timeout_ms is 0",
+    ),
+    "waits_beyond_its_time": ("session-no-hello", lambda stub: session(stub, HELLO), "took longer"),
+    "takes_what_it_did_not_grant": (
+        "session-overrun", lambda stub: session(stub, HELLO, submit(1, "slow", initial_credit=2)), "no error was told"
+    ),
+    "waits_for_129_choices": ("session-too-many-choices", lambda stub: tell(1, "three"), "no output 0"),
     "submits_after_its_drain": (
         "session",
         lambda stub: session(stub, HELLO, submit(1, "hang on"), DRAIN, submit(2, "three"),

@@ -53,6 +53,13 @@ def check_example(command: Command, stack: Stack) -> None:
     until_idle(stack)
 
 
+def check_key_stays(command: Command) -> None:
+    """A key does not go to another machine without TLS."""
+    words = [*map(str, command), "--target", "gateway.example:50051", "--api-key", "tw-key"]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=TIME_LIMIT_S)
+    assert run.returncode != 0 and "gateway.example:50051 unencrypted" in run.stdout + run.stderr
+
+
 def check_rest(printed: str) -> None:
     """What does not depend on the model."""
     assert "session: 20 chapters, the story ended with FINISH_REASON_CANCELLED\n" in printed
@@ -74,6 +81,7 @@ def secured_stack(folder: Path) -> Iterator[list[str]]:
 
 
 def check_secured(command: Command, folder: Path) -> None:
-    """The example over TLS with an API key."""
+    """The example over TLS with an API key, which goes nowhere else."""
+    check_key_stays(command)
     with secured_stack(folder) as arguments:
         check_rest("\n".join(example([*command, *arguments])))

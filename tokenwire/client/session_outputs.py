@@ -1,18 +1,19 @@
 """What a session's `submit` returns: the events of one request, read in a coroutine or in ordinary code.
 
-Grants credit as events are taken, so that a slow reader holds a bounded number of tokens. Knows handles' streams; does
-not know how they are opened (see `session_core`).
+Grants credit as events are taken, so that a slow reader holds a bounded number of tokens; refuses what was not granted.
+Knows handles' streams; does not know how they are opened (see `session_core`).
 """
 
 import asyncio
 import threading
+import time
 from types import TracebackType
 from typing import Any, Self
 
 from tokenwire.client.events import Event, Finished, Output, TextDelta
 from tokenwire.client.loop_thread import LoopThread
 from tokenwire.client.streams import StreamState
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import Internal, TokenwireError
 from tokenwire.requests import CancelReason
 from tokenwire.session import SessionStream
 
@@ -29,6 +30,10 @@ class SessionOutputs(StreamState):
         """Tokens that may be sent before they are read; None: no limit."""
         self._taken = [0] * num_outputs
         """Tokens that were read and not granted anew, by choice."""
+        self._may_come = [credit] * num_outputs if credit is not None else None
+        """Tokens that were granted and have not come, by choice; None: no limit."""
+        self._granted_s = 0.0
+        """When some were granted last, on the monotonic clock."""
         self._stream: SessionStream[Any] | None = None
         self._first = 0
         self._ended = [False] * num_outputs
@@ -39,7 +44,12 @@ class SessionOutputs(StreamState):
         self._stream, self._first = stream, first
 
     def add(self, event: Event) -> None:
-        """Something came."""
+        """Something came. Raises Internal for more tokens than were granted."""
+        if self._may_come is not None and isinstance(event, TextDelta):
+            self._may_come[event.choice] -= event.num_tokens
+            if self._may_come[event.choice] < 0:
+                handle, over = self._first + event.choice, -self._may_come[event.choice]
+                raise Internal(f"handle {handle}: {over} tokens came that were not granted", reason="CREDIT_EXCEEDED")
         if isinstance(event, Finished):
             self._ended[event.choice] = True
         self._waiting.append(event)
@@ -49,6 +59,11 @@ class SessionOutputs(StreamState):
         """The stream broke: what came can be read, then this is raised."""
         self._error = error
         self._wake()
+
+    @property
+    def owed_since_s(self) -> float | None:
+        """When something was granted last; None: something waits to be read, and until then nothing need come."""
+        return None if self._may_come is not None and self._waiting else self._granted_s
 
     def _wake(self) -> None:
         raise NotImplementedError
@@ -72,6 +87,9 @@ class SessionOutputs(StreamState):
 
     def _credit(self, choice: int, tokens: int) -> None:
         assert self._stream is not None
+        if self._may_come is not None:
+            self._may_come[choice] += tokens
+            self._granted_s = time.monotonic()
         self._stream.credit(self._first + choice, tokens)
 
     def _cancel(self, choice: int | None) -> None:

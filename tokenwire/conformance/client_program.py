@@ -1,7 +1,8 @@
 """Runs a client program for one case against a scripted server of its own, and reads what it tells.
 
-The program is called with `--case NAME --target HOST:PORT`, over TLS with `--tls-ca FILE --api-key KEY` besides, and
-prints JSON, one object a line: an output, the error of a call, or why it skips the case (docs/conformance.md).
+The program is called with `--case NAME --target HOST:PORT`, and with `--tls-ca FILE` and `--api-key KEY` where a case
+says so. It prints JSON, one object a line: an output, the error of a call, or why it skips the case
+(docs/conformance.md).
 """
 
 import asyncio
@@ -68,17 +69,22 @@ class ClientProgram:
         self._command = shlex.split(command)
         self._timeout_s = timeout_s
 
-    async def run(self, case: str, script: Script | None = None, *, tls: bool = False) -> tuple[Seen, Told]:
-        """Drive it through a case. Raises CaseFailed for what the contract forbids, CaseSkipped where it says so."""
+    async def run(
+        self, case: str, script: Script | None = None, *, tls: bool = False, key: bool = False
+    ) -> tuple[Seen, Told]:
+        """Drive it through a case, with TLS and an API key where it is to use them.
+
+        Raises CaseFailed for what the contract forbids, CaseSkipped where it says so.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            gateway = ScriptedGateway(script or Script(), API_KEY if tls else "")
+            gateway = ScriptedGateway(script or Script(), API_KEY if key else "")
             server = grpc.aio.server(interceptors=[TypedErrors()], options=server_options(MAX_MESSAGE_BYTES))
             add_to(server, gateway)
-            arguments: list[str] = []
+            arguments = ["--api-key", API_KEY] if key else []
             if tls:
                 credentials, authority = certificate_in(Path(folder))
                 port = server.add_secure_port("127.0.0.1:0", credentials)
-                arguments = ["--tls-ca", str(authority), "--api-key", API_KEY]
+                arguments += ["--tls-ca", str(authority)]
             else:
                 port = server.add_insecure_port("127.0.0.1:0")
             await server.start()

@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator, Sequence
 
-from tokenwire.conformance.client_cases import cases
+from tokenwire.conformance import client_cases, client_session_cases
 from tokenwire.conformance.client_program import ClientProgram
 from tokenwire.conformance.results import Result, chosen, run_case
 
-CLIENT_CASES = cases.all
+CLIENT_CASES = client_cases.cases.all + client_session_cases.cases.all
 LONGER_S = 5.0
 """A case may take so much longer than its program, which is ended first and says why."""
 

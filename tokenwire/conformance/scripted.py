@@ -7,6 +7,9 @@ A word is a token. The first word of a prompt may be an order:
     slow …       sends "slow", then ends with DEADLINE
     lost …       sends "lost", then ends with an UNAVAILABLE error
     hold …       sends "hold", and the rest when the script says so (sessions alone)
+    mute …       sends nothing, not even an end (sessions alone)
+    overrun …    sends a row of more tokens than were granted (sessions alone)
+    crooked …    sends a frame whose columns differ in length (sessions alone)
 Keeps all that the client sent, and notes what the contract forbids (`Seen.faults`). Does not know the cases.
 """
 

@@ -4,7 +4,15 @@ import asyncio
 from typing import Any
 
 from tokenwire.conformance.scripted_sequence import Sequence, Waves
-from tokenwire.conformance.scripted_words import ENDS, Script, refusal_of, whole_end
+from tokenwire.conformance.scripted_words import (
+    ENDS,
+    WRONG_ROWS,
+    Script,
+    num_sequences,
+    refusal_of,
+    refusal_of_choices,
+    whole_end,
+)
 from tokenwire.errors import Unavailable
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.session import PROTOCOL_VERSION
@@ -53,6 +61,8 @@ class ScriptedSession:
             protocol_version=PROTOCOL_VERSION, peer="tokenwire-conformance", epoch=1, models=[self._card],
             max_requests=self._script.max_requests,
         )  # fmt: skip
+        if not self._script.greets:
+            await asyncio.Event().wait()
         await context.write(tokenizer_pb2.SessionResponse(hello=hello))
         if self._script.future:
             self._others.append(tokenizer_pb2.SessionResponse())
@@ -97,7 +107,7 @@ class ScriptedSession:
             self._faults.append(f"request_id {request_id!r} is shared by two running requests")
         self.submits.append(submit)
         self.events.append(("submit", submit.handle))
-        for choice in range(submit.request.options.num_choices or 1):
+        for choice in range(num_sequences(submit.request.options)):
             initial = submit.initial_credit if submit.HasField("initial_credit") else None
             sequence = Sequence(submit.handle + choice, submit.request, initial)
             if initial is not None:
@@ -133,10 +143,13 @@ class ScriptedSession:
     async def _answer(self, sequence: Sequence) -> None:
         words = sequence.request.text.split()
         order = words[0] if words else ""
-        if (error := refusal_of(order)) is not None:
+        if (error := refusal_of(order) or refusal_of_choices(sequence.request.options)) is not None:
             self._finish(sequence, Terminal(FinishReason.ERROR, error=error))
             return
         await self._waves.turn()
+        if order in WRONG_ROWS:
+            self._wrong(sequence, *WRONG_ROWS[order])
+            await asyncio.Event().wait()
         sent, end = whole_end(words, sequence.request.options)
         for number, word in enumerate(sent):
             await self._until(sequence, lambda: sequence.credit > 0)
@@ -174,6 +187,12 @@ class ScriptedSession:
         sequence.num_sent += 1
         sequence.credit -= 1
         self._wake.set()
+
+    def _wrong(self, sequence: Sequence, texts: tuple[str, ...], num_tokens: tuple[int, ...]) -> None:
+        if texts:
+            frame = tokenizer_pb2.SessionResponse(handles=[sequence.handle], texts=texts, num_tokens=num_tokens)
+            self._others.append(frame)
+            self._wake.set()
 
     def _finish(self, sequence: Sequence, terminal: Terminal) -> None:
         finish = terminal_to_wire(terminal, sequence.handle)

@@ -3,17 +3,25 @@
 from dataclasses import dataclass, field
 
 from tokenwire.errors import FieldViolation, InvalidRequest, Overloaded, TokenwireError, Unavailable
-from tokenwire.requests import FinishReason, Terminal, Usage
+from tokenwire.requests import MAX_CHOICES, FinishReason, Terminal, Usage
 from tokenwire.v1 import common_pb2 as pb
 
 RETRY_AFTER_S = 1.5
 FIELD = "options.sampling.temperature"
+CHOICES_FIELD = "options.num_choices"
 
 ENDS = {
     "slow": Terminal(FinishReason.DEADLINE, Usage(2, 0, 1)),
     "lost": Terminal(FinishReason.ERROR, error=Unavailable("the model tier was lost", reason="MODEL_TIER_LOST")),
 }
 """How a text ends after its first word."""
+
+WRONG_ROWS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "mute": ((), ()),
+    "overrun": (("overrun",), (100,)),
+    "crooked": (("crooked", "frame"), (1,)),
+}
+"""Texts and num_tokens of one frame for the handle, after which nothing more comes: what a right server never does."""
 
 
 @dataclass
@@ -24,6 +32,8 @@ class Script:
     """What hello says."""
     num_waves: int = 0
     """Begins to answer only when no more Submits come, so many times; see `Waves`."""
+    greets: bool = True
+    """Says Hello."""
     drains: bool = False
     """Sends Drain after the text of a `hold`, which goes on once another stream has a Submit."""
     breaks: bool = False
@@ -44,6 +54,19 @@ def refusal_of(order: str) -> TokenwireError | None:
     if not order:
         return InvalidRequest("the prompt is empty", violations=[FieldViolation("text", "empty")])
     return None
+
+
+def num_sequences(options: pb.GenerationOptions) -> int:
+    """How many handles a Submit has."""
+    return options.num_choices if 1 <= options.num_choices <= MAX_CHOICES else 1
+
+
+def refusal_of_choices(options: pb.GenerationOptions) -> TokenwireError | None:
+    """With what a request is refused that asks for too many."""
+    if options.num_choices <= MAX_CHOICES:
+        return None
+    said = f"{options.num_choices} is not allowed: an integer from 1 to {MAX_CHOICES}"
+    return InvalidRequest(f"{CHOICES_FIELD}: {said}", violations=[FieldViolation(CHOICES_FIELD, said)])
 
 
 def whole_end(words: list[str], options: pb.GenerationOptions) -> tuple[list[str], Terminal]:

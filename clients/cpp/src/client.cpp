@@ -1,28 +1,73 @@
 #include "client.h"
 
+#include <arpa/inet.h>
+
 #include <fstream>
-#include <map>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include <grpcpp/support/client_interceptor.h>
+
+#include "error.h"
 
 namespace tokenwire {
 namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
 
-class Bearer : public grpc::MetadataCredentialsPlugin {
+// Adds the API key to every call.
+class Bearer : public grpc::experimental::Interceptor {
  public:
-  explicit Bearer(const std::string& key) : value_("Bearer " + key) {}
+  explicit Bearer(std::string value) : value_(std::move(value)) {}
 
-  grpc::Status GetMetadata(grpc::string_ref, grpc::string_ref, const grpc::AuthContext&,
-                           std::multimap<grpc::string, grpc::string>* metadata) override {
-    metadata->insert({"authorization", value_});
-    return grpc::Status::OK;
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    if (methods->QueryInterceptionHookPoint(grpc::experimental::InterceptionHookPoints::PRE_SEND_INITIAL_METADATA)) {
+      methods->GetSendInitialMetadata()->insert({"authorization", value_});
+    }
+    methods->Proceed();
   }
 
  private:
-  std::string value_;
+  const std::string value_;
 };
+
+class Bearers : public grpc::experimental::ClientInterceptorFactoryInterface {
+ public:
+  explicit Bearers(const std::string& key) : value_("Bearer " + key) {}
+
+  grpc::experimental::Interceptor* CreateClientInterceptor(grpc::experimental::ClientRpcInfo*) override {
+    return new Bearer(value_);
+  }
+
+ private:
+  const std::string value_;
+};
+
+bool is_loopback(const std::string& host) {
+  in_addr four{};
+  in6_addr six{};
+  if (inet_pton(AF_INET, host.c_str(), &four) == 1) return ntohl(four.s_addr) >> 24 == 127;
+  return host == "localhost" || (inet_pton(AF_INET6, host.c_str(), &six) == 1 && IN6_IS_ADDR_LOOPBACK(&six));
+}
+
+// Whether all addresses of gRPC's target are this machine's, as it is written: names are not looked up.
+bool stays_here(const std::string& target) {
+  if (target.starts_with("unix:") || target.starts_with("unix-abstract:")) return true;
+  std::string rest = target;
+  for (const std::string scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"}) {
+    if (rest.starts_with(scheme)) rest.erase(0, scheme.size());
+  }
+  std::istringstream addresses(rest);
+  for (std::string address; std::getline(addresses, address, ',');) {
+    const auto colon = address.rfind(':');
+    std::string host = colon == std::string::npos ? "" : address.substr(0, colon);
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    if (!is_loopback(host)) return false;
+  }
+  return !rest.empty();
+}
 
 std::string content_of(const std::string& path) {
   std::ifstream file(path);
@@ -35,23 +80,24 @@ std::string content_of(const std::string& path) {
 }  // namespace
 
 std::unique_ptr<Stub> connect(const std::string& target, const Options& options) {
-  if (!options.tls && !options.api_key.empty()) {
-    throw std::invalid_argument("an API key is sent over TLS only: set tls");
+  if (!options.tls && !options.api_key.empty() && !options.plaintext_key && !stays_here(target)) {
+    throw Error(grpc::StatusCode::FAILED_PRECONDITION,
+                "the key would go to " + target + " unencrypted: set tls, or plaintext_key where the way is encrypted",
+                "KEY_IN_PLAINTEXT");
   }
   auto credentials = grpc::InsecureChannelCredentials();
   if (options.tls) {
     grpc::SslCredentialsOptions ssl;
     if (!options.ca_file.empty()) ssl.pem_root_certs = content_of(options.ca_file);
     credentials = grpc::SslCredentials(ssl);
-    if (!options.api_key.empty()) {
-      credentials = grpc::CompositeChannelCredentials(
-          credentials, grpc::MetadataCredentialsFromPlugin(std::make_unique<Bearer>(options.api_key)));
-    }
   }
+  std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+  if (!options.api_key.empty()) interceptors.push_back(std::make_unique<Bearers>(options.api_key));
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return v1::GenerationService::NewStub(grpc::CreateCustomChannel(target, credentials, arguments));
+  return v1::GenerationService::NewStub(grpc::experimental::CreateCustomChannelWithInterceptors(
+      target, credentials, arguments, std::move(interceptors)));
 }
 
 }  // namespace tokenwire

@@ -15,58 +15,13 @@
 
 #include "arguments.h"
 #include "google/rpc/error_details.pb.h"
-#include "session.h"
+#include "session_cases.h"
+#include "told.h"
 
 namespace v1 = tokenwire::v1;
 namespace pb = google::protobuf;
 
 namespace {
-
-using Line = pb::Struct;
-
-void set(Line& line, const std::string& name, const std::string& value) {
-  (*line.mutable_fields())[name].set_string_value(value);
-}
-
-void set(Line& line, const std::string& name, double value) { (*line.mutable_fields())[name].set_number_value(value); }
-
-void tell(const Line& line) {
-  std::string json;
-  if (!pb::util::MessageToJsonString(line, &json).ok()) throw std::runtime_error("a line cannot be written");
-  std::cout << json << std::endl;
-}
-
-Line told(const tokenwire::Error& error) {
-  Line found;
-  set(found, "code", tokenwire::name_of(error.code));
-  set(found, "reason", error.reason);
-  auto* fields = (*found.mutable_fields())["fields"].mutable_list_value();
-  for (const auto& field : error.fields) fields->add_values()->set_string_value(field);
-  if (error.retry_after) set(found, "retry_after_ms", error.retry_after->count());
-  return found;
-}
-
-void tell_error(const tokenwire::Error& error) {
-  Line line;
-  *(*line.mutable_fields())["error"].mutable_struct_value() = told(error);
-  tell(line);
-}
-
-void tell_output(int output, int choice, const std::string& text, const std::optional<v1::Finish>& finish,
-                 const std::optional<tokenwire::Error>& error) {
-  Line line;
-  set(line, "output", output);
-  set(line, "choice", choice);
-  set(line, "text", text);
-  if (finish) {
-    const std::string name = v1::FinishReason_Name(finish->reason());
-    constexpr std::string_view prefix = "FINISH_REASON_";
-    set(line, "reason", name.empty() ? std::to_string(finish->reason()) : name.substr(prefix.size()));
-    set(line, "tokens", finish->usage().completion_tokens());
-  }
-  if (error) *(*line.mutable_fields())["error"].mutable_struct_value() = told(*error);
-  tell(line);
-}
 
 v1::GenerationOptions greedy(std::uint32_t max_tokens) {
   v1::GenerationOptions options;
@@ -115,90 +70,11 @@ void chat(tokenwire::Stub& stub) {
   if (!status.ok()) tell_error(tokenwire::error_of(status));
 }
 
-void tell_all(const std::vector<tokenwire::Outputs>& requests) {
-  for (std::size_t index = 0; index < requests.size(); ++index) {
-    for (std::size_t choice = 0; choice < requests[index].size(); ++choice) {
-      tokenwire::Output& output = *requests[index][choice];
-      std::optional<tokenwire::Error> error;
-      try {
-        output.whole();
-      } catch (const tokenwire::Error& caught) {
-        error = caught;
-      }
-      tell_output(index, choice, output.text(), output.finish(), error);
-    }
-  }
-}
-
-bool on_session(tokenwire::Stub& stub, const std::string& name) {
-  tokenwire::Session session(stub, 1024);
-  const auto send = [&](const std::string& text, std::optional<std::uint32_t> credit = std::nullopt,
-                        std::uint32_t choices = 0) {
-    v1::TextRequest request;
-    request.set_text(text);
-    if (choices > 0) request.mutable_options()->set_num_choices(choices);
-    return session.submit(request, credit);
-  };
-  const std::map<std::string, std::function<void()>> cases = {
-      {"session",
-       [&] {
-         const auto first = send("one two"), second = send("three");
-         tell_all({first, second, send("four five six")});
-       }},
-      {"session-choices",
-       [&] {
-         const auto first = send("one two", std::nullopt, 2);
-         tell_all({first, send("three")});
-       }},
-      {"session-cancel",
-       [&] {
-         const auto hanging = send("hang on"), other = send("one two three");
-         hanging.front()->next();
-         hanging.front()->cancel();
-         tell_all({hanging, other});
-       }},
-      {"session-credit", [&] { tell_all({send("a b c d e f g h i j", 2)}); }},
-      {"session-held",
-       [&] {
-         const auto held = send("a b", 0), other = send("one two three");
-         other.front()->whole();
-         held.front()->grant(2);
-         tell_all({held, other});
-       }},
-      {"session-error",
-       [&] {
-         const auto first = send("refuse me"), second = send("overload me");
-         tell_all({first, second, send("one two")});
-       }},
-      {"session-drain",
-       [&] {
-         const auto held = send("hold on");
-         held.front()->next();  // with this text came the Drain: the next request has a new stream
-         tell_all({held, send("one two")});
-       }},
-      {"session-lost", [&] { tell_all({send("hold on")}); }},
-      {"session-future",
-       [&] {
-         const auto first = send("one two");
-         tell_all({first, send("three")});
-       }},
-      {"session-many",
-       [&] {
-         std::vector<tokenwire::Outputs> all;
-         for (int number = 0; number < 1000; ++number) all.push_back(send("n" + std::to_string(number)));
-         tell_all(all);
-       }},
-  };
-  const auto found = cases.find(name);
-  if (found == cases.end()) return false;
-  found->second();
-  return true;
-}
-
 bool call(tokenwire::Stub& stub, const std::string& name) {
   const v1::GenerationOptions none;
   const std::map<std::string, std::function<void()>> cases = {
       {"generate", [&] { generate(stub, greedy(3), {"one two three"}); }},
+      {"key", [&] { generate(stub, greedy(3), {"one two three"}); }},
       {"tls", [&] { generate(stub, greedy(3), {"one two three"}); }},
       {"prompts", [&] { generate(stub, none, {"one two", "lost one"}); }},
       {"chat", [&] { chat(stub); }},

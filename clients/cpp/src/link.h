@@ -13,18 +13,20 @@ namespace tokenwire {
 
 class Link : public std::enable_shared_from_this<Link> {
  public:
-  // Opens the stream; not with the session's mutex held.
+  // Opens the stream, and does not wait for it.
   explicit Link(Session& session);
 
   // Cancels what is open and waits for the threads. To be called before the last owner is gone, and without the session's mutex.
   void stop();
 
   // With the session's mutex held:
-  Outputs submit(const v1::TextRequest& request, std::size_t number, std::optional<std::uint32_t> credit);
+  Outputs submit(const v1::TextRequest& request, std::size_t number, std::optional<std::uint32_t> credit,
+                 const Limit& limit);
   void cancel(std::uint32_t handle);
   void grant(std::uint32_t handle, std::uint32_t tokens);
 
-  Session& session;
+  Session& session;  // gone when the threads are
+  const std::shared_ptr<std::mutex> mutex;
 
   // Guarded by the session's mutex:
   std::optional<v1::Hello> hello;
@@ -36,6 +38,7 @@ class Link : public std::enable_shared_from_this<Link> {
   void write();
   void take(const v1::SessionResponse& frame);
   void lose(const Error& why);
+  void refuse(const std::string& message, const std::string& reason);
 
   grpc::ClientContext context_;
   std::unique_ptr<grpc::ClientReaderWriter<v1::SessionRequest, v1::SessionResponse>> stream_;
@@ -43,6 +46,7 @@ class Link : public std::enable_shared_from_this<Link> {
   std::uint64_t next_ = 1;
   v1::SessionRequest pending_;
   std::condition_variable wake_;
+  bool began_ = false;  // Hello was written, or could not be
   std::thread reader_, writer_;
 };
 

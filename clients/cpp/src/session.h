@@ -1,6 +1,7 @@
 // Many requests on one stream: docs/session.md of Tokenwire.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -26,8 +27,11 @@ struct Delta {
   std::uint32_t num_tokens = 0;
 };
 
-// One output of a request on a session. It is read by one thread; any may cancel it or grant it more. Not to be used when its
-// session is gone.
+// When a request's time is over, by this side's clock; nothing: never.
+using Limit = std::optional<std::chrono::steady_clock::time_point>;
+
+// One output of a request on a session. It is read by one thread; any may cancel it or grant it more. What is dropped before it
+// has ended is cancelled.
 class Output {
  public:
   // Waits for more text; nothing after the last. Throws the Error that broke the stream.
@@ -50,18 +54,27 @@ class Output {
 
  private:
   friend class Link;
-  Output(std::shared_ptr<Link> link, std::uint32_t handle, std::uint32_t window)
-      : link_(std::move(link)), handle_(handle), window_(window) {}
+  Output(std::shared_ptr<Link> link, std::uint32_t handle, std::optional<std::uint32_t> credit, const Limit& limit);
+
+  // With the session's mutex held:
+  bool add(Delta delta);  // false for more tokens than were granted
+  void end(const v1::Finish& finish);
+  void lose(const Error& why);
+  void end_late();
+  void grant_more(std::uint32_t tokens);
 
   const std::shared_ptr<Link> link_;
   const std::uint32_t handle_;
   const std::uint32_t window_;
+  const Limit until_;  // when the server's end has not come in time
   std::string text_;
   std::uint32_t taken_ = 0;  // read and not granted anew
 
   // Guarded by the session's mutex:
   std::condition_variable ready_;
   std::deque<Delta> waiting_;
+  std::uint32_t came_ = 0;
+  std::optional<std::uint64_t> may_come_;  // granted, and not come; nothing: no limit
   std::optional<v1::Finish> finish_;
   std::optional<Error> lost_;
 };
@@ -75,25 +88,22 @@ class Session {
   Session(Stub& stub, std::size_t max_open);
   ~Session();
 
-  // Sends a request and returns its outputs, one per choice. Waits while there is no room. Credit: most tokens of an output that
-  // are sent before they are read; reading grants more, unless it is 0. Nothing: no limit. Throws Error, and
-  // std::invalid_argument for more choices than may ever be open.
+  // Sends a request and returns its outputs, one per choice. Waits while there is no room, as long as the request's own time limit
+  // says. Credit: most tokens of an output that are sent before they are read; reading grants more, unless it is 0. Nothing: no
+  // limit. Throws Error.
   Outputs submit(const v1::TextRequest& request, std::optional<std::uint32_t> credit = std::nullopt);
 
  private:
   friend class Link;
-  friend class Output;
 
-  void open(std::unique_lock<std::mutex>& lock);
   void forget_ended(std::unique_lock<std::mutex>& lock);
 
   Stub& stub_;
   const std::size_t max_open_;
-  std::mutex mutex_;
+  const std::shared_ptr<std::mutex> mutex_ = std::make_shared<std::mutex>();  // outputs may outlive the session
   std::condition_variable room_;
   std::list<std::shared_ptr<Link>> links_;  // that have not ended, or not been seen to
   std::shared_ptr<Link> current_;
-  bool opening_ = false;  // one thread opens the next stream, without the mutex
   std::size_t open_ = 0;
 };
 

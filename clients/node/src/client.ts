@@ -1,14 +1,18 @@
 // A connection to a gateway: the generated stub, TLS and an API key, and sessions.
 
-import { credentials, Metadata, type ChannelCredentials } from "@grpc/grpc-js";
+import { credentials, InterceptingCall, type Interceptor } from "@grpc/grpc-js";
 import { readFileSync } from "node:fs";
+import { isIPv4 } from "node:net";
 import { services } from "./contract.js";
+import { TokenwireError } from "./errors.js";
 import type { GenerationServiceClient } from "./generated/tokenwire/v1/GenerationService.js";
 import { Session } from "./session.js";
 
 export interface ClientOptions {
-  /** An API key or a JWT, sent with every call; over TLS only. */
+  /** An API key or a JWT, sent with every call: over TLS, or to this machine itself. */
   apiKey?: string;
+  /** Let the key go to other machines without TLS, where something else encrypts the way. */
+  plaintextKey?: boolean;
   /** Use TLS. */
   tls?: boolean;
   /** A file of the certificates to trust; otherwise those that Node trusts. */
@@ -21,8 +25,14 @@ export class Client {
 
   /** Makes a client for host:port; it connects with the first call. */
   constructor(target: string, options: ClientOptions = {}) {
-    if (options.apiKey && !options.tls) throw new Error("an API key is sent over TLS only: set tls");
-    this.stub = new services.tokenwire.v1.GenerationService(target, channelCredentials(options), {
+    const { apiKey, plaintextKey, tls, caFile } = options;
+    if (apiKey && !tls && !plaintextKey && !staysHere(target)) {
+      const message = `the key would go to ${target} unencrypted: set tls, or plaintextKey where the way is encrypted`;
+      throw new TokenwireError("FAILED_PRECONDITION", message, "KEY_IN_PLAINTEXT");
+    }
+    const channel = tls ? credentials.createSsl(caFile ? readFileSync(caFile) : null) : credentials.createInsecure();
+    this.stub = new services.tokenwire.v1.GenerationService(target, channel, {
+      interceptors: apiKey ? [bearer(apiKey)] : [],
       "grpc.max_receive_message_length": 16 * 2 ** 20,
       // A client of its own connection, so that several clients reach several gateway processes.
       "grpc.use_local_subchannel_pool": 1,
@@ -39,14 +49,20 @@ export class Client {
   }
 }
 
-function channelCredentials({ apiKey, tls, caFile }: ClientOptions): ChannelCredentials {
-  if (!tls) return credentials.createInsecure();
-  const channel = credentials.createSsl(caFile ? readFileSync(caFile) : null);
-  if (!apiKey) return channel;
-  const metadata = new Metadata();
-  metadata.set("authorization", `Bearer ${apiKey}`);
-  return credentials.combineChannelCredentials(
-    channel,
-    credentials.createFromMetadataGenerator((_, done) => done(null, metadata)),
-  );
+const bearer =
+  (apiKey: string): Interceptor =>
+  (options, nextCall) =>
+    new InterceptingCall(nextCall(options), {
+      start(metadata, listener, next) {
+        metadata.set("authorization", `Bearer ${apiKey}`);
+        next(metadata, listener);
+      },
+    });
+
+/** Whether all addresses of gRPC's target are this machine's, as it is written: names are not looked up. */
+function staysHere(target: string): boolean {
+  if (/^unix(-abstract)?:/.test(target)) return true;
+  const addresses = target.replace(/^(dns:\/\/\/|dns:|ipv4:|ipv6:)/, "").split(",");
+  const hosts = addresses.map((address) => address.slice(0, Math.max(0, address.lastIndexOf(":"))).replace(/^\[|\]$/g, ""));
+  return hosts.every((host) => host === "localhost" || host === "::1" || (isIPv4(host) && host.startsWith("127.")));
 }

@@ -2,6 +2,7 @@
 
 import type { GenerateRequest } from "./generated/tokenwire/v1/GenerateRequest.js";
 import type { GenerationOptions } from "./generated/tokenwire/v1/GenerationOptions.js";
+import type { TextRequest } from "./generated/tokenwire/v1/TextRequest.js";
 import type { Finish__Output } from "./generated/tokenwire/v1/Finish.js";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -83,9 +84,15 @@ async function tellAll(...requests: Output[][]): Promise<void> {
     }
 }
 
-/** Reads the first text of an output, and leaves the rest to be read. */
-async function first(output: Output): Promise<void> {
-  for await (const _ of output) break;
+/** Submits a case's first request, which may be refused before it has outputs, and tells how that ended. */
+async function trySubmit(session: Session, request: TextRequest): Promise<void> {
+  let outputs: Output[];
+  try {
+    outputs = await session.submit(request);
+  } catch (error) {
+    return tell(outputLine(0, 0, "", undefined, error));
+  }
+  await tellAll(outputs);
 }
 
 const onSession: Record<string, (session: Session) => Promise<void>> = {
@@ -95,9 +102,15 @@ const onSession: Record<string, (session: Session) => Promise<void>> = {
   "session-cancel": async (s) => {
     const hanging = await s.submit({ text: "hang on" });
     const other = await s.submit({ text: "one two three" });
-    await first(hanging[0]!);
+    await hanging[0]!.next();
     hanging[0]!.cancel();
     await tellAll(hanging, other);
+  },
+  "session-leave": async (s) => {
+    const [left] = await s.submit({ text: "hang on" });
+    for await (const _ of left!) break;
+    const [other] = await s.submit({ text: "one two" });
+    tell(outputLine(1, 0, await other!.whole(), other!.finish));
   },
   "session-credit": async (s) => tellAll(await s.submit({ text: "a b c d e f g h i j" }, 2)),
   "session-held": async (s) => {
@@ -111,11 +124,20 @@ const onSession: Record<string, (session: Session) => Promise<void>> = {
     tellAll(...(await Promise.all(["refuse me", "overload me", "one two"].map((text) => s.submit({ text }))))),
   "session-drain": async (s) => {
     const held = await s.submit({ text: "hold on" });
-    await first(held[0]!); // with this text came the Drain: the next request has a new stream
+    await held[0]!.next(); // with this text came the Drain: the next request has a new stream
     await tellAll(held, await s.submit({ text: "one two" }));
   },
   "session-lost": async (s) => tellAll(await s.submit({ text: "hold on" })),
   "session-future": async (s) => tellAll(await s.submit({ text: "one two" }), await s.submit({ text: "three" })),
+  "session-too-many-choices": async (s) => {
+    await trySubmit(s, { text: "one two", options: { numChoices: 129 } });
+    const [other] = await s.submit({ text: "three" });
+    tell(outputLine(1, 0, await other!.whole(), other!.finish));
+  },
+  "session-time-limit": (s) => trySubmit(s, { text: "mute", context: { timeoutMs: 1000 } }),
+  "session-no-hello": (s) => trySubmit(s, { text: "one two", context: { timeoutMs: 1000 } }),
+  "session-overrun": async (s) => tellAll(await s.submit({ text: "overrun" }, 2)),
+  "session-bad-frame": async (s) => tellAll(await s.submit({ text: "crooked" })),
   "session-many": async (s) =>
     tellAll(...(await Promise.all(Array.from({ length: 1000 }, (_, number) => s.submit({ text: `n${number}` }))))),
 };
@@ -145,6 +167,7 @@ async function main(): Promise<void> {
   const calls: Record<string, () => Promise<void>> = {
     generate: () => generate(client, { options: greedy(3) }, "one two three"),
     tls: () => generate(client, { options: greedy(3) }, "one two three"),
+    key: () => generate(client, { options: greedy(3) }, "one two three"),
     prompts: () => generate(client, {}, "one two", "lost one"),
     chat: () => chat(client),
     "bad-field": () => generate(client, {}, "refuse me"),

@@ -1,4 +1,4 @@
-// Shows what the package does, against a running gateway: npm run example -- [--target HOST:PORT] [--tls-ca FILE --api-key KEY]
+// Shows what the package does, against a running gateway: npm run example -- [--target HOST:PORT] [--tls-ca FILE] [--api-key KEY]
 
 import { status } from "@grpc/grpc-js";
 import { parseArgs } from "node:util";
@@ -38,8 +38,7 @@ const [story] = await session.submit({ text: "A story without end", options: end
 const chapters = await Promise.all(
   Array.from({ length: 20 }, (_, number) => session.text(`Chapter ${number + 1}:`, { options: greedy(4) })),
 );
-for await (const _ of story!) break;
-story!.cancel();
+for await (const _ of story!) break; // leaving the loop cancels
 await story!.whole();
 console.log(`session: ${chapters.length} chapters, the story ended with ${story!.finish!.reason}`);
 session.close();

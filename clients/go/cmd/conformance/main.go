@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"log"
 	"os"
@@ -133,66 +132,6 @@ func cancel(ctx context.Context, client *tokenwire.Client) {
 	}
 }
 
-func submit(ctx context.Context, session *tokenwire.Session, text string, credit *uint32, choices uint32) []*tokenwire.Output {
-	request := &pb.TextRequest{
-		Input: &pb.TextRequest_Text{Text: text}, Options: &pb.GenerationOptions{NumChoices: choices},
-	}
-	return must(session.Submit(ctx, request, credit))
-}
-
-func tellAll(ctx context.Context, requests ...[]*tokenwire.Output) {
-	for index, outputs := range requests {
-		for choice, output := range outputs {
-			text, finish, err := output.Wait(ctx)
-			tell(outputLine(index, choice, text, finish, err))
-		}
-	}
-}
-
-func onSession(ctx context.Context, client *tokenwire.Client, name string) bool {
-	session := client.NewSession(1024)
-	defer session.Close()
-	send := func(text string) []*tokenwire.Output { return submit(ctx, session, text, nil, 0) }
-	switch name {
-	case "session":
-		tellAll(ctx, send("one two"), send("three"), send("four five six"))
-	case "session-choices":
-		tellAll(ctx, submit(ctx, session, "one two", nil, 2), send("three"))
-	case "session-cancel":
-		hanging, other := send("hang on"), send("one two three")
-		must(hanging[0].Next(ctx))
-		hanging[0].Cancel()
-		tellAll(ctx, hanging, other)
-	case "session-credit":
-		tellAll(ctx, submit(ctx, session, "a b c d e f g h i j", proto.Uint32(2), 0))
-	case "session-held":
-		held, other := submit(ctx, session, "a b", proto.Uint32(0), 0), send("one two three")
-		text, finish, err := other[0].Wait(ctx)
-		held[0].Grant(2)
-		tellAll(ctx, held)
-		tell(outputLine(1, 0, text, finish, err))
-	case "session-error":
-		tellAll(ctx, send("refuse me"), send("overload me"), send("one two"))
-	case "session-drain":
-		held := send("hold on")
-		must(held[0].Next(ctx)) // with this text came the Drain: the next request has a new stream
-		tellAll(ctx, held, send("one two"))
-	case "session-lost":
-		tellAll(ctx, send("hold on"))
-	case "session-future":
-		tellAll(ctx, send("one two"), send("three"))
-	case "session-many":
-		var all [][]*tokenwire.Output
-		for number := 0; number < 1000; number++ {
-			all = append(all, send(fmt.Sprintf("n%d", number)))
-		}
-		tellAll(ctx, all...)
-	default:
-		return false
-	}
-	return true
-}
-
 func vectors(folder string) {
 	var index []struct{ Name, Message string }
 	read := func(name string) []byte { return must(os.ReadFile(filepath.Join(folder, name))) }
@@ -228,7 +167,7 @@ func main() {
 	defer client.Close()
 	ctx := context.Background()
 	switch *name {
-	case "generate", "tls":
+	case "generate", "tls", "key":
 		generate(ctx, client, options(3), "one two three")
 	case "prompts":
 		generate(ctx, client, nil, "one two", "lost one")

@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
+import java.util.concurrent.RejectedExecutionException;
 import tokenwire.v1.Cancel;
 import tokenwire.v1.CancelReason;
 import tokenwire.v1.Credit;
@@ -66,16 +67,16 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
         return ended;
     }
 
-    synchronized List<Output> submit(TextRequest request, int number, Integer credit) {
+    synchronized List<Output> submit(TextRequest request, int number, Integer credit, TimeLimit limit) {
         int first = (int) next; // a uint32 in Java's int
         next += number;
         List<Output> found = new ArrayList<>();
         for (int choice = 0; choice < number; choice++) {
-            Output output = new Output(this, first + choice, credit);
+            Output output = new Output(this, first + choice, credit, limit);
             outputs.put(first + choice, output);
             found.add(output);
         }
-        Submit.Builder submit = Submit.newBuilder().setHandle(first).setRequest(request);
+        Submit.Builder submit = Submit.newBuilder().setHandle(first).setRequest(limit.applied(request));
         if (credit != null) {
             submit.setInitialCredit(credit);
         }
@@ -90,6 +91,11 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
             pending.addCancels(Cancel.newBuilder().setHandle(handle).setReason(CancelReason.CANCEL_REASON_CLIENT));
             schedule();
         }
+    }
+
+    /** As cancel, for who holds an output's lock. */
+    void cancelSoon(int handle) {
+        write(() -> cancel(handle));
     }
 
     synchronized void grant(int handle, int tokens) {
@@ -107,11 +113,19 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
     private void schedule() {
         if (!scheduled) {
             scheduled = true;
-            writer.execute(this::write);
+            write(this::writeFrame);
         }
     }
 
-    private void write() {
+    private void write(Runnable work) {
+        try {
+            writer.execute(work);
+        } catch (RejectedExecutionException closed) {
+            // the session is closed, and nothing goes up any more
+        }
+    }
+
+    private void writeFrame() {
         SessionRequest frame;
         boolean done;
         synchronized (this) {
@@ -137,15 +151,20 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
 
     @Override
     public void onNext(SessionResponse frame) {
+        if (frame.getTextsCount() != frame.getHandlesCount() || frame.getNumTokensCount() != frame.getHandlesCount()) {
+            refuse("a frame came whose columns differ in length", "BAD_FRAME");
+            return;
+        }
         int finished = 0;
+        int overrun = -1;
         synchronized (this) {
             if (frame.hasHello()) {
                 greeted(frame.getHello());
             }
             for (int row = 0; row < frame.getHandlesCount(); row++) {
                 Output output = outputs.get(frame.getHandles(row));
-                if (output != null) {
-                    output.add(new Output.Delta(frame.getTexts(row), frame.getNumTokens(row)));
+                if (output != null && !output.add(new Output.Delta(frame.getTexts(row), frame.getNumTokens(row)))) {
+                    overrun = row;
                 }
             }
             for (Finish finish : frame.getFinishesList()) {
@@ -163,6 +182,16 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
         if (finished > 0 || frame.hasDrain()) {
             owner.changed(this, finished);
         }
+        if (overrun >= 0) {
+            String handle = Integer.toUnsignedString(frame.getHandles(overrun));
+            refuse("handle " + handle + ": tokens came that were not granted", "CREDIT_EXCEEDED");
+        }
+    }
+
+    /** Ends the stream for what the protocol forbids. */
+    private void refuse(String message, String reason) {
+        lose(new TokenwireException(Status.Code.INTERNAL, message, reason));
+        call.cancel(message, null);
     }
 
     private void greeted(Hello theirs) {

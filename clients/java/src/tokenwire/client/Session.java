@@ -7,6 +7,8 @@ import java.util.Set;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
 import tokenwire.v1.GenerationServiceGrpc.GenerationServiceStub;
 import tokenwire.v1.TextRequest;
 
@@ -15,6 +17,9 @@ import tokenwire.v1.TextRequest;
  * new stream when the server drains. What was on a stream that breaks fails with its status. Threads may share it.
  */
 public final class Session implements AutoCloseable {
+    private static final int MAX_CHOICES = 128;
+    private static final String FIELD = "options.num_choices";
+
     private final GenerationServiceStub stub;
     private final int maxOpen;
     private final ExecutorService writer = Executors.newSingleThreadExecutor(work -> {
@@ -33,30 +38,45 @@ public final class Session implements AutoCloseable {
     }
 
     /**
-     * Sends a request and returns its outputs, one per choice. Waits while there is no room.
+     * Sends a request and returns its outputs, one per choice. Waits while there is no room, as long as the request's own time limit
+     * says.
      *
      * @param credit most tokens of an output that are sent before they are read; reading grants more, unless it is 0; null: no
      *     limit
      */
     public List<Output> submit(TextRequest request, Integer credit) throws InterruptedException {
         int number = Math.max(1, request.getOptions().getNumChoices());
-        while (true) {
-            Link link = link();
-            int limit = limitOf(link);
-            if (number > limit) {
-                throw new IllegalArgumentException(number + " choices are not allowed: at most " + limit + " may be open");
-            }
-            synchronized (this) {
-                if (link.isLeft()) {
-                    continue;
-                }
-                if (open + number <= limit) {
-                    open += number;
-                    return link.submit(request, number, credit);
-                }
-                wait();
-            }
+        if (request.getOptions().getNumChoices() < 0 || number > MAX_CHOICES) { // a uint32 in Java's int
+            throw tooManyChoices(request.getOptions().getNumChoices(), MAX_CHOICES);
         }
+        TimeLimit limit = new TimeLimit(request);
+        try {
+            while (true) {
+                Link link = link();
+                int most = mostOpen(link, limit);
+                if (number > most) {
+                    throw tooManyChoices(number, most);
+                }
+                synchronized (this) {
+                    if (link.isLeft()) {
+                        continue;
+                    }
+                    if (open + number <= most) {
+                        open += number;
+                        return link.submit(request, number, credit, limit);
+                    }
+                    limit.await(this);
+                }
+            }
+        } catch (TimeoutException over) {
+            throw TimeLimit.over();
+        }
+    }
+
+    private static TokenwireException tooManyChoices(int number, int most) {
+        String message = FIELD + ": " + Integer.toUnsignedString(number) + " is not allowed: at most " + most
+                + " outputs may be open here";
+        return new TokenwireException(Status.Code.INVALID_ARGUMENT, message, "INVALID_REQUEST", List.of(FIELD));
     }
 
     private synchronized Link link() {
@@ -72,9 +92,9 @@ public final class Session implements AutoCloseable {
         return current;
     }
 
-    private int limitOf(Link link) throws InterruptedException {
+    private int mostOpen(Link link, TimeLimit limit) throws InterruptedException, TimeoutException {
         try {
-            int most = link.hello.get().getMaxRequests();
+            int most = link.hello.get(Math.max(1, limit.leftMs()), TimeUnit.MILLISECONDS).getMaxRequests();
             return most > 0 ? Math.min(maxOpen, most) : maxOpen;
         } catch (ExecutionException refused) {
             throw TokenwireException.of(refused.getCause());

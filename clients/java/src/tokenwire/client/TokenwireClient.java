@@ -1,12 +1,15 @@
 package tokenwire.client;
 
-import io.grpc.ClientInterceptor;
+import com.google.common.net.InetAddresses;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
+import io.grpc.Status;
 import io.grpc.netty.GrpcSslContexts;
 import io.grpc.netty.NettyChannelBuilder;
 import io.grpc.stub.MetadataUtils;
 import java.io.File;
+import java.util.Arrays;
+import java.util.List;
 import java.util.concurrent.TimeUnit;
 import javax.net.ssl.SSLException;
 import tokenwire.v1.GenerationServiceGrpc;
@@ -23,9 +26,23 @@ public final class TokenwireClient implements AutoCloseable {
         this.channel = channel;
     }
 
-    /** Without TLS. It connects with the first call. */
+    /** Without TLS and without a key. It connects with the first call. */
     public static TokenwireClient plaintext(String target) {
-        return new TokenwireClient(builder(target).usePlaintext().build());
+        return plaintext(target, null, false);
+    }
+
+    /**
+     * Without TLS. It connects with the first call.
+     *
+     * @param apiKey an API key or a JWT, sent with every call; null: none
+     * @param plaintextKey let the key go to other machines too, where something else encrypts the way
+     */
+    public static TokenwireClient plaintext(String target, String apiKey, boolean plaintextKey) {
+        if (apiKey != null && !plaintextKey && !staysHere(target)) {
+            String message = "the key would go to " + target + " unencrypted: use tls, or plaintextKey where the way is encrypted";
+            throw new TokenwireException(Status.Code.FAILED_PRECONDITION, message, "KEY_IN_PLAINTEXT");
+        }
+        return new TokenwireClient(builder(target, apiKey).usePlaintext().build());
     }
 
     /**
@@ -35,19 +52,35 @@ public final class TokenwireClient implements AutoCloseable {
      * @param apiKey an API key or a JWT, sent with every call; null: none
      */
     public static TokenwireClient tls(String target, File authorities, String apiKey) throws SSLException {
-        NettyChannelBuilder builder = builder(target);
+        NettyChannelBuilder builder = builder(target, apiKey);
         builder.sslContext(GrpcSslContexts.forClient().trustManager(authorities).build());
-        if (apiKey != null) {
-            Metadata headers = new Metadata();
-            headers.put(AUTHORIZATION, "Bearer " + apiKey);
-            ClientInterceptor bearer = MetadataUtils.newAttachHeadersInterceptor(headers);
-            builder.intercept(bearer);
-        }
         return new TokenwireClient(builder.build());
     }
 
-    private static NettyChannelBuilder builder(String target) {
-        return NettyChannelBuilder.forTarget(target).maxInboundMessageSize(MAX_MESSAGE_BYTES);
+    private static NettyChannelBuilder builder(String target, String apiKey) {
+        NettyChannelBuilder builder = NettyChannelBuilder.forTarget(target).maxInboundMessageSize(MAX_MESSAGE_BYTES);
+        if (apiKey != null) {
+            Metadata headers = new Metadata();
+            headers.put(AUTHORIZATION, "Bearer " + apiKey);
+            builder.intercept(MetadataUtils.newAttachHeadersInterceptor(headers));
+        }
+        return builder;
+    }
+
+    /** Whether all addresses of gRPC's target are this machine's, as it is written: names are not looked up. */
+    private static boolean staysHere(String target) {
+        if (target.startsWith("unix:") || target.startsWith("unix-abstract:")) {
+            return true;
+        }
+        String addresses = target;
+        for (String scheme : List.of("dns:///", "dns:", "ipv4:", "ipv6:")) {
+            addresses = addresses.startsWith(scheme) ? addresses.substring(scheme.length()) : addresses;
+        }
+        return Arrays.stream(addresses.split(",", -1)).allMatch(address -> {
+            String host = address.substring(0, Math.max(0, address.lastIndexOf(':'))).replaceAll("^\\[|\\]$", "");
+            boolean literal = InetAddresses.isInetAddress(host);
+            return host.equals("localhost") || literal && InetAddresses.forString(host).isLoopbackAddress();
+        });
     }
 
     public GenerationServiceGrpc.GenerationServiceBlockingStub blocking() {

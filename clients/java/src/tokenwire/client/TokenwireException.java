@@ -23,9 +23,14 @@ public final class TokenwireException extends RuntimeException {
     private Duration retryAfter;
 
     TokenwireException(Status.Code code, String message, String reason) {
+        this(code, message, reason, List.of());
+    }
+
+    TokenwireException(Status.Code code, String message, String reason, List<String> fields) {
         super(message);
         this.code = code;
         this.reason = reason;
+        this.fields = fields;
     }
 
     private TokenwireException(tokenwire.v1.Status status) {

@@ -22,8 +22,9 @@ final class Arguments {
     TokenwireClient client() throws Exception {
         String target = get("--target", "127.0.0.1:50051");
         String authorities = get("--tls-ca", null);
+        String key = get("--api-key", null);
         return authorities == null
-                ? TokenwireClient.plaintext(target)
-                : TokenwireClient.tls(target, new File(authorities), get("--api-key", null));
+                ? TokenwireClient.plaintext(target, key, false)
+                : TokenwireClient.tls(target, new File(authorities), key);
     }
 }

@@ -56,7 +56,7 @@ public final class Conformance {
         try (TokenwireClient client = arguments.client()) {
             if (!call(client, name)) {
                 try (Session session = client.session(1024)) {
-                    if (!onSession(session, name)) {
+                    if (!SessionCases.run(session, name)) {
                         JsonObject skip = new JsonObject();
                         skip.addProperty("skip", "this program does not know the case " + name);
                         tell(skip);
@@ -70,7 +70,7 @@ public final class Conformance {
         GenerationServiceBlockingStub stub = client.blocking();
         GenerationOptions none = GenerationOptions.getDefaultInstance();
         switch (name) {
-            case "generate", "tls" -> generate(stub, Example.greedy(3), "one two three");
+            case "generate", "tls", "key" -> generate(stub, Example.greedy(3), "one two three");
             case "prompts" -> generate(stub, none, "one two", "lost one");
             case "chat" -> chat(stub);
             case "bad-field" -> generate(stub, none, "refuse me");
@@ -78,48 +78,6 @@ public final class Conformance {
             case "deadline" -> generate(stub.withDeadlineAfter(2, TimeUnit.SECONDS), none, "hang on");
             case "deadline-text" -> generate(stub, none, "slow words");
             case "cancel" -> cancel(stub);
-            default -> {
-                return false;
-            }
-        }
-        return true;
-    }
-
-    private static boolean onSession(Session session, String name) throws InterruptedException {
-        switch (name) {
-            case "session" -> tellAll(send(session, "one two"), send(session, "three"), send(session, "four five six"));
-            case "session-choices" -> tellAll(send(session, "one two", null, 2), send(session, "three"));
-            case "session-cancel" -> {
-                List<Output> hanging = send(session, "hang on");
-                List<Output> other = send(session, "one two three");
-                hanging.get(0).next();
-                hanging.get(0).cancel();
-                tellAll(hanging, other);
-            }
-            case "session-credit" -> tellAll(send(session, "a b c d e f g h i j", 2, 0));
-            case "session-held" -> {
-                List<Output> held = send(session, "a b", 0, 0);
-                List<Output> other = send(session, "one two three");
-                other.get(0).whole();
-                held.get(0).grant(2);
-                tellAll(held, other);
-            }
-            case "session-error" ->
-                tellAll(send(session, "refuse me"), send(session, "overload me"), send(session, "one two"));
-            case "session-drain" -> {
-                List<Output> held = send(session, "hold on");
-                held.get(0).next(); // with this text came the Drain: the next request has a new stream
-                tellAll(held, send(session, "one two"));
-            }
-            case "session-lost" -> tellAll(send(session, "hold on"));
-            case "session-future" -> tellAll(send(session, "one two"), send(session, "three"));
-            case "session-many" -> {
-                List<List<Output>> all = new ArrayList<>();
-                for (int number = 0; number < 1000; number++) {
-                    all.add(send(session, "n" + number));
-                }
-                tellAll(all);
-            }
             default -> {
                 return false;
             }
@@ -182,41 +140,7 @@ public final class Conformance {
         }
     }
 
-    private static List<Output> send(Session session, String text) throws InterruptedException {
-        return send(session, text, null, 0);
-    }
-
-    private static List<Output> send(Session session, String text, Integer credit, int choices)
-            throws InterruptedException {
-        TextRequest.Builder request = TextRequest.newBuilder().setText(text);
-        if (choices > 0) {
-            request.getOptionsBuilder().setNumChoices(choices);
-        }
-        return session.submit(request.build(), credit);
-    }
-
-    @SafeVarargs
-    private static void tellAll(List<Output>... requests) throws InterruptedException {
-        tellAll(List.of(requests));
-    }
-
-    private static void tellAll(List<List<Output>> requests) throws InterruptedException {
-        for (int index = 0; index < requests.size(); index++) {
-            List<Output> outputs = requests.get(index);
-            for (int choice = 0; choice < outputs.size(); choice++) {
-                Output output = outputs.get(choice);
-                TokenwireException error = null;
-                try {
-                    output.whole();
-                } catch (TokenwireException caught) {
-                    error = caught;
-                }
-                tell(line(index, choice, output.text(), output.finish().orElse(null), error));
-            }
-        }
-    }
-
-    private static JsonObject line(int output, int choice, String text, Finish finish, TokenwireException error) {
+    static JsonObject line(int output, int choice, String text, Finish finish, TokenwireException error) {
         JsonObject line = new JsonObject();
         line.addProperty("output", output);
         line.addProperty("choice", choice);
@@ -248,7 +172,7 @@ public final class Conformance {
         tell(line);
     }
 
-    private static void tell(JsonObject line) {
+    static void tell(JsonObject line) {
         System.out.println(GSON.toJson(line));
     }
 

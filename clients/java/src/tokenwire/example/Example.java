@@ -21,7 +21,7 @@ import tokenwire.v1.SamplingParams;
 import tokenwire.v1.StopConditions;
 import tokenwire.v1.TextRequest;
 
-/** Shows what the client does, against a running gateway: build/example [--target HOST:PORT] [--tls-ca FILE --api-key KEY]. */
+/** Shows what the client does, against a running gateway: build/example [--target HOST:PORT] [--tls-ca FILE] [--api-key KEY]. */
 public final class Example {
     private static final GenerationOptions ENDLESS =
             GenerationOptions.newBuilder().setStop(StopConditions.newBuilder().setIgnoreEos(true)).build();
