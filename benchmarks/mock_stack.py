@@ -32,8 +32,15 @@ class MockStack:
 
     def cpu_s(self, tier: str) -> float:
         """CPU seconds of one tier so far, by the name of its package."""
+        return cpu_s(self._pid(tier))
+
+    def tier_rss_bytes(self, tier: str) -> int:
+        """Resident memory of one tier, by the name of its package."""
+        return rss_bytes(self._pid(tier))
+
+    def _pid(self, tier: str) -> int:
         (pid,) = (each.pid for each in tree(self.process.pid) if tier in each.cmdline()[2:5])
-        return cpu_s(pid)
+        return pid
 
     def metric(self, name: str) -> float:
         """A gauge of the gateway's, without labels."""

@@ -152,12 +152,12 @@ class RequestRecord:
         self._ended_s = time.monotonic() - self._arrival_s
         if reason not in ENDED_WELL and self._outcome == "ok":
             self._outcome = terminal.error.code.lower() if terminal.error is not None else reason.value
-            self._message = terminal.error.told if terminal.error is not None else None
+            self._message = terminal.error.noted if terminal.error is not None else None
 
     def failed(self, error: BaseException) -> None:
         """The request as a whole ends with this."""
         if isinstance(error, TokenwireError):
-            self._outcome, self._message = error.code.lower(), error.told
+            self._outcome, self._message = error.code.lower(), error.noted
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):  # the client has gone
             self._outcome = "cancelled"
         else:

@@ -40,6 +40,16 @@ class Room:
         if not self._priorities[priority]:
             del self._priorities[priority]
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless what is open is counted right, and within its bound."""
+        submitted = sum(submission.num_choices for submission in self._open)
+        if not submitted <= self.num_outputs <= self.max_outputs:
+            raise AssertionError(
+                f"{self.num_outputs} outputs are counted, of {submitted} and at most {self.max_outputs}"
+            )
+        if self._priorities != Counter(submission.context.priority for submission in self._open):
+            raise AssertionError("the priorities of what is open are miscounted")
+
     @contextmanager
     def taken(self, num_inputs: int, priority: int) -> Iterator[None]:
         """Inputs that are embedded while the block runs count as outputs, and do not make way. Raises as `require`."""

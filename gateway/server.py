@@ -25,6 +25,7 @@ from gateway.settings import GatewaySettings
 from gateway.web.calls import WebCalls
 from gateway.web.methods import WebMethods
 from tokenwire.errors import Unavailable
+from tokenwire.invariants import look
 from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 from tokenwire.logs import fields
 from tokenwire.open_files import connections_within
@@ -204,6 +205,8 @@ class Gateway:
                     await self.backends.changed.wait()
             self.backends.changed.clear()
             self.backends.show_tiers()
+            if self.settings.check_invariants:
+                look(self.backends.room.check_integrity)
             if self.backends.ready != serving:
                 serving = not serving
                 await self.grpc.set_serving(serving)

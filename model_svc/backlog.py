@@ -3,6 +3,8 @@
 Knows counts and their bounds. Does not know who waits for a sequence, nor how it reaches the engine.
 """
 
+from collections.abc import Mapping
+
 from model_svc.engine.events import EngineLoad
 from model_svc.engine.sequence import Sequence
 from tokenwire.errors import Overloaded
@@ -83,6 +85,15 @@ class Backlog:
     def all_ended(self) -> None:
         """Nothing is open any more."""
         self._num_open_choices, self._num_named_ids = {}, 0
+
+    def check_integrity(self, num_open_choices: Mapping[int, int]) -> None:
+        """Raise AssertionError unless this is what is open, by request, and what waits is within its bounds."""
+        if self._num_open_choices != num_open_choices:
+            raise AssertionError("the choices of open requests are miscounted")
+        if len(self._sent_tokens) != self._num_sent - self._num_received:
+            raise AssertionError("sequences on their way to the engine are miscounted")
+        if (not num_open_choices and self._num_named_ids) or self.num_queued < 0 or self.num_queued_tokens < 0:
+            raise AssertionError("named ids or waiting sequences are miscounted")
 
     def restart(self, num_blocks: int) -> None:
         """Another engine, with so many KV blocks: nothing waits in it, and nothing is on its way."""

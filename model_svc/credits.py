@@ -46,10 +46,12 @@ class Lessor:
         """What all sessions were given last, together."""
         self._requests = 0
         self._tokens = 0
+        self._claims: set[Claim] = set()
 
     def open(self) -> Claim:
         """A session begins."""
         claim = Claim(0, 0)
+        self._claims.add(claim)
         self.report(claim, 0, 0)
         return claim
 
@@ -66,6 +68,14 @@ class Lessor:
         self._requests -= claim.requests
         self._tokens -= claim.tokens
         self._note(claim, NOTHING)
+        self._claims.discard(claim)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless what is claimed and leased is what the open claims claim and were leased."""
+        claimed = (sum(each.requests for each in self._claims), sum(each.tokens for each in self._claims))
+        leased = Lease(sum(e.leased.requests for e in self._claims), sum(e.leased.tokens for e in self._claims))
+        if claimed != (self._requests, self._tokens) or leased != self.leased:
+            raise AssertionError(f"{leased} is leased to sessions that claim {claimed}; counted are {self.leased}")
 
     def lease(self, claim: Claim, free_requests: int, free_tokens: int) -> Lease:
         """The claim's part of what is free, in proportion to all open claims; never nothing of what there is."""

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -158,6 +159,10 @@ class EngineClient:
         except TokenwireError as error:
             self._metrics.refused.labels(error.reason).inc()
             raise
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless what waits and what is open are counted right, and within their bounds."""
+        self.backlog.check_integrity(Counter(live.sequence.request for live in self._live.values()))
 
     def next_id(self) -> int:
         """An id for a new Sequence."""

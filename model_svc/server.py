@@ -20,8 +20,10 @@ from model_svc.service import ModelServicer
 from model_svc.settings import EngineSettings, ModelTierSettings
 from tokenwire import models
 from tokenwire.errors import FailedPrecondition, TokenwireError
+from tokenwire.invariants import watch
 from tokenwire.logs import fields
 from tokenwire.server import GrpcServer, until_signal
+from tokenwire.tasks import cancel_and_wait
 from tokenwire.telemetry import REGISTRY, serve_metrics
 from tokenwire.telemetry.tracing import Tracer, open_tracer
 from tokenwire.v1 import model_pb2, model_pb2_grpc
@@ -56,6 +58,7 @@ class ModelTier:
             vllm_engine_module().add_to(self.grpc, self.engine, self.state, folder)
         self._settings = settings
         self._registry = registry
+        self._checking: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
@@ -83,6 +86,9 @@ class ModelTier:
         self.metrics.kv_total.set(0 if info.whole_sequences else info.num_blocks)  # else unknown until the first step
         self.grammars.load(info.vocab_size)
         self._gpus.watch(info.gpus)
+        if settings.check_invariants:
+            checks = watch(self.engine.check_integrity, self.servicer.check_integrity)
+            self._checking = asyncio.create_task(checks)
         log.info(
             "serving",
             extra=fields(
@@ -101,6 +107,8 @@ class ModelTier:
         """
         log.info("draining", extra=fields(open_sequences=self.engine.num_open))
         self.state.draining = True
+        if self._checking is not None:
+            await cancel_and_wait(self._checking)
         self.servicer.drain_sessions()
         self.engine.drain()
         limit_s = self._settings.drain_timeout_s

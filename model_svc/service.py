@@ -49,6 +49,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self._sessions: set[TokenSession] = set()
         self._lessor = Lessor()
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless the credits given to sessions add up."""
+        self._lessor.check_integrity()
+
     @property
     def leased(self) -> Lease:
         """What all sessions together were told last that they may submit."""

@@ -159,6 +159,10 @@ class EngineSettings:
     adapter_memory: int = setting(
         256 * 2**20, "most bytes of adapters on the device at once, with K/M/G suffix", minimum=1, parse=bytes_of
     )
+    check_invariants: bool = setting(
+        False, "see that blocks, tokens and ends add up after every step, and every second what is counted outside the "
+        "engine, and say in the log where they do not: for tests, slow",
+    )  # fmt: skip
     mock_prefill_tokens_per_s: float = setting(50_000.0, "mock engine: prompt tokens computed per second", minimum=1)
     mock_step_ms: float = setting(20.0, "mock engine: time of one step", minimum=0)
     mock_vocab_size: int = setting(49_152, "mock engine: vocabulary size", minimum=2)

@@ -21,7 +21,7 @@ def trace_end(tracer: Tracer, context: TraceContext, sequence: Sequence, termina
         "gen_ai.usage.output_tokens": usage.completion_tokens,
         "tokenwire.finish_reason": terminal.reason.value,
     }
-    error = terminal.error.told if terminal.error is not None else ""
+    error = terminal.error.noted if terminal.error is not None else ""
     timings = terminal.model_timings
 
     def make() -> list[Span]:

@@ -137,6 +137,13 @@ class Dispatcher:
             self._demand = self._held.held()
         return self._demand
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless what is held is counted right, and timed."""
+        self._held.check_integrity()
+        held = set(self._held.entries())
+        if held != set(self._since_s) or not held.issuperset(self._stranded_s):
+            raise AssertionError("the times of what is held are not those of what is held")
+
     def on_lapse(self, num_requests: int) -> None:
         """A model tier's lease has lapsed that allowed so many requests more."""
         self._metrics.lapsed_credits.inc(num_requests)

@@ -261,7 +261,7 @@ class RunningRequest:
             "gen_ai.usage.input_tokens": len(self._prompt.token_ids),
             "gen_ai.usage.output_tokens": self._num_output_tokens,
         }
-        error = last.error.told if last.error is not None else ""
+        error = last.error.noted if last.error is not None else ""
         trace.end(self.request.context.arrival_s, self._timings(), attributes, error)
 
     def _let_go(self) -> None:
@@ -288,6 +288,6 @@ class RunningRequest:
                 tokenize_ms=timings.tokenize_s * 1e3,
                 first_frame_ms=timings.first_frame_s * 1e3,
                 total_ms=timings.total_s * 1e3,
-                error=last.error.message if last.error is not None else None,
+                error=last.error.noted if last.error is not None else None,
             ),
         )

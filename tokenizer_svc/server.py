@@ -23,6 +23,7 @@ from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.tokenizer import Tokenizer
 from tokenwire.embedding_wire import capability_names
+from tokenwire.invariants import look
 from tokenwire.logs import fields
 from tokenwire.models import served_name
 from tokenwire.routing.breaker import Breaker
@@ -197,6 +198,8 @@ class TokenizerTier:
             self.metrics.show_replicas((each.state for each in replicas), sum(len(each.cache) for each in replicas))
             self.metrics.show_flow(sum(each.credit_requests for each in replicas), self.tier.dispatcher.oldest_held_s)
             self.tier.dispatcher.on_room()
+            if self.settings.check_invariants:
+                look(self.tier.check_integrity)
             if (now := model_card(self.tier)) != card:
                 card = now
                 self.servicer.announce_card()

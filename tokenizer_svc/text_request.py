@@ -14,6 +14,7 @@ from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.stop_strings import StopStringMatcher
 from tokenizer_svc.tier import Tier
+from tokenwire.block_hash import TENANT_SCHEME, cache_root
 from tokenwire.constraints import Constraint, ConstraintForm
 from tokenwire.embeddings import generates_nothing
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
@@ -69,6 +70,13 @@ def check_request(request: TextRequest, tier: Tier) -> None:
         tier.tokenizer.check_ids(request.input, "token_ids.ids", replica.vocab_size or None)
 
 
+def encoding_salt(request: TextRequest, tier: Tier) -> str:
+    """Who shares encodings with this request: whoever shares a cache with it at every model tier."""
+    if any(replica.cache.scheme == TENANT_SCHEME for replica in tier.router.ready_replicas()):
+        return cache_root(request.context.tenant, request.cache_salt, TENANT_SCHEME)
+    return request.cache_salt
+
+
 async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
     """Check the request and encode its prompt. Raises what `check_request` and `Encoder.encode` raise."""
     check_request(request, tier)
@@ -77,7 +85,7 @@ async def encode_prompt(request: TextRequest, tier: Tier) -> EncodedPrompt:
     prompt = await tier.encoder.encode(
         request.input,
         split_special_tokens=request.split_special_tokens,
-        salt=request.cache_salt,
+        salt=encoding_salt(request, tier),
         max_context_tokens=tier.longest_context_tokens if request.truncation is None else 0,
     )
     tier.metrics.encode.observe(prompt.encode_s)

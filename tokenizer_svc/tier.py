@@ -93,6 +93,12 @@ class Tier:
         self.running += num_choices
         self.metrics.running.inc(num_choices)
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless what runs is within its bound, and what is held is counted right."""
+        if not 0 <= self.running <= self.max_requests:
+            raise AssertionError(f"{self.running} choices run, of at most {self.max_requests}")
+        self.dispatcher.check_integrity()
+
     def leave(self, num_choices: int) -> None:
         """Count a request's choices out."""
         self.running -= num_choices

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from tokenwire.cutting import cut
+from tokenwire.errors import TokenwireError
 from tokenwire.requests import RequestContext, TokenizerTimings
 from tokenwire.telemetry.tracing import Attributes, Span, TraceContext, Tracer, phases
 
@@ -89,7 +89,7 @@ def embedding(tracer: Tracer | None, context: RequestContext, num_inputs: int) -
         yield context
         error = ""
     except Exception as failure:
-        error = cut(str(failure))
+        error = failure.noted if isinstance(failure, TokenwireError) else type(failure).__name__
         raise
     finally:
         attributes: Attributes = {"tokenwire.request_id": context.request_id, "tokenwire.inputs": num_inputs}

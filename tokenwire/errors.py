@@ -67,6 +67,13 @@ class TokenwireError(Exception):
         return cut(self.message)
 
     @property
+    def noted(self) -> str:
+        """The message as logs and traces keep it: of fields that are wrong the names, not what was written there."""
+        if not self.violations:
+            return self.told
+        return f"{self.reason}: {', '.join(each.field for each in self.told_violations)}"
+
+    @property
     def told_violations(self) -> list[FieldViolation]:
         """The violations as they go to others: the first, cut, and those behind it that there is room for."""
         room, told = MAX_TOLD_BYTES, list[FieldViolation]()

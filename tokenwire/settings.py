@@ -126,6 +126,9 @@ class WorkerSettings(ServerSettings):
         minimum=1,
         maximum=256,
     )
+    check_invariants: bool = setting(
+        False, "every second see that what is counted adds up, and say in the log where it does not: for tests"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,10 @@ def engine_of(settings: EngineSettings, runner: ModelRunner, now_s: Callable[[],
     if overlap and not whole:
         message = "overlap: steps of several ranks (tensor_parallel) are not overlapped; leave it auto"
         raise FailedPrecondition(message, reason="OVERLAP_OF_RANKS")
-    return Engine(runner, limits_of(settings, runner.info), overlap=overlap, adapters=runner.adapters, now_s=now_s)
+    return Engine(
+        runner, limits_of(settings, runner.info), overlap=overlap, check=settings.check_invariants,
+        adapters=runner.adapters, now_s=now_s,
+    )  # fmt: skip
 
 
 def limits_of(settings: EngineSettings, info: RunnerInfo) -> Limits:

@@ -7,6 +7,7 @@ returns what it made.
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from model_svc.engine.adapters import AdapterOutcome, AdapterStore
@@ -15,7 +16,9 @@ from model_svc.engine.events import EngineLoad, Inbox, NewTokens, StepResult
 from model_svc.engine.limits import Limits
 from model_svc.engine.scheduler import Scheduler
 from model_svc.engine.sequence import Sequence, SequenceStatus
+from model_svc.engine.step_check import StepCheck
 from tokenwire.errors import Internal
+from tokenwire.invariants import look
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +52,21 @@ class Engine:
         limits: Limits,
         *,
         overlap: bool = False,
+        check: bool = False,
         adapters: AdapterStore | None = None,
         clock: Callable[[], float] = time.monotonic,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`clock` is what deadlines and waiting go by; `now_s` is what steps are timed with."""
+        """`clock` is what deadlines and waiting go by; `now_s` is what steps are timed with.
+
+        `check`: look after every step whether everything adds up, and say in the log where it does not.
+        """
         self.runner = runner
         self.adapters = adapters
         self.phases = runner.phases
         self.scheduler = Scheduler(runner.info, limits, clock, runner.draft_model, runner.grammars)
         self.overlap = overlap
+        self._check = StepCheck(self.scheduler) if check else None
         self.num_received = 0
         self._in_flight: Launched | None = None
         """What was launched and not collected."""
@@ -141,9 +149,12 @@ class Engine:
             launched = None
         self._in_flight = launched
         stored, removed = self.scheduler.kv.pool.take_changes()
+        ended = self.scheduler.take_ended()
+        if self._check is not None:
+            look(partial(self._check.after, new, ended))
         return StepResult(
             new=new,
-            ended=self.scheduler.take_ended(),
+            ended=ended,
             load=self.load(),
             num_received=self.num_received,
             stored_hashes=stored,

@@ -14,6 +14,12 @@ from tests.chaos.stack import ChaosStack, chaos_stack
 from tests.fakes.load import Load
 from tokenwire.models import home
 
+MOCK_FLAGS = (
+    "--engine", "mock", "--mock-step-ms", "10", "--mock-kv-blocks", "4096", "--engine-timeout-s", "4",
+    "--check-invariants",
+)  # fmt: skip
+"""Of the model tiers. Looking at the blocks after every step takes time for each block there is."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-into", default="", help="page into whose table of faults goes what was seen")
@@ -45,8 +51,7 @@ def fault_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(model_folder: Path, fault_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosStack]:
-    flags = ("--engine", "mock", "--mock-step-ms", "10", "--engine-timeout-s", "4")
-    with chaos_stack(model_folder, tmp_path_factory.mktemp("logs"), *flags, CHAOS_FAULT=str(fault_file)) as stack:
+    with chaos_stack(model_folder, tmp_path_factory.mktemp("logs"), *MOCK_FLAGS, CHAOS_FAULT=str(fault_file)) as stack:
         asyncio.run(warm(stack))
         stack.note()
         yield stack

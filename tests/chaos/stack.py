@@ -17,6 +17,7 @@ from tests.fakes.background import in_background
 from tests.fakes.proxy import Proxy
 from tests.waiting import wait_for, wait_until_serving
 from tokenwire.addresses import free_ports
+from tokenwire.invariants import BROKEN
 
 STEP_MS = 10
 SLACK_DESCRIPTORS, SLACK_THREADS = 12, 6
@@ -69,10 +70,10 @@ class ChaosStack:
         ]
         self.tokenizers = [
             Member("tokenizer", "tokenizer_svc", port, metrics,
-                   ("--model", str(folder), "--model-targets", model_targets))
+                   ("--check-invariants", "--model", str(folder), "--model-targets", model_targets))
             for port, metrics in zip(tokenizers, ports[8:10], strict=True)
         ]  # fmt: skip
-        flags = ("--http-port", str(self.http_port), "--tokenizer-targets", tokenizer_targets)
+        flags = ("--check-invariants", "--http-port", str(self.http_port), "--tokenizer-targets", tokenizer_targets)
         self.gateway = Member("gateway", "gateway", self.gateway_port, ports[10], flags)
 
     @property
@@ -109,7 +110,11 @@ class ChaosStack:
             member.before = held(member.pid)
 
     def check_nothing_is_left(self) -> None:
-        """No request, stream or block in any tier, and no more descriptors and threads than before. AssertionError."""
+        """No request, stream or block in any tier, and no more descriptors and threads than before. AssertionError.
+
+        Nor may a tier have said that something does not add up.
+        """
+        assert BROKEN not in self.logs(), [line for line in self.logs().splitlines() if BROKEN in line][:5]
         for member in self.members:
             assert member.runs, f"{member.tier} tier ended\n{self._tiers.logs()[-4000:]}"
             until_idle(member.tier, member.metrics_port)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.conftest import warm
+from tests.chaos.conftest import MOCK_FLAGS, warm
 from tests.chaos.scenario import Fault, Record, under_load
 from tests.chaos.stack import ChaosStack, chaos_stack
 from tests.chaos.wall_clock import WallClock
@@ -32,9 +32,8 @@ def wrong(
     clocks: list[WallClock], model_folder: Path, fault_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ChaosStack]:
     """A stack in which every process has a wall clock of its own."""
-    flags = ("--engine", "mock", "--mock-step-ms", "10", "--engine-timeout-s", "4")
     logs = tmp_path_factory.mktemp("logs")
-    with chaos_stack(model_folder, logs, *flags, clocks=clocks, CHAOS_FAULT=str(fault_file)) as stack:
+    with chaos_stack(model_folder, logs, *MOCK_FLAGS, clocks=clocks, CHAOS_FAULT=str(fault_file)) as stack:
         asyncio.run(warm(stack))
         stack.note()
         yield stack

@@ -85,6 +85,38 @@ def test_everything_is_locked_down(services: dict[str, Any]) -> None:
         assert str(service.get("user", "")).startswith("0") == (name == "init"), name
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_lock_down_what_they_add_and_unlock_nothing(services: dict[str, Any], overlay: str) -> None:
+    for name, service in services_of(overlay).items():
+        assert not {"privileged", "pid", "ipc", "cap_add", "devices"} & set(service), name
+        assert service.get("network_mode", "service:").startswith("service:"), name
+        assert not str(service.get("user", "1")).startswith(("0", "root")), name
+        if name in services:
+            assert not {"read_only", "cap_drop", "security_opt"} & set(service), name
+        else:
+            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
+            assert service["security_opt"] == ["no-new-privileges:true"], name
+            assert service["user"], name
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_pods_are_locked_down_before_anything_is_rendered(tier: str) -> None:
+    """Rendered, with all overlays: test_kubernetes.py."""
+    resources = yaml.safe_load_all((ROOT / f"deploy/kubernetes/base/{tier}.yaml").read_text())
+    (pod,) = (each["spec"]["template"]["spec"] for each in resources if "template" in each.get("spec", {}))
+    assert (
+        pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    )
+    assert not pod["automountServiceAccountToken"] and not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert not any("hostPath" in volume for volume in pod["volumes"])
+    for container in (*pod["containers"], *pod.get("initContainers", ())):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_tiers_are_built_from_their_target_and_told_where_to_listen(services: dict[str, Any], tier: str) -> None:
     service = services[tier]

@@ -8,7 +8,7 @@ END_STREAM, END_HEADERS = 1, 4
 def call_bytes(method: str, message: bytes) -> bytes:
     """The first call of a connection: preface, settings, head, and the one message that ends it."""
     head = {
-        ":method": "POST", ":scheme": "http", ":path": method, ":authority": "x", "te": "trailers",
+        ":method": "POST", ":scheme": "http", ":path": method, ":authority": "localhost", "te": "trailers",
         "content-type": "application/grpc",
     }  # fmt: skip
     fields = b"".join(b"\0" + string(name) + string(value) for name, value in head.items())

@@ -52,7 +52,9 @@ class LiveGateway:
         await self.until(lambda: self.server.backends.ready)
 
     async def until_idle(self) -> None:
+        """Wait until no prompt is open, then check that what is counted adds up."""
         await self.until(lambda: self.server.backends.num_open == 0)
+        self.server.backends.room.check_integrity()
 
     def count(self, api: str, outcome: str) -> float:
         """Finished requests in the metrics."""

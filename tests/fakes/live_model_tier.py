@@ -30,11 +30,13 @@ class LiveTier:
         return model_pb2_grpc.ModelServiceStub(self.channel)
 
     async def until_idle(self) -> None:
-        """Wait until the engine holds no sequence, then check that it holds no block either."""
+        """Wait until the engine holds no sequence, then check that it holds no block either, and that counts add up."""
         async with asyncio.timeout(10):
             while self.tier.engine.num_open or self.tier.engine.load.running or self.tier.engine.backlog.num_queued:
                 await asyncio.sleep(0.005)
         assert self.tier.engine.load.kv_blocks_used == 0
+        self.tier.engine.check_integrity()
+        self.tier.servicer.check_integrity()
 
 
 @asynccontextmanager

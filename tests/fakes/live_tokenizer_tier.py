@@ -53,10 +53,11 @@ class LiveTokenizerTier:
                 await asyncio.sleep(0.002)
 
     async def until_idle(self) -> None:
-        """Wait until no request runs, and check that none is left anywhere."""
+        """Wait until no request runs, then check that what is held adds up."""
         async with asyncio.timeout(10):
             while self.server.tier.running:
                 await asyncio.sleep(0.002)
+        self.server.tier.check_integrity()
 
 
 @asynccontextmanager

@@ -53,6 +53,19 @@ def reason_of(choice: Any) -> str | None:
     return terminal.error.reason if terminal is not None else None
 
 
+def test_what_is_miscounted_is_seen() -> None:
+    room = Room(5)
+    first = entered(room, "first", num_choices=2)
+    entered(room, "second", 1)
+    room.check_integrity()
+    room.num_outputs = 2
+    with pytest.raises(AssertionError, match="2 outputs are counted, of 3"):
+        room.check_integrity()
+    room.num_outputs = 3
+    room.leave(first)
+    room.check_integrity()
+
+
 def test_the_lowest_priority_that_came_last_makes_way() -> None:
     room = Room(5)
     submissions = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.interop.environments import home, node_with, not_to_be_had
 
 ROOT = Path(__file__).parents[2]
-BUILD_S = 300
+BUILD_S = 900
 DEBIAN_GO = "debian-go"
 """Where `.ci/tools` puts Go and gRPC's packages for it."""
 

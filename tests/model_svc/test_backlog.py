@@ -30,6 +30,8 @@ def test_what_is_on_its_way_counts_until_the_load_counts_it() -> None:
     for length in (3, 5, 7):
         backlog.sent(sequence([1] * length))
     assert (backlog.num_queued, backlog.num_queued_tokens, backlog.room) == (3, 15, (1, 85))
+    with pytest.raises(AssertionError, match="miscounted"):
+        backlog.check_integrity({})
     backlog.received(EngineLoad(running=1, queued=1, queued_tokens=5), 2)
     assert (backlog.num_queued, backlog.num_queued_tokens, backlog.room) == (2, 12, (2, 88))
     backlog.received(EngineLoad(running=3), 3)

@@ -1,5 +1,7 @@
 import asyncio
 
+import pytest
+
 from model_svc.credits import BASE_TOKENS, Lease, Lessor
 from tests.fakes.live_model_tier import RawSession, live_model_tier, token_request
 from tokenwire.v1 import common_pb2
@@ -18,6 +20,10 @@ def test_room_is_leased_in_proportion_to_what_is_held_back() -> None:
     lessor.close(claims[2])
     assert lessor.leased == Lease(110, 11_000)
     assert lessor.lease(claims[1], 11, 11_000) == Lease(10, 10_000)
+    lessor.check_integrity()
+    lessor.leased = Lease(11, 11_001)
+    with pytest.raises(AssertionError, match="is leased to sessions"):
+        lessor.check_integrity()
 
 
 def test_a_full_queue_leases_nothing_and_one_alone_gets_everything() -> None:

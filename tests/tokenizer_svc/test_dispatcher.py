@@ -70,6 +70,7 @@ def test_what_is_held_goes_in_order_to_whichever_has_room_first() -> None:
         for part in parts:
             dispatcher.place(part)
         assert dispatcher.num_held == 3 and not log
+        dispatcher.check_integrity()
         assert [(each.priority, each.num_requests) for each in dispatcher.demand()] == [(-1, 1), (0, 2)]
         b.room = 1
         dispatcher.on_room()

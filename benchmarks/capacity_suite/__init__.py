@@ -1,0 +1,1 @@
+"""How much a stack holds at once, and how it takes more than it can serve."""
