@@ -30,7 +30,7 @@ test: check model ## Check, then run every test that needs nothing but Python
 test-all: $(VENV)/.made-dev ## Run the tests that need more (Docker, other languages, other people's clients); after `make test`
 	$(BIN)/python -m pytest -m extended $(ARGS) || test $$? -eq 5  # 5: there are none
 
-chaos: $(VENV)/.made-dev model ## Break every part under load and see that all promises hold; the table of docs/reliability.md (20 minutes)
+chaos: $(VENV)/.made-dev model ## Break every part under load and see that all promises hold; the table of docs/reliability.md (half an hour)
 	$(BIN)/python -m pytest tests/chaos -m "chaos or extended" --faults-into docs/reliability.md $(ARGS)
 
 soak: $(VENV)/.made-dev model ## Mixed load for 20 minutes: texts, memory, descriptors, threads, latencies; soak/soak.csv and .svg (memory's growth is judged from 80 minutes on: ARGS="--minutes 120")

@@ -237,7 +237,7 @@ def no_template(model: str) -> FailedPrecondition:
 def _compiled(source: str) -> jinja2.Template:
     try:
         template = BoundedEnvironment().from_string(source)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, SyntaxError, *UNSUITED) as error:  # Jinja makes Python of it, and of some none
         raise FailedPrecondition(
             f"the model's chat template does not compile: {error}", reason="MODEL_DAMAGED"
         ) from None

@@ -273,7 +273,7 @@ def read_json(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FailedPrecondition(f"{path}: not readable as JSON ({error})", reason="MODEL_DAMAGED") from None
     if not isinstance(document, dict):
         raise FailedPrecondition(f"{path}: not a JSON object", reason="MODEL_DAMAGED")

@@ -17,6 +17,8 @@ from tokenwire.errors import FailedPrecondition
 
 MANIFEST = "tokenwire.json"
 MANIFEST_FORMAT = 1
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file; the library takes no larger one."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 Progress = Callable[[str, float], None]
@@ -69,7 +71,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(**values, files=files)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FailedPrecondition(f"{path}: not readable as a manifest ({error})", reason="MODEL_DAMAGED") from None
 
 
@@ -149,7 +151,7 @@ def check_config(folder: Path) -> None:
         ggufs = [found.name for found in sorted(folder.glob("*.gguf"))]
         hint = f"; name the file instead: {folder / ggufs[0]}" if ggufs else "; it is not a Hugging Face model folder"
         raise FailedPrecondition(f"{folder}: no config.json{hint}", reason="MODEL_INCOMPLETE") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FailedPrecondition(
             f"{path}: not a model's config ({type(error).__name__}: {error})", reason="MODEL_DAMAGED"
         ) from None
@@ -161,7 +163,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FailedPrecondition(
                 f"{index}: not readable ({type(error).__name__}: {error})", reason="MODEL_DAMAGED"
             ) from None
@@ -189,7 +191,7 @@ def check_safetensors(path: Path) -> None:
         size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
+            if length > min(size, MAX_HEADER_BYTES):
                 raise ValueError(f"its header would be {length} bytes")
             header: dict[str, Any] = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
@@ -198,7 +200,7 @@ def check_safetensors(path: Path) -> None:
             raise ValueError(f"{size} bytes instead of {expected}, cut off while it was written or copied")
     except FileNotFoundError:
         raise FailedPrecondition(f"{path}: missing", reason="MODEL_INCOMPLETE") from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise FailedPrecondition(f"{path}: not a whole safetensors file ({error})", reason="MODEL_DAMAGED") from None
 
 

@@ -13,6 +13,8 @@ import (
 const (
 	protocolVersion = 1
 	lastFirstHandle = 1<<32 - 1 - 1024 // past it a new stream takes over
+	maxFrameBytes   = 512 << 10        // a frame takes nothing more past it; a larger Submit goes alone
+	smallBytes      = 16               // of a Cancel or a Credit, at most
 )
 
 // link is one stream of a session. All of it is guarded by Session.mu but the stream itself.
@@ -22,7 +24,8 @@ type link struct {
 	hello   *pb.Hello
 	outputs map[uint32]*Output
 	next    uint64
-	pending *pb.SessionRequest
+	pending []*pb.SessionRequest // frames to be sent; the last is being filled
+	filled  int                  // bytes of the last, about
 	wake    chan struct{}
 	ended   bool
 }
@@ -81,7 +84,7 @@ func (s *Session) openStream(ctx context.Context) (*link, error) {
 	}
 	return &link{
 		stream: stream, hello: first.GetHello(), outputs: map[uint32]*Output{}, next: 1,
-		pending: &pb.SessionRequest{}, wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -92,19 +95,30 @@ func (l *link) wakeLocked() {
 	}
 }
 
-// write sends what is pending, as one frame each time, and half-closes once the link is left and nothing is open.
+// frameLocked returns the frame that has room for so much more, and is sent soon.
+func (l *link) frameLocked(bytes int) *pb.SessionRequest {
+	if len(l.pending) == 0 || l.filled+bytes > maxFrameBytes {
+		l.pending = append(l.pending, &pb.SessionRequest{})
+		l.filled = 0
+	}
+	l.filled += bytes
+	l.wakeLocked()
+	return l.pending[len(l.pending)-1]
+}
+
+// write sends what is pending, and half-closes once the link is left and nothing is open.
 func (s *Session) write(l *link) {
 	for range l.wake {
 		s.mu.Lock()
-		frame := l.pending
-		l.pending = &pb.SessionRequest{}
+		frames := l.pending
+		l.pending = nil
 		done := s.current != l && len(l.outputs) == 0
 		ended := l.ended
 		s.mu.Unlock()
 		if ended {
 			return
 		}
-		if len(frame.Submits)+len(frame.Cancels)+len(frame.Credits) > 0 {
+		for _, frame := range frames {
 			if l.stream.Send(frame) != nil {
 				return // the reader says why
 			}

@@ -170,7 +170,6 @@ func (o *Output) up(add func(*pb.SessionRequest)) {
 	o.session.mu.Lock()
 	defer o.session.mu.Unlock()
 	if o.finish == nil && o.lost == nil {
-		add(o.link.pending)
-		o.link.wakeLocked()
+		add(o.link.frameLocked(smallBytes))
 	}
 }

@@ -137,8 +137,9 @@ func (s *Session) submitLocked(
 		l.outputs[output.handle] = output
 		outputs[choice] = output
 	}
-	l.pending.Submits = append(l.pending.Submits, &pb.Submit{Handle: first, Request: request, InitialCredit: credit})
-	l.wakeLocked()
+	submit := &pb.Submit{Handle: first, Request: request, InitialCredit: credit}
+	frame := l.frameLocked(proto.Size(submit))
+	frame.Submits = append(frame.Submits, submit)
 	if l.next > lastFirstHandle {
 		s.leaveLocked(l)
 	}

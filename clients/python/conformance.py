@@ -55,6 +55,10 @@ def tell_all(streams: Iterable[BlockingSessionOutputs]) -> None:
             tell(index, output)
 
 
+def tell_second(outputs: BlockingSessionOutputs) -> None:
+    tell(1, outputs.outputs()[0])
+
+
 def tell_stream(stream: Stream) -> None:
     try:
         for output in stream.outputs():
@@ -84,7 +88,7 @@ def session_cancel(session: Session) -> None:
 def session_leave(session: Session) -> None:
     with session.submit("hang on") as left:
         next(left)
-    tell(1, session.submit("one two").outputs()[0])
+    tell_second(session.submit("one two"))
 
 
 def session_held(session: Session) -> None:
@@ -119,7 +123,7 @@ def session_too_many_choices(session: Session) -> None:
         session.submit("one two", num_choices=129)
     except TokenwireError as error:
         print(json.dumps({"output": 0, "error": told(error)}))
-    tell(1, session.submit("three").outputs()[0])
+    tell_second(session.submit("three"))
 
 
 def session_no_hello(session: Session) -> None:
@@ -166,10 +170,11 @@ ON_SESSIONS: dict[str, Any] = {
     "session-lost": lambda s: tell_broken(s.submit("hold on")),
     "session-future": lambda s: tell_all([s.submit("one two"), s.submit("three")]),
     "session-too-many-choices": session_too_many_choices,
-    "session-time-limit": lambda s: tell_broken(s.submit("mute", timeout_s=1)),
+    "session-time-limit": lambda s: (tell_all([s.submit("one")]), tell_broken(s.submit("mute", timeout_s=1), 1)),
     "session-no-hello": session_no_hello,
     "session-overrun": lambda s: tell_broken(s.submit("overrun", credit=2)),
     "session-bad-frame": lambda s: tell_broken(s.submit("crooked")),
+    "session-large": lambda s: tell_all([s.submit("slow " + "x" * 1_000_000) for _ in range(40)]),
     "session-many": lambda s: tell_all([s.submit(f"n{number}") for number in range(1000)]),
 }
 

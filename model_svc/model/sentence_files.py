@@ -92,5 +92,5 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FailedPrecondition(f"{path}: not readable as JSON ({error})", reason="MODEL_DAMAGED") from None

@@ -168,7 +168,7 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
     ),
     "sends_no_time_limit": (
         "session-time-limit",
-        lambda stub: session(stub, HELLO, submit(1, "slow")),
+        lambda stub: session(stub, HELLO, submit(1, "one"), submit(2, "slow")),
         "timeout_ms is 0",
     ),
     "waits_beyond_its_time": ("session-no-hello", lambda stub: session(stub, HELLO), "took longer"),
@@ -176,6 +176,14 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
         "session-overrun", lambda stub: session(stub, HELLO, submit(1, "slow", initial_credit=2)), "no error was told"
     ),
     "waits_for_129_choices": ("session-too-many-choices", lambda stub: tell(1, "three"), "no output 0"),
+    "sends_a_frame_too_large": (
+        "session-large",
+        lambda stub: session(stub, HELLO, tokenizer_pb2.SessionRequest(submits=[
+            tokenizer_pb2.Submit(handle=number, request=tokenizer_pb2.TextRequest(text="slow " + "x" * 1_000_000))
+            for number in range(1, 41)
+        ])),
+        "RESOURCE_EXHAUSTED",
+    ),
     "submits_after_its_drain": (
         "session",
         lambda stub: session(stub, HELLO, submit(1, "hang on"), DRAIN, submit(2, "three"),

@@ -14,7 +14,14 @@ from typing import Any, ClassVar
 import grpc
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from model_svc.engine.mock_runner import mock_token
 from tests.fakes.live_gateway import live_gateway
@@ -178,6 +185,12 @@ class SessionMachine(RuleBasedStateMachine):
     def open_peer(self) -> Peer:
         assert self.peer is not None
         return self.peer
+
+    @initialize(submits=st.lists(ASKED, min_size=2, max_size=4))
+    def begin(self, submits: list[Asked]) -> None:
+        """Much has been asked, so that there is something to go wrong."""
+        self.open()
+        self.submit(submits, [], [], 0)
 
     @precondition(lambda self: self.peer is None)
     @rule()

@@ -204,6 +204,17 @@ def test_impossible_conversations_are_refused() -> None:
         assert caught.value.violations[0].field == field
 
 
-def test_a_template_that_does_not_compile_is_found_at_start() -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if %}",
+        "{{ messages[0]['content'][::,2] }}",
+        "{{ " + "1" * 5000 + " }}",
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{% if true %}" * 200 + "{% endif %}" * 200,
+    ],
+    ids=["no Jinja", "Jinja that becomes no Python", "a number of many digits", "deep brackets", "deep blocks"],
+)
+def test_a_template_that_does_not_compile_is_found_at_start(source: str) -> None:
     with pytest.raises(FailedPrecondition, match="does not compile"):
-        template_of("{% if %}")
+        template_of(source)

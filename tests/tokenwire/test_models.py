@@ -281,6 +281,22 @@ def test_a_manifest_names_files_of_its_folder_alone(bench: Bench, tmp_path: Path
         bench.store.resolve(str(folder))
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenwire.json", "model.safetensors.index.json"])
+def test_json_without_end_is_refused_by_its_file(bench: Bench, tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / name).write_text("[" * 200_000)
+    with pytest.raises(FailedPrecondition, match=name):
+        bench.store.resolve(str(folder))
+
+
+@pytest.mark.parametrize("header", [b"[" * 200_000, b" " * 100_000_001], ids=["nested", "large"])
+def test_a_header_of_weights_without_end_is_refused(bench: Bench, tmp_path: Path, header: bytes) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(FailedPrecondition, match="not a whole safetensors file"):
+        bench.store.resolve(str(folder))
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "special_tokens_map.json", "additional_chat_templates"])
 def test_a_folder_whose_files_are_elsewhere_is_refused(bench: Bench, tmp_path: Path, name: str) -> None:
     """The tokenizer's files are given to clients, and a template is shown to them: no link may lead to other files."""

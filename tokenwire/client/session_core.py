@@ -147,7 +147,12 @@ class SessionCore:
         self._changed.set()
 
     def _give_up(self, stream: SessionStream[OpenRequest], opened: OpenRequest) -> None:
-        """The time has been up for a while, and the server has not said so."""
+        """The time has been up for a while, and the server has not said so, or may not before something is read."""
+        if (outputs := opened.outputs()) is not None:
+            owed_since_s = outputs.owed_since_s
+            if owed_since_s is None or time.monotonic() - owed_since_s < DEADLINE_GRACE_S:
+                opened.timer = self._loop.call_later(DEADLINE_GRACE_S, self._give_up, stream, opened)
+                return
         self._take_back(stream, opened.handles)
         for handle in opened.handles:
             if stream.receivers.pop(handle, None) is not None:

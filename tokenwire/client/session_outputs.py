@@ -6,6 +6,7 @@ Knows handles' streams; does not know how they are opened (see `session_core`).
 
 import asyncio
 import threading
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +32,8 @@ class SessionOutputs(StreamState):
         """Tokens that were read and not granted anew, by choice."""
         self._may_come = [credit] * num_outputs if credit is not None else None
         """Tokens that were granted and have not come, by choice; None: no limit."""
+        self._granted_s = 0.0
+        """When some were granted last, on the monotonic clock."""
         self._stream: SessionStream[Any] | None = None
         self._first = 0
         self._ended = [False] * num_outputs
@@ -57,6 +60,11 @@ class SessionOutputs(StreamState):
         self._error = error
         self._wake()
 
+    @property
+    def owed_since_s(self) -> float | None:
+        """When something was granted last; None: something waits to be read, and until then nothing need come."""
+        return None if self._may_come is not None and self._waiting else self._granted_s
+
     def _wake(self) -> None:
         raise NotImplementedError
 
@@ -81,6 +89,7 @@ class SessionOutputs(StreamState):
         assert self._stream is not None
         if self._may_come is not None:
             self._may_come[choice] += tokens
+            self._granted_s = time.monotonic()
         self._stream.credit(self._first + choice, tokens)
 
     def _cancel(self, choice: int | None) -> None:

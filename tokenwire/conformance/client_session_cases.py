@@ -12,6 +12,7 @@ from tokenwire.conformance.scripted_words import FIELD, RETRY_AFTER_S, Script
 cases: Cases[ClientProgram] = Cases()
 MANY, MOST_OPEN, NUM_WAVES = 1000, 50, 4
 WINDOW = 2
+NUM_LARGE = 40
 TIME_LIMIT_MS = 1000
 LETTERS = "a b c d e f g h i j"
 
@@ -127,6 +128,14 @@ async def session_many(client: ClientProgram) -> None:
     told.expect_texts(*(f"n{number}" for number in range(MANY)))
 
 
+@cases.case("session-large", f"On one Session, at once: {NUM_LARGE} times 'slow ' and a million x.")
+async def session_large(client: ClientProgram) -> None:
+    """No frame is larger than a message may be."""
+    seen, told = await client.run("session-large")
+    submits(seen, NUM_LARGE)
+    told.expect_texts(*["slow"] * NUM_LARGE)
+
+
 @cases.case("session-too-many-choices", "On one Session: 'one two' with num_choices 129, then 'three'; tell of each.")
 async def session_too_many_choices(client: ClientProgram) -> None:
     """By whomever it is refused, nobody waits for choices that never are."""
@@ -135,14 +144,14 @@ async def session_too_many_choices(client: ClientProgram) -> None:
     expect(told.output(1).get("text") == "three", f"output 1 was told as {told.output(1).get('text')!r}")
 
 
-@cases.case("session-time-limit", "On one Session: 'mute' with timeout_ms 1000; nothing comes; tell how it ended.")
+@cases.case("session-time-limit", "On one Session: 'one', then 'mute' with timeout_ms 1000; nothing comes for it.")
 async def session_time_limit(client: ClientProgram) -> None:
     """The client has a clock too."""
     seen, told = await client.run("session-time-limit")
-    (submit,) = submits(seen, 1)
+    _, submit = submits(seen, 2)
     timeout_ms = submit.request.context.timeout_ms
     expect(0 < timeout_ms <= TIME_LIMIT_MS, f"timeout_ms is {timeout_ms}, not {TIME_LIMIT_MS} or what was left of it")
-    expect_out_of_time(told.output(0))
+    expect_out_of_time(told.output(1))
 
 
 @cases.case("session-no-hello", "On a Session, to which no Hello comes: 'one two' with timeout_ms 1000.")

@@ -53,7 +53,9 @@ class ScriptedSession:
     async def serve(self, requests: Any, context: Any) -> None:
         """To the end of the stream. Raises Unavailable where the script breaks it."""
         first = await anext(aiter(requests), None)
-        if first is None or not first.HasField("hello") or tokenizer_pb2.SessionRequest(hello=first.hello) != first:
+        if first is None:
+            return  # its client gave up before it had said anything
+        if not first.HasField("hello") or tokenizer_pb2.SessionRequest(hello=first.hello) != first:
             self._faults.append("the first frame of a session is not hello alone")
         elif first.hello.protocol_version != PROTOCOL_VERSION:
             self._faults.append(f"hello.protocol_version is {first.hello.protocol_version}, not {PROTOCOL_VERSION}")

@@ -7,6 +7,8 @@ namespace {
 
 constexpr std::uint32_t kProtocolVersion = 1;
 constexpr std::uint64_t kLastFirstHandle = (std::uint64_t{1} << 32) - 1 - 1024;  // past it a new stream takes over
+constexpr std::size_t kMaxFrameBytes = 512 << 10;  // a frame takes nothing more past it; a larger Submit goes alone
+constexpr std::size_t kSmallBytes = 16;            // of a Cancel or a Credit, at most
 
 }  // namespace
 
@@ -30,14 +32,15 @@ void Link::stop() {
 Outputs Link::submit(const v1::TextRequest& request, std::size_t number, std::optional<std::uint32_t> credit,
                      const Limit& limit) {
   Outputs found;
-  auto* submit = pending_.add_submits();
-  submit->set_handle(static_cast<std::uint32_t>(next_));
-  *submit->mutable_request() = request;
+  v1::Submit submit;
+  submit.set_handle(static_cast<std::uint32_t>(next_));
+  *submit.mutable_request() = request;
   if (limit) {
     const auto left_ms = std::chrono::duration_cast<std::chrono::milliseconds>(*limit - std::chrono::steady_clock::now());
-    submit->mutable_request()->mutable_context()->set_timeout_ms(std::max<std::int64_t>(1, left_ms.count()));
+    submit.mutable_request()->mutable_context()->set_timeout_ms(std::max<std::int64_t>(1, left_ms.count()));
   }
-  if (credit) submit->set_initial_credit(*credit);
+  if (credit) submit.set_initial_credit(*credit);
+  *frame(submit.ByteSizeLong()).add_submits() = std::move(submit);
   for (std::size_t choice = 0; choice < number; ++choice) {
     const auto handle = static_cast<std::uint32_t>(next_ + choice);
     const std::shared_ptr<Output> output(new Output(shared_from_this(), handle, credit, limit));
@@ -46,24 +49,32 @@ Outputs Link::submit(const v1::TextRequest& request, std::size_t number, std::op
   }
   next_ += number;
   left = left || next_ > kLastFirstHandle;
-  wake_.notify_all();
   return found;
 }
 
 void Link::cancel(std::uint32_t handle) {
   if (!outputs_.contains(handle)) return;
-  auto* cancel = pending_.add_cancels();
+  auto* cancel = frame(kSmallBytes).add_cancels();
   cancel->set_handle(handle);
   cancel->set_reason(v1::CANCEL_REASON_CLIENT);
-  wake_.notify_all();
 }
 
 void Link::grant(std::uint32_t handle, std::uint32_t tokens) {
   if (!outputs_.contains(handle)) return;
-  auto* credit = pending_.add_credits();
+  auto* credit = frame(kSmallBytes).add_credits();
   credit->set_handle(handle);
   credit->set_tokens(tokens);
+}
+
+// The frame that has room for so much more, and is sent soon.
+v1::SessionRequest& Link::frame(std::size_t bytes) {
+  if (pending_.empty() || filled_ + bytes > kMaxFrameBytes) {
+    pending_.emplace_back();
+    filled_ = 0;
+  }
+  filled_ += bytes;
   wake_.notify_all();
+  return pending_.back();
 }
 
 // Hello, then frames of what was asked for since the last one; half-closes once the link is left and nothing is open.
@@ -77,13 +88,13 @@ void Link::write() {
   wake_.notify_all();
   if (!written) return;  // the reader says why
   for (;;) {
-    wake_.wait(lock, [this] { return pending_.ByteSizeLong() > 0 || ended || (left && outputs_.empty()); });
+    wake_.wait(lock, [this] { return !pending_.empty() || ended || (left && outputs_.empty()); });
     if (ended) return;
-    v1::SessionRequest frame;
-    frame.Swap(&pending_);
+    std::deque<v1::SessionRequest> frames;
+    frames.swap(pending_);
     const bool done = left && outputs_.empty();
     lock.unlock();
-    const bool good = frame.ByteSizeLong() == 0 || stream_->Write(frame);
+    const bool good = std::all_of(frames.begin(), frames.end(), [this](const auto& each) { return stream_->Write(each); });
     if (done) stream_->WritesDone();
     if (!good || done) return;
     lock.lock();

@@ -34,6 +34,7 @@ class Link : public std::enable_shared_from_this<Link> {
   bool left = false;  // new requests go elsewhere
 
  private:
+  v1::SessionRequest& frame(std::size_t bytes);
   void read();
   void write();
   void take(const v1::SessionResponse& frame);
@@ -44,7 +45,8 @@ class Link : public std::enable_shared_from_this<Link> {
   std::unique_ptr<grpc::ClientReaderWriter<v1::SessionRequest, v1::SessionResponse>> stream_;
   std::unordered_map<std::uint32_t, std::shared_ptr<Output>> outputs_;
   std::uint64_t next_ = 1;
-  v1::SessionRequest pending_;
+  std::deque<v1::SessionRequest> pending_;  // frames to be sent; the last is being filled
+  std::size_t filled_ = 0;                  // bytes of the last, about
   std::condition_variable wake_;
   bool began_ = false;  // Hello was written, or could not be
   std::thread reader_, writer_;

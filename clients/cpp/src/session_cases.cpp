@@ -116,10 +116,21 @@ bool on_session(tokenwire::Stub& stub, const std::string& name) {
          try_submit(session, request);
          tell_second(send("three"));
        }},
-      {"session-time-limit", [&] { try_submit(session, limited("mute")); }},
+      {"session-time-limit",
+       [&] {
+         tell_all({send("one")});
+         tell_second(session.submit(limited("mute")));
+       }},
       {"session-no-hello", [&] { try_submit(session, limited("one two")); }},
       {"session-overrun", [&] { tell_all({send("overrun", 2)}); }},
       {"session-bad-frame", [&] { tell_all({send("crooked")}); }},
+      {"session-large",
+       [&] {
+         const std::string text = "slow " + std::string(1'000'000, 'x');
+         std::vector<tokenwire::Outputs> all;
+         for (int number = 0; number < 40; ++number) all.push_back(send(text));
+         tell_all(all);
+       }},
       {"session-many",
        [&] {
          std::vector<tokenwire::Outputs> all;

@@ -95,6 +95,10 @@ async function trySubmit(session: Session, request: TextRequest): Promise<void> 
   await tellAll(outputs);
 }
 
+async function tellSecond([output]: Output[]): Promise<void> {
+  tell(outputLine(1, 0, await output!.whole(), output!.finish));
+}
+
 const onSession: Record<string, (session: Session) => Promise<void>> = {
   session: async (s) => tellAll(...(await Promise.all(["one two", "three", "four five six"].map((text) => s.submit({ text }))))),
   "session-choices": async (s) =>
@@ -109,8 +113,7 @@ const onSession: Record<string, (session: Session) => Promise<void>> = {
   "session-leave": async (s) => {
     const [left] = await s.submit({ text: "hang on" });
     for await (const _ of left!) break;
-    const [other] = await s.submit({ text: "one two" });
-    tell(outputLine(1, 0, await other!.whole(), other!.finish));
+    await tellSecond(await s.submit({ text: "one two" }));
   },
   "session-credit": async (s) => tellAll(await s.submit({ text: "a b c d e f g h i j" }, 2)),
   "session-held": async (s) => {
@@ -131,13 +134,19 @@ const onSession: Record<string, (session: Session) => Promise<void>> = {
   "session-future": async (s) => tellAll(await s.submit({ text: "one two" }), await s.submit({ text: "three" })),
   "session-too-many-choices": async (s) => {
     await trySubmit(s, { text: "one two", options: { numChoices: 129 } });
-    const [other] = await s.submit({ text: "three" });
-    tell(outputLine(1, 0, await other!.whole(), other!.finish));
+    await tellSecond(await s.submit({ text: "three" }));
   },
-  "session-time-limit": (s) => trySubmit(s, { text: "mute", context: { timeoutMs: 1000 } }),
+  "session-time-limit": async (s) => {
+    await tellAll(await s.submit({ text: "one" }));
+    await tellSecond(await s.submit({ text: "mute", context: { timeoutMs: 1000 } }));
+  },
   "session-no-hello": (s) => trySubmit(s, { text: "one two", context: { timeoutMs: 1000 } }),
   "session-overrun": async (s) => tellAll(await s.submit({ text: "overrun" }, 2)),
   "session-bad-frame": async (s) => tellAll(await s.submit({ text: "crooked" })),
+  "session-large": async (s) => {
+    const text = `slow ${"x".repeat(1_000_000)}`;
+    await tellAll(...(await Promise.all(Array.from({ length: 40 }, () => s.submit({ text })))));
+  },
   "session-many": async (s) =>
     tellAll(...(await Promise.all(Array.from({ length: 1000 }, (_, number) => s.submit({ text: `n${number}` }))))),
 };

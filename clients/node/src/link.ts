@@ -11,6 +11,8 @@ import type { TimeLimit } from "./timelimit.js";
 
 const PROTOCOL_VERSION = 1;
 const LAST_FIRST_HANDLE = 2 ** 32 - 1 - 1024; // past it a new stream takes over
+const MAX_FRAME_BYTES = 512 * 1024; // a frame takes nothing more past it; a larger Submit goes alone
+const SMALL_BYTES = 16; // of a Cancel or a Credit, at most
 
 type Frame = Required<Pick<SessionRequest, "submits" | "cancels" | "credits">>;
 
@@ -21,7 +23,8 @@ export class Link implements Up {
   readonly hello: Promise<Hello__Output>;
   next = 1;
   left = false;
-  #pending = emptyFrame();
+  #pending: Frame[] = []; // the last is being filled
+  #filled = 0; // bytes of it, about
   #scheduled = false;
   #greeted!: (hello: Hello__Output) => void;
   #refused!: (error: TokenwireError) => void;
@@ -55,20 +58,18 @@ export class Link implements Up {
     this.next += number;
     const outputs = Array.from({ length: number }, (_, choice) => new Output(this, handle + choice, credit, limit));
     outputs.forEach((output, choice) => this.outputs.set(handle + choice, output));
-    this.#pending.submits.push({ handle, request, ...(credit === undefined ? {} : { initialCredit: credit }) });
-    this.#schedule();
+    const submit = { handle, request, ...(credit === undefined ? {} : { initialCredit: credit }) };
+    this.#frame(Buffer.byteLength(JSON.stringify(request))).submits.push(submit);
     if (this.next > LAST_FIRST_HANDLE) this.leave();
     return outputs;
   }
 
   cancel(handle: number): void {
-    this.#pending.cancels.push({ handle, reason: "CANCEL_REASON_CLIENT" });
-    this.#schedule();
+    this.#frame(SMALL_BYTES).cancels.push({ handle, reason: "CANCEL_REASON_CLIENT" });
   }
 
   grant(handle: number, tokens: number): void {
-    this.#pending.credits.push({ handle, tokens });
-    this.#schedule();
+    this.#frame(SMALL_BYTES).credits.push({ handle, tokens });
   }
 
   /** New requests go elsewhere; this stream runs out. */
@@ -82,15 +83,28 @@ export class Link implements Up {
     this.call.cancel();
   }
 
-  /** What is asked for in one turn of the event loop goes up in one frame. */
+  /** The frame that has room for so much more, and is sent soon. */
+  #frame(bytes: number): Frame {
+    let frame = this.#pending.at(-1);
+    if (frame === undefined || this.#filled + bytes > MAX_FRAME_BYTES) {
+      frame = emptyFrame();
+      this.#pending.push(frame);
+      this.#filled = 0;
+    }
+    this.#filled += bytes;
+    this.#schedule();
+    return frame;
+  }
+
+  /** What is asked for in one turn of the event loop goes up together. */
   #schedule(): void {
     if (this.#scheduled) return;
     this.#scheduled = true;
     setImmediate(() => {
       this.#scheduled = false;
-      const frame = this.#pending;
-      this.#pending = emptyFrame();
-      if (frame.submits.length + frame.cancels.length + frame.credits.length > 0) this.call.write(frame);
+      const frames = this.#pending;
+      this.#pending = [];
+      frames.forEach((frame) => this.call.write(frame));
       if (this.left && this.outputs.size === 0) this.call.end();
     });
   }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -36,6 +37,11 @@ func trySubmit(ctx context.Context, session *tokenwire.Session, request *pb.Text
 	tellAll(ctx, outputs)
 }
 
+func tellSecond(ctx context.Context, outputs []*tokenwire.Output) {
+	text, finish, err := outputs[0].Wait(ctx)
+	tell(outputLine(1, 0, text, finish, err))
+}
+
 func limited(text string) *pb.TextRequest {
 	second := &pb.RequestContext{TimeoutMs: proto.Uint64(1000)}
 	return &pb.TextRequest{Input: &pb.TextRequest_Text{Text: text}, Context: second}
@@ -61,8 +67,7 @@ func onSession(ctx context.Context, client *tokenwire.Client, name string) bool 
 			defer left.Cancel()
 			must(left.Next(ctx))
 		}()
-		text, finish, err := send("one two")[0].Wait(ctx)
-		tell(outputLine(1, 0, text, finish, err))
+		tellSecond(ctx, send("one two"))
 	case "session-credit":
 		tellAll(ctx, submit(ctx, session, "a b c d e f g h i j", proto.Uint32(2), 0))
 	case "session-held":
@@ -85,16 +90,23 @@ func onSession(ctx context.Context, client *tokenwire.Client, name string) bool 
 		trySubmit(ctx, session, &pb.TextRequest{
 			Input: &pb.TextRequest_Text{Text: "one two"}, Options: &pb.GenerationOptions{NumChoices: 129},
 		})
-		text, finish, err := send("three")[0].Wait(ctx)
-		tell(outputLine(1, 0, text, finish, err))
+		tellSecond(ctx, send("three"))
 	case "session-time-limit":
-		trySubmit(ctx, session, limited("mute"))
+		tellAll(ctx, send("one"))
+		tellSecond(ctx, must(session.Submit(ctx, limited("mute"), nil)))
 	case "session-no-hello":
 		trySubmit(ctx, session, limited("one two"))
 	case "session-overrun":
 		tellAll(ctx, submit(ctx, session, "overrun", proto.Uint32(2), 0))
 	case "session-bad-frame":
 		tellAll(ctx, send("crooked"))
+	case "session-large":
+		text := "slow " + strings.Repeat("x", 1_000_000)
+		var all [][]*tokenwire.Output
+		for number := 0; number < 40; number++ {
+			all = append(all, send(text))
+		}
+		tellAll(ctx, all...)
 	case "session-many":
 		var all [][]*tokenwire.Output
 		for number := 0; number < 1000; number++ {

@@ -30,13 +30,18 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
 
     static final int PROTOCOL_VERSION = 1;
     private static final long LAST_FIRST_HANDLE = (1L << 32) - 1 - 1024;
+    /** A frame takes nothing more past it; a larger Submit goes alone. */
+    private static final int MAX_FRAME_BYTES = 512 << 10;
+    /** Of a Cancel or a Credit, at most. */
+    private static final int SMALL_BYTES = 16;
 
     final CompletableFuture<Hello> hello = new CompletableFuture<>();
     private final Owner owner;
     private final Executor writer;
     private final Map<Integer, Output> outputs = new HashMap<>();
     private ClientCallStreamObserver<SessionRequest> call;
-    private SessionRequest.Builder pending = SessionRequest.newBuilder();
+    private List<SessionRequest.Builder> pending = new ArrayList<>();
+    private int filled;
     private boolean scheduled;
     private boolean left;
     private boolean ended;
@@ -80,16 +85,16 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
         if (credit != null) {
             submit.setInitialCredit(credit);
         }
-        pending.addSubmits(submit);
+        Submit built = submit.build();
+        frame(built.getSerializedSize()).addSubmits(built);
         left |= next > LAST_FIRST_HANDLE;
-        schedule();
         return found;
     }
 
     synchronized void cancel(int handle) {
         if (outputs.containsKey(handle)) {
-            pending.addCancels(Cancel.newBuilder().setHandle(handle).setReason(CancelReason.CANCEL_REASON_CLIENT));
-            schedule();
+            Cancel.Builder cancel = Cancel.newBuilder().setHandle(handle).setReason(CancelReason.CANCEL_REASON_CLIENT);
+            frame(SMALL_BYTES).addCancels(cancel);
         }
     }
 
@@ -100,8 +105,7 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
 
     synchronized void grant(int handle, int tokens) {
         if (outputs.containsKey(handle)) {
-            pending.addCredits(Credit.newBuilder().setHandle(handle).setTokens(tokens));
-            schedule();
+            frame(SMALL_BYTES).addCredits(Credit.newBuilder().setHandle(handle).setTokens(tokens));
         }
     }
 
@@ -109,7 +113,18 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
         call.cancel("the session is closed", null);
     }
 
-    /** What is asked for until the writer has its turn goes up in one frame. */
+    /** The frame that has room for so much more, and is sent soon. */
+    private SessionRequest.Builder frame(int bytes) {
+        if (pending.isEmpty() || filled + bytes > MAX_FRAME_BYTES) {
+            pending.add(SessionRequest.newBuilder());
+            filled = 0;
+        }
+        filled += bytes;
+        schedule();
+        return pending.get(pending.size() - 1);
+    }
+
+    /** What is asked for until the writer has its turn goes up together. */
     private void schedule() {
         if (!scheduled) {
             scheduled = true;
@@ -126,21 +141,19 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
     }
 
     private void writeFrame() {
-        SessionRequest frame;
+        List<SessionRequest.Builder> frames;
         boolean done;
         synchronized (this) {
             scheduled = false;
-            frame = pending.build();
-            pending = SessionRequest.newBuilder();
+            frames = pending;
+            pending = new ArrayList<>();
             done = left && outputs.isEmpty();
             if (ended) {
                 return;
             }
         }
         try {
-            if (frame.getSerializedSize() > 0) {
-                call.onNext(frame);
-            }
+            frames.forEach(frame -> call.onNext(frame.build()));
             if (done) {
                 call.onCompleted();
             }

@@ -51,10 +51,21 @@ final class SessionCases {
                 trySubmit(session, TextRequest.newBuilder().setText("one two"), 129);
                 tellSecond(send(session, "three").get(0));
             }
-            case "session-time-limit" -> trySubmit(session, limited("mute"), 0);
+            case "session-time-limit" -> {
+                tellAll(send(session, "one"));
+                tellSecond(session.submit(limited("mute").build(), null).get(0));
+            }
             case "session-no-hello" -> trySubmit(session, limited("one two"), 0);
             case "session-overrun" -> tellAll(send(session, "overrun", 2, 0));
             case "session-bad-frame" -> tellAll(send(session, "crooked"));
+            case "session-large" -> {
+                String text = "slow " + "x".repeat(1_000_000);
+                List<List<Output>> all = new ArrayList<>();
+                for (int number = 0; number < 40; number++) {
+                    all.add(send(session, text));
+                }
+                tellAll(all);
+            }
             case "session-many" -> {
                 List<List<Output>> all = new ArrayList<>();
                 for (int number = 0; number < 1000; number++) {
