@@ -144,7 +144,7 @@ def test_a_client_that_goes_takes_its_calls_back() -> None:
         async with gateway_over_fake() as (tier, live):
             body = json.dumps({"input": ["!hang"] * (5 * CALL_INPUTS)}).encode()
             _, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-            head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
             await tier.until(lambda: tier.num_embedding == MAX_CALLS)
             writer.close()
