@@ -14,6 +14,7 @@ from benchmarks.gpu_suite.serve import APIS, QUICK, figures_of, made_tokenizer
 ROOT = Path(gpu.__file__).parent.parent
 
 
+@pytest.mark.extended
 def test_the_stack_is_measured_beside_the_engine(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--serve", "--device", "cpu", "--quick", "--out", str(out)]

@@ -36,6 +36,7 @@ def test_a_tier_that_counts_nothing_has_its_metrics_at_zero() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.extended
 @pytest.mark.model
 def test_all_three_are_measured() -> None:
     record = measure(2, 4, 1, 1.0)

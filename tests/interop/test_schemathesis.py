@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Stack, running_stack
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.extended]
 
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",

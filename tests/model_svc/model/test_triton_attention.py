@@ -36,7 +36,7 @@ GEMMA_9B = Heads(num_kv_heads=8, group=2, key_size=256, value_size=256, itemsize
 DEEPSEEK = Heads(num_kv_heads=16, group=1, key_size=192, value_size=128, itemsize=2)
 
 
-@pytest.mark.parametrize("module", ["test_attention", "test_golden"])
+@pytest.mark.parametrize("module", ["test_attention", pytest.param("test_golden", marks=pytest.mark.extended)])
 def test_under_the_interpreter(module: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", f"tests/interpreted/{module}.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
