@@ -26,15 +26,15 @@ OWN_END_S = 120
 """For starting and ending, beyond the time that is fuzzed."""
 
 
-def fuzz(target: str, seconds: int, into: Path) -> list[Path]:
-    """Returns the inputs that broke something; RuntimeError where the target did not run."""
+def fuzz(target: str, seconds: int, into: Path, seed: int = 0) -> list[Path]:
+    """Returns the inputs that broke something; RuntimeError where the target did not run. `seed`: 0: by chance."""
     found = into / target / "found"
     found.mkdir(parents=True, exist_ok=True)
     before = set(broken(into / target))
     command = [
         sys.executable, "-m", "tests.fuzz.one", target, str(found), str(CORPUS / target),
         f"-max_total_time={seconds}", f"-timeout={TIMEOUT_S}", f"-rss_limit_mb={MAX_RSS_MB}", f"-max_len={MAX_BYTES}",
-        "-len_control=0", f"-dict={WORDS}", f"-artifact_prefix={into / target}/",
+        f"-seed={seed}", "-len_control=0", f"-dict={WORDS}", f"-artifact_prefix={into / target}/",
     ]  # fmt: skip
     log = into / target / "log"
     with log.open("wb") as output:
@@ -58,6 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", choices=[[], *TARGETS], help="which ones (default: all)")
     parser.add_argument("--seconds", type=int, default=60, help="in all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="try the same inputs each time (default: others)")
     parser.add_argument("--into", type=Path, default=Path("fuzz"), help="folder for what is found")
     arguments = parser.parse_args()
     if find_spec("atheris") is None:
@@ -67,7 +68,7 @@ def main() -> int:
         parser.error(f"--seconds {arguments.seconds} is not allowed: at least one for each of {len(targets)} targets")
     num_broken = 0
     for target in targets:
-        paths = fuzz(target, arguments.seconds // len(targets), arguments.into)
+        paths = fuzz(target, arguments.seconds // len(targets), arguments.into, arguments.seed)
         num_broken += len(paths)
         print(f"{target}: {num_runs(arguments.into / target / 'log')} inputs, {len(paths)} of them broke something")
         for path in paths:
