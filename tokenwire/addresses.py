@@ -3,11 +3,12 @@
 import ipaddress
 import random
 import socket
-from itertools import islice
+from itertools import cycle, islice
 
 from tokenwire.errors import FailedPrecondition
 
 BELOW_OUTGOING = range(20_000, 30_000)
+_in_turn = cycle(random.sample(BELOW_OUTGOING, len(BELOW_OUTGOING)))
 
 
 def join_host_port(host: str, port: int) -> str:
@@ -28,13 +29,12 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on now, all different. Another process may listen on one before it is used.
+    """Loopback ports that nobody listens on now, all different, also from those of earlier calls in this process.
 
     None is among those that outgoing connections get (from 32768 on Linux): one of those would soon be taken again.
-    Raises FailedPrecondition where there are not so many.
+    Another process may listen on one before it is used. Raises FailedPrecondition where there are not so many.
     """
-    candidates = random.sample(BELOW_OUTGOING, len(BELOW_OUTGOING))
-    found = list(islice(filter(is_free, candidates), count))
+    found = list(islice(filter(is_free, islice(_in_turn, len(BELOW_OUTGOING))), count))
     if len(found) < count:
         raise FailedPrecondition(f"{count} free ports are wanted, and there are {len(found)}", reason="PORT_IN_USE")
     return found

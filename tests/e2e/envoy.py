@@ -4,7 +4,6 @@ What a test changes besides goes through `replace`, which moves the new file int
 """
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.e2e.tier_processes import end
 from tests.interop.environments import python_with
 from tokenwire.addresses import free_ports
 
@@ -160,9 +160,4 @@ def running_envoy(envoy: Envoy) -> Iterator[Envoy]:
             assert process.poll() is None, envoy.log.read_text()
             yield envoy
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import openai
 import pytest
 
 from tests.e2e.reference import Reference
+from tests.e2e.tier_processes import end
 from tests.interop.environments import python_with
 from tokenwire.addresses import free_ports
 from tokenwire.v1 import common_pb2, model_pb2, model_pb2_grpc
@@ -60,12 +60,7 @@ def process(command: list[str]) -> Iterator[Path]:
         try:
             yield Path(log.name)
         finally:
-            running.send_signal(signal.SIGTERM)
-            try:
-                running.wait(30)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()
+            end(running)
 
 
 @pytest.fixture(scope="module")
