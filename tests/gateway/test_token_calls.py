@@ -1,4 +1,4 @@
-"""Calls that only tokenize, detokenize or count, at a running gateway: how many items, and what they cost a tenant."""
+"""Calls that only tokenize, detokenize or count, at a running gateway: what passes, how much, and what it costs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,9 +8,11 @@ import grpc
 import pytest
 
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake
+from tests.fakes.tokenizer_tier import MODEL
 from tests.fakes.web_caller import FORMS, WebCaller
-from tokenwire.errors import InvalidRequest, Overloaded
+from tokenwire.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from tokenwire.status import from_rpc_error
+from tokenwire.v1 import common_pb2
 from tokenwire.v1 import tokenizer_pb2 as pb
 
 WAYS = ("grpc", *FORMS)
@@ -96,5 +98,70 @@ def test_a_small_call_costs_little() -> None:
             for _ in range(20):
                 await live.stub.Tokenize(pb.TokenizeRequest(texts=["a b"]))
             assert tier.num_token_calls == 20
+
+    asyncio.run(main())
+
+
+def test_what_passes_through() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            encoded = await live.stub.Tokenize(pb.TokenizeRequest(texts=["a b", "c"]))
+            assert [list(e.token_ids) for e in encoded.encodings] == [[0, 1], [0]]
+            sequences = [common_pb2.TokenIds(ids=[1, 2])]
+            decoded = await live.stub.Detokenize(pb.DetokenizeRequest(sequences=sequences))
+            assert list(decoded.texts) == ["t1 t2"]
+            models = await live.stub.ListModels(pb.ListModelsRequest())
+            assert [card.name for card in models.models] == [MODEL]
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await live.stub.Tokenize(pb.TokenizeRequest())
+            assert [v.field for v in from_rpc_error(caught.value).violations] == ["texts"]
+
+    asyncio.run(main())
+
+
+def test_the_token_api_passes_through_whole_and_its_errors_too() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (tier, live):
+            conversation = pb.Conversation(messages=[{"role": "user", "content": "a b"}])
+            request = pb.ApplyChatTemplateRequest(conversation=conversation, tokenize=True)
+            rendered = await live.stub.ApplyChatTemplate(request)
+            assert (rendered.text, list(rendered.token_ids)) == ("a b", [0, 1, 2])
+            counted = await live.stub.CountTokens(pb.CountTokensRequest(texts=["a b", "c"]))
+            assert (list(counted.texts), counted.max_context_tokens) == ([2, 1], 64)
+            pieces = [piece async for piece in live.stub.GetTokenizer(pb.GetTokenizerRequest())]
+            assert [piece.content for piece in pieces] == [b"", b"x", b"y"] and pieces[0].files[0].name == "a"
+            stream = live.stub.StreamDetokenize()
+            for ids, end in (([1, 2], False), ([3], True)):
+                await stream.write(pb.StreamDetokenizeRequest(handle=5, token_ids=ids, end=end))
+                answer = await stream.read()
+                assert (answer.handle, answer.text, answer.end) == (5, "".join(f"t{i} " for i in ids), end)
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+            assert live.count("grpc.streamdetokenize", "ok") == 1
+            for method in (live.stub.GetTokenizer, None):
+                if method is not None:
+                    call = method(pb.GetTokenizerRequest(model="gone"))
+                else:
+                    call = live.stub.StreamDetokenize()
+                    await call.write(pb.StreamDetokenizeRequest(model="gone"))
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call.read()
+                assert type(from_rpc_error(caught.value)) is NotFound
+            await tier.kill()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await live.stub.GetTokenizer(pb.GetTokenizerRequest()).read()
+            assert type(from_rpc_error(caught.value)) is Unavailable
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_sends_nonsense_is_answered_by_name() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            call = live.channel.stream_stream("/tokenwire.v1.GenerationService/StreamDetokenize")()
+            await call.write(b"\xff\xff")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert from_rpc_error(caught.value).reason == "MALFORMED_MESSAGE"
 
     asyncio.run(main())

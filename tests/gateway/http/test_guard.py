@@ -3,120 +3,24 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from tests.fakes.live_gateway import LiveGateway, gateway_over_fake
-from tokenwire.tasks import cancel_and_wait
-
-BODY = b'{"messages": [{"role": "user", "content": "a b"}]}'
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-GOOD = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
-STREAM = {"messages": [{"role": "user", "content": "!hold a b"}], "stream": True}
-
-
-@contextlib.asynccontextmanager
-async def connected(live: LiveGateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A raw connection, closed for good with the block."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
-@contextlib.asynccontextmanager
-async def dripping(writer: asyncio.StreamWriter, data: bytes) -> AsyncIterator[None]:
-    """While the block runs these bytes come again and again, one by one."""
-
-    async def drip() -> None:
-        while True:
-            for byte in data:
-                writer.write(bytes([byte]))
-                await asyncio.sleep(0.01)
-
-    task = asyncio.ensure_future(drip())
-    try:
-        yield
-    finally:
-        await cancel_and_wait(task)
-
-
-async def exchange(live: LiveGateway, data: bytes, *, half_close: bool = False) -> bytes:
-    """Send, and read until the other side closes."""
-    async with connected(live) as (reader, writer):
-        try:
-            writer.write(data)
-            if half_close:
-                writer.write_eof()
-            async with asyncio.timeout(10):
-                return await reader.read(-1)
-        except ConnectionResetError:
-            return b""
-
-
-def test_unfinished_bodies_are_bounded_all_together_and_given_back() -> None:
-    limits = {"max_body_bytes": 4096, "max_unfinished_bytes": 4096}
-
-    async def main() -> None:
-        async with gateway_over_fake(**limits) as (_, live), contextlib.AsyncExitStack() as stack:
-            bodies = live.server.http.bodies
-            half = HEAD + b"Content-Length: 3000\r\n\r\n" + b" " * 2000
-            for number in (1, 2):
-                _, writer = await stack.enter_async_context(connected(live))
-                writer.write(half)
-                await live.until(lambda number=number: bodies.num_bytes == number * 2000)
-            answer = await exchange(live, half)
-            assert status_of(answer) == 503 and b"retry-after: 1\r\n" in answer
-            assert error_of(answer)["code"] == "too_many_bodies"
-            assert bodies.num_bytes == 4000, "the one that was refused holds nothing"
-            await check_well(live)
-            assert bodies.num_bytes == 4000
-            await stack.aclose()
-            await live.until(lambda: bodies.num_bytes == 0)
-            await check_well(live)
-
-    asyncio.run(main())
-
-
-def test_what_is_left_of_a_body_that_was_answered_holds_no_room() -> None:
-    async def main() -> None:
-        async with gateway_over_fake() as (_, live), connected(live) as (reader, writer):
-            head = HEAD.replace(b"application/json", b"text/plain")
-            writer.write(head + b"Content-Length: 100000\r\n\r\n" + b" " * 50_000)
-            assert b"415" in await reader.readline()
-            await live.until(lambda: live.server.http.bodies.num_bytes == 0)
-            writer.write(b" " * 40_000)
-            await check_well(live)
-            assert live.server.http.bodies.num_bytes == 0
-
-    asyncio.run(main())
-
-
-def test_a_drain_does_not_wait_for_the_rest_of_a_body() -> None:
-    async def main() -> None:
-        async with gateway_over_fake(drain_timeout_s=40.0) as (tier, live), contextlib.AsyncExitStack() as stack:
-            heads = (HEAD, HEAD.replace(b"/v1/chat/completions", b"/tokenwire.v1.GenerationService/ListModels"))
-            codings = (b"Content-Length: 3000\r\n\r\n" + b" " * 2000, CHUNKED + b"\r\n7d0\r\n" + b" " * 2000)
-            halves = [await stack.enter_async_context(connected(live)) for _ in range(4)]
-            for (_, writer), head, coding in zip(halves, heads * 2, (*codings, *codings[::-1]), strict=True):
-                writer.write(head + coding)
-            await live.until(lambda: live.server.http.bodies.num_bytes == 8000)
-            drain = asyncio.ensure_future(live.server.drain())
-            for reader, _ in halves:
-                async with asyncio.timeout(20):
-                    answer = await reader.read(-1)
-                assert status_of(answer) == 503 and b"connection: close" in answer and b"retry-after: 1" in answer
-                assert error_of(answer)["code"] == "shutting_down"
-            async with asyncio.timeout(20):
-                await drain
-            assert tier.requests == [] and live.server.http.bodies.num_bytes == 0
-
-    asyncio.run(main())
+from tests.fakes.live_gateway import gateway_over_fake
+from tests.fakes.raw_http import (
+    BODY,
+    CHUNKED,
+    CLOSE,
+    GOOD,
+    HEAD,
+    STREAM,
+    check_well,
+    connected,
+    dripping,
+    error_of,
+    exchange,
+    status_of,
+)
 
 
 def test_one_field_that_never_ends_is_refused_at_the_limit_of_heads() -> None:
@@ -141,26 +45,6 @@ def test_one_field_that_never_ends_is_refused_at_the_limit_of_heads() -> None:
     asyncio.run(main())
 
 
-async def check_well(live: LiveGateway) -> None:
-    """The next client is served, and nobody's request is left."""
-    response = await live.http.post("/v1/chat/completions", content=BODY, headers={"content-type": "application/json"})
-    assert response.status_code == 200
-    await live.until_idle()
-
-
-def status_of(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
-
-def error_of(answer: bytes) -> dict[str, Any]:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"connection: close" in head.lower()
-    found: dict[str, Any] = json.loads(body)["error"]
-    return found
-
-
-CLOSE = b"Connection: close\r\n"
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
 REFUSED = {
     "not HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -260,55 +144,6 @@ def test_a_slow_head_and_a_silent_connection_are_closed() -> None:
                 async with asyncio.timeout(5), dripping(writer, b"A: b\r\n"):
                     assert b" 408 " in await reader.readuntil(b"\r\n"), "bytes that drip in buy no time"
             await check_well(live)
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("coding", [b"Content-Length: 1000\r\n\r\n", CHUNKED + b"\r\n3e8\r\n"])
-def test_a_slow_body_is_a_408_and_the_connection_closes(coding: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.http.guard.LINGER_S", 0.2)
-
-    async def main() -> None:
-        async with gateway_over_fake(body_timeout_s=0.1, header_timeout_s=0.2) as (tier, live):
-            async with connected(live) as (reader, writer):
-                writer.write(HEAD + coding)
-                async with asyncio.timeout(5), dripping(writer, b" "):
-                    answer = await reader.readuntil(b"}}")
-                    with contextlib.suppress(ConnectionResetError):
-                        assert await reader.read(-1) == b""
-            assert status_of(answer) == 408
-            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
-            assert tier.requests == []
-            await check_well(live)
-
-    asyncio.run(main())
-
-
-def test_the_rest_of_a_body_that_nobody_wants_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.http.guard.LINGER_S", 0.1)
-
-    async def main() -> None:
-        async with gateway_over_fake() as (_, live):
-            async with connected(live) as (reader, writer):
-                writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
-                async with asyncio.timeout(5), dripping(writer, b" "):
-                    answer = await reader.readuntil(b"}}")
-                    with contextlib.suppress(ConnectionResetError):
-                        assert await reader.read(-1) == b""
-            assert status_of(answer) == 405
-            await check_well(live)
-
-    asyncio.run(main())
-
-
-def test_a_body_that_comes_whole_behind_its_answer_leaves_the_connection_usable() -> None:
-    async def main() -> None:
-        async with gateway_over_fake() as (_, live):
-            async with connected(live) as (reader, writer), asyncio.timeout(5):
-                writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nab")
-                assert b"405" in await reader.readuntil(b"\r\n\r\n")
-                writer.write(b"cd" + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                assert b'{"status":"ok"}' in await reader.read(-1)
 
     asyncio.run(main())
 
@@ -421,16 +256,5 @@ def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(what: 
                 assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1 ") == num_chats + 1, (cut, answer)
                 assert answer.count(b"chat.completion") == len(tier.requests) - num_asked == num_chats
                 assert answer.endswith(b'{"status":"ok"}')
-
-    asyncio.run(main())
-
-
-def test_what_stands_behind_a_body_is_no_header() -> None:
-    async def main() -> None:
-        async with gateway_over_fake() as (_, live):
-            tail = b"0\r\nX-Request-Id: mine\r\n\r\n"
-            head = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\n" + CLOSE
-            assert b"x-request-id: mine" in await exchange(live, head + b"X-Request-Id: mine\r\n\r\n")
-            assert b"mine" not in await exchange(live, head + CHUNKED + b"\r\n" + tail)
 
     asyncio.run(main())

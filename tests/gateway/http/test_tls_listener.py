@@ -13,8 +13,8 @@ import uvloop
 
 from tests.fakes.certificates import Certificates
 from tests.fakes.live_gateway import LiveGateway, client_context, live_gateway
+from tests.fakes.raw_http import connected
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
-from tests.gateway.http.test_guard import connected
 
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 """The beginning of one."""

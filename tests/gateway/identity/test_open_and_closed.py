@@ -13,8 +13,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.fakes.entrances import ENTRANCES, asking, bearer, greet
 from tests.fakes.identities import Callers, Issuer
 from tests.fakes.live_gateway import live_gateway
+from tests.fakes.raw_http import connected
 from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
-from tests.gateway.http.test_guard import connected
 from tokenwire.client import AsyncClient
 from tokenwire.kserve import inference_pb2, inference_pb2_grpc
 
