@@ -97,6 +97,8 @@ def mesh(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             wait_for(lambda inner=inner: serves(f"127.0.0.1:{inner}"))  # type: ignore[misc]
         caller = beside("gateway", "gateway", {}, tokenizers=tokenizer_ports)
         caller.until_healthy("tokenizers", *tokenizer_ports)
+        for envoy in tokenizers:
+            envoy.until_healthy("models", *model_ports)
         tiers.start(
             "gateway", "--port", str(gateway), "--http-port", str(http), "--metrics-port", "0",
             "--tokenizer-targets", ",".join(f"127.0.0.1:{port}" for port in tokenizer_ports),
