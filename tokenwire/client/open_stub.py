@@ -15,9 +15,18 @@ class OpenStub:
         self._closed = False
 
     def __getattr__(self, method: str) -> Any:
-        """One method. Raises FailedPrecondition."""
+        """One method. Raises FailedPrecondition; so does a call of it once another thread has closed the client."""
         self.refuse_closed()
-        return getattr(self._stub, method)
+        begin = getattr(self._stub, method)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                return begin(*arguments, **options)
+            except ValueError:  # of a channel that is closed
+                self.refuse_closed()
+                raise
+
+        return call
 
     def refuse_closed(self) -> None:
         """Raise FailedPrecondition once it is closed."""

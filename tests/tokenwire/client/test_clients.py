@@ -9,7 +9,9 @@ import pytest
 
 from tests.fakes.gateway import FILES, MODEL, FakeGateway
 from tests.fakes.logprobs import logprob_of, logprobs_of
+from tokenwire.channels import sync_channel
 from tokenwire.client import AsyncClient, Client, Finished, FinishReason, Message, TextDelta
+from tokenwire.client.open_stub import OpenStub
 from tokenwire.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -19,6 +21,7 @@ from tokenwire.errors import (
     Overloaded,
     Unavailable,
 )
+from tokenwire.v1 import gateway_pb2, tokenizer_pb2
 
 
 def test_events_come_in_order_and_end_with_the_terminal(client: Client) -> None:
@@ -276,3 +279,15 @@ def test_a_client_that_is_closed_says_so(use: Callable[[Any], Any], gateway: Fak
         use(client)
     assert caught.value.reason == "CLIENT_CLOSED"
     asyncio.run(main())
+
+
+def test_a_call_that_begins_while_another_thread_closes_the_client_says_so(gateway: FakeGateway) -> None:
+    channel = sync_channel(gateway.target)
+    stub = OpenStub(channel, gateway.target)
+    generate, tokenize = stub.Generate, stub.Tokenize
+    stub.close()
+    channel.close()
+    for method, request in ((generate, gateway_pb2.GenerateRequest()), (tokenize, tokenizer_pb2.TokenizeRequest())):
+        with pytest.raises(FailedPrecondition, match="is closed") as caught:
+            method(request, timeout=5.0)
+        assert caught.value.reason == "CLIENT_CLOSED"
