@@ -28,6 +28,8 @@ MAX_ROWS = 4096
 """Of text alone; more than that, and twice the sequences that had some when they were last merged, are merged."""
 FRAME_GAP_S = 0.001
 """From one frame to the next, at least. What comes after a silence of that length goes at once."""
+BEAT_S = 5.0
+"""From one frame to the next, at most, while something is open: an empty one says that this side is there."""
 
 
 class TextOutbox:
@@ -59,6 +61,8 @@ class TextOutbox:
 
     def open(self, handle: int, credit: int | None = None) -> None:
         """Begin a sequence. `credit`: tokens that may be sent before the first `grant`; None: no limit."""
+        if not self._open:
+            self._wake.set()  # it is waited for without a limit
         self._open[handle] = Waiting(credit)
         if credit is None:
             self._plain.add(handle)
@@ -173,14 +177,20 @@ class TextOutbox:
         self._wake.set()
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
-        """Wait for something to send and take all of it; None once ending or draining and every sequence has ended."""
+        """Wait for something to send and take all of it; None once ending or draining and every sequence has ended.
+
+        An empty one after BEAT_S without, while something is open.
+        """
         while not (self._columns.handles or self._sendable or self._models) and self._drain is None:
             if self._ending and not self._open:
                 return None
             self._wake.clear()
-            if not self._draining or self._open:
+            if self._open:
+                if not await self._woken_within(BEAT_S):
+                    return tokenizer_pb2.SessionResponse()
+            elif not self._draining:
                 await self._wake.wait()
-            elif not await self._woken_in_time() and not self._open:
+            elif not await self._woken_within(QUIET_S) and not self._open:
                 return None
         early_s = self._next_s - time.monotonic()
         if early_s > 0:
@@ -194,9 +204,9 @@ class TextOutbox:
         self._fill(frame)
         return frame
 
-    async def _woken_in_time(self) -> bool:
+    async def _woken_within(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(QUIET_S):
+            async with asyncio.timeout(seconds):
                 return await self._wake.wait()
         except TimeoutError:
             return False

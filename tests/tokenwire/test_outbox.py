@@ -12,6 +12,7 @@ from tokenwire.outbox import MAX_FRAME_CHARS, TextOutbox
 from tokenwire.parsed import Parsed, ToolCall
 from tokenwire.requests import FinishReason, Terminal, Usage
 from tokenwire.v1 import common_pb2 as pb
+from tokenwire.v1 import tokenizer_pb2
 
 
 def test_text_that_waits_is_merged_into_one_row_per_sequence_and_the_terminal_follows() -> None:
@@ -205,6 +206,29 @@ def test_a_drain_is_sent_at_once_and_frames_end_when_everything_has_ended() -> N
     assert len(take(outbox).finishes) == 1
     outbox.end()
     assert take(outbox) is None
+
+
+def test_while_something_is_open_a_frame_comes_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenwire.outbox.BEAT_S", 0.05)
+
+    async def main() -> None:
+        outbox = TextOutbox()
+        waiting = asyncio.ensure_future(outbox.next_frame())
+        await asyncio.sleep(0.2)
+        assert not waiting.done(), "nothing is open"
+        outbox.open(1, credit=0)
+        assert await waiting == tokenizer_pb2.SessionResponse() == await outbox.next_frame()
+        outbox.drain("restart")
+        frame = await outbox.next_frame()
+        assert frame is not None and frame.HasField("drain")
+        assert await outbox.next_frame() == tokenizer_pb2.SessionResponse(), "it is still open"
+        outbox.finish(1, LENGTH)
+        frame = await outbox.next_frame()
+        assert frame is not None and len(frame.finishes) == 1
+        outbox.end()
+        assert await outbox.next_frame() is None
+
+    asyncio.run(main())
 
 
 def test_what_crossed_with_a_drain_is_still_answered(monkeypatch: pytest.MonkeyPatch) -> None:
