@@ -4,8 +4,8 @@ Frames keep a distance of FRAME_GAP_S, since what one costs hardly grows with wh
 without a limit, waits in the columns that the next frame is made of, a row for each time it came; past MAX_ROWS rows
 are merged, so a slow reader costs one row per sequence and slows nobody. A sequence with credit keeps its rows apart
 until they are granted; text, what was split from it, token ids and log-probabilities follow the last of the tokens they
-stand for, and the terminal event follows the text. What is too large for one frame is spread over several. Does not
-know where text comes from.
+stand for, and the terminal event follows the text, no longer than the sequence has time. What is too large for one
+frame is spread over several. Does not know where text comes from.
 """
 
 import asyncio
@@ -67,6 +67,12 @@ class TextOutbox:
         if credit is None:
             self._plain.add(handle)
 
+    def limit(self, handle: int, deadline_s: float) -> None:
+        """From then on, on the monotonic clock, the end of a sequence with credit waits for no more of it."""
+        waiting = self._open.get(handle)
+        if waiting is not None and waiting.credit is not None:
+            waiting.deadline_s = deadline_s
+
     def add_text(
         self,
         handle: int,
@@ -117,8 +123,11 @@ class TextOutbox:
         if waiting is None or waiting.terminal is not None:
             return
         self._plain.discard(handle)
-        if terminal.reason is FinishReason.DEADLINE and waiting.credit is not None:
-            drop_ungranted(waiting, waiting.credit)
+        if terminal.reason is FinishReason.DEADLINE:
+            drop_ungranted(waiting)
+        elif waiting.deadline_s is not None and waiting.num_ungranted > 0:
+            delay_s = max(0.0, waiting.deadline_s - time.monotonic())
+            waiting.timer = asyncio.get_running_loop().call_later(delay_s, self._out_of_time, handle)
         waiting.terminal = cut(terminal) if waiting.dropped else terminal
         self.num_undelivered += 1
         self._mark(handle, waiting)
@@ -142,6 +151,11 @@ class TextOutbox:
                 if waiting.terminal is not None:
                     waiting.terminal = cut(waiting.terminal)
             self._mark(handle, waiting)
+
+    def close(self) -> None:
+        """Nobody reads any more: no time is kept."""
+        for waiting in self._open.values():
+            waiting.stop_timer()
 
     def drain(self, reason: str, grace_ms: int = 0) -> None:
         """Tell the peer to go elsewhere; frames end when nothing is open any more.
@@ -209,6 +223,13 @@ class TextOutbox:
             waiting.rows.append(Row(*self._columns.take(handle), []))
             self._mark(handle, waiting)
 
+    def _out_of_time(self, handle: int) -> None:
+        """What has ended by itself and waits for credit ends with DEADLINE."""
+        waiting = self._open[handle]
+        if waiting.terminal is not None and drop_ungranted(waiting):
+            waiting.terminal = cut(waiting.terminal, FinishReason.DEADLINE)
+            self._mark(handle, waiting)
+
     def _mark(self, handle: int, waiting: Waiting) -> None:
         if (waiting.credit is None and waiting.rows) or waiting.sendable:
             self._sendable[handle] = None
@@ -244,6 +265,7 @@ class TextOutbox:
                 if waiting.terminal.error is not None:
                     num_chars += finish.ByteSize()
                 frame.finishes.append(finish)
+                waiting.stop_timer()
                 del self._open[handle]
                 self.num_undelivered -= 1
         frame.handles.extend(columns.handles)
