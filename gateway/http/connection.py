@@ -65,7 +65,7 @@ class _Answer:
 
 
 class _AnswerWithoutChunks(_Answer):
-    """The same for a client of HTTP/1.0, which knows no chunks: where no length is said the connection ends the answer."""
+    """The same for a client of HTTP/1.0, which knows no chunks: without a length, the connection ends the answer."""
 
     def __init__(self, connection: "Connection") -> None:
         super().__init__(connection)
