@@ -180,7 +180,7 @@ class SessionClient(Generic[R]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._told = ""
-        """The problem with TLS that was logged last."""
+        """What kept a stream from being opened, as it was logged last."""
 
     @property
     def closed(self) -> bool:
@@ -237,6 +237,8 @@ class SessionClient(Generic[R]):
             self._listener.on_frame(stream, first)
             writer = self._spawn(stream.write_frames())
             while (frame := await call.read()) is not grpc.aio.EOF:
+                if frame is None:
+                    raise self._unreadable()
                 if frame.HasField("drain"):
                     self._drain(stream, moved_on)
                 self._listener.on_frame(stream, frame)
@@ -283,6 +285,8 @@ class SessionClient(Generic[R]):
         first = await call.read()
         if first is grpc.aio.EOF:
             raise self._ended()
+        if first is None:
+            raise self._unreadable()
         if first.hello.protocol_version != PROTOCOL_VERSION:
             version = first.hello.protocol_version
             raise FailedPrecondition(
@@ -321,10 +325,14 @@ class SessionClient(Generic[R]):
         reason = "DRAINING" if stream is not None and stream.draining else "SESSION_ENDED"
         return Unavailable(f"{self.target} ended the session", reason=reason)
 
+    def _unreadable(self) -> TokenwireError:
+        """What is read is None where gRPC could not decode it."""
+        return Internal(f"{self.target} sent a frame that cannot be read", reason="BAD_FRAME")
+
     def _lose(self, stream: SessionStream[R] | None, error: TokenwireError) -> None:
         self.last_error = error
         if stream is None:
-            if error.reason == TLS_FAILED and error.message != self._told:
+            if error.reason in (TLS_FAILED, "BAD_FRAME") and error.message != self._told:
                 log.warning("%s cannot be reached: %s", self.target, error)
                 self._told = error.message
             return
