@@ -74,7 +74,7 @@ def generate_request(*prompts: str, **fields: Any) -> gateway_pb2.GenerateReques
 def client_context(tls: ClientTls | None) -> ssl.SSLContext | bool:
     """What httpx takes as `verify`."""
     if tls is None:
-        return True
+        return False  # nothing to check, and no file of authorities to read
     context = ssl.create_default_context(cafile=tls.ca)
     if tls.certificate:
         context.load_cert_chain(tls.certificate, tls.key)

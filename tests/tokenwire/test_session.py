@@ -56,7 +56,7 @@ class Listener:
 
 @asynccontextmanager
 async def connected(
-    servicer: Scripted | grpc.GenericRpcHandler, listener: Listener
+    servicer: Scripted | grpc.GenericRpcHandler, listener: Listener, *, beats: bool = False
 ) -> AsyncIterator[SessionClient[str]]:
     server = grpc.aio.server(interceptors=[TypedErrors()])
     if isinstance(servicer, Scripted):
@@ -67,7 +67,9 @@ async def connected(
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
-        client: SessionClient[str] = SessionClient("peer", stub.Session, tokenizer_pb2.SessionRequest, listener)
+        client: SessionClient[str] = SessionClient(
+            "peer", stub.Session, tokenizer_pb2.SessionRequest, listener, beats=beats
+        )
         client.start()
         try:
             yield client
@@ -330,5 +332,37 @@ def test_closing_reports_what_is_open() -> None:
             await asyncio.sleep(0.02)
         assert listener.lost[0][0] == {handle: "a"}
         assert listener.lost[0][1].reason == "SESSION_CLOSED"
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_says_nothing_while_something_is_open_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that hangs, as against one that sends an empty frame now and then, and one of which nothing is wanted."""
+    monkeypatch.setattr(session_module, "TICK_S", 0.01)
+    beating = asyncio.Event()
+
+    async def beating_first(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        await anext(frames)
+        await context.write(hello())
+        await anext(frames)
+        while not beating.is_set():
+            await context.write(tokenizer_pb2.SessionResponse())
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        listener = Listener()
+        async with connected(Scripted(beating_first), listener, beats=True) as client:
+            await until(lambda: client.stream)
+            await asyncio.sleep(0.5)
+            assert not listener.lost, "nothing is open"
+            handle = send(client, "a")
+            await asyncio.sleep(0.5)
+            assert not listener.lost, "it says that it is there"
+            beating.set()
+            await until(lambda: listener.lost)
+            receivers, error = listener.lost[0]
+            assert receivers == {handle: "a"} and error.reason == "SILENT"
+            await until(lambda: client.stream)  # another is opened
 
     asyncio.run(main())
