@@ -128,6 +128,7 @@ class TextServerSession:
         self._running.clear()
         self._by_id.clear()
         self._choices.clear()
+        self.outbox.close()
         self._on_close(self)
 
     def choice_ended(self, handle: int, running: _Running, terminal: Terminal) -> None:
@@ -189,6 +190,9 @@ class TextServerSession:
             message = f"{self.outbox.num_undelivered} sequences have ended and their text was not read or granted"
             raise Overloaded(message, reason="READER_TOO_SLOW", retry_after_s=1.0)
         caller = self._generation.caller(record, context)
+        if caller.context.deadline_s is not None:
+            for handle in handles:
+                self.outbox.limit(handle, caller.context.deadline_s)
         running = _Running(context.request_id, record, len(handles))
         sinks = [_HandleSink(self, running, handle) for handle in handles]
         submission = self._generation.backends.submit(request, caller.context, sinks, caller.give_up_s)

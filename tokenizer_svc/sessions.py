@@ -100,6 +100,7 @@ class TextSession:
         """Nobody reads any more: cancel below what is still open."""
         for request in list(self._requests.values()):
             request.close()
+        self._outbox.close()
         self._on_close(self)
 
     def _submit(self, submit: tokenizer_pb2.Submit) -> None:
@@ -127,6 +128,8 @@ class TextSession:
         self._by_id[request_id] = running
         for handle in range(first, first + request.options.num_choices):
             self._requests[handle] = running
+            if request.context.deadline_s is not None:
+                self._outbox.limit(handle, request.context.deadline_s)
 
     def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
         for cancel in cancels:

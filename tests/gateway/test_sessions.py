@@ -31,9 +31,17 @@ class Peer:
         await self.call.write(tokenizer_pb2.SessionRequest(**fields))
 
     async def submit(
-        self, handle: int, text: str, *, credit: int | None = None, n: int = 0, request_id: str = ""
+        self,
+        handle: int,
+        text: str,
+        *,
+        credit: int | None = None,
+        n: int = 0,
+        request_id: str = "",
+        timeout_ms: int | None = None,
     ) -> None:
-        request = tokenizer_pb2.TextRequest(text=text, context=pb.RequestContext(request_id=request_id))
+        context = pb.RequestContext(request_id=request_id, timeout_ms=timeout_ms)
+        request = tokenizer_pb2.TextRequest(text=text, context=context)
         if n:
             request.options.num_choices = n
         submit = tokenizer_pb2.Submit(handle=handle, request=request)
@@ -166,6 +174,21 @@ def test_credit_holds_text_back_and_slows_nobody_else() -> None:
             await peer.send(credits=[pb.Credit(handle=1, tokens=100)])
             assert (await peer.end(1)).reason is FinishReason.STOP_TOKEN
             assert peer.texts[1] == "a b c d"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("settings", [{}, {"default_timeout_s": 0.5}])
+def test_what_was_generated_whole_waits_for_credit_until_its_time_is_over(settings: dict[str, float]) -> None:
+    async def main() -> None:
+        async with session(**settings) as (_, live, peer):
+            timeout_ms = None if settings else 500
+            await peer.submit(1, "a b c d", credit=2, timeout_ms=timeout_ms)
+            await peer.submit(2, "e f", credit=2, timeout_ms=timeout_ms)
+            assert (await peer.end(2)).reason is FinishReason.STOP_TOKEN
+            terminal = await peer.end(1)
+            assert terminal.reason is FinishReason.DEADLINE and peer.texts == {1: "a b", 2: "e f"}
+            assert terminal.usage.completion_tokens == 4 and terminal.stop_token_id is None
 
     asyncio.run(main())
 

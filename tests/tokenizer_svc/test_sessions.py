@@ -285,6 +285,20 @@ def test_credits_hold_text_back_and_nobody_else(trained_folder: Path) -> None:
     asyncio.run(main())
 
 
+def test_what_was_generated_whole_waits_for_credit_until_its_time_is_over(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder) as (_, live, peer):
+            ids = live.ids("The capital of France is Paris, it is.")
+            request = text_request(timeout_ms=500)
+            request.token_ids.ids.extend(ids)
+            await peer.submit(1, request, credit=3)
+            terminal = await peer.end(1)
+            assert terminal.reason is FinishReason.DEADLINE and terminal.usage == Usage(len(ids), 0, len(ids))
+            assert peer.texts[1] == live.tokenizer.decode(ids[:3], skip_special_tokens=True)
+
+    asyncio.run(main())
+
+
 def test_half_close_lets_what_runs_finish(trained_folder: Path) -> None:
     async def main() -> None:
         async with tokenizer_over_fake(trained_folder, hold=True) as (fake, live, peer):
