@@ -201,7 +201,7 @@ class SessionClient(Generic[R]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._told = ""
-        """The problem with TLS that was logged last."""
+        """What kept a stream from being opened, as it was logged last."""
 
     @property
     def closed(self) -> bool:
@@ -283,6 +283,8 @@ class SessionClient(Generic[R]):
         """Hand frames on until the peer ends the call."""
         while (frame := await stream.call.read()) is not grpc.aio.EOF:
             stream.heard = True
+            if frame is None:
+                raise self._unreadable()
             if frame.HasField("drain"):
                 self._drain(stream, moved_on)
             self._listener.on_frame(stream, frame)
@@ -314,6 +316,8 @@ class SessionClient(Generic[R]):
         first = await call.read()
         if first is grpc.aio.EOF:
             raise self._ended()
+        if first is None:
+            raise self._unreadable()
         if first.hello.protocol_version != PROTOCOL_VERSION:
             version = first.hello.protocol_version
             raise FailedPrecondition(
@@ -352,10 +356,14 @@ class SessionClient(Generic[R]):
         reason = "DRAINING" if stream is not None and stream.draining else "SESSION_ENDED"
         return Unavailable(f"{self.target} ended the session", reason=reason)
 
+    def _unreadable(self) -> TokenwireError:
+        """What is read is None where gRPC could not decode it."""
+        return Internal(f"{self.target} sent a frame that cannot be read", reason="BAD_FRAME")
+
     def _lose(self, stream: SessionStream[R] | None, error: TokenwireError) -> None:
         self.last_error = error
         if stream is None:
-            if error.reason == TLS_FAILED and error.message != self._told:
+            if error.reason in (TLS_FAILED, "BAD_FRAME") and error.message != self._told:
                 log.warning("%s cannot be reached: %s", self.target, error)
                 self._told = error.message
             return

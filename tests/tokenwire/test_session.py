@@ -56,10 +56,13 @@ class Listener:
 
 @asynccontextmanager
 async def connected(
-    servicer: Scripted, listener: Listener, *, beats: bool = False
+    servicer: Scripted | grpc.GenericRpcHandler, listener: Listener, *, beats: bool = False
 ) -> AsyncIterator[SessionClient[str]]:
     server = grpc.aio.server(interceptors=[TypedErrors()])
-    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
+    if isinstance(servicer, Scripted):
+        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
+    else:
+        server.add_generic_rpc_handlers([servicer])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -274,6 +277,44 @@ def test_a_bug_of_the_listener_ends_the_stream_with_internal_and_is_not_silent()
             assert receivers == {handle: "a"} and isinstance(error, Internal)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("greets", [True, False], ids=["behind a Hello", "in place of a Hello"])
+def test_a_frame_that_cannot_be_read_is_said_once_and_without_a_traceback(
+    greets: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Spoiled(grpc.GenericRpcHandler):
+        num_streams = 0
+
+        def service(self, details: Any) -> Any:
+            return grpc.stream_stream_rpc_method_handler(self.session)
+
+        async def session(self, frames: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+            self.num_streams += 1
+            await anext(frames)
+            if greets:
+                await context.write(hello().SerializeToString())
+                await anext(frames)
+            await context.write(hello().SerializeToString()[:-1])
+
+    async def main() -> None:
+        listener, spoiled = Listener(), Spoiled()
+        async with connected(spoiled, listener) as client:
+            if greets:
+                await until(lambda: client.stream)
+                handle = send(client, "a")
+                await until(lambda: listener.lost)
+                assert listener.lost[0][0] == {handle: "a"}
+                error = listener.lost[0][1]
+            else:
+                await until(lambda: spoiled.num_streams > 3)
+                error = client.last_error
+            assert (error.message, error.reason) == ("peer sent a frame that cannot be read", "BAD_FRAME")
+
+    asyncio.run(main())
+    said = [each for each in caplog.records if each.name == session_module.__name__]
+    assert not any(each.exc_info for each in said)
+    assert len(said) == (0 if greets else 1), "a listener says itself that it lost a stream"
 
 
 def test_closing_reports_what_is_open() -> None:
