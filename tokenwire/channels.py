@@ -50,9 +50,9 @@ HANDSHAKE_TIMEOUT_MS = 10_000
 
 
 MAX_STREAMS = 8192
-"""Streams that one connection may have open at once, those among them that were reset and are not let go of yet. Clients
-hold more back by themselves. Without a bound each stream that is opened and reset at once costs memory until a tier has
-seen it. More than all that a gateway lets in by default, so that it refuses with a reason.
+"""Streams that one connection may have open at once, or reset and not let go of yet; clients hold more back by
+themselves. Without a bound each that is opened and reset at once costs memory until a tier has seen it. Twice what a
+gateway lets in by default, so that it refuses with a reason.
 """
 MAX_PENDING_CALLS = 2 * MAX_STREAMS
 """Calls that have come and were not begun yet. Of more than 1,000 gRPC itself cuts some, of more than 3,000 all, as
