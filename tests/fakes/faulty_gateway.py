@@ -108,9 +108,23 @@ def no_time_is_no_limit(frame: Any) -> None:
         submit.request.context.ClearField("timeout_ms")
 
 
+def any_request_id(frame: Any) -> None:
+    for submit in frame.submits:
+        submit.request.context.ClearField("request_id")
+
+
+def a_cancel_frees_the_id(frame: Any) -> None:
+    for submit in frame.submits:
+        if submit.handle == 3:
+            submit.request.context.ClearField("request_id")
+
+
 UP_FAULTS: dict[str, Callable[[Any], None]] = {
-    fault.__name__: fault for fault in (cancel_is_ignored, credit_is_ignored, any_handle, no_time_is_no_limit)
-}
+    fault.__name__: fault
+    for fault in (
+        cancel_is_ignored, credit_is_ignored, any_handle, any_request_id, a_cancel_frees_the_id, no_time_is_no_limit
+    )
+}  # fmt: skip
 """What is done to frames on their way up."""
 
 
@@ -173,6 +187,8 @@ OTHER_FAULTS = {
     "cancel_is_ignored": "session.credit-cancel",
     "credit_is_ignored": "session.credit",
     "any_handle": "refusal.handle-order",
+    "any_request_id": "session.request-id",
+    "a_cancel_frees_the_id": "session.request-id-choices",
     "no_time_is_no_limit": "session.no-time",
 }
 

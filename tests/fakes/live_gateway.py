@@ -106,6 +106,7 @@ async def live_gateway(
             yield live
         finally:
             await http.aclose()
+            await channel.close()  # who has a session open has gone, or it would be waited for
             if not server.generation.draining:
                 await server.drain()
 

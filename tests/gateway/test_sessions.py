@@ -228,6 +228,34 @@ def test_a_request_that_is_taken_back_gives_its_id_free_in_the_same_frame() -> N
     asyncio.run(run())
 
 
+def test_a_request_holds_its_id_until_each_choice_was_taken_back_or_its_end_was_sent() -> None:
+    async def main() -> None:
+        async with session() as (tier, live, peer):
+            await peer.submit(1, "!hang", n=2, request_id="mine")
+            await tier.until(lambda: tier.num_running == 2)
+            await peer.send(cancels=[pb.Cancel(handle=1)])
+            assert (await peer.end(1)).reason is FinishReason.CANCELLED
+            await peer.submit(3, "again", request_id="mine")
+            assert type((await peer.end(3)).error) is AlreadyExists, "one of its choices runs"
+            request = tokenizer_pb2.TextRequest(text="a b", context=pb.RequestContext(request_id="mine"))
+            submit = tokenizer_pb2.Submit(handle=4, request=request, initial_credit=1)
+            await peer.send(cancels=[pb.Cancel(handle=2)], submits=[submit])
+            await peer.until(lambda: peer.texts.get(4) == "a")
+            await live.until_idle()
+            await peer.submit(5, "again", request_id="mine")
+            assert type((await peer.end(5)).error) is AlreadyExists, "its end waits for credit"
+            await peer.send(credits=[pb.Credit(handle=4, tokens=1)])
+            assert (await peer.end(4)).reason is FinishReason.STOP_TOKEN
+            await peer.submit(6, "again", request_id="mine", credit=0)
+            await live.until(lambda: live.count("grpc.session", "ok") == 2)
+            await peer.send(cancels=[pb.Cancel(handle=6)])
+            await peer.submit(7, "again", request_id="mine")
+            assert (await peer.end(6)).reason is FinishReason.CANCELLED
+            assert (await peer.end(7)).reason is FinishReason.STOP_TOKEN
+
+    asyncio.run(main())
+
+
 def test_a_session_that_breaks_takes_its_requests_back() -> None:
     async def main() -> None:
         async with session() as (tier, live, peer):

@@ -119,14 +119,50 @@ async def session_request_id(target: Target) -> None:
     async with Peer(target) as peer:
         await peer.greet()
         await peer.submit(1, PROMPT, request_id="conformance")
-        await peer.submit(2, PROMPT, request_id="conformance", max_tokens=2)
-        finish = await peer.finish(2)
-        expect_reason(finish, "ERROR")
-        expect_error(from_wire(finish.error), "ALREADY_EXISTS")
+        await expect_taken(peer, 2)
         again = peer.made(3, PROMPT, request_id="conformance", max_tokens=2)
         await peer.send(submits=[again], cancels=[pb.Cancel(handle=1)])
         expect_reason(await peer.finish(1), "CANCELLED")
         expect_reason(await peer.finish(3), "LENGTH")
+
+
+@cases.case("session.request-id-choices", "A request_id is held while one of its request's choices was not cancelled.")
+async def session_request_id_choices(target: Target) -> None:
+    """One of two is taken back, then the other in the frame that uses the id again."""
+    async with Peer(target) as peer:
+        await peer.greet()
+        await peer.submit(1, PROMPT, request_id="conformance", num_choices=2)
+        await peer.tokens(1, 1)
+        await peer.send(cancels=[pb.Cancel(handle=1)])
+        expect_reason(await peer.finish(1), "CANCELLED")
+        await expect_taken(peer, 3)
+        again = peer.made(4, PROMPT, request_id="conformance", max_tokens=2)
+        await peer.send(submits=[again], cancels=[pb.Cancel(handle=2)])
+        expect_reason(await peer.finish(2), "CANCELLED")
+        expect_reason(await peer.finish(4), "LENGTH")
+
+
+@cases.case("session.request-id-held", "A request_id is held while its request's end waits for credit, and then free.")
+async def session_request_id_held(target: Target) -> None:
+    """Two tokens, of which one is granted first."""
+    async with Peer(target) as peer:
+        await peer.greet()
+        await peer.submit(1, PROMPT, request_id="conformance", credit=1, max_tokens=2)
+        await peer.submit(2, PROMPT, max_tokens=16)
+        await peer.finish(2)
+        await expect_taken(peer, 3)
+        await peer.credit(1, 1)
+        expect_reason(await peer.finish(1), "LENGTH")
+        await peer.submit(4, PROMPT, request_id="conformance", max_tokens=2)
+        expect_reason(await peer.finish(4), "LENGTH")
+
+
+async def expect_taken(peer: Peer, handle: int) -> None:
+    """Submit under the id of the cases above. Raises CaseFailed unless that is refused."""
+    await peer.submit(handle, PROMPT, request_id="conformance", max_tokens=2)
+    finish = await peer.finish(handle)
+    expect_reason(finish, "ERROR")
+    expect_error(from_wire(finish.error), "ALREADY_EXISTS")
 
 
 @cases.case("session.bad-request", "A bad request is the finish of its own handle, with a typed error; others go on.")
