@@ -59,7 +59,12 @@ HANDSHAKE_TIMEOUT_MS = 10_000
 """From a connection's beginning to its first settings, TLS included; gRPC's own is two minutes."""
 
 
-MAX_PENDING_CALLS = 100_000
+MAX_STREAMS = 8192
+"""Streams that one connection may have open at once, or reset and not let go of yet; clients hold more back by
+themselves. Without a bound each that is opened and reset at once costs memory until a tier has seen it. Twice what a
+gateway lets in by default, so that it refuses with a reason.
+"""
+MAX_PENDING_CALLS = 2 * MAX_STREAMS
 """Calls that have come and were not begun yet. Of more than 1,000 gRPC itself cuts some, of more than 3,000 all, as
 CANCELLED without a word; a tier's own bounds refuse with a reason and a time to come back.
 """
@@ -87,6 +92,7 @@ def server_options(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         ("grpc.so_reuseport", int(share_port)),
