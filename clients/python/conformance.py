@@ -126,6 +126,11 @@ def session_too_many_choices(session: Session) -> None:
     tell_second(session.submit("three"))
 
 
+def session_wrong(session: Session, text: str, credit: int | None = None) -> None:
+    tell_broken(session.submit(text, credit=credit))  # its stream has ended then: the next request has a new one
+    tell_second(session.submit("one two"))
+
+
 def session_no_hello(session: Session) -> None:
     try:
         session.submit("one two", timeout_s=1)
@@ -172,8 +177,8 @@ ON_SESSIONS: dict[str, Any] = {
     "session-too-many-choices": session_too_many_choices,
     "session-time-limit": lambda s: (tell_all([s.submit("one")]), tell_broken(s.submit("mute", timeout_s=1), 1)),
     "session-no-hello": session_no_hello,
-    "session-overrun": lambda s: tell_broken(s.submit("overrun", credit=2)),
-    "session-bad-frame": lambda s: tell_broken(s.submit("crooked")),
+    "session-overrun": lambda s: session_wrong(s, "overrun", credit=2),
+    "session-bad-frame": lambda s: session_wrong(s, "crooked"),
     "session-large": lambda s: tell_all([s.submit("slow " + "x" * 1_000_000) for _ in range(40)]),
     "session-many": lambda s: tell_all([s.submit(f"n{number}") for number in range(1000)]),
 }

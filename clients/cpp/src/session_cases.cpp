@@ -122,8 +122,16 @@ bool on_session(tokenwire::Stub& stub, const std::string& name) {
          tell_second(session.submit(limited("mute")));
        }},
       {"session-no-hello", [&] { try_submit(session, limited("one two")); }},
-      {"session-overrun", [&] { tell_all({send("overrun", 2)}); }},
-      {"session-bad-frame", [&] { tell_all({send("crooked")}); }},
+      {"session-overrun",
+       [&] {
+         tell_all({send("overrun", 2)});  // its stream has ended then
+         tell_second(send("one two"));
+       }},
+      {"session-bad-frame",
+       [&] {
+         tell_all({send("crooked")});
+         tell_second(send("one two"));
+       }},
       {"session-large",
        [&] {
          const std::string text = "slow " + std::string(1'000'000, 'x');

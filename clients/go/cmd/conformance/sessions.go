@@ -97,9 +97,11 @@ func onSession(ctx context.Context, client *tokenwire.Client, name string) bool 
 	case "session-no-hello":
 		trySubmit(ctx, session, limited("one two"))
 	case "session-overrun":
-		tellAll(ctx, submit(ctx, session, "overrun", proto.Uint32(2), 0))
+		tellAll(ctx, submit(ctx, session, "overrun", proto.Uint32(2), 0)) // its stream has ended then
+		tellSecond(ctx, send("one two"))
 	case "session-bad-frame":
 		tellAll(ctx, send("crooked"))
+		tellSecond(ctx, send("one two"))
 	case "session-large":
 		text := "slow " + strings.Repeat("x", 1_000_000)
 		var all [][]*tokenwire.Output

@@ -56,8 +56,14 @@ final class SessionCases {
                 tellSecond(session.submit(limited("mute").build(), null).get(0));
             }
             case "session-no-hello" -> trySubmit(session, limited("one two"), 0);
-            case "session-overrun" -> tellAll(send(session, "overrun", 2, 0));
-            case "session-bad-frame" -> tellAll(send(session, "crooked"));
+            case "session-overrun" -> {
+                tellAll(send(session, "overrun", 2, 0)); // its stream has ended then
+                tellSecond(send(session, "one two").get(0));
+            }
+            case "session-bad-frame" -> {
+                tellAll(send(session, "crooked"));
+                tellSecond(send(session, "one two").get(0));
+            }
             case "session-large" -> {
                 String text = "slow " + "x".repeat(1_000_000);
                 List<List<Output>> all = new ArrayList<>();
