@@ -82,7 +82,7 @@ def node_client(folder: Path) -> tuple[Path, Path]:
 
 
 def java_client(folder: Path) -> Path:
-    """The folder of the Java client's programs, made with Debian's jars."""
+    """The folder of the Java client's programs, made with Debian's jars, and tested."""
     for name in ("make", "javac", "protoc", "grpc_java_plugin"):
         tool("Java", name)
     if not Path("/usr/share/java/grpc-netty.jar").is_file():
@@ -95,7 +95,7 @@ def java_client(folder: Path) -> Path:
         (folder / "jni").mkdir()
         shutil.copy(native, folder / "jni" / "libnetty_tcnative.so")
         flags = [f"JAVA_FLAGS=-Djava.library.path={folder / 'jni'}"]
-    run(["make", *flags], client)
+    run(["make", *flags, "all", "test"], client)
     return client / "build"
 
 

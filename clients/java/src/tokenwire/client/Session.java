@@ -3,6 +3,7 @@ package tokenwire.client;
 import io.grpc.Status;
 import java.util.HashSet;
 import java.util.List;
+import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
@@ -61,11 +62,15 @@ public final class Session implements AutoCloseable {
                     if (link.isLeft()) {
                         continue;
                     }
-                    if (open + number <= most) {
-                        open += number;
-                        return link.submit(request, number, credit, limit);
+                    if (open + number > most) {
+                        limit.await(this);
+                        continue;
                     }
-                    limit.await(this);
+                    Optional<List<Output>> outputs = link.submit(request, number, credit, limit);
+                    if (outputs.isPresent()) { // else it was left in this moment
+                        open += number;
+                        return outputs.get();
+                    }
                 }
             }
         } catch (TimeoutException over) {
