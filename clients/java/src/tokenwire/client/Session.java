@@ -19,7 +19,6 @@ import tokenwire.v1.TextRequest;
  */
 public final class Session implements AutoCloseable {
     private static final int MAX_CHOICES = 128;
-    private static final String FIELD = "options.num_choices";
 
     private final GenerationServiceStub stub;
     private final int maxOpen;
@@ -50,6 +49,7 @@ public final class Session implements AutoCloseable {
         if (request.getOptions().getNumChoices() < 0 || number > MAX_CHOICES) { // a uint32 in Java's int
             throw tooManyChoices(request.getOptions().getNumChoices(), MAX_CHOICES);
         }
+        Text.refuseBad(request);
         TimeLimit limit = new TimeLimit(request);
         try {
             while (true) {
@@ -79,9 +79,8 @@ public final class Session implements AutoCloseable {
     }
 
     private static TokenwireException tooManyChoices(int number, int most) {
-        String message = FIELD + ": " + Integer.toUnsignedString(number) + " is not allowed: at most " + most
-                + " outputs may be open here";
-        return new TokenwireException(Status.Code.INVALID_ARGUMENT, message, "INVALID_REQUEST", List.of(FIELD));
+        String said = Integer.toUnsignedString(number) + " is not allowed: at most " + most + " outputs may be open here";
+        return TokenwireException.refused("options.num_choices", said);
     }
 
     private synchronized Link link() {
