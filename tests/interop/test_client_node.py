@@ -35,16 +35,10 @@ def test_over_tls_with_a_key(node_programs: tuple[Path, Path], tmp_path: Path) -
 def test_500_requests_on_one_session_one_of_them_without_credit(
     node_programs: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    node, programs = node_programs
     stack = whole_stack(write_folder(tmp_path / "tiny-model"), mock_step_ms=20.0, max_batch_size=512)
     with in_background(stack) as running:
-        command = [
-            node_programs[0],
-            node_programs[1] / "load.js",
-            "--target",
-            running.gateway.grpc_target,
-            "--held",
-            "true",
-        ]
+        command = [node, programs / "load.js", "--target", running.gateway.grpc_target, "--held", "true"]
         run = subprocess.run([*map(str, command), "--tokens", "20"], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)
