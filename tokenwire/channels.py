@@ -21,8 +21,8 @@ OLD_CHANNEL_S = 3600.0
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 TIER_KEEPALIVE_TIME_MS = TIER_KEEPALIVE_TIMEOUT_MS = 5_000
-"""From a tier to the one below: what runs there waits for as long, when it hangs or the network does, before it goes on
-elsewhere.
+"""From a tier to the one below: what runs there waits for as long, when its process is stopped or the network hangs,
+before it goes on elsewhere.
 """
 
 
