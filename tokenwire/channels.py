@@ -26,6 +26,16 @@ before it goes on elsewhere.
 """
 
 
+CONNECT_TIMEOUT_MS = 10_000
+"""For a client's connection with its handshakes, of which over a long way each takes some tenths of a second."""
+TIER_CONNECT_TIMEOUT_MS = 5_000
+
+
+def connect_timeout(timeout_ms: int) -> tuple[str, Any]:
+    """As an option, which gRPC calls otherwise: pauses between attempts are not affected."""
+    return "grpc.min_reconnect_backoff_ms", timeout_ms
+
+
 def keepalive_options(time_ms: int, timeout_ms: int) -> list[tuple[str, Any]]:
     """Ping after so long without a sign, and give up so long after that.
 
@@ -92,7 +102,10 @@ def server_options(
     ]
 
 
-TIER_OPTIONS = keepalive_options(TIER_KEEPALIVE_TIME_MS, TIER_KEEPALIVE_TIMEOUT_MS)
+TIER_OPTIONS = [
+    *keepalive_options(TIER_KEEPALIVE_TIME_MS, TIER_KEEPALIVE_TIMEOUT_MS),
+    connect_timeout(TIER_CONNECT_TIMEOUT_MS),
+]
 """Options of a tier's channel to the one below, in place of a client's."""
 
 
@@ -101,7 +114,7 @@ def client_options(max_message_bytes: int = 64 * 2**20) -> list[tuple[str, Any]]
     return [
         *KEEPALIVE_OPTIONS,
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        connect_timeout(CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", max_message_bytes),
