@@ -146,6 +146,8 @@ CANNED: dict[str, list[dict[str, Any]]] = {
     "session-many": [output(number, f"n{number}") for number in range(1000)],
     "session-large": [output(number, "slow") for number in range(40)],
     "session-too-many-choices": [output(0, "", **error("INVALID_ARGUMENT", "INVALID_REQUEST")), output(1, "three")],
+    "session-bad-text": [output(0, "", **error("INVALID_ARGUMENT", "INVALID_REQUEST", fields=["text"])),
+                         output(1, "three")],
     "session-time-limit": [output(0, "one"), output(1, "", reason="DEADLINE")],
     "session-no-hello": [output(0, "", reason="DEADLINE")],
     "session-overrun": BROKEN, "session-bad-frame": BROKEN,
