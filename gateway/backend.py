@@ -73,6 +73,7 @@ class Backend:
             tokenizer_pb2.SessionRequest,
             self,
             self._link.told_to_move,
+            beats=True,
         )
         self.serving = False
         """What the tier's health service says."""

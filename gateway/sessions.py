@@ -10,10 +10,11 @@ from functools import partial
 from gateway.generation import Generation
 from gateway.metrics import RequestRecord
 from gateway.submission import Choice, Direct, Submission
-from tokenwire.errors import AlreadyExists, FieldViolation, Overloaded, TokenwireError, let_go
+from tokenwire.errors import FieldViolation, Overloaded, TokenwireError, let_go
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
 from tokenwire.parsed import Parsed
+from tokenwire.request_ids import RequestIds
 from tokenwire.requests import MAX_CHOICES, CancelReason, FinishReason, Terminal
 from tokenwire.sampling import refuse
 from tokenwire.session import PROTOCOL_VERSION
@@ -24,10 +25,9 @@ from tokenwire.wire import CANCEL_FROM_WIRE, context_from_wire
 
 
 class _Running:
-    """One Submit: its record, its request id, and how many of its choices are open."""
+    """One Submit: its record, and how many of its choices are open."""
 
-    def __init__(self, request_id: str, record: RequestRecord, num_choices: int) -> None:
-        self.request_id = request_id
+    def __init__(self, record: RequestRecord, num_choices: int) -> None:
         self.record = record
         self.num_open = num_choices
         self.submission: Submission | None = None
@@ -74,12 +74,11 @@ class TextServerSession:
         self._on_close = on_close
         self._max_requests = generation.settings.max_concurrent_requests
         self._last_handle = 0
-        self._choices: dict[int, tuple[_Running, Submission, Choice]] = {}
+        self._choices: dict[int, tuple[Submission, Choice]] = {}
         """What each open handle stands for below."""
         self._running: set[_Running] = set()
         """Open Submits."""
-        self._by_id: dict[str, _Running] = {}
-        """By request id; a request that is being taken back does not hold its id any more."""
+        self._ids = RequestIds()
 
     def hello(self) -> tokenizer_pb2.SessionResponse:
         """The first frame down."""
@@ -116,7 +115,11 @@ class TextServerSession:
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
         """Wait for something to send."""
-        return await self.outbox.next_frame()
+        frame = await self.outbox.next_frame()
+        if frame is not None:
+            for finish in frame.finishes:
+                self._ids.let_go(finish.handle)
+        return frame
 
     def close(self) -> None:
         """The client is gone: take back what is open."""
@@ -126,8 +129,8 @@ class TextServerSession:
             running.record.ended(Terminal(FinishReason.CANCELLED))
             running.record.close()
         self._running.clear()
-        self._by_id.clear()
         self._choices.clear()
+        self.outbox.close()
         self._on_close(self)
 
     def choice_ended(self, handle: int, running: _Running, terminal: Terminal) -> None:
@@ -138,20 +141,15 @@ class TextServerSession:
         running.num_open -= 1
         if running.num_open == 0:
             self._running.discard(running)
-            self._release_id(running)
             running.record.close()
 
     def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
         for cancel in cancels:
             self.outbox.discard_text(cancel.handle)
+            self._ids.let_go(cancel.handle)
             if (open_choice := self._choices.get(cancel.handle)) is not None:
-                running, submission, choice = open_choice
-                self._release_id(running)
+                submission, choice = open_choice
                 submission.cancel(choice, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
-
-    def _release_id(self, running: _Running) -> None:
-        if self._by_id.get(running.request_id) is running:
-            del self._by_id[running.request_id]
 
     def _submit(self, submit: tokenizer_pb2.Submit) -> None:
         num_choices = submit.request.options.num_choices or 1
@@ -182,18 +180,19 @@ class TextServerSession:
         context = context_from_wire(request.context)
         record.request_id = context.request_id
         record.asks_for(request.model)
-        if context.request_id in self._by_id:
-            message = f"context.request_id {context.request_id!r} is running on this session: give each its own"
-            raise AlreadyExists(message, violations=[FieldViolation("context.request_id", "in use on this session")])
+        self._ids.refuse_taken(context.request_id)
         if self.outbox.num_undelivered >= self._max_requests:
             message = f"{self.outbox.num_undelivered} sequences have ended and their text was not read or granted"
             raise Overloaded(message, reason="READER_TOO_SLOW", retry_after_s=1.0)
         caller = self._generation.caller(record, context)
-        running = _Running(context.request_id, record, len(handles))
+        if caller.context.deadline_s is not None:
+            for handle in handles:
+                self.outbox.limit(handle, caller.context.deadline_s)
+        running = _Running(record, len(handles))
         sinks = [_HandleSink(self, running, handle) for handle in handles]
         submission = self._generation.backends.submit(request, caller.context, sinks, caller.give_up_s)
         running.submission = submission
         self._running.add(running)
-        self._by_id[context.request_id] = running
+        self._ids.take(handles, context.request_id)
         for handle, choice in zip(handles, submission.choices, strict=True):
-            self._choices[handle] = (running, submission, choice)
+            self._choices[handle] = (submission, choice)

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 from model_svc.admission import TokenRequest
 from model_svc.credits import TTL_S, Lessor
@@ -11,8 +10,9 @@ from model_svc.engine.terminal import FINISH_OF_CANCEL
 from model_svc.engine_client import EngineClient
 from model_svc.model_card import TierState
 from model_svc.token_frame import TokenFrames
-from tokenwire.errors import AlreadyExists, Internal, Overloaded, TokenwireError
+from tokenwire.errors import Internal, Overloaded, TokenwireError
 from tokenwire.logs import fields
+from tokenwire.request_ids import RequestIds
 from tokenwire.requests import CancelReason, FinishReason, Terminal, TokenLogprob, Usage, name_violations
 from tokenwire.sampling import refuse
 from tokenwire.session import PROTOCOL_VERSION
@@ -50,15 +50,6 @@ COMPILING = 0
 """Stands for the sequence id of a choice whose constraint is being compiled; the engine's begin at 1."""
 
 
-@dataclass(slots=True, eq=False)
-class OpenRequest:
-    """A request with choices that have not ended."""
-
-    key: tuple[str, int]
-    """Request id, and which of the choices of its request is the first."""
-    num_open: int
-
-
 class TokenSession:
     """One peer's session. Also the sink of its sequences: frames fill until the writer takes them."""
 
@@ -70,11 +61,11 @@ class TokenSession:
         self._lessor = lessor
         self._claim = lessor.open()
         self._on_close = on_close
-        self._open: dict[int, tuple[int, OpenRequest]] = {}
-        """Sequence id, or COMPILING, and request of each open handle."""
+        self._open: dict[int, int] = {}
+        """Sequence id, or COMPILING, of each open handle."""
         self._compilations: set[asyncio.Task[None]] = set()
-        self._requests: dict[tuple[str, int], OpenRequest] = {}
-        """By request id and first choice; a request that is being taken back does not hold its id any more."""
+        self._ids = RequestIds()
+        """Each with the number of the first of its request's choices here: parts of one request share its id."""
         self._last_handle = 0
         self._frames = TokenFrames()
         self._drain: common_pb2.Drain | None = None
@@ -127,7 +118,7 @@ class TokenSession:
 
     def end(self, error: TokenwireError) -> None:
         """End the stream with this status once what waits to be sent has been."""
-        for handle, (sequence_id, _) in list(self._open.items()):
+        for handle, sequence_id in list(self._open.items()):
             if sequence_id == COMPILING:
                 self.on_end(handle, Terminal(FinishReason.ERROR, error=error))
         if not self._frames.is_empty:
@@ -157,7 +148,7 @@ class TokenSession:
 
     def close(self) -> None:
         """Abort what is still open: nobody is there to read it."""
-        for sequence_id, _ in self._open.values():
+        for sequence_id in self._open.values():
             self._engine.abort(sequence_id, CancelReason.CLIENT)
         self._open.clear()
         for task in self._compilations:
@@ -175,12 +166,7 @@ class TokenSession:
 
     def on_end(self, handle: int, terminal: Terminal) -> None:
         """Add the terminal event to the frame being filled."""
-        opened = self._open.pop(handle, None)
-        if opened is not None:
-            request = opened[1]
-            request.num_open -= 1
-            if not request.num_open:
-                self._release_id(request)
+        self._open.pop(handle, None)
         self._frames.add_end(handle, terminal)
 
     def flush(self) -> None:
@@ -190,6 +176,8 @@ class TokenSession:
 
     def _take_frame(self) -> model_pb2.ModelServiceSessionResponse:
         frame = self._frames.take()
+        for finish in frame.finishes:
+            self._ids.let_go(finish.handle)
         frame.load.CopyFrom(self._state.load())
         frame.credit.CopyFrom(self._credit())
         if self._drain is not None:
@@ -223,28 +211,28 @@ class TokenSession:
         if self._frames.num_unsent > MAX_UNSENT:
             raise Overloaded(BEHIND, reason="SLOW_READER", retry_after_s=SLOW_READER_RETRY_S)
         request = request_from_wire(message)
-        key = request.context.request_id, request.first_choice
-        if key in self._requests:
-            raise AlreadyExists(f"context.request_id {key[0]!r} is running on this session", reason="DUPLICATE_REQUEST")
+        request_id, first_choice = request.context.request_id, request.first_choice
+        self._ids.refuse_taken(request_id, first_choice)
         handles = range(first, first + request.options.num_choices)
         grammar = self._state.grammars.known(request.options.constraint)
         if grammar is not None:
-            self._start(request, grammar, handles, OpenRequest(key, len(handles)))
+            self._start(request, grammar, handles, handles)
+            self._ids.take(handles, request_id, first_choice)
             return
         self._state.check(request)
-        opened = self._requests[key] = OpenRequest(key, len(handles))
-        self._open.update((handle, (COMPILING, opened)) for handle in handles)
-        task = asyncio.ensure_future(self._compile(request, handles, opened))
+        self._ids.take(handles, request_id, first_choice)
+        self._open.update((handle, COMPILING) for handle in handles)
+        task = asyncio.ensure_future(self._compile(request, handles))
         self._compilations.add(task)
         task.add_done_callback(self._compilations.discard)
 
-    async def _compile(self, request: TokenRequest, handles: range, opened: OpenRequest) -> None:
+    async def _compile(self, request: TokenRequest, handles: range) -> None:
         """Compile a request's constraint, then start those of its choices that are still wanted."""
         try:
             grammar = await self._state.grammars.compile(request.options.constraint)
             wanted = [handle for handle in handles if handle in self._open]
             if wanted:
-                self._start(request, grammar, handles, opened, wanted)
+                self._start(request, grammar, handles, wanted)
         except TokenwireError as error:
             self._fail(request, handles, error)
         except Exception as error:
@@ -258,37 +246,22 @@ class TokenSession:
                 self.on_end(handle, Terminal(FinishReason.ERROR, usage, error=error))
         self.flush()
 
-    def _start(
-        self,
-        request: TokenRequest,
-        grammar: str,
-        handles: range,
-        opened: OpenRequest,
-        wanted: Iterable[int] | None = None,
-    ) -> None:
-        """Send a request's sequences to the engine: those of the handles that are `wanted`, None meaning all."""
+    def _start(self, request: TokenRequest, grammar: str, handles: range, wanted: Sequence[int]) -> None:
+        """Send a request's sequences to the engine: those of the handles that are `wanted`."""
         sequences = self._state.admission().sequences(request, self._engine.next_id, grammar)
         self._engine.admit(sequences)
-        if wanted is None:  # else it has had its id, and may have given it back since
-            self._requests[opened.key] = opened
-        chosen = set(handles if wanted is None else wanted)
         for handle, sequence in zip(handles, sequences, strict=True):
-            if handle in chosen:
-                self._open[handle] = (sequence.sequence_id, opened)
+            if handle in wanted:
+                self._open[handle] = sequence.sequence_id
                 self._engine.submit(sequence, self, handle, request.context.traceparent)
 
     def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
         for cancel in cancels:
-            opened = self._open.get(cancel.handle)
-            if opened is not None:
-                sequence_id, request = opened
+            self._ids.let_go(cancel.handle)
+            sequence_id = self._open.get(cancel.handle)
+            if sequence_id is not None:
                 reason = CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT)
                 self._engine.abort(sequence_id, reason)
-                self._release_id(request)
                 if sequence_id == COMPILING:
                     self.on_end(cancel.handle, Terminal(FINISH_OF_CANCEL[reason]))
                     self.flush()
-
-    def _release_id(self, request: OpenRequest) -> None:
-        if self._requests.get(request.key) is request:
-            del self._requests[request.key]

@@ -135,6 +135,7 @@ class ModelReplica:
             model_pb2.ModelServiceSessionRequest,
             self,
             link.told_to_move,
+            beats=True,
         )
         self._client.start()
 
@@ -289,7 +290,7 @@ class ModelReplica:
         """Hand out what one engine step gave. Linear in its tokens."""
         if frame.handles or frame.logprobs:
             began_s = time.perf_counter()
-            hand_out(self.target, stream.receivers, frame)
+            hand_out(self.target, stream.receivers, frame, self.vocab_size)
             if self._on_handed_out is not None:
                 self._on_handed_out(time.perf_counter() - began_s)
             self._outcomes.on_tokens(stream is self._accepted, frame.handles)

@@ -183,6 +183,7 @@ class ChatTemplate:
             AttributeError,
             RecursionError,
             MemoryError,
+            NameError,  # Jinja writes numbers that are not finite into its code by name
         ) as error:
             raise _invalid(
                 "messages", f"the model's chat template cannot render it ({type(error).__name__}: {error})"

@@ -11,8 +11,9 @@ from tokenizer_svc.running_request import RunningRequest
 from tokenizer_svc.tier import Tier
 from tokenizer_svc.wire import request_from_wire
 from tokenwire.embedding_wire import capabilities_to_wire
-from tokenwire.errors import AlreadyExists, TokenwireError
+from tokenwire.errors import TokenwireError
 from tokenwire.outbox import TextOutbox
+from tokenwire.request_ids import RequestIds
 from tokenwire.requests import CancelReason, FinishReason, Terminal
 from tokenwire.session import PROTOCOL_VERSION
 from tokenwire.session_server import handles_of
@@ -52,8 +53,7 @@ class TextSession:
         self._outbox = TextOutbox()
         self._requests: dict[int, RunningRequest] = {}
         """The request of each handle whose request has not ended."""
-        self._by_id: dict[str, RunningRequest] = {}
-        """By request id; a request that is being taken back does not hold its id any more."""
+        self._ids = RequestIds()
         self._last_handle = 0
 
     def hello(self) -> tokenizer_pb2.SessionResponse:
@@ -94,12 +94,17 @@ class TextSession:
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
         """What has come since the last frame; None once half-closed and everything has ended."""
-        return await self._outbox.next_frame()
+        frame = await self._outbox.next_frame()
+        if frame is not None:
+            for finish in frame.finishes:
+                self._ids.let_go(finish.handle)
+        return frame
 
     def close(self) -> None:
         """Nobody reads any more: cancel below what is still open."""
         for request in list(self._requests.values()):
             request.close()
+        self._outbox.close()
         self._on_close(self)
 
     def _submit(self, submit: tokenizer_pb2.Submit) -> None:
@@ -117,31 +122,24 @@ class TextSession:
 
     def _start(self, first: int, message: tokenizer_pb2.TextRequest) -> None:
         request = request_from_wire(message)
-        request_id = request.context.request_id
-        if request_id in self._by_id:
-            raise AlreadyExists(
-                f"context.request_id {request_id!r} is running on this session", reason="DUPLICATE_REQUEST"
-            )
+        self._ids.refuse_taken(request.context.request_id)
         running = RunningRequest(self._tier, request, first, self._outbox, self._forget)
         running.start()
-        self._by_id[request_id] = running
-        for handle in range(first, first + request.options.num_choices):
+        handles = range(first, first + request.options.num_choices)
+        self._ids.take(handles, request.context.request_id)
+        for handle in handles:
             self._requests[handle] = running
+            if request.context.deadline_s is not None:
+                self._outbox.limit(handle, request.context.deadline_s)
 
     def _cancel(self, cancels: Iterable[common_pb2.Cancel]) -> None:
         for cancel in cancels:
             request = self._requests.get(cancel.handle)
             if request is not None:
                 request.cancel(cancel.handle, CANCEL_FROM_WIRE.get(cancel.reason, CancelReason.CLIENT))
-                self._release_id(request)
+            self._ids.let_go(cancel.handle)
             self._outbox.discard_text(cancel.handle)
 
-    def _release_id(self, request: RunningRequest) -> None:
-        request_id = request.request.context.request_id
-        if self._by_id.get(request_id) is request:
-            del self._by_id[request_id]
-
     def _forget(self, running: RunningRequest) -> None:
-        self._release_id(running)
         for choice in running.choices:
             self._requests.pop(choice.handle, None)

@@ -58,8 +58,11 @@ def add_demand(frame: Any, held: Sequence[Held]) -> None:
         frame.demand.add(priority=each.priority, tenant=each.tenant, requests=each.num_requests, tokens=each.num_tokens)
 
 
-def hand_out(target: str, receivers: dict[int, TokenReceiver], frame: Any) -> None:
-    """Call the receivers of a frame's tokens. Linear in them. Raises Internal for columns that do not match."""
+def hand_out(target: str, receivers: dict[int, TokenReceiver], frame: Any, vocab_size: int = 0) -> None:
+    """Call the receivers of a frame's tokens. Linear in them.
+
+    Raises Internal for columns that do not match, and for ids that are none of a vocabulary of this size; 0: not known.
+    """
     handles, token_ids, counts = list(frame.handles), list(frame.token_ids), list(frame.counts)
     counted = len(counts) == len(handles) and sum(counts) == len(token_ids)
     if not (counted if counts else len(handles) == len(token_ids)):
@@ -68,6 +71,9 @@ def hand_out(target: str, receivers: dict[int, TokenReceiver], frame: Any) -> No
             f"{len(counts)} counts, {len(token_ids)} token ids",
             reason="BAD_FRAME",
         )
+    if vocab_size and token_ids and max(token_ids) >= vocab_size:
+        message = f"{target} sent token id {max(token_ids)}, of a vocabulary of {vocab_size}"
+        raise Internal(message, reason="BAD_FRAME")
     if not counts and not frame.logprobs:
         _hand_out_singly(receivers, handles, token_ids)
         return

@@ -22,9 +22,19 @@ OLD_CHANNEL_S = 3600.0
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 TIER_KEEPALIVE_TIME_MS = TIER_KEEPALIVE_TIMEOUT_MS = 5_000
-"""From a tier to the one below: what runs there waits for as long, when it hangs or the network does, before it goes on
-elsewhere.
+"""From a tier to the one below: what runs there waits for as long, when its process is stopped or the network hangs,
+before it goes on elsewhere.
 """
+
+
+CONNECT_TIMEOUT_MS = 10_000
+"""For a client's connection with its handshakes, of which over a long way each takes some tenths of a second."""
+TIER_CONNECT_TIMEOUT_MS = 5_000
+
+
+def connect_timeout(timeout_ms: int) -> tuple[str, Any]:
+    """As an option, which gRPC calls otherwise: pauses between attempts are not affected."""
+    return "grpc.min_reconnect_backoff_ms", timeout_ms
 
 
 def keepalive_options(time_ms: int, timeout_ms: int) -> list[tuple[str, Any]]:
@@ -50,7 +60,12 @@ HANDSHAKE_TIMEOUT_MS = 10_000
 """From a connection's beginning to its first settings, TLS included; gRPC's own is two minutes."""
 
 
-MAX_PENDING_CALLS = 100_000
+MAX_STREAMS = 8192
+"""Streams that one connection may have open at once, or reset and not let go of yet; clients hold more back by
+themselves. Without a bound each that is opened and reset at once costs memory until a tier has seen it. Twice what a
+gateway lets in by default, so that it refuses with a reason.
+"""
+MAX_PENDING_CALLS = 2 * MAX_STREAMS
 """Calls that have come and were not begun yet. Of more than 1,000 gRPC itself cuts some, of more than 3,000 all, as
 CANCELLED without a word; a tier's own bounds refuse with a reason and a time to come back.
 """
@@ -78,6 +93,7 @@ def server_options(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         ("grpc.so_reuseport", int(share_port)),
@@ -87,7 +103,10 @@ def server_options(
     ]
 
 
-TIER_OPTIONS = keepalive_options(TIER_KEEPALIVE_TIME_MS, TIER_KEEPALIVE_TIMEOUT_MS)
+TIER_OPTIONS = [
+    *keepalive_options(TIER_KEEPALIVE_TIME_MS, TIER_KEEPALIVE_TIMEOUT_MS),
+    connect_timeout(TIER_CONNECT_TIMEOUT_MS),
+]
 """Options of a tier's channel to the one below, in place of a client's."""
 
 
@@ -96,7 +115,7 @@ def client_options(max_message_bytes: int = 64 * 2**20) -> list[tuple[str, Any]]
     return [
         *KEEPALIVE_OPTIONS,
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        connect_timeout(CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", max_message_bytes),

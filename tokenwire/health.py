@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from tokenwire.channels import sync_channel
+from tokenwire.channels import CONNECT_TIMEOUT_MS, connect_timeout, sync_channel
 from tokenwire.grpc_tls import channel_credentials, channel_options
 from tokenwire.tls import ClientTls
 
@@ -19,7 +19,7 @@ SERVING = b"\x08\x01"
 
 RECONNECT_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    connect_timeout(CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 100),
 ]
 """A server that is starting is looked for often."""

@@ -86,6 +86,12 @@ def configure(tier: str, environ: Mapping[str, str] | None = None) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("grpc", "asyncio", "urllib3", "httpx"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("grpc._common").addFilter(_unless_unreadable)
+
+
+def _unless_unreadable(record: logging.LogRecord) -> bool:
+    """Whether to show what gRPC says: not that a message cannot be decoded, with a traceback; who reads it says so."""
+    return record.msg != "Exception deserializing message!" or logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Frames keep a distance of FRAME_GAP_S, since what one costs hardly grows with wh
 without a limit, waits in the columns that the next frame is made of, a row for each time it came; past MAX_ROWS rows
 are merged, so a slow reader costs one row per sequence and slows nobody. A sequence with credit keeps its rows apart
 until they are granted; text, what was split from it, token ids and log-probabilities follow the last of the tokens they
-stand for, and the terminal event follows the text. What is too large for one frame is spread over several. Does not
-know where text comes from.
+stand for, and the terminal event follows the text, no longer than the sequence has time. What is too large for one
+frame is spread over several. Does not know where text comes from.
 """
 
 import asyncio
@@ -28,6 +28,8 @@ MAX_ROWS = 4096
 """Of text alone; more than that, and twice the sequences that had some when they were last merged, are merged."""
 FRAME_GAP_S = 0.001
 """From one frame to the next, at least. What comes after a silence of that length goes at once."""
+BEAT_S = 5.0
+"""From one frame to the next, at most, while something is open: an empty one says that this side is there."""
 
 
 class TextOutbox:
@@ -59,9 +61,17 @@ class TextOutbox:
 
     def open(self, handle: int, credit: int | None = None) -> None:
         """Begin a sequence. `credit`: tokens that may be sent before the first `grant`; None: no limit."""
+        if not self._open:
+            self._wake.set()  # it is waited for without a limit
         self._open[handle] = Waiting(credit)
         if credit is None:
             self._plain.add(handle)
+
+    def limit(self, handle: int, deadline_s: float) -> None:
+        """From then on, on the monotonic clock, the end of a sequence with credit waits for no more of it."""
+        waiting = self._open.get(handle)
+        if waiting is not None and waiting.credit is not None:
+            waiting.deadline_s = deadline_s
 
     def add_text(
         self,
@@ -113,8 +123,11 @@ class TextOutbox:
         if waiting is None or waiting.terminal is not None:
             return
         self._plain.discard(handle)
-        if terminal.reason is FinishReason.DEADLINE and waiting.credit is not None:
-            drop_ungranted(waiting, waiting.credit)
+        if terminal.reason is FinishReason.DEADLINE:
+            drop_ungranted(waiting)
+        elif waiting.deadline_s is not None and waiting.num_ungranted > 0:
+            delay_s = max(0.0, waiting.deadline_s - time.monotonic())
+            waiting.timer = asyncio.get_running_loop().call_later(delay_s, self._out_of_time, handle)
         waiting.terminal = cut(terminal) if waiting.dropped else terminal
         self.num_undelivered += 1
         self._mark(handle, waiting)
@@ -139,6 +152,11 @@ class TextOutbox:
                     waiting.terminal = cut(waiting.terminal)
             self._mark(handle, waiting)
 
+    def close(self) -> None:
+        """Nobody reads any more: no time is kept."""
+        for waiting in self._open.values():
+            waiting.stop_timer()
+
     def drain(self, reason: str, grace_ms: int = 0) -> None:
         """Tell the peer to go elsewhere; frames end when nothing is open any more.
 
@@ -159,14 +177,20 @@ class TextOutbox:
         self._wake.set()
 
     async def next_frame(self) -> tokenizer_pb2.SessionResponse | None:
-        """Wait for something to send and take all of it; None once ending or draining and every sequence has ended."""
+        """Wait for something to send and take all of it; None once ending or draining and every sequence has ended.
+
+        An empty one after BEAT_S without, while something is open.
+        """
         while not (self._columns.handles or self._sendable or self._models) and self._drain is None:
             if self._ending and not self._open:
                 return None
             self._wake.clear()
-            if not self._draining or self._open:
+            if self._open:
+                if not await self._woken_within(BEAT_S):
+                    return tokenizer_pb2.SessionResponse()
+            elif not self._draining:
                 await self._wake.wait()
-            elif not await self._woken_in_time() and not self._open:
+            elif not await self._woken_within(QUIET_S) and not self._open:
                 return None
         early_s = self._next_s - time.monotonic()
         if early_s > 0:
@@ -180,9 +204,9 @@ class TextOutbox:
         self._fill(frame)
         return frame
 
-    async def _woken_in_time(self) -> bool:
+    async def _woken_within(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(QUIET_S):
+            async with asyncio.timeout(seconds):
                 return await self._wake.wait()
         except TimeoutError:
             return False
@@ -197,6 +221,13 @@ class TextOutbox:
         if handle in self._columns.handles:
             waiting = self._open[handle]
             waiting.rows.append(Row(*self._columns.take(handle), []))
+            self._mark(handle, waiting)
+
+    def _out_of_time(self, handle: int) -> None:
+        """What has ended by itself and waits for credit ends with DEADLINE."""
+        waiting = self._open[handle]
+        if waiting.terminal is not None and drop_ungranted(waiting):
+            waiting.terminal = cut(waiting.terminal, FinishReason.DEADLINE)
             self._mark(handle, waiting)
 
     def _mark(self, handle: int, waiting: Waiting) -> None:
@@ -234,6 +265,7 @@ class TextOutbox:
                 if waiting.terminal.error is not None:
                     num_chars += finish.ByteSize()
                 frame.finishes.append(finish)
+                waiting.stop_timer()
                 del self._open[handle]
                 self.num_undelivered -= 1
         frame.handles.extend(columns.handles)

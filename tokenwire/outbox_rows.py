@@ -3,9 +3,10 @@
 Knows credit and how rows merge; does not know frames, nor other sequences.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenwire.logprobs import SequenceLogprobs, has_room, joined
 from tokenwire.parsed import Parsed, joined_parsed
@@ -62,6 +63,10 @@ class Waiting:
     taken_back: bool = False
     dropped: bool = False
     """Text was lost to the peer's taking it back."""
+    deadline_s: float | None = None
+    """Monotonic clock; until then the terminal event may wait for credit. None: for ever."""
+    timer: asyncio.TimerHandle | None = None
+    """Runs while the terminal event waits so."""
 
     @property
     def sendable(self) -> bool:
@@ -69,6 +74,17 @@ class Waiting:
         if not self.rows:
             return self.terminal is not None
         return self.credit is None or self.credit > 0 or self.rows[0].num_tokens == 0  # a held-back end needs no credit
+
+    @property
+    def num_ungranted(self) -> int:
+        """Tokens of its rows beyond its credit."""
+        return 0 if self.credit is None else max(0, sum(row.num_tokens for row in self.rows) - self.credit)
+
+    def stop_timer(self) -> None:
+        """The terminal event waits for credit no more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 def extras_of(handle: int, row: Row) -> tokenizer_pb2.Extras:
@@ -83,21 +99,26 @@ def extras_of(handle: int, row: Row) -> tokenizer_pb2.Extras:
     return extras
 
 
-def drop_ungranted(waiting: Waiting, credit: int) -> None:
-    """Keep the rows that may be sent as they are."""
+def drop_ungranted(waiting: Waiting) -> bool:
+    """Keep the rows that may be sent as they are. Returns whether there were others."""
+    credit = waiting.credit
+    if credit is None:
+        return False
     kept: deque[Row] = deque()
     for row in waiting.rows:
         credit -= row.num_tokens
         if credit < 0:
             break
         kept.append(row)
+    num_dropped = len(waiting.rows) - len(kept)
     waiting.rows = kept
+    return num_dropped > 0
 
 
-def cut(terminal: Terminal) -> Terminal:
-    """What a sequence ends with whose text did not all arrive: an ordinary end becomes CANCELLED."""
+def cut(terminal: Terminal, reason: FinishReason = FinishReason.CANCELLED) -> Terminal:
+    """What a sequence ends with whose text did not all arrive: an ordinary end becomes `reason`. Counts stay."""
     if terminal.reason in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING, FinishReason.LENGTH):
-        return Terminal(FinishReason.CANCELLED, usage=terminal.usage)
+        return replace(terminal, reason=reason, stop_token_id=None, stop_string=None)
     return terminal
 
 

@@ -25,6 +25,11 @@ log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
 HELLO_TIMEOUT_S = 10.0
+SILENCE_S = 20
+"""How long a tier may say nothing while something is open on its stream, by a clock that stands when this process does.
+It sends a frame every second or every five then, if need be an empty one. So one is found whose event loop hangs: pings
+are answered by gRPC's own threads."""
+TICK_S = 1.0
 MOVE_AFTER_S = 0.05
 """A stream that is still there so long after its connection was left was not broken, but told to move."""
 FIRST_BACKOFF_S = 0.1
@@ -78,6 +83,8 @@ class SessionStream(Generic[R]):
         self.receivers: dict[int, R] = {}
         """Open sequences by handle."""
         self.draining = False
+        self.heard = True
+        """Whether a frame came since this was last asked."""
         self.before_write: Callable[[Any], None] | None = None
         """May add to each frame up as it is written."""
         self._request_type = request_type
@@ -118,6 +125,14 @@ class SessionStream(Generic[R]):
         """Send a frame up soon, even one in which there is nothing of what this stream knows."""
         self._touched = True
         self._wake.set()
+
+    async def until_silent(self) -> None:
+        """Return once nothing has come for SILENCE_S while something was open."""
+        num_ticks = 0
+        while num_ticks < SILENCE_S:
+            await asyncio.sleep(TICK_S)
+            num_ticks = 0 if self.heard or not self.receivers else num_ticks + 1
+            self.heard = False
 
     def release(self) -> None:
         """Wake the writer so that a draining stream whose last sequence ended can close."""
@@ -167,8 +182,13 @@ class SessionClient(Generic[R]):
         request_type: Callable[..., Any],
         listener: SessionListener[R],
         told_to_move: ToldToMove = never,
+        *,
+        beats: bool = False,
     ) -> None:
-        """`told_to_move` returns when the connection of the call opened next is to be left."""
+        """`told_to_move` returns when the connection of the call opened next is to be left.
+
+        `beats`: the peer is known to send a frame every few seconds while something is open; silence means it is lost.
+        """
         self.target = target
         self.stream: SessionStream[R] | None = None
         """Where new requests go; None while there is no connection."""
@@ -177,10 +197,11 @@ class SessionClient(Generic[R]):
         self._request_type = request_type
         self._listener = listener
         self._told_to_move = told_to_move
+        self._beats = beats
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._told = ""
-        """The problem with TLS that was logged last."""
+        """What kept a stream from being opened, as it was logged last."""
 
     @property
     def closed(self) -> bool:
@@ -224,7 +245,7 @@ class SessionClient(Generic[R]):
         leaving = self._spawn(self._told_to_move())
         call: Any = None
         stream: SessionStream[R] | None = None
-        writer: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         adopted = False
         try:
             call = self._open_call()
@@ -235,13 +256,13 @@ class SessionClient(Generic[R]):
             adopted = True
             self._spawn(self._leave(leaving, moved_on))
             self._listener.on_frame(stream, first)
-            writer = self._spawn(stream.write_frames())
-            while (frame := await call.read()) is not grpc.aio.EOF:
-                if frame.HasField("drain"):
-                    self._drain(stream, moved_on)
-                self._listener.on_frame(stream, frame)
-                if stream.draining and not stream.receivers:
-                    stream.release()
+            reader = self._spawn(self._read_frames(stream, moved_on))
+            silence = self._spawn(stream.until_silent() if self._beats else never())
+            tasks = [reader, silence, self._spawn(stream.write_frames())]
+            await asyncio.wait({reader, silence}, return_when=asyncio.FIRST_COMPLETED)
+            if not reader.done():
+                raise Unavailable(f"{self.target} has said nothing for {SILENCE_S} s", reason="SILENT")
+            reader.result()
             error = self._ended(stream)
         except asyncio.CancelledError:
             self._lose(stream, Unavailable(f"the session to {self.target} was closed", reason="SESSION_CLOSED"))
@@ -252,11 +273,23 @@ class SessionClient(Generic[R]):
             if call is not None:
                 call.cancel()
             leaving.cancel()
-            if writer is not None:
-                writer.cancel()
+            for task in tasks:
+                task.cancel()
         self._lose(stream, error)
         if adopted:
             moved_on.set()
+
+    async def _read_frames(self, stream: SessionStream[R], moved_on: asyncio.Event) -> None:
+        """Hand frames on until the peer ends the call."""
+        while (frame := await stream.call.read()) is not grpc.aio.EOF:
+            stream.heard = True
+            if frame is None:
+                raise self._unreadable()
+            if frame.HasField("drain"):
+                self._drain(stream, moved_on)
+            self._listener.on_frame(stream, frame)
+            if stream.draining and not stream.receivers:
+                stream.release()
 
     def _why(self, failure: Exception, stream: SessionStream[R] | None) -> TokenwireError:
         """What ended a stream, or kept it from being opened, as an error for those who are waiting."""
@@ -283,6 +316,8 @@ class SessionClient(Generic[R]):
         first = await call.read()
         if first is grpc.aio.EOF:
             raise self._ended()
+        if first is None:
+            raise self._unreadable()
         if first.hello.protocol_version != PROTOCOL_VERSION:
             version = first.hello.protocol_version
             raise FailedPrecondition(
@@ -321,10 +356,14 @@ class SessionClient(Generic[R]):
         reason = "DRAINING" if stream is not None and stream.draining else "SESSION_ENDED"
         return Unavailable(f"{self.target} ended the session", reason=reason)
 
+    def _unreadable(self) -> TokenwireError:
+        """What is read is None where gRPC could not decode it."""
+        return Internal(f"{self.target} sent a frame that cannot be read", reason="BAD_FRAME")
+
     def _lose(self, stream: SessionStream[R] | None, error: TokenwireError) -> None:
         self.last_error = error
         if stream is None:
-            if error.reason == TLS_FAILED and error.message != self._told:
+            if error.reason in (TLS_FAILED, "BAD_FRAME") and error.message != self._told:
                 log.warning("%s cannot be reached: %s", self.target, error)
                 self._told = error.message
             return

@@ -65,7 +65,7 @@ class ServerSettings:
     max_connection_age_s: float = setting(
         0.0,
         "seconds, give or take a tenth, after which a connection is told to go, so that clients spread anew over the "
-        "processes there are; what runs on it goes on; 0: never",
+        "processes there are; what runs on it goes on; 0: never, or 300 with several workers",
         minimum=0,
         maximum=86_400,
     )

@@ -33,6 +33,8 @@ FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
 SETTLED_S = 60.0
 """A worker that ran so long begins again with the shortest pause."""
+CONNECTION_AGE_S = 300
+"""After which connections are renewed where nothing else is set: a worker that was started again gets its share so."""
 KILL_AFTER_S = 5.0
 """How much longer than its drain limit a worker may take before it is killed."""
 
@@ -123,6 +125,8 @@ async def serve_workers(module: str, settings: WorkerSettings, port_names: Seque
         for name in port_names:
             reserved = held.enter_context(reserve(settings.host, getattr(settings, name), name))
             flags += [f"--{name.replace('_', '-')}", str(reserved.getsockname()[1])]
+        if not settings.max_connection_age_s:
+            flags += ["--max-connection-age-s", str(CONNECTION_AGE_S)]
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="tokenwire-metrics-")))
         serve_metrics(
             settings.host,

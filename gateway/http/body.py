@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import ClientDisconnect
 
 from gateway.http.errors import RequestTimeout, UnsupportedMediaType
+from gateway.http.framing import ANNOUNCED, Announced
 from gateway.settings import GatewaySettings
 from tokenwire.errors import Cancelled, FieldViolation, InvalidRequest, MessageTooLarge
 
@@ -68,17 +68,20 @@ async def read_bytes(request: Request, max_bytes: int, limit_s: float) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > max_bytes:
         raise _too_large(max_bytes)
-    data = bytearray()
+    announced: Announced = request.scope.get("extensions", {}).get(ANNOUNCED, Announced())
+    data, more = bytearray(), True
     try:
         async with asyncio.timeout(limit_s):
-            async for piece in request.stream():
-                data += piece
-                if len(data) > max_bytes:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Cancelled("the client went away before its request was complete")
+                data += message.get("body", b"")
+                more = message.get("more_body", False)
+                if max(len(data), announced.num_bytes) > max_bytes:
                     raise _too_large(max_bytes)
     except TimeoutError:
         raise RequestTimeout(f"the body did not come within {limit_s:g} s (body_timeout_s)") from None
-    except ClientDisconnect:
-        raise Cancelled("the client went away before its request was complete") from None
     return bytes(data)
 
 

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 EXTENSION = "tokenwire.connection"
 """Where the connection is found in an ASGI scope's extensions."""
+CHUNKED = b"transfer-encoding: chunked\r\n"
 MAX_LATER = 32
 """Pieces that wait for one write: a client that does not keep up must be noticed within a frame."""
 
@@ -63,6 +64,23 @@ class _Answer:
         self._connection.transport.close()
 
 
+class _AnswerWithoutChunks(_Answer):
+    """The same for a client of HTTP/1.0, which knows no chunks: without a length, the connection ends the answer."""
+
+    def __init__(self, connection: "Connection") -> None:
+        super().__init__(connection)
+        self._begun = self._in_chunks = False
+
+    def write(self, data: bytes) -> None:
+        if not self._begun:
+            self._begun, self._in_chunks = True, CHUNKED in data
+            data = data.replace(CHUNKED, b"", 1)
+        elif self._in_chunks:
+            size, _, rest = data.partition(b"\r\n")
+            data = rest[: int(size or b"0", 16)]
+        super().write(data)
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's own, which tells whoever writes an answer when it can go on, and when nobody reads it any more."""
 
@@ -70,6 +88,8 @@ class Connection(HttpToolsProtocol):
         """`batch`: flushes this connection with others."""
         super().__init__(*args, **kwargs)
         self._batch = batch
+        self.in_chunks = True
+        """Whether the client knows chunks. Of one that does not, the first request is the last."""
         self.later: list[bytes] = []
         """What waits for the flush."""
         self.on_writable: Callable[[], None] = _nothing
@@ -91,9 +111,9 @@ class Connection(HttpToolsProtocol):
         return not self.flow.write_paused
 
     def write_chunk(self, body: bytes) -> None:
-        """One piece of a body whose head said that it comes in chunks. `body` is not empty."""
+        """One piece of a body of unknown length. `body` is not empty."""
         self.flush()
-        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body) if self.in_chunks else body)
 
     def write_later(self, data: bytes) -> None:
         """Write this as it is, together with what else comes in this turn of the event loop.
@@ -139,7 +159,7 @@ class Connection(HttpToolsProtocol):
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:
-            self.cycle.transport = _Answer(self)  # type: ignore[assignment]
+            self.cycle.transport = (_Answer if self.in_chunks else _AnswerWithoutChunks)(self)  # type: ignore
 
     def on_response_complete(self) -> None:
         """An answer is whole: whatever comes now, the connection's end too, comes behind it."""

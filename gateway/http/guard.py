@@ -22,12 +22,12 @@ import httptools
 from gateway.http.body_room import BodyRoom
 from gateway.http.connection import Connection
 from gateway.http.errors import HeadTooLarge, RequestTimeout, error_object, whole_seconds
+from gateway.http.framing import ANNOUNCED, Framing
+from gateway.http.heads import host_asked_for
 from tokenwire.errors import InvalidRequest, TokenwireError, Unavailable
 
 MAX_PIPELINED = 16
 """Requests that may wait behind one that is being answered."""
-READ_BYTES = 256 * 1024
-"""What may be read at once: the end of a body and the beginning of a head, which cannot be told apart then."""
 LINGER_S = 5.0
 """How long the rest of a body is thrown away after its request has been answered."""
 RETRY_AFTER_S = 1.0
@@ -43,7 +43,7 @@ class HttpLimits:
     max_connections: int
     """Open at once, those that still shake hands for TLS among them."""
     max_header_bytes: int
-    """Of a request line and its fields."""
+    """Of a request line and its fields, those behind a body and the extensions of its chunks among them."""
     max_headers: int
     header_timeout_s: float
     """From the first byte of a head to its last; from the opening of a connection for its first one.
@@ -90,13 +90,7 @@ class GuardedConnection(Connection):
         """What is wrong with the head that is being read."""
         self._in_head = False
         self._in_body = False
-        self._num_read = 0
-        """Bytes read while this head was open, or since something of the body came."""
-        self._num_begun = 0
-        """Heads that have begun in what is being read."""
-        self._head_alone = False
-        """Whether nothing but the open head was in what its bytes were read with."""
-        self._head_bytes = 0
+        self._framing = Framing()
         self._num_headers = 0
         self._again: bytes | None = None
         """The head that has been read, without the wish for another protocol, where it had one."""
@@ -122,19 +116,20 @@ class GuardedConnection(Connection):
         """Read on."""
         if self.transport.is_closing():
             return
-        between = not (self._in_head or self._in_body)
-        self._num_begun = 0
-        self._feed(data)
-        if self.transport.is_closing():
-            return
-        if self._in_head or self._in_body:
-            if self._num_begun:
-                self._head_alone = between and self._num_begun == 1
-            self._num_read += len(data)
-            unknown = 0 if self._in_head and self._head_alone else READ_BYTES
-            if self._num_read > self._limits.max_header_bytes + unknown:
+        self._unset_keepalive_if_required()
+        begin = 0
+        while begin < len(data) and not self.transport.is_closing():
+            announced = self._framing.announced.num_bytes
+            end = self._framing.part(data, begin)
+            if self._framing.num_head_bytes > self._limits.max_header_bytes:
                 self._refuse(self._too_large())
                 return
+            self._feed(data[begin:end])
+            if self._in_body and self._framing.announced.num_bytes != announced:
+                self.cycle.message_event.set()  # whoever waits for the body may refuse it now
+            begin = end
+        if self.transport.is_closing():
+            return
         if not self._in_body and self._answered:
             self._expect_head()
 
@@ -150,14 +145,8 @@ class GuardedConnection(Connection):
         """A head begins."""
         super().on_message_begin()
         self._in_head = True
-        self._num_begun += 1
         self._again = None
-        self._num_read = self._head_bytes = self._num_headers = 0
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request's target."""
-        self._count(len(url))
-        super().on_url(url)
+        self._num_headers = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field. Those behind a body are counted and left out: what they say has been asked of the head."""
@@ -165,7 +154,6 @@ class GuardedConnection(Connection):
         if self._num_headers > self._limits.max_headers:
             message = f"the request has more than {self._limits.max_headers} header fields (max_headers)"
             self._refuse_head(HeadTooLarge(message, reason="TOO_MANY_HEADERS"))
-        self._count(len(name) + len(value) + 4)
         if not self._in_body:
             super().on_header(name, value)
 
@@ -182,15 +170,18 @@ class GuardedConnection(Connection):
             self._refuse_head(InvalidRequest("the request's path has control characters", reason="MALFORMED_PATH"))
         if len(self.pipeline) >= MAX_PIPELINED:
             self._refuse_head(InvalidRequest("too many requests wait behind another on this connection"))
-        hosts = [value for name, value in self.headers if name == b"host"]
-        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
-            self._refuse_head(InvalidRequest(f"the request has {len(hosts)} Host fields: one is needed"))
+        version = self.parser.get_http_version()
         try:
-            for host in hosts:
-                self._refuse_host(host)
+            self._refuse_host(host_asked_for(version, self.url, self.headers))
         except TokenwireError as error:
             self._refuse_head(error)
+        if version == "1.0":
+            if not self._answered:
+                self._refuse_head(InvalidRequest("HTTP/1.0 behind a request that is being answered"))
+            self.expect_100_continue = self.in_chunks = False
         self._in_body = True
+        self._framing.body(self.headers)
+        self.scope["extensions"][ANNOUNCED] = self._framing.announced  # type: ignore[assignment]
         super().on_headers_complete()
         if self._is_draining() or self.loop.time() >= self._leaves_s:
             self._answer_last()
@@ -199,7 +190,6 @@ class GuardedConnection(Connection):
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body. Where its answer is there already, it is thrown away."""
-        self._num_read = 0
         if not self.cycle.response_complete:
             if not self._bodies.take(len(body)):
                 message = f"{self._bodies.max_bytes} bytes of unfinished bodies are here, the most allowed"
@@ -213,6 +203,7 @@ class GuardedConnection(Connection):
         if self._again is not None:
             return  # the parser gives up its body for lost
         self._in_body = False
+        self._framing.next()
         self._forget_body()
         if self._lingering is not None:
             self._lingering.cancel()
@@ -260,7 +251,6 @@ class GuardedConnection(Connection):
         for that protocol. So it is given such a head again, as it read it, without the wish; then its body. Java's own
         client wishes so by default.
         """
-        self._unset_keepalive_if_required()
         try:
             while True:
                 try:
@@ -278,11 +268,6 @@ class GuardedConnection(Connection):
         lines += [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
-    def _count(self, num_bytes: int) -> None:
-        self._head_bytes += num_bytes
-        if self._head_bytes > self._limits.max_header_bytes:
-            self._refuse_head(self._too_large())
-
     def _too_large(self) -> TokenwireError:
         most = self._limits.max_header_bytes
         return HeadTooLarge(f"the request's head is larger than {most} bytes, the most allowed (max_header_bytes)")
@@ -296,7 +281,8 @@ class GuardedConnection(Connection):
         """Answer and close; where another answer is being written, nothing may stand in it: close alone."""
         self._stop_waiting()
         self._on_refused(error.reason.lower())
-        if self._answered or (self._in_body and not (self.cycle.response_started or self.pipeline)):
+        unanswered = self._in_body and not (self.cycle.response_started or self.pipeline)
+        if unanswered or (self._answered and not self._in_body):
             self.transport.write(_whole_answer(error))
         self.transport.close()
 

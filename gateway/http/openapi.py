@@ -6,6 +6,7 @@ their descriptors. Knows what each path is for; does not serve any but its own.
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -50,7 +51,7 @@ REQUEST_ID = {
 def description_routes() -> APIRouter:
     """The route."""
     router = APIRouter()
-    content = json.dumps(description(), separators=(",", ":")).encode()
+    content = _content()
 
     @router.get("/openapi.json")
     async def openapi() -> Response:
@@ -58,6 +59,11 @@ def description_routes() -> APIRouter:
         return Response(content, media_type="application/json")
 
     return router
+
+
+@cache
+def _content() -> bytes:
+    return json.dumps(description(), separators=(",", ":")).encode()
 
 
 def description() -> dict[str, Any]:

@@ -20,9 +20,14 @@ from tokenwire.addresses import join_host_port
 from tokenwire.errors import FailedPrecondition
 from tokenwire.tls import ServerTls, server_context
 
+LOOK_AGAIN_S = 0.01
+"""Between looks whether the connections are gone."""
+DATE_S = 1.0
+"""Between two dates in the heads of answers."""
+
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn without its signal handlers, and with a listener of ours for TLS."""
+    """Uvicorn without its signal handlers and its pauses, and with a listener of ours for TLS."""
 
     def __init__(
         self,
@@ -35,6 +40,20 @@ class _Uvicorn(uvicorn.Server):
         self._context = context
         self._limits = limits
         self._on_refused = on_refused
+        self._leaving = asyncio.Event()
+
+    def leave(self, grace_s: float) -> None:
+        """End `serve`; answers that are being written have this long."""
+        self.config.timeout_graceful_shutdown = math.ceil(grace_s)
+        self.should_exit = True
+        self._leaving.set()
+
+    async def main_loop(self) -> None:
+        """Keep the date, until it is told to leave."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DATE_S):
+                    await self._leaving.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
@@ -62,7 +81,18 @@ class _Uvicorn(uvicorn.Server):
         if self._context is not None:
             for listener in self.servers:
                 await listener.wait_closed()
-        await super().shutdown(sockets)
+        for server in self.servers:
+            server.close()
+        for each in sockets or ():
+            each.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while self.server_state.connections or self.server_state.tasks:
+                    await asyncio.sleep(LOOK_AGAIN_S)
+        for task in self.server_state.tasks:
+            task.cancel()
 
     def _connection(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -176,8 +206,7 @@ class HttpServer:
     async def stop(self, grace_s: float = 0.0) -> None:
         """Close the port, let open answers be written for this long, then cut them."""
         if self._task is not None:
-            self._uvicorn.config.timeout_graceful_shutdown = math.ceil(grace_s)
-            self._uvicorn.should_exit = True
+            self._uvicorn.leave(grace_s)
             await self._task
         elif self._socket is not None:
             self._socket.close()

@@ -140,7 +140,7 @@ class EventStream(Response):
 
     def _go_direct(self, on_failure: Callable[[Exception], None]) -> None:
         """From now on text alone is written where it comes, of every output that has begun and has nothing waiting."""
-        if not self._call.record.started:
+        if not (self._call.record.started and self._call.connection.in_chunks):
             return
         for output in self._call.outputs:
             if output.direct is None and output.begun and not output.waits:

@@ -146,6 +146,7 @@ class DecodeGraphs:
         if graph is None:
             logits = self._graph(size).output
             self._pad(0, size)
+            self._adapter_starts.zero_()  # what a larger step has left names tokens that this one has not
             graph = self._adapted[size] = self._record(lambda: logits.copy_(self._compute(size, adapted=True)))
         return graph
 

@@ -18,6 +18,7 @@ from model_svc import engine_process
 from model_svc.engine.batch import OutOfMemory, ScheduledBatch, StepOutput
 from model_svc.engine.mock_runner import MockRunner
 from model_svc.settings import EngineSettings
+from tests.chaos.hanging import hang_when_told
 from tokenwire.errors import Internal
 
 MODULE = "tests.chaos.faulty_engine"
@@ -75,4 +76,5 @@ if __name__ == "__main__":
         engine_main.main()
     else:
         engine_process.ENGINE_MODULE = MODULE
+        hang_when_told()
         tier_main.main()

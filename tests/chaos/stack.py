@@ -69,7 +69,7 @@ class ChaosStack:
             for port, metrics in zip(models, ports[6:8], strict=True)
         ]
         self.tokenizers = [
-            Member("tokenizer", "tokenizer_svc", port, metrics,
+            Member("tokenizer", "tests.chaos.hanging", port, metrics,
                    ("--check-invariants", "--model", str(folder), "--model-targets", model_targets))
             for port, metrics in zip(tokenizers, ports[8:10], strict=True)
         ]  # fmt: skip

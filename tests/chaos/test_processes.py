@@ -7,6 +7,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from tests.chaos.hanging import GO_ON, HANG
 from tests.chaos.scenario import Fault, Record, under_load
 from tests.chaos.stack import ChaosStack, Member
 
@@ -17,6 +18,7 @@ TOKENIZER_LOST = frozenset({"TOKENIZER_TIER_LOST"})
 GATEWAY_LOST = frozenset({"UNAVAILABLE", "connection lost", "STREAM_CUT", "TOKENIZER_TIER_DOWN"})
 MODELS_LOST = frozenset({"MODEL_TIER_LOST", "MODEL_TIER_DOWN", "ENGINE_LOST"})
 LONGER_THAN_KEEPALIVE_S = 20
+LONGER_THAN_SILENCE_S = 30
 
 
 def model(stack: ChaosStack) -> Member:
@@ -78,6 +80,19 @@ def signal_engines(number: signal.Signals, *members: Which) -> Callable[[ChaosSt
     return begin
 
 
+def hang(member: Which) -> Callable[[ChaosStack], None]:
+    """Its event loop alone: gRPC's threads answer pings."""
+    return lambda stack: member(stack).signal(HANG)
+
+
+def go_on(member: Which) -> Callable[[ChaosStack], None]:
+    def end(stack: ChaosStack) -> None:
+        member(stack).signal(GO_ON)
+        stack.restore()
+
+    return end
+
+
 def restore(stack: ChaosStack) -> None:
     stack.restore()
 
@@ -133,6 +148,16 @@ FAULTS = [
     ),
     pytest.param(
         Fault("SIGSTOP of one tokenizer tier for 2 s", stop(tokenizer), restore, lasts_s=2, serves_meanwhile=False),
+        marks=LONG,
+    ),
+    pytest.param(
+        Fault("the event loop of one model tier hangs for 30 s", hang(model), go_on(model),
+              lasts_s=LONGER_THAN_SILENCE_S),
+        marks=LONG,
+    ),
+    pytest.param(
+        Fault("the event loop of one tokenizer tier hangs for 30 s", hang(tokenizer), go_on(tokenizer),
+              lasts_s=LONGER_THAN_SILENCE_S, allowed=TOKENIZER_LOST),
         marks=LONG,
     ),
     pytest.param(

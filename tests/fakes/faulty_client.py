@@ -176,6 +176,10 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
         "session-overrun", lambda stub: session(stub, HELLO, submit(1, "slow", initial_credit=2)), "no error was told"
     ),
     "waits_for_129_choices": ("session-too-many-choices", lambda stub: tell(1, "three"), "no output 0"),
+    "sends_something_else": (
+        "session-bad-text", lambda stub: session(stub, HELLO, submit(1, "one two ?"), submit(2, "three")),
+        "no error was told"
+    ),
     "sends_a_frame_too_large": (
         "session-large",
         lambda stub: session(stub, HELLO, tokenizer_pb2.SessionRequest(submits=[

@@ -56,6 +56,13 @@ def every_end_is_length(frame: Any) -> Iterator[Any]:
     yield frame
 
 
+def no_deadline(frame: Any) -> Iterator[Any]:
+    for finish in list(frame.finishes):
+        if finish.reason == pb.FINISH_REASON_DEADLINE:
+            frame.finishes.remove(finish)
+    yield frame
+
+
 def hello_of_the_future(frame: Any) -> Iterator[Any]:
     if frame.HasField("hello"):
         frame.hello.protocol_version = 2
@@ -76,10 +83,49 @@ SESSION_FAULTS: dict[str, tuple[Down, str]] = {
         (unknown_handle, "session.submits"), (no_reason, "session.choices"),
         (wrong_usage, "session.submits"),
         (every_end_is_length, "session.cancel"), (hello_of_the_future, "session.hello"),
-        (hello_with_more, "session.hello"),
+        (hello_with_more, "session.hello"), (no_deadline, "session.timeout-held"),
     )
 }  # fmt: skip
 """What is done to frames on their way down, and the case that must see it."""
+
+
+def cancel_is_ignored(frame: Any) -> None:
+    del frame.cancels[:]
+
+
+def credit_is_ignored(frame: Any) -> None:
+    for submit in frame.submits:
+        submit.ClearField("initial_credit")
+
+
+def any_handle(frame: Any) -> None:
+    for submit in frame.submits:
+        submit.handle = max(submit.handle, 1)
+
+
+def no_time_is_no_limit(frame: Any) -> None:
+    for submit in frame.submits:
+        submit.request.context.ClearField("timeout_ms")
+
+
+def any_request_id(frame: Any) -> None:
+    for submit in frame.submits:
+        submit.request.context.ClearField("request_id")
+
+
+def a_cancel_frees_the_id(frame: Any) -> None:
+    for submit in frame.submits:
+        if submit.handle == 3:
+            submit.request.context.ClearField("request_id")
+
+
+UP_FAULTS: dict[str, Callable[[Any], None]] = {
+    fault.__name__: fault
+    for fault in (
+        cancel_is_ignored, credit_is_ignored, any_handle, any_request_id, a_cancel_frees_the_id, no_time_is_no_limit
+    )
+}  # fmt: skip
+"""What is done to frames on their way up."""
 
 
 class FaultyGateway(gateway_pb2_grpc.GenerationServiceServicer):
@@ -118,14 +164,8 @@ class FaultyGateway(gateway_pb2_grpc.GenerationServiceServicer):
     async def Session(self, requests: Any, context: Any) -> None:
         async def up() -> AsyncIterator[Any]:
             async for frame in requests:
-                if self._fault == "cancel_is_ignored":
-                    del frame.cancels[:]
-                if self._fault == "credit_is_ignored":
-                    for submit in frame.submits:
-                        submit.ClearField("initial_credit")
-                if self._fault == "any_handle":
-                    for submit in frame.submits:
-                        submit.handle = max(submit.handle, 1)
+                if self._fault in UP_FAULTS:
+                    UP_FAULTS[self._fault](frame)
                 yield frame
 
         call = self._stub.Session(up())
@@ -147,6 +187,9 @@ OTHER_FAULTS = {
     "cancel_is_ignored": "session.credit-cancel",
     "credit_is_ignored": "session.credit",
     "any_handle": "refusal.handle-order",
+    "any_request_id": "session.request-id",
+    "a_cancel_frees_the_id": "session.request-id-choices",
+    "no_time_is_no_limit": "session.no-time",
 }
 
 

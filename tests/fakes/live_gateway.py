@@ -74,7 +74,7 @@ def generate_request(*prompts: str, **fields: Any) -> gateway_pb2.GenerateReques
 def client_context(tls: ClientTls | None) -> ssl.SSLContext | bool:
     """What httpx takes as `verify`."""
     if tls is None:
-        return True
+        return False  # nothing to check, and no file of authorities to read
     context = ssl.create_default_context(cafile=tls.ca)
     if tls.certificate:
         context.load_cert_chain(tls.certificate, tls.key)
@@ -106,6 +106,7 @@ async def live_gateway(
             yield live
         finally:
             await http.aclose()
+            await channel.close()  # who has a session open has gone, or it would be waited for
             if not server.generation.draining:
                 await server.drain()
 

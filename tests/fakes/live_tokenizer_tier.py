@@ -70,14 +70,14 @@ async def live_tokenizer_tier(
     registry = CollectorRegistry()
     server = TokenizerTier(TokenizerTierSettings(**values), folder, registry=registry, resolve=resolve)
     port = await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        live = LiveTokenizerTier(server, port, channel, registry)
-        try:
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            live = LiveTokenizerTier(server, port, channel, registry)
             if wait:
                 await live.until_ready(len(models))
             yield live
-        finally:
-            await server.drain()
+    finally:  # who has a session open has gone, or it would be waited for
+        await server.drain()
 
 
 def text_request(text: str = "", **context: Any) -> tokenizer_pb2.TextRequest:

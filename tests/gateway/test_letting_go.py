@@ -6,9 +6,7 @@ whatever message there is afterwards is the gateway's.
 
 import asyncio
 import contextlib
-import gc
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ from gateway.kserve.infer_stream import InferStream
 from gateway.kserve.request import InferRequest
 from gateway.sessions import TextServerSession
 from gateway.submission import Submission
+from tests.fakes.held import collecting_nothing, held
 from tests.fakes.inference import infer_request, streamed
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, generate_request
 from tests.fakes.tokenizer_tier import MODEL, FakeTokenizerTier
@@ -44,17 +43,6 @@ WAYS: dict[str, Way] = {}
 def way(call: Way) -> Way:
     WAYS[call.__name__] = call
     return call
-
-
-def held() -> Counter[str]:
-    """What there is of KINDS. Messages are not tracked themselves, so whatever refers to one is asked."""
-    found = {
-        id(one): type(one).__name__
-        for each in gc.get_objects()
-        for one in (each, *gc.get_referents(each))
-        if type(one) in KINDS
-    }
-    return Counter(found.values())
 
 
 async def posted(live: LiveGateway, path: str, status: int, **body: Any) -> None:
@@ -228,43 +216,41 @@ async def inference_client_leaves(tier: FakeTokenizerTier, live: LiveGateway) ->
     await cancelled(tier, live, f"{INFERENCE}ModelStreamInfer", *requests, unary=False)
 
 
+async def check(*ways: Way) -> None:
+    async with gateway_over_fake() as (tier, live):
+        before = held(KINDS)
+        async with asyncio.timeout(20 * len(ways)):
+            for call in ways * 3:
+                await call(tier, live)
+        await live.until_idle()
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        tier.requests.clear()
+        tier.embeds.clear()
+        assert not held(KINDS) - before
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_what_was_asked_is_let_go(name: str) -> None:
-    async def main() -> None:
-        async with gateway_over_fake() as (tier, live):
-            gc.collect()
-            gc.disable()
-            before = held()  # what other tests are made of
-            async with asyncio.timeout(20):
-                for _ in range(3):
-                    await WAYS[name](tier, live)
-            await live.until_idle()
-            for _ in range(10):
-                await asyncio.sleep(0.01)
-            tier.requests.clear()
-            tier.embeds.clear()
-            assert not held() - before
+    with collecting_nothing():
+        asyncio.run(check(WAYS[name]))
 
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()
+
+def test_nothing_that_lasts_as_long_as_the_process_keeps_any_of_it() -> None:
+    with collecting_nothing(whole_process=True):
+        asyncio.run(check(*WAYS.values()))
 
 
 def test_what_was_refused_on_a_session_is_let_go_before_anybody_reads_of_it() -> None:
     async def main() -> None:
         async with gateway_over_fake() as (_, live):
             session = TextServerSession(live.server.generation, 1, lambda _: None)
-            gc.collect()
-            gc.disable()
-            before = held()
+            before = held(KINDS)
             frame = submits(BIG, context=REFUSED)[1].SerializeToString()
             session.on_frame(tokenizer_pb2.SessionRequest.FromString(frame))
             assert session.outbox.num_undelivered == 1
-            assert not held() - before
+            assert not held(KINDS) - before
             session.close()
 
-    try:
+    with collecting_nothing():
         asyncio.run(main())
-    finally:
-        gc.enable()

@@ -275,7 +275,9 @@ class SessionMachine(RuleBasedStateMachine):
         return [
             handle
             for handle, each in self.sequences.items()
-            if not each.cancelled and (each.granted is not None or each.asked.max_tokens == ENDLESS)
+            if not each.cancelled
+            and each.asked.timeout_ms is None
+            and (each.granted is not None or each.asked.max_tokens == ENDLESS)
         ]
 
     def everything_ends(self) -> None:

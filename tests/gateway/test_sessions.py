@@ -31,9 +31,17 @@ class Peer:
         await self.call.write(tokenizer_pb2.SessionRequest(**fields))
 
     async def submit(
-        self, handle: int, text: str, *, credit: int | None = None, n: int = 0, request_id: str = ""
+        self,
+        handle: int,
+        text: str,
+        *,
+        credit: int | None = None,
+        n: int = 0,
+        request_id: str = "",
+        timeout_ms: int | None = None,
     ) -> None:
-        request = tokenizer_pb2.TextRequest(text=text, context=pb.RequestContext(request_id=request_id))
+        context = pb.RequestContext(request_id=request_id, timeout_ms=timeout_ms)
+        request = tokenizer_pb2.TextRequest(text=text, context=context)
         if n:
             request.options.num_choices = n
         submit = tokenizer_pb2.Submit(handle=handle, request=request)
@@ -170,6 +178,21 @@ def test_credit_holds_text_back_and_slows_nobody_else() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("settings", [{}, {"default_timeout_s": 0.5}])
+def test_what_was_generated_whole_waits_for_credit_until_its_time_is_over(settings: dict[str, float]) -> None:
+    async def main() -> None:
+        async with session(**settings) as (_, live, peer):
+            timeout_ms = None if settings else 500
+            await peer.submit(1, "a b c d", credit=2, timeout_ms=timeout_ms)
+            await peer.submit(2, "e f", credit=2, timeout_ms=timeout_ms)
+            assert (await peer.end(2)).reason is FinishReason.STOP_TOKEN
+            terminal = await peer.end(1)
+            assert terminal.reason is FinishReason.DEADLINE and peer.texts == {1: "a b", 2: "e f"}
+            assert terminal.usage.completion_tokens == 4 and terminal.stop_token_id is None
+
+    asyncio.run(main())
+
+
 def test_cancel_while_running_and_while_held_for_credit() -> None:
     async def main() -> None:
         async with session() as (tier, live, peer):
@@ -203,6 +226,34 @@ def test_a_request_that_is_taken_back_gives_its_id_free_in_the_same_frame() -> N
             assert tier.cancels == [CancelReason.CLIENT, CancelReason.CLIENT]
 
     asyncio.run(run())
+
+
+def test_a_request_holds_its_id_until_each_choice_was_taken_back_or_its_end_was_sent() -> None:
+    async def main() -> None:
+        async with session() as (tier, live, peer):
+            await peer.submit(1, "!hang", n=2, request_id="mine")
+            await tier.until(lambda: tier.num_running == 2)
+            await peer.send(cancels=[pb.Cancel(handle=1)])
+            assert (await peer.end(1)).reason is FinishReason.CANCELLED
+            await peer.submit(3, "again", request_id="mine")
+            assert type((await peer.end(3)).error) is AlreadyExists, "one of its choices runs"
+            request = tokenizer_pb2.TextRequest(text="a b", context=pb.RequestContext(request_id="mine"))
+            submit = tokenizer_pb2.Submit(handle=4, request=request, initial_credit=1)
+            await peer.send(cancels=[pb.Cancel(handle=2)], submits=[submit])
+            await peer.until(lambda: peer.texts.get(4) == "a")
+            await live.until_idle()
+            await peer.submit(5, "again", request_id="mine")
+            assert type((await peer.end(5)).error) is AlreadyExists, "its end waits for credit"
+            await peer.send(credits=[pb.Credit(handle=4, tokens=1)])
+            assert (await peer.end(4)).reason is FinishReason.STOP_TOKEN
+            await peer.submit(6, "again", request_id="mine", credit=0)
+            await live.until(lambda: live.count("grpc.session", "ok") == 2)
+            await peer.send(cancels=[pb.Cancel(handle=6)])
+            await peer.submit(7, "again", request_id="mine")
+            assert (await peer.end(6)).reason is FinishReason.CANCELLED
+            assert (await peer.end(7)).reason is FinishReason.STOP_TOKEN
+
+    asyncio.run(main())
 
 
 def test_a_session_that_breaks_takes_its_requests_back() -> None:

@@ -103,6 +103,8 @@ def test_workers_share_ports_and_metrics_and_are_started_again() -> None:
             await workers.until(lambda: len(workers.pids()) == 2 and len(tier.sessions) >= 3)
             await workers.until_ready(2)  # what the dead one was connected to does not count
             assert await workers.counted(workers.metrics_url) == 25  # what the dead one counted is not lost
+            for pid in workers.pids():  # connections are renewed, so that the new one gets its share
+                assert psutil.Process(pid).cmdline()[-4:-2] == ["--max-connection-age-s", "300"]
 
     asyncio.run(main())
 

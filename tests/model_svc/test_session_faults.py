@@ -115,20 +115,27 @@ def test_an_id_given_back_while_a_constraint_is_compiled_stays_with_whom_it_went
 
         session = session_of(engine, compiled)
         submit(session, 1, num_choices=2, request_id="same")
-        session.on_frame(model_pb2.ModelServiceSessionRequest(cancels=[common_pb2.Cancel(handle=1)]))
+        cancels = [common_pb2.Cancel(handle=1), common_pb2.Cancel(handle=2)]
+        session.on_frame(model_pb2.ModelServiceSessionRequest(cancels=cancels[:1]))
         submit(session, 3, request_id="same", regex="")
+        assert not engine.submitted, "the other choice holds the id"
+        session.on_frame(model_pb2.ModelServiceSessionRequest(cancels=cancels[1:]))
+        submit(session, 4, request_id="same", regex="")
         go_on.set()
         async with asyncio.timeout(10):
-            while len(engine.submitted) < 2:
+            while session._compilations:
                 await asyncio.sleep(0)
-        assert [handle for _, handle in engine.submitted] == [3, 2]
-        session.on_end(2, Terminal(FinishReason.LENGTH))
-        submit(session, 4, request_id="same", regex="")
-        frame = await session.next_frame()
-        assert frame is not None and [finish.handle for finish in frame.finishes] == [1, 2, 4]
-        assert isinstance(from_wire(frame.finishes[2].error), AlreadyExists)
-        session.on_end(3, Terminal(FinishReason.LENGTH))
+        assert [handle for _, handle in engine.submitted] == [4]
         submit(session, 5, request_id="same", regex="")
-        assert [handle for _, handle in engine.submitted] == [3, 2, 5], "the id is free again"
+        frame = await session.next_frame()
+        assert frame is not None and [finish.handle for finish in frame.finishes] == [1, 3, 2, 5]
+        assert all(isinstance(from_wire(frame.finishes[place].error), AlreadyExists) for place in (1, 3))
+        session.on_end(4, Terminal(FinishReason.LENGTH))
+        submit(session, 6, request_id="same", regex="")
+        assert [handle for _, handle in engine.submitted] == [4], "its end was not sent yet"
+        session.flush()
+        await session.next_frame()
+        submit(session, 7, request_id="same", regex="")
+        assert [handle for _, handle in engine.submitted] == [4, 7], "the id is free again"
 
     asyncio.run(main())

@@ -292,6 +292,30 @@ def test_a_request_that_is_taken_back_no_longer_holds_its_id() -> None:
     asyncio.run(main())
 
 
+def test_a_request_holds_its_id_until_each_choice_was_taken_back_or_has_ended() -> None:
+    async def main() -> None:
+        async with live_model_tier(mock_step_ms=20.0) as live:
+            session = await RawSession.open(live.stub)
+            twice = token_request([1], max_tokens=5000, request_id="same")
+            twice.options.num_choices = 2
+            await session.submit({1: twice})
+            await session.read()
+            await session.send(cancels=[common_pb2.Cancel(handle=1)])
+            await session.read_until_finished(1)
+            await session.submit({3: token_request([2], max_tokens=2, request_id="same")})
+            await session.read_until_finished(3)
+            assert isinstance(from_wire(session.finishes[3].error), AlreadyExists)
+            again = model_pb2.TokenSubmit(handle=4, request=token_request([2], max_tokens=2, request_id="same"))
+            await session.send(cancels=[common_pb2.Cancel(handle=2)], submits=[again])
+            await session.read_until_finished(2, 4)
+            assert session.tokens[4] == greedy([2], 2)
+            await session.submit({5: token_request([2], max_tokens=2, request_id="same")})
+            await session.read_until_finished(5)
+            assert session.tokens[5] == greedy([2], 2)
+
+    asyncio.run(main())
+
+
 def test_token_ids_named_by_options_count_against_the_queue() -> None:
     async def main() -> None:
         async with live_model_tier(max_queued_tokens=1000, max_batch_size=1) as live:

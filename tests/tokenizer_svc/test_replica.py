@@ -98,6 +98,19 @@ def test_columns_that_do_not_match_are_refused_whole(counts: tuple[int, ...], nu
     assert not any(receiver.tokens for receiver in receivers)
 
 
+def test_ids_that_are_no_tokens_are_refused_whole() -> None:
+    receivers = Receiver(), Receiver()
+    model = replica()
+    model.vocab_size = 100
+    for token_id in (100, 2**32 - 1):
+        with pytest.raises(Internal, match=f"token id {token_id}") as caught:
+            model.on_frame(stream_of(*receivers), Frame(handles=[1, 2], token_ids=[7, token_id]))
+        assert caught.value.reason == "BAD_FRAME"
+    assert not any(receiver.tokens for receiver in receivers)
+    model.on_frame(stream_of(*receivers), Frame(handles=[1, 2], token_ids=[7, 99]))
+    assert [receiver.tokens for receiver in receivers] == [[7], [99]]
+
+
 def test_a_bug_with_one_sequence_ends_that_one_alone(caplog: pytest.LogCaptureFixture) -> None:
     broken, fine = Receiver(broken=True), Receiver()
     replica().on_frame(stream_of(broken, fine), Frame(handles=[1, 2], token_ids=[1, 2]))

@@ -13,7 +13,7 @@ from tests.fakes.live_tokenizer_tier import (
 )
 from tests.fakes.model_tier import fake_model_tier
 from tokenizer_svc.detokenizer import Detokenizer
-from tokenwire.errors import Internal, Overloaded
+from tokenwire.errors import AlreadyExists, Internal, Overloaded
 from tokenwire.requests import CancelReason, FinishReason, ModelTimings, Terminal, Usage
 from tokenwire.status import from_rpc_error
 from tokenwire.v1 import common_pb2, tokenizer_pb2
@@ -285,6 +285,20 @@ def test_credits_hold_text_back_and_nobody_else(trained_folder: Path) -> None:
     asyncio.run(main())
 
 
+def test_what_was_generated_whole_waits_for_credit_until_its_time_is_over(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder) as (_, live, peer):
+            ids = live.ids("The capital of France is Paris, it is.")
+            request = text_request(timeout_ms=500)
+            request.token_ids.ids.extend(ids)
+            await peer.submit(1, request, credit=3)
+            terminal = await peer.end(1)
+            assert terminal.reason is FinishReason.DEADLINE and terminal.usage == Usage(len(ids), 0, len(ids))
+            assert peer.texts[1] == live.tokenizer.decode(ids[:3], skip_special_tokens=True)
+
+    asyncio.run(main())
+
+
 def test_half_close_lets_what_runs_finish(trained_folder: Path) -> None:
     async def main() -> None:
         async with tokenizer_over_fake(trained_folder, hold=True) as (fake, live, peer):
@@ -407,5 +421,34 @@ def test_a_request_that_is_taken_back_no_longer_holds_its_id(trained_folder: Pat
             assert (await fake.request(1)).request.context.request_id == "same"
             await first.end(Terminal(FinishReason.CANCELLED))
             assert (await peer.end(1)).reason is FinishReason.CANCELLED
+
+    asyncio.run(main())
+
+
+def test_a_request_holds_its_id_until_each_choice_was_taken_back_or_its_end_was_sent(trained_folder: Path) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder, hold=True) as (fake, live, peer):
+            twice = text_request("one", request_id="same")
+            twice.options.num_choices = 2
+            await peer.submit(1, twice)
+            first = await fake.request(0)
+            await peer.cancel(1)
+            await first.end(Terminal(FinishReason.CANCELLED))
+            assert (await peer.end(1)).reason is FinishReason.CANCELLED
+            await peer.submit(3, text_request("two", request_id="same"))
+            assert type((await peer.end(3)).error) is AlreadyExists, "one of its choices runs"
+            again = tokenizer_pb2.Submit(handle=4, request=text_request("two", request_id="same"), initial_credit=0)
+            await peer.send(cancels=[common_pb2.Cancel(handle=2)], submits=[again])
+            second = await fake.request(1)
+            await first.end(Terminal(FinishReason.CANCELLED), choice=1)
+            await second.say(*live.ids("two"))
+            await second.end(Terminal(FinishReason.LENGTH))
+            await live.until_idle()
+            await peer.submit(5, text_request("three", request_id="same"))
+            assert type((await peer.end(5)).error) is AlreadyExists, "its end waits for credit"
+            await peer.send(credits=[common_pb2.Credit(handle=4, tokens=9)])
+            assert (await peer.end(4)).reason is FinishReason.LENGTH
+            await peer.submit(6, text_request("four", request_id="same"))
+            assert (await fake.request(2)).request.context.request_id == "same"
 
     asyncio.run(main())

@@ -3,8 +3,10 @@ import logging
 import sys
 
 import pytest
+from grpc._common import deserialize
 
 from tokenwire.logs import FIELDS, JsonFormatter, ReadableFormatter, configure, fields
+from tokenwire.v1 import common_pb2
 
 
 def record(message: str, **values: object) -> logging.LogRecord:
@@ -31,6 +33,20 @@ def test_an_unknown_word_is_refused_with_what_is_allowed(capsys: pytest.CaptureF
         configure("model", {"TOKENWIRE_LOG": "loud"})
     assert caught.value.code == 2
     assert "'loud' is not one of debug, info" in capsys.readouterr().err
+
+
+def test_grpc_adds_no_traceback_of_its_own_for_what_it_cannot_decode(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure("model", {})
+        deserialize(b"\xff", common_pb2.Hello.FromString)
+        logging.getLogger("grpc._common").error("something else")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    said = capsys.readouterr().err
+    assert "something else" in said and "Traceback" not in said and len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("formatter", [ReadableFormatter("gateway"), JsonFormatter("gateway")])

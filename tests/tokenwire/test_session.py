@@ -55,14 +55,21 @@ class Listener:
 
 
 @asynccontextmanager
-async def connected(servicer: Scripted, listener: Listener) -> AsyncIterator[SessionClient[str]]:
+async def connected(
+    servicer: Scripted | grpc.GenericRpcHandler, listener: Listener, *, beats: bool = False
+) -> AsyncIterator[SessionClient[str]]:
     server = grpc.aio.server(interceptors=[TypedErrors()])
-    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
+    if isinstance(servicer, Scripted):
+        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
+    else:
+        server.add_generic_rpc_handlers([servicer])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
-        client: SessionClient[str] = SessionClient("peer", stub.Session, tokenizer_pb2.SessionRequest, listener)
+        client: SessionClient[str] = SessionClient(
+            "peer", stub.Session, tokenizer_pb2.SessionRequest, listener, beats=beats
+        )
         client.start()
         try:
             yield client
@@ -272,6 +279,44 @@ def test_a_bug_of_the_listener_ends_the_stream_with_internal_and_is_not_silent()
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("greets", [True, False], ids=["behind a Hello", "in place of a Hello"])
+def test_a_frame_that_cannot_be_read_is_said_once_and_without_a_traceback(
+    greets: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Spoiled(grpc.GenericRpcHandler):
+        num_streams = 0
+
+        def service(self, details: Any) -> Any:
+            return grpc.stream_stream_rpc_method_handler(self.session)
+
+        async def session(self, frames: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+            self.num_streams += 1
+            await anext(frames)
+            if greets:
+                await context.write(hello().SerializeToString())
+                await anext(frames)
+            await context.write(hello().SerializeToString()[:-1])
+
+    async def main() -> None:
+        listener, spoiled = Listener(), Spoiled()
+        async with connected(spoiled, listener) as client:
+            if greets:
+                await until(lambda: client.stream)
+                handle = send(client, "a")
+                await until(lambda: listener.lost)
+                assert listener.lost[0][0] == {handle: "a"}
+                error = listener.lost[0][1]
+            else:
+                await until(lambda: spoiled.num_streams > 3)
+                error = client.last_error
+            assert (error.message, error.reason) == ("peer sent a frame that cannot be read", "BAD_FRAME")
+
+    asyncio.run(main())
+    said = [each for each in caplog.records if each.name == session_module.__name__]
+    assert not any(each.exc_info for each in said)
+    assert len(said) == (0 if greets else 1), "a listener says itself that it lost a stream"
+
+
 def test_closing_reports_what_is_open() -> None:
     async def silent(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         await anext(frames)
@@ -287,5 +332,37 @@ def test_closing_reports_what_is_open() -> None:
             await asyncio.sleep(0.02)
         assert listener.lost[0][0] == {handle: "a"}
         assert listener.lost[0][1].reason == "SESSION_CLOSED"
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_says_nothing_while_something_is_open_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that hangs, as against one that sends an empty frame now and then, and one of which nothing is wanted."""
+    monkeypatch.setattr(session_module, "TICK_S", 0.01)
+    beating = asyncio.Event()
+
+    async def beating_first(frames: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        await anext(frames)
+        await context.write(hello())
+        await anext(frames)
+        while not beating.is_set():
+            await context.write(tokenizer_pb2.SessionResponse())
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        listener = Listener()
+        async with connected(Scripted(beating_first), listener, beats=True) as client:
+            await until(lambda: client.stream)
+            await asyncio.sleep(0.5)
+            assert not listener.lost, "nothing is open"
+            handle = send(client, "a")
+            await asyncio.sleep(0.5)
+            assert not listener.lost, "it says that it is there"
+            beating.set()
+            await until(lambda: listener.lost)
+            receivers, error = listener.lost[0]
+            assert receivers == {handle: "a"} and error.reason == "SILENT"
+            await until(lambda: client.stream)  # another is opened
 
     asyncio.run(main())

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from tokenwire.cli.saying import say
 from tokenwire.cutting import cut
 
 COLOURS = {"gateway": "cyan", "tokenizer": "magenta", "model": "green"}
@@ -17,7 +18,7 @@ READABLE = re.compile(
 
 def show_line(tier: str, line: str) -> None:
     """Print one line on standard error. A line of JSON passes as it is, so that the stream can be parsed."""
-    click.echo(line if line.startswith("{") else tidy(tier, line), err=True)
+    say(line if line.startswith("{") else tidy(tier, line), err=True)
 
 
 def cut_line(tier: str, line: str, num_dropped: int) -> str:

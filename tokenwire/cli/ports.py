@@ -3,6 +3,7 @@
 import http.client
 import importlib
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,23 +21,37 @@ TIERS = {
 """A service by which each tier's health service is told from the others'."""
 HEALTH_STATUS = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING"}
 PROBE_TIMEOUT_S = 1.0
+UNSEEN = "a process this user may not see, or a socket that neither listens nor is connected"
 
 
 def holder(port: int) -> str:
-    """The process that listens on `port`, as far as this user may know."""
+    """The process that listens on `port`, or has it for a connection, as far as this user may know."""
     if psutil is None:
         return "a process (install psutil to see which)"
     try:
-        connections = psutil.net_connections("tcp")
+        held = [each for each in psutil.net_connections("tcp") if each.laddr.port == port and each.pid]
     except psutil.AccessDenied:
-        return "a process this user may not see"
-    for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-            try:
-                return f"{psutil.Process(connection.pid).name()} (PID {connection.pid})"
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                return f"PID {connection.pid}"
-    return "a process this user may not see"
+        return UNSEEN
+    for listener in (each for each in held if each.status == psutil.CONN_LISTEN):
+        return _name(listener.pid)
+    for connection in held:
+        return f"a connection of {_name(connection.pid)}, not a server{_outgoing_ports()}"
+    return UNSEEN
+
+
+def _name(pid: int) -> str:
+    try:
+        return f"{psutil.Process(pid).name()} (PID {pid})"
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return f"PID {pid}"
+
+
+def _outgoing_ports() -> str:
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    except OSError:
+        return ""
+    return f" (outgoing connections get ports from {low} to {high}: servers are better off outside)"
 
 
 def tokenwire_tier(port: int, *, speaks_grpc: bool, host: str = "127.0.0.1") -> str:

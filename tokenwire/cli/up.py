@@ -20,6 +20,7 @@ from tokenwire.cli.models import store_with_bars
 from tokenwire.cli.one_key import one_key
 from tokenwire.cli.processes import TierGroup
 from tokenwire.cli.replicas import with_replicas
+from tokenwire.cli.saying import forget_unwritten, say
 from tokenwire.cli.tiers import (
     LOOPBACK,
     Tier,
@@ -193,7 +194,7 @@ class Up:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         tiers, limit_s = tiers_of(self.settings), self.settings.drain_timeout_s
-        click.echo(f"Tokenwire {__version__}, model {self.settings.model}: starting")
+        say(f"Tokenwire {__version__}, model {self.settings.model}: starting")
         async with TierGroup(tiers, show_line, limit_s) as group:
             await self._until_stopped(group, self._become_ready(group))
             await self._until_stopped(group, work(self))
@@ -201,11 +202,11 @@ class Up:
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self.stop.is_set() and self._main is not None:
-            click.echo(f"{number.name} again: leaving at once", err=True)
+            say(f"{number.name} again: leaving at once", err=True)
             self._main.cancel()
             return
-        self.stop.set()  # before the words, which fail where the terminal is gone
-        click.echo(f"\n{number.name}: draining, gateway first; once more to leave at once", err=True)
+        self.stop.set()
+        say(f"\n{number.name}: draining, gateway first; once more to leave at once", err=True)
 
     async def _until_stopped(self, group: TierGroup, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` until it is done, or a signal came. Raises what it raises, or Unavailable when a tier ends."""
@@ -234,18 +235,18 @@ class Up:
             async with self.client() as client:
                 if only_embed(await client.models()):
                     await client.embed("Hello", timeout_s=FIRST_TOKEN_TIMEOUT_S)
-                    click.echo(f"  first embedding served after {self.seconds():.1f} s")
+                    say(f"  first embedding served after {self.seconds():.1f} s")
                     return
                 (output,) = await client.generate("Hello", max_tokens=1, timeout_s=FIRST_TOKEN_TIMEOUT_S).outputs()
         except Unauthenticated as error:
             if self.api_key:
                 raise
             self.asks_who = True
-            click.echo(f"  {error}; set TOKENWIRE_API_KEY, and `tokenwire up` tries with it")
+            say(f"  {error}; set TOKENWIRE_API_KEY, and `tokenwire up` tries with it")
             return
         if output.error is not None:
             raise output.error
-        click.echo(f"  first token served after {self.seconds():.1f} s")
+        say(f"  first token served after {self.seconds():.1f} s")
 
     def client(self) -> AsyncClient:
         """A client of this gateway."""
@@ -254,13 +255,13 @@ class Up:
     async def _say_still_starting(self, group: TierGroup) -> None:
         while True:
             await asyncio.sleep(STILL_STARTING_S)
-            click.echo(f"  still starting ({self.seconds():.0f} s)", err=True)
+            say(f"  still starting ({self.seconds():.0f} s)", err=True)
 
     def _on_ready(self, tier: Tier, seconds: float) -> None:
-        click.echo(f"  {tier.name:<9} ready after {seconds:4.1f} s  {tier.target}")
+        say(f"  {tier.name:<9} ready after {seconds:4.1f} s  {tier.target}")
 
     def _on_stopped(self, tier: Tier, in_time: bool) -> None:
-        click.echo(f"  {tier.name:<9} {'drained' if in_time else 'killed: it did not end within its time'}")
+        say(f"  {tier.name:<9} {'drained' if in_time else 'killed: it did not end within its time'}")
 
     def seconds(self) -> float:
         """Since the start."""
@@ -273,6 +274,8 @@ def run(settings: UpSettings, work: Callable[[Up], Coroutine[Any, Any, None]]) -
         asyncio.run(Up(settings).run(work))
     except asyncio.CancelledError:
         raise SystemExit(INTERRUPTED) from None
+    finally:
+        forget_unwritten()
 
 
 async def wait(event: asyncio.Event) -> None:
@@ -290,14 +293,14 @@ async def serve(running: Up) -> None:
         shown = embedding_examples if only_embed(cards) else examples
     tls_folder = running.settings.tls_folder
     http_url = f"{'https' if tls_folder else 'http'}://{running.http_target}"
-    click.echo(f"\nServing {', '.join(names)}:  gRPC {running.grpc_target}  HTTP {http_url}\n")
+    say(f"\nServing {', '.join(names)}:  gRPC {running.grpc_target}  HTTP {http_url}\n")
     if metrics := metrics_addresses(running.settings):
-        click.echo(f"Metrics: {metrics}\n")
+        say(f"Metrics: {metrics}\n")
     for title, command in shown(
         names[0], running.grpc_target, running.http_target, tls_folder, asks_who=running.asks_who
     ):
-        click.echo(f"{title}:\n  {command}\n")
-    click.echo("Ctrl-C drains and stops.")
+        say(f"{title}:\n  {command}\n")
+    say("Ctrl-C drains and stops.")
     await wait(running.stop)
 
 

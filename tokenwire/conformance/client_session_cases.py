@@ -144,6 +144,17 @@ async def session_too_many_choices(client: ClientProgram) -> None:
     expect(told.output(1).get("text") == "three", f"output 1 was told as {told.output(1).get('text')!r}")
 
 
+@cases.case(
+    "session-bad-text", "On one Session: 'one two' with what is no Unicode behind it, then 'three'; tell of each."
+)
+async def session_bad_text(client: ClientProgram) -> None:
+    """Sent, it would end the stream and what else is on it."""
+    seen, told = await client.run("session-bad-text")
+    expect_error(told.output(0).get("error"), code="INVALID_ARGUMENT", reason="INVALID_REQUEST", fields=["text"])
+    expect(told.output(1).get("text") == "three", f"output 1 was told as {told.output(1).get('text')!r}")
+    submits(seen, 1)
+
+
 @cases.case("session-time-limit", "On one Session: 'one', then 'mute' with timeout_ms 1000; nothing comes for it.")
 async def session_time_limit(client: ClientProgram) -> None:
     """The client has a clock too."""

@@ -7,7 +7,7 @@ import grpc
 
 from tokenwire.bearer import bearer
 from tokenwire.channels import aio_channel
-from tokenwire.conformance import generate_cases, session_cases, session_refusals, token_cases
+from tokenwire.conformance import generate_cases, session_cases, session_credit_cases, session_refusals, token_cases
 from tokenwire.conformance.results import Case, CaseFailed, Result, chosen, run_case
 from tokenwire.conformance.target import Target
 from tokenwire.errors import FailedPrecondition, Unavailable
@@ -18,6 +18,7 @@ from tokenwire.v1 import tokenizer_pb2
 SERVER_CASES: list[Case[Target]] = [
     *generate_cases.cases.all,
     *session_cases.cases.all,
+    *session_credit_cases.cases.all,
     *session_refusals.cases.all,
     *token_cases.cases.all,
 ]

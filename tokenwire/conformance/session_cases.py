@@ -1,7 +1,7 @@
 """What the contract says of a Session that keeps its protocol: docs/session.md."""
 
 from tokenwire.conformance.peer import Peer
-from tokenwire.conformance.results import Cases, CaseSkipped, expect
+from tokenwire.conformance.results import Cases, expect
 from tokenwire.conformance.target import PROMPT, Target, expect_error, expect_reason, reason_name
 from tokenwire.status import from_wire
 from tokenwire.v1 import common_pb2 as pb
@@ -119,71 +119,50 @@ async def session_request_id(target: Target) -> None:
     async with Peer(target) as peer:
         await peer.greet()
         await peer.submit(1, PROMPT, request_id="conformance")
-        await peer.submit(2, PROMPT, request_id="conformance", max_tokens=2)
-        finish = await peer.finish(2)
-        expect_reason(finish, "ERROR")
-        expect_error(from_wire(finish.error), "ALREADY_EXISTS")
+        await expect_taken(peer, 2)
         again = peer.made(3, PROMPT, request_id="conformance", max_tokens=2)
         await peer.send(submits=[again], cancels=[pb.Cancel(handle=1)])
         expect_reason(await peer.finish(1), "CANCELLED")
         expect_reason(await peer.finish(3), "LENGTH")
 
 
-@cases.case("session.credit", "No more tokens are sent than were granted; a Credit adds to them.")
-async def session_credit(target: Target) -> None:
-    """Three, five, all."""
+@cases.case("session.request-id-choices", "A request_id is held while one of its request's choices was not cancelled.")
+async def session_request_id_choices(target: Target) -> None:
+    """One of two is taken back, then the other in the frame that uses the id again."""
     async with Peer(target) as peer:
         await peer.greet()
-        await peer.submit(1, PROMPT, credit=3, max_tokens=8)
-        await peer.tokens(1, 3)
-        await peer.submit(2, PROMPT, max_tokens=16)
-        await peer.finish(2)
-        await peer.credit(1, 2)
-        await peer.tokens(1, 5)
-        await peer.credit(1, 50)
-        expect_reason(await peer.finish(1), "LENGTH")
-
-
-@cases.case(
-    "session.no-credit", "A sequence without credit sends nothing, slows nobody, and its finish waits for its text."
-)
-async def session_no_credit(target: Target) -> None:
-    """The others overtake it."""
-    async with Peer(target) as peer:
-        await peer.greet()
-        await peer.submit(1, PROMPT, credit=0, max_tokens=2)
-        await peer.send(submits=[peer.made(handle, PROMPT, max_tokens=16) for handle in (2, 3, 4)])
-        await peer.until(lambda: len(peer.finishes) == 3)
-        expect(1 not in peer.finishes, "the finish did not wait for the text")
-        expect(not peer.texts.get(1), f"text came without credit: {peer.texts.get(1)!r}")
-        await peer.credit(1, 2)
-        expect_reason(await peer.finish(1), "LENGTH")
-
-
-@cases.case("session.credit-cancel", "Cancel needs no credit: the text that waits is dropped.")
-async def session_credit_cancel(target: Target) -> None:
-    """Of one that waits, finished or not."""
-    async with Peer(target) as peer:
-        await peer.greet()
-        await peer.submit(1, PROMPT, credit=0, max_tokens=2)
-        await peer.submit(2, PROMPT, max_tokens=16)
-        await peer.finish(2)
+        await peer.submit(1, PROMPT, request_id="conformance", num_choices=2)
+        await peer.tokens(1, 1)
         await peer.send(cancels=[pb.Cancel(handle=1)])
         expect_reason(await peer.finish(1), "CANCELLED")
+        await expect_taken(peer, 3)
+        again = peer.made(4, PROMPT, request_id="conformance", max_tokens=2)
+        await peer.send(submits=[again], cancels=[pb.Cancel(handle=2)])
+        expect_reason(await peer.finish(2), "CANCELLED")
+        expect_reason(await peer.finish(4), "LENGTH")
 
 
-@cases.case("session.timeout", "DEADLINE waits for no credit.")
-async def session_timeout(target: Target) -> None:
-    """One with and one without credit run out of time."""
+@cases.case("session.request-id-held", "A request_id is held while its request's end waits for credit, and then free.")
+async def session_request_id_held(target: Target) -> None:
+    """Two tokens, of which one is granted first."""
     async with Peer(target) as peer:
         await peer.greet()
-        await peer.submit(1, PROMPT, credit=0, timeout_ms=400)
-        await peer.submit(2, PROMPT, timeout_ms=400)
-        first, second = await peer.finish(1), await peer.finish(2)
-        if reason_name(second) == "LENGTH":
-            raise CaseSkipped("the whole context was generated within 400 ms")
-        expect_reason(first, "DEADLINE")
-        expect_reason(second, "DEADLINE")
+        await peer.submit(1, PROMPT, request_id="conformance", credit=1, max_tokens=2)
+        await peer.submit(2, PROMPT, max_tokens=16)
+        await peer.finish(2)
+        await expect_taken(peer, 3)
+        await peer.credit(1, 1)
+        expect_reason(await peer.finish(1), "LENGTH")
+        await peer.submit(4, PROMPT, request_id="conformance", max_tokens=2)
+        expect_reason(await peer.finish(4), "LENGTH")
+
+
+async def expect_taken(peer: Peer, handle: int) -> None:
+    """Submit under the id of the cases above. Raises CaseFailed unless that is refused."""
+    await peer.submit(handle, PROMPT, request_id="conformance", max_tokens=2)
+    finish = await peer.finish(handle)
+    expect_reason(finish, "ERROR")
+    expect_error(from_wire(finish.error), "ALREADY_EXISTS")
 
 
 @cases.case("session.bad-request", "A bad request is the finish of its own handle, with a typed error; others go on.")

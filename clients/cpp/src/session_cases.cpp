@@ -116,6 +116,13 @@ bool on_session(tokenwire::Stub& stub, const std::string& name) {
          try_submit(session, request);
          tell_second(send("three"));
        }},
+      {"session-bad-text",
+       [&] {
+         v1::TextRequest request;
+         request.set_text("one two \xff");
+         try_submit(session, request);
+         tell_second(send("three"));
+       }},
       {"session-time-limit",
        [&] {
          tell_all({send("one")});

@@ -136,6 +136,10 @@ const onSession: Record<string, (session: Session) => Promise<void>> = {
     await trySubmit(s, { text: "one two", options: { numChoices: 129 } });
     await tellSecond(await s.submit({ text: "three" }));
   },
+  "session-bad-text": async (s) => {
+    await trySubmit(s, { text: "one two \ud83d" });
+    await tellSecond(await s.submit({ text: "three" }));
+  },
   "session-time-limit": async (s) => {
     await tellAll(await s.submit({ text: "one" }));
     await tellSecond(await s.submit({ text: "mute", context: { timeoutMs: 1000 } }));

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.live_gateway import gateway_over_fake
 from tests.fakes.raw_http import (
+    BODY,
     CHUNKED,
     CLOSE,
     HEAD,
@@ -76,6 +77,46 @@ def test_a_drain_does_not_wait_for_the_rest_of_a_body() -> None:
             async with asyncio.timeout(20):
                 await drain
             assert tier.requests == [] and live.server.http.bodies.num_bytes == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("size", [b"1001", b"800000", b"f" * 16])
+def test_a_chunk_that_says_it_is_too_large_is_not_waited_for(size: bytes) -> None:
+    """By its size line alone, in whatever pieces that comes; on each kind of path in its own shape."""
+
+    async def main() -> None:
+        async with gateway_over_fake(max_body_bytes=4096) as (tier, live):
+            web = HEAD.replace(b"/v1/chat/completions", b"/tokenwire.v1.GenerationService/ListModels")
+            for head, error in ((HEAD, b"message_too_large"), (web, b"resource_exhausted")):
+                for pieces in ((b"\r\n" + size + b"\r\n",), (b"\r\n1\r\n{\r\n", size, b";a", b"\r\n")):
+                    async with connected(live) as (reader, writer), asyncio.timeout(10):
+                        writer.write(head + CHUNKED)
+                        for piece in pieces:
+                            writer.write(piece)
+                            await asyncio.sleep(0.02)
+                        answer = await reader.readuntil(b"}")
+                        assert status_of(answer) in (413, 429) and error in answer, answer
+            assert tier.requests == []
+            await check_well(live)
+
+    asyncio.run(main())
+
+
+def test_a_body_in_chunks_is_read_wherever_it_is_cut() -> None:
+    extended = b"5;a=b\r\n" + BODY[:5] + b"\r\n%X\r\n" % (len(BODY) - 5) + BODY[5:] + b"\r\n000;c\r\nX: y\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + CLOSE + b"\r\n"
+
+    async def main() -> None:
+        async with gateway_over_fake(max_body_bytes=len(BODY)) as (_, live):
+            data = (HEAD + CHUNKED + b"\r\n" + extended) * 2
+            for cut in range(1, len(data), 5):
+                async with connected(live) as (reader, writer), asyncio.timeout(10):
+                    writer.write(data[:cut])
+                    await asyncio.sleep(0.002)
+                    writer.write(data[cut:] + last)
+                    answer = await reader.read(-1)
+                assert answer.count(b"chat.completion") == 2 and answer.endswith(b'{"status":"ok"}'), (cut, answer)
 
     asyncio.run(main())
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake
+from tests.fakes.raw_http import error_of, exchange, status_of
 from tests.fakes.web_caller import PATH
 
 CHAT = {"messages": [{"role": "user", "content": "a b"}]}
@@ -40,6 +41,31 @@ def test_other_names_are_refused_on_every_path() -> None:
                     assert "--identity-file" in error["message"] and len(error["message"]) < 1024
                     assert "access-control-allow-origin" not in answer.headers
             assert tier.requests == []
+
+    asyncio.run(main())
+
+
+def test_a_target_that_is_a_whole_address_says_whose_server_is_asked() -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            line = b"GET http://%b/v1/models HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n"
+            for target in (b"evil.example", b"evil.example:80", b"localhost@evil.example", b"HTTP://localhost"):
+                answer = await exchange(live, line % (target, b"localhost"))
+                assert status_of(answer) == 403 and error_of(answer)["code"] == "host_not_allowed", target
+            assert status_of(await exchange(live, line % (b"localhost:8080", b"evil.example"))) == 200
+
+    asyncio.run(main())
+
+
+def test_http_1_0_is_answered_by_its_host_field_and_without_one_where_any_name_will_do() -> None:
+    async def main() -> None:
+        line = b"GET /v1/models HTTP/1.0\r\n"
+        async with gateway_over_fake() as (_, live):
+            assert status_of(await exchange(live, line + b"\r\n")) == 403
+            assert status_of(await exchange(live, line + b"Host: evil.example\r\n\r\n")) == 403
+            assert status_of(await exchange(live, line + b"Host: localhost\r\n\r\n")) == 200
+        async with gateway_over_fake(insecure=True) as (_, live):
+            assert status_of(await exchange(live, line + b"\r\n")) == 200
 
     asyncio.run(main())
 

@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from model_svc.model.paged import PagedStep
+from model_svc.model.step_adapters import step_adapters
 from model_svc.runner import recorded_sampler
 from model_svc.runner.decode_graphs import DecodeGraphs, buckets
 from model_svc.runner.graph import Graph, Record
@@ -80,6 +85,36 @@ def test_padding_writes_into_the_scratch_block_alone(tmp_path: Path) -> None:
     num_needed = sum(-(-s.num_tokens // runner.info.block_size) for s in sequences)
     assert len(touched - {runner.info.num_blocks}) <= num_needed
     assert all(len(outputs(s)) == NUM_OUTPUTS for s in sequences)
+
+
+def test_what_is_recorded_later_sees_no_adapters_of_a_larger_step(tmp_path: Path) -> None:
+    """They would be those of tokens that are not there: kernels write to where these would be."""
+    write_model(tmp_path, "llama")
+    runner = tiny_runner_of(str(tmp_path))
+    assert isinstance(runner, TorchModelRunner)
+    model, kv = runner._model, runner._kv
+    seen: list[tuple[int, list[int]]] = []
+
+    def watched(token_ids: Tensor, positions: Tensor, last: Tensor, step: PagedStep, backend: Any) -> Tensor:
+        if step.adapters is not None:
+            seen.append((len(token_ids), step.adapters.tokens[: int(step.adapters.starts[-1])].tolist()))
+        return model.logits(token_ids, positions, last, step, backend)
+
+    graphs = DecodeGraphs(
+        SimpleNamespace(logits=watched, vocab_size=model.vocab_size), kv, runner._backend, Recorder(),  # type: ignore[arg-type]
+        max_batch_size=8, max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks - 1,
+        num_adapter_slots=2,
+    )  # fmt: skip
+    for slots in ([1, 0, 0, 1, 1, 0, 1, 0], [1], [-1, 0]):
+        rows = torch.arange(len(slots))
+        adapters = step_adapters(np.array(slots), 2, kv.device)
+        step = PagedStep(
+            kv, rows * kv.block_size, rows[:, None], rows * 0 + 1, torch.arange(len(slots) + 1), len(slots),
+            (1,) * len(slots), (1,) * len(slots), adapters=adapters,
+        )  # fmt: skip
+        with torch.inference_mode():
+            graphs.logits(rows, rows * 0, step)
+    assert seen == [(8, []), (8, [1, 2, 5, 7, 0, 3, 4, 6]), (1, []), (1, [0]), (2, []), (2, [1])]
 
 
 def test_a_model_that_cannot_be_recorded_is_served_without(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def test_the_holder_is_named(listener: int) -> None:
     assert f"PID {os.getpid()}" in holder(listener)
 
 
+def test_a_port_that_an_outgoing_connection_got_is_told_from_a_listener(listener: int) -> None:
+    with socket.create_connection(("127.0.0.1", listener)) as connection:
+        port = connection.getsockname()[1]
+        assert not is_free(port)
+        assert "a connection of " in holder(port) and f"PID {os.getpid()}" in holder(port)
+        assert "connection" not in holder(listener)
+
+
 @pytest.mark.parametrize("speaks_grpc", [True, False])
 def test_a_stranger_that_never_answers_is_no_tier(listener: int, speaks_grpc: bool) -> None:
     assert tokenwire_tier(listener, speaks_grpc=speaks_grpc) == ""

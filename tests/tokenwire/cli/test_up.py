@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_until_serving
+from tokenwire.addresses import free_ports, is_free
 from tokenwire.cli.examples import command_name, examples
 from tokenwire.cli.tiers import UpSettings
 from tokenwire.cli.up import metrics_addresses, only_embed
-from tokenwire.client import ModelCard
+from tokenwire.client import Client, ModelCard
 
 TOKENWIRE = [sys.executable, "-m", "tokenwire.cli.main"]
 FREE_PORTS = [f"--{name}port=0" for name in ("", "http-", "tokenizer-", "model-")]
@@ -117,6 +119,30 @@ def test_a_second_signal_leaves_at_once_without_a_traceback() -> None:
         assert process.wait(60) == 130
     assert "SIGINT again: leaving at once" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("reader_leaves", [False, True], ids=["full disk", "reader that leaves"])
+def test_words_that_cannot_be_written_stop_nobody(reader_leaves: bool) -> None:
+    """Every tier starts, serves and is drained, and the command ends well."""
+    ports = free_ports(4)
+    names = ("port", "http-port", "tokenizer-port", "model-port")
+    command = [*TOKENWIRE, "up", *FREE_PORTS, "--engine", "mock"]
+    command += [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
+    target = f"127.0.0.1:{ports[0]}"
+    with open("/dev/full", "wb") as full, subprocess.Popen(
+        command, stdout=subprocess.PIPE if reader_leaves else full, stderr=subprocess.STDOUT, env=ENVIRON,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        if process.stdout is not None:
+            assert b"starting" in process.stdout.readline()
+            process.stdout.close()
+        wait_until_serving(target, process)
+        with Client(target) as client:
+            assert client.generate("Hello", max_tokens=3, ignore_eos=True).outputs()[0].terminal.error is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    assert all(map(is_free, ports))
 
 
 def test_the_banner_names_the_metrics_that_are_on() -> None:

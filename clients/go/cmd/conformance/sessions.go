@@ -91,6 +91,9 @@ func onSession(ctx context.Context, client *tokenwire.Client, name string) bool 
 			Input: &pb.TextRequest_Text{Text: "one two"}, Options: &pb.GenerationOptions{NumChoices: 129},
 		})
 		tellSecond(ctx, send("three"))
+	case "session-bad-text":
+		trySubmit(ctx, session, &pb.TextRequest{Input: &pb.TextRequest_Text{Text: "one two \xff"}})
+		tellSecond(ctx, send("three"))
 	case "session-time-limit":
 		tellAll(ctx, send("one"))
 		tellSecond(ctx, must(session.Submit(ctx, limited("mute"), nil)))

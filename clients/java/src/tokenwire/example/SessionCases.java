@@ -51,6 +51,10 @@ final class SessionCases {
                 trySubmit(session, TextRequest.newBuilder().setText("one two"), 129);
                 tellSecond(send(session, "three").get(0));
             }
+            case "session-bad-text" -> {
+                trySubmit(session, TextRequest.newBuilder().setText("one two \ud83d"), 0);
+                tellSecond(send(session, "three").get(0));
+            }
             case "session-time-limit" -> {
                 tellAll(send(session, "one"));
                 tellSecond(session.submit(limited("mute").build(), null).get(0));
