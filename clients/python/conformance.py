@@ -133,7 +133,7 @@ def session_wrong(session: Session, text: str, credit: int | None = None) -> Non
 
 def session_no_hello(session: Session) -> None:
     try:
-        session.submit("one two", timeout_s=1)
+        session.submit("one two", timeout_s=5)
     except TokenwireError as error:
         print(json.dumps({"output": 0, "error": told(error)}))
 

@@ -175,7 +175,7 @@ async def session_time_limit(client: ClientProgram) -> None:
     expect_out_of_time(told.output(1))
 
 
-@cases.case("session-no-hello", "On a Session, to which no Hello comes: 'one two' with timeout_ms 1000.")
+@cases.case("session-no-hello", "On a Session, to which no Hello comes: 'one two' with timeout_ms 5000.")
 async def session_no_hello(client: ClientProgram) -> None:
     """Time runs while a stream is opened."""
     seen, told = await client.run("session-no-hello", Script(greets=False))

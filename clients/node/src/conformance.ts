@@ -144,7 +144,7 @@ const onSession: Record<string, (session: Session) => Promise<void>> = {
     await tellAll(await s.submit({ text: "one" }));
     await tellSecond(await s.submit({ text: "mute", context: { timeoutMs: 1000 } }));
   },
-  "session-no-hello": (s) => trySubmit(s, { text: "one two", context: { timeoutMs: 1000 } }),
+  "session-no-hello": (s) => trySubmit(s, { text: "one two", context: { timeoutMs: 5000 } }),
   "session-overrun": async (s) => {
     await tellAll(await s.submit({ text: "overrun" }, 2)); // its stream has ended then
     await tellSecond(await s.submit({ text: "one two" }));

@@ -113,6 +113,9 @@ def test_servers_that_cannot_be_asked(stack: WholeStack) -> None:
     with pytest.raises(Unavailable, match=r"nothing answers at 127\.0\.0\.1:1"):
         results("127.0.0.1:1")
 
+    with pytest.raises(FailedPrecondition, match=r"is no gateway.*no tokenwire\.v1\.GenerationService"):
+        results(stack.tokenizer.target)
+
     async def main() -> None:
         async for _ in run_server(stack.gateway.grpc_target, model="another"):
             pass
