@@ -22,6 +22,7 @@ from tokenwire.client.options import CallOptions
 from tokenwire.client.retries import retry_options
 from tokenwire.client.sessions import AsyncSession, Session
 from tokenwire.client.streams import AsyncStream, Stream
+from tokenwire.forks import grpc_is_lost
 from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls
 
@@ -179,7 +180,8 @@ class Client:
     def close(self) -> None:
         """End the connection and every stream on it."""
         self._stub.close()
-        self._channel.close()
+        if not grpc_is_lost():
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self

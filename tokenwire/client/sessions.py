@@ -74,8 +74,8 @@ class AsyncSession:
 class Session:
     """Many requests on one stream, for ordinary code; may be shared by threads. Use it in a `with` block.
 
-    It has a connection of its own, on an event loop that all sessions of the process share. A fork does not take it
-    along: there it raises FailedPrecondition.
+    It has a connection of its own, on an event loop that all sessions of the process share. A forked process cannot
+    use it, nor open others: both raise FailedPrecondition there.
     """
 
     def __init__(self, target: str, metadata: Sequence[tuple[str, str]], tls: ClientTls | None, max_open: int) -> None:

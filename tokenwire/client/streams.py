@@ -13,6 +13,7 @@ import grpc
 from tokenwire.client.events import Event, Output, OutputCollector
 from tokenwire.client.messages import GenerationCall
 from tokenwire.errors import Cancelled, Unavailable
+from tokenwire.forks import grpc_is_lost, refuse_lost_grpc
 from tokenwire.status import from_rpc_error
 
 
@@ -60,6 +61,7 @@ class Stream(StreamState):
 
     def __next__(self) -> Event:
         while not self._waiting:
+            refuse_lost_grpc()
             try:
                 self._waiting.extend(self._events_of(next(self._call)))
             except StopIteration:
@@ -82,7 +84,8 @@ class Stream(StreamState):
 
     def close(self) -> None:
         """Cancel what still runs. Harmless at the end."""
-        self._call.cancel()
+        if not grpc_is_lost():
+            self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +107,7 @@ class AsyncStream(StreamState):
 
     async def __anext__(self) -> Event:
         while not self._waiting:
+            refuse_lost_grpc()
             try:
                 response = await self._call.read()
             except grpc.RpcError as error:
@@ -132,7 +136,8 @@ class AsyncStream(StreamState):
 
     def close(self) -> None:
         """Cancel what still runs. Harmless at the end."""
-        self._call.cancel()
+        if not grpc_is_lost():
+            self._call.cancel()
 
     async def __aenter__(self) -> Self:
         return self
