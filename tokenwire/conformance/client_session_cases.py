@@ -147,10 +147,10 @@ async def session_large(client: ClientProgram) -> None:
 async def session_too_many_choices(client: ClientProgram) -> None:
     """By whomever it is refused, nobody waits for choices that never are."""
     seen, told = await client.run("session-too-many-choices")
+    expect_error(told.output(0).get("error"), code="INVALID_ARGUMENT", reason="INVALID_REQUEST")
     expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not 1")
     texts = [submit.request.text for submit in seen.sessions[0].submits]
     expect(texts in (["three"], ["one two", "three"]), f"the stream was sent {texts}")
-    expect_error(told.output(0).get("error"), code="INVALID_ARGUMENT", reason="INVALID_REQUEST")
     expect(told.output(1).get("text") == "three", f"output 1 was told as {told.output(1).get('text')!r}")
 
 
@@ -189,8 +189,8 @@ async def session_no_hello(client: ClientProgram) -> None:
 async def session_overrun(client: ClientProgram) -> None:
     """A client holds what it granted, and no more; the stream has ended before the second is answered."""
     seen, told = await client.run("session-overrun")
-    expect_streams(seen, ["overrun"], ["one two"])
     expect_error(told.output(0).get("error"), code="INTERNAL")
+    expect_streams(seen, ["overrun"], ["one two"])
     expect(told.output(1).get("text") == "one two", f"output 1 was told as {told.output(1).get('text')!r}")
 
 
@@ -200,8 +200,8 @@ async def session_overrun(client: ClientProgram) -> None:
 async def session_bad_frame(client: ClientProgram) -> None:
     """It is not read beyond its end; the stream has ended before the second is answered."""
     seen, told = await client.run("session-bad-frame")
-    expect_streams(seen, ["crooked"], ["one two"])
     expect_error(told.output(0).get("error"), code="INTERNAL")
+    expect_streams(seen, ["crooked"], ["one two"])
     expect(told.output(1).get("text") == "one two", f"output 1 was told as {told.output(1).get('text')!r}")
 
 
