@@ -4,6 +4,7 @@ Both only start calls on their kind of channel; requests, answers and errors are
 `messages.py`. What is tried again is the transport's business (`retries.py`).
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -22,6 +23,7 @@ from tokenwire.client.options import CallOptions
 from tokenwire.client.retries import retry_options
 from tokenwire.client.sessions import AsyncSession, Session
 from tokenwire.client.streams import AsyncStream, Stream
+from tokenwire.errors import FailedPrecondition
 from tokenwire.forks import grpc_is_lost
 from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls
@@ -212,17 +214,24 @@ class AsyncClient:
 
         `max_attempts`: how often a call that no server has taken is tried, with growing pauses; 1 to 5.
         `plaintext_key`: send the key without TLS to other machines too, as behind a mesh's sidecar. Raises
-        FailedPrecondition for TLS files that cannot be used, and for a key that would be sent so without this.
+        FailedPrecondition for TLS files that cannot be used, for a key that would be sent so without this, and where no
+        event loop runs.
         """
         self.target = target
         self._metadata = bearer(api_key, target, tls, plaintext_key)
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            message = "an AsyncClient belongs to the event loop it is made in, and none runs here"
+            raise FailedPrecondition(f"{message}: make it in a coroutine", reason="NO_EVENT_LOOP") from None
         self._channel = aio_channel(target, tls, retry_options(max_attempts))
         self._stub = OpenStub(self._channel, target)
 
     def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> AsyncStream:
         """As `Client.generate`."""
         sent = m.generate_call(prompts, options)
-        return AsyncStream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
+        call = self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata)
+        return AsyncStream(sent, call, self._loop)
 
     def chat(
         self,
@@ -249,7 +258,8 @@ class AsyncClient:
             continue_final_message=continue_final_message,
         )
         sent = m.chat_call(conversation, options)
-        return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
+        call = self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata)
+        return AsyncStream(sent, call, self._loop)
 
     def session(self, *, max_open: int = 1024) -> AsyncSession:
         """As `Client.session`, on this client's connection."""

@@ -1,7 +1,7 @@
 """A conversation as the wire has it, made from the client's values and checked. Does not know what it is sent for."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenwire.client.events import Message, Tool
@@ -26,6 +26,8 @@ def conversation_of(
     conversation = tokenizer_pb2.Conversation()
     if isinstance(messages, str):
         messages = [Message("user", messages)]
+    if not isinstance(messages, Iterable):
+        raise invalid("messages", f"{messages!r:.80} is not allowed: a text, or a sequence of Message")
     for i, message in enumerate(messages):
         _add_message(conversation, message, f"messages[{i}]")
     for i, tool in enumerate(tools):
@@ -50,6 +52,8 @@ def invalid(field: str, description: str) -> InvalidRequest:
 
 
 def _add_message(conversation: tokenizer_pb2.Conversation, message: Message, field: str) -> None:
+    if not isinstance(message, Message):
+        raise invalid(field, f"{message!r:.80} is not allowed: a tokenwire.client.Message")
     refuse_bad_text(f"{field}.role", message.role)
     refuse_bad_text(f"{field}.content", message.content)
     refuse_bad_text(f"{field}.reasoning", message.reasoning)
@@ -66,6 +70,8 @@ def _add_message(conversation: tokenizer_pb2.Conversation, message: Message, fie
 
 
 def _add_tool(conversation: tokenizer_pb2.Conversation, tool: Tool, field: str) -> None:
+    if not isinstance(tool, Tool):
+        raise invalid(field, f"{tool!r:.80} is not allowed: a tokenwire.client.Tool")
     refuse_bad_text(f"{field}.name", tool.name)
     refuse_bad_text(f"{field}.description", tool.description)
     parameters = "" if tool.parameters is None else _json_text(tool.parameters, f"{field}.parameters")

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,14 @@ def test_what_is_wrong_with_one_request_is_its_own() -> None:
                 for credit in (-1, 1.5, 2**32):
                     with pytest.raises(ValueError, match=f"credit {credit}"):
                         await session.submit("a", credit=credit)  # type: ignore[arg-type]
+                for max_open in (0, 1.5):
+                    with pytest.raises(ValueError, match=f"max_open {max_open}"):
+                        client.session(max_open=max_open)  # type: ignore[arg-type]
                 outputs = await session.submit("!hold a")
+                for choice in (1, -1, "a", 0.0):
+                    for refused in (outputs.cancel, partial(outputs.grant, 1)):
+                        with pytest.raises(ValueError, match="choice .* is not allowed"):
+                            refused(choice)  # type: ignore[operator]
                 for tokens in (0, 1.5, 2**32):
                     with pytest.raises(ValueError, match="is not allowed"):
                         outputs.grant(tokens)  # type: ignore[arg-type]
@@ -256,6 +264,8 @@ def blocking(target: str) -> None:
         assert sorted(found) == sorted(f"{number} {turn}" for number in range(4) for turn in range(20))
         with session.submit("!hold a b") as held:
             assert isinstance(next(held), TextDelta)
+            with pytest.raises(ValueError, match="choice 9 is not allowed"):
+                held.cancel(9)
         assert held.outputs()[0].terminal.reason is FinishReason.CANCELLED
         none = session.submit("a b c", credit=0)
         none.grant(3)
