@@ -15,7 +15,7 @@ import grpc
 from tokenwire.bearer import bearer
 from tokenwire.channels import aio_channel, sync_channel, told_to_move
 from tokenwire.client import messages as m
-from tokenwire.client.conversations import conversation_of
+from tokenwire.client.conversations import ChatOptions, chat_parts, conversation_of
 from tokenwire.client.embeddings import Embeddings, EmbedOptions, embed_request, embeddings
 from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, RenderedPrompt, TokenizerFiles, Tool
 from tokenwire.client.open_stub import OpenStub
@@ -62,39 +62,9 @@ class Client:
         sent = m.generate_call(prompts, options)
         return Stream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
 
-    def chat(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        parallel_tool_calls: bool = True,
-        required_tool: str = "",
-        template_arguments: Mapping[str, Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] = (),
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> Stream:
-        """Answer a conversation, or one message of a user. Raises InvalidRequest.
-
-        `tools`: functions that the model may call. `parallel_tool_calls` False: the answer ends with its first call.
-        `required_tool`: the answer is a call of the tool of this name, its arguments valid; "*": of any of them.
-        `template_arguments`: extra variables of the model's template, such as enable_thinking. `documents`: for
-        templates that take them. `add_generation_prompt`: end the prompt with the header of the assistant's turn; None:
-        unless the last message is continued. `continue_final_message`: go on with the last message instead of
-        answering it.
-        """
-        conversation = conversation_of(
-            messages,
-            tools=tools,
-            parallel_tool_calls=parallel_tool_calls,
-            required_tool=required_tool,
-            template_arguments=template_arguments,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
-        sent = m.chat_call(conversation, options)
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> Stream:
+        """Answer a conversation, or one message of a user. `ChatOptions` says what it takes. Raises InvalidRequest."""
+        sent = m.chat_call(*chat_parts(messages, options))
         return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
 
     def session(self, *, max_open: int = 1024) -> Session:
@@ -233,31 +203,9 @@ class AsyncClient:
         call = self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata)
         return AsyncStream(sent, call, self._loop)
 
-    def chat(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        parallel_tool_calls: bool = True,
-        required_tool: str = "",
-        template_arguments: Mapping[str, Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] = (),
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> AsyncStream:
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> AsyncStream:
         """As `Client.chat`."""
-        conversation = conversation_of(
-            messages,
-            tools=tools,
-            parallel_tool_calls=parallel_tool_calls,
-            required_tool=required_tool,
-            template_arguments=template_arguments,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
-        sent = m.chat_call(conversation, options)
+        sent = m.chat_call(*chat_parts(messages, options))
         call = self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata)
         return AsyncStream(sent, call, self._loop)
 

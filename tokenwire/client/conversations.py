@@ -2,25 +2,47 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 from tokenwire.client.events import Message, Tool
-from tokenwire.client.options import refuse_bad_text
+from tokenwire.client.options import CallOptions, refuse_bad_text
 from tokenwire.errors import InvalidRequest
 from tokenwire.v1 import tokenizer_pb2
 from tokenwire.wire import tool_call_to_wire
 
 
+class ConversationOptions(TypedDict, total=False):
+    """What a conversation may have beside its messages."""
+
+    tools: Sequence[Tool]
+    """Functions that the model may call."""
+    parallel_tool_calls: bool
+    """False: the answer ends with its first call."""
+    required_tool: str
+    """The answer is a call of the tool of this name, its arguments valid; "*": of any of them."""
+    template_arguments: Mapping[str, Any] | None
+    """Extra variables of the model's template, such as enable_thinking."""
+    documents: Sequence[Mapping[str, Any]]
+    """For templates that take them."""
+    add_generation_prompt: bool | None
+    """End the prompt with the header of the assistant's turn; None: unless the last message is continued."""
+    continue_final_message: bool
+    """Go on with the last message instead of answering it."""
+
+
+class ChatOptions(ConversationOptions, CallOptions, total=False):
+    """All that a chat takes beside its messages."""
+
+
+def chat_parts(messages: str | Sequence[Message], given: ChatOptions) -> tuple[tokenizer_pb2.Conversation, CallOptions]:
+    """The conversation of a chat, and how to answer it. Raises InvalidRequest naming the field."""
+    of_conversation = {name: value for name, value in given.items() if name in ConversationOptions.__annotations__}
+    others = {name: value for name, value in given.items() if name not in of_conversation}
+    return conversation_of(messages, **cast(ConversationOptions, of_conversation)), cast(CallOptions, others)
+
+
 def conversation_of(
-    messages: str | Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    parallel_tool_calls: bool = True,
-    required_tool: str = "",
-    template_arguments: Mapping[str, Any] | None = None,
-    documents: Sequence[Mapping[str, Any]] = (),
-    add_generation_prompt: bool | None = None,
-    continue_final_message: bool = False,
+    messages: str | Sequence[Message], **given: Unpack[ConversationOptions]
 ) -> tokenizer_pb2.Conversation:
     """A conversation; a text stands for one message of the user. Raises InvalidRequest naming the field."""
     conversation = tokenizer_pb2.Conversation()
@@ -30,19 +52,21 @@ def conversation_of(
         raise invalid("messages", f"{messages!r:.80} is not allowed: a text, or a sequence of Message")
     for i, message in enumerate(messages):
         _add_message(conversation, message, f"messages[{i}]")
-    for i, tool in enumerate(tools):
+    for i, tool in enumerate(given.get("tools", ())):
         _add_tool(conversation, tool, f"tools[{i}]")
-    if not parallel_tool_calls:
+    if not given.get("parallel_tool_calls", True):
         conversation.parallel_tool_calls = False
-    if required_tool:
+    if required_tool := given.get("required_tool"):
         refuse_bad_text("required_tool", required_tool)
         conversation.required_tool = required_tool
-    if template_arguments:
+    if template_arguments := given.get("template_arguments"):
         conversation.template_arguments_json = _json_text(template_arguments, "template_arguments")
+    documents = given.get("documents", ())
     conversation.documents_json.extend(_json_text(found, f"documents[{i}]") for i, found in enumerate(documents))
+    add_generation_prompt = given.get("add_generation_prompt")
     if add_generation_prompt is not None:
         conversation.add_generation_prompt = _bool(add_generation_prompt, "add_generation_prompt")
-    conversation.continue_final_message = _bool(continue_final_message, "continue_final_message")
+    conversation.continue_final_message = _bool(given.get("continue_final_message", False), "continue_final_message")
     return conversation
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tokenwire.channels import aio_channel, told_to_move
-from tokenwire.client.conversations import conversation_of
+from tokenwire.client.conversations import ChatOptions, chat_parts
 from tokenwire.client.events import Message, Prompt
 from tokenwire.client.loop_thread import loop_thread
 from tokenwire.client.messages import text_request
@@ -46,10 +46,10 @@ class AsyncSession:
         return await self._submit(text_request(prompt, options), credit)
 
     async def chat(
-        self, messages: str | Sequence[Message], *, credit: int | None = None, **options: Unpack[CallOptions]
+        self, messages: str | Sequence[Message], *, credit: int | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncSessionOutputs:
-        """Answer a conversation, or one message of a user; as `submit`."""
-        return await self._submit(text_request(conversation_of(messages), options), credit)
+        """Answer a conversation, or one message of a user, as `Client.chat` does; otherwise as `submit`."""
+        return await self._submit(text_request(*chat_parts(messages, options)), credit)
 
     async def close(self) -> None:
         """Cancel what is open, and end the stream."""
@@ -89,10 +89,10 @@ class Session:
         return self._submit(text_request(prompt, options), credit)
 
     def chat(
-        self, messages: str | Sequence[Message], *, credit: int | None = None, **options: Unpack[CallOptions]
+        self, messages: str | Sequence[Message], *, credit: int | None = None, **options: Unpack[ChatOptions]
     ) -> BlockingSessionOutputs:
         """As `AsyncSession.chat`."""
-        return self._submit(text_request(conversation_of(messages), options), credit)
+        return self._submit(text_request(*chat_parts(messages, options)), credit)
 
     def close(self) -> None:
         """Cancel what is open, and end the stream; who waits in another thread is told. Harmless a second time.

@@ -13,7 +13,7 @@ from tests.fakes.certificates import Certificates
 from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
-from tokenwire.client import AsyncClient, AsyncSessionOutputs, Client, Finished, FinishReason, TextDelta
+from tokenwire.client import AsyncClient, AsyncSessionOutputs, Client, Finished, FinishReason, Message, TextDelta, Tool
 from tokenwire.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, Unavailable
 from tokenwire.requests import CancelReason
 
@@ -53,6 +53,16 @@ def test_choices_and_conversations() -> None:
                 assert (
                     chat.request_id == "mine" and (await chat.outputs())[0].terminal.reason is FinishReason.STOP_TOKEN
                 )
+                last = [Message("user", "hello there")]
+                tool = Tool("look", "Looks.")
+                await (
+                    await session.chat(
+                        last, tools=[tool], documents=[{"a": 1}], template_arguments={"b": 2}, temperature=0
+                    )
+                ).text()
+            sent = tier.requests[-1].conversation
+            assert [each.name for each in sent.tools] == ["look"]
+            assert (list(sent.documents_json), sent.template_arguments_json) == (['{"a": 1}'], '{"b": 2}')
             assert tier.requests[-1].conversation.messages[0].content == "hello there"
             assert tier.requests[-1].options.sampling.HasField("temperature")
 
