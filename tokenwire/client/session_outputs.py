@@ -173,10 +173,13 @@ class AsyncSessionOutputs(SessionOutputs):
 class BlockingSessionOutputs(SessionOutputs):
     """`AsyncSessionOutputs` for ordinary code: an iterator, and a context manager."""
 
-    def __init__(self, request_id: str, num_outputs: int, credit: int | None, thread: LoopThread) -> None:
-        """`thread`: of the session's event loop."""
+    def __init__(
+        self, request_id: str, num_outputs: int, credit: int | None, thread: LoopThread, session: object
+    ) -> None:
+        """`thread`: of the session's event loop. `session`: stays open as long as this can be read."""
         super().__init__(request_id, num_outputs, credit)
         self._thread = thread
+        self._session = session
         self._arrived = threading.Condition()
 
     def __iter__(self) -> Self:

@@ -381,3 +381,22 @@ def test_the_whole_of_an_output_without_credit_needs_no_grant() -> None:
             await asyncio.wait_for(asyncio.to_thread(blocking_one, live.grpc_target), 30)
 
     asyncio.run(main())
+
+
+def test_a_session_that_nobody_holds_any_more_gives_its_connection_back() -> None:
+    def leave(target: str) -> None:
+        with Client(target) as client:
+            outputs = [client.session().submit("a b") for _ in range(3)]
+            assert [each.text() for each in outputs] == ["a b"] * 3, "open as long as one can read"
+            with pytest.warns(ResourceWarning, match="was not closed"):
+                del outputs
+                gc.collect()
+            with client.session() as session:
+                assert session.submit("a b").text() == "a b"
+
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            await asyncio.to_thread(leave, live.grpc_target)
+            await until(lambda: not live.server.service._sessions)
+
+    asyncio.run(main())
