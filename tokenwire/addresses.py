@@ -1,4 +1,4 @@
-"""Addresses to listen on: written out, tried, and told apart. Knows no server."""
+"""Addresses to listen on and to call: written out, tried, checked, and told apart. Knows no server."""
 
 import ipaddress
 import random
