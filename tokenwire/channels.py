@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from tokenwire.addresses import refuse_bad_target
 from tokenwire.errors import FailedPrecondition
 from tokenwire.forks import aio_begins, grpc_begins, kept_in_forks
 from tokenwire.grpc_tls import channel_credentials, channel_options
@@ -135,8 +136,10 @@ def outranked(options: Options, by: Options) -> list[tuple[str, Any]]:
 def aio_channel(target: str, tls: ClientTls | None = None, options: Options = ()) -> grpc.aio.Channel:
     """An asyncio channel to `host:port`. Close it.
 
-    Raises FailedPrecondition for TLS files that cannot be used, and in a forked process that has no gRPC.
+    Raises InvalidRequest for a target that there cannot be, FailedPrecondition for TLS files that cannot be used, and
+    in a forked process that has no gRPC.
     """
+    refuse_bad_target(target)
     aio_begins()
     if tls is None:
         return kept_in_forks(grpc.aio.insecure_channel(target, options=outranked(client_options(), options)))
@@ -146,6 +149,7 @@ def aio_channel(target: str, tls: ClientTls | None = None, options: Options = ()
 
 def sync_channel(target: str, tls: ClientTls | None = None, options: Options = ()) -> grpc.Channel:
     """A channel to `host:port` for ordinary code. Raises as `aio_channel` does. Close it."""
+    refuse_bad_target(target)
     grpc_begins()
     if tls is None:
         return grpc.insecure_channel(target, options=outranked(client_options(), options))

@@ -57,8 +57,8 @@ func (s *Session) Submit(ctx context.Context, request *pb.TextRequest, credit *u
 		return nil, err
 	}
 	var deadline time.Time
-	if limit := request.GetContext().GetTimeoutMs(); limit > 0 {
-		deadline = time.Now().Add(time.Duration(min(limit, maxTimeoutMs)) * time.Millisecond)
+	if asked := request.GetContext(); asked != nil && asked.TimeoutMs != nil {
+		deadline = time.Now().Add(time.Duration(min(*asked.TimeoutMs, maxTimeoutMs)) * time.Millisecond)
 		message := "the time ran out while the request waited for room on the session"
 		over := &Error{Code: codes.DeadlineExceeded, Message: message, Reason: "DEADLINE_EXCEEDED"}
 		limited, cancel := context.WithDeadlineCause(ctx, deadline, over)

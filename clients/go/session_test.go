@@ -8,7 +8,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
 
 	pb "tokenwire/tokenwirev1"
 )
@@ -94,12 +93,14 @@ func TestTimeThatWaitsForRoomIsTheRequestsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-other.began
-	limited := &pb.TextRequest{Context: &pb.RequestContext{TimeoutMs: proto.Uint64(50)}}
-	_, err := session.Submit(context.Background(), limited, nil)
-	if failed, ok := err.(*Error); !ok || failed.Code != codes.DeadlineExceeded {
-		t.Errorf("%v", err)
+	for _, timeoutMs := range []uint64{50, 0} {
+		limited := &pb.TextRequest{Context: &pb.RequestContext{TimeoutMs: &timeoutMs}}
+		_, err := session.Submit(context.Background(), limited, nil)
+		if failed, ok := err.(*Error); !ok || failed.Code != codes.DeadlineExceeded {
+			t.Errorf("%v", err)
+		}
 	}
-	_, err = session.Submit(context.Background(), &pb.TextRequest{Options: &pb.GenerationOptions{NumChoices: 2}}, nil)
+	_, err := session.Submit(context.Background(), &pb.TextRequest{Options: &pb.GenerationOptions{NumChoices: 2}}, nil)
 	if failed, ok := err.(*Error); !ok || failed.Code != codes.InvalidArgument || failed.Fields[0] != "options.num_choices" {
 		t.Errorf("%v", err)
 	}

@@ -13,8 +13,8 @@ constexpr std::size_t kMaxChoices = 128;
 constexpr std::uint64_t kNeverMs = std::uint64_t{1} << 40;  // longer than anybody waits
 
 Limit limit_of(const v1::TextRequest& request) {
+  if (!request.context().has_timeout_ms()) return std::nullopt;
   const std::uint64_t left_ms = request.context().timeout_ms();
-  if (left_ms == 0) return std::nullopt;
   return std::chrono::steady_clock::now() + std::chrono::milliseconds(std::min(left_ms, kNeverMs));
 }
 

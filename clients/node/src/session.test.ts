@@ -14,13 +14,14 @@ const server = new Server();
 let streams = 0;
 let client: Client;
 
-/** Ends every request with a token. */
+/** Ends every request but `hang` with a token. */
 function session(call: ServerDuplexStream<SessionRequest__Output, SessionResponse>): void {
   streams += 1;
   call.on("data", (frame: SessionRequest__Output) => {
     if (frame.hello) call.write({ hello: { protocolVersion: 1 } });
-    for (const { handle } of frame.submits)
-      call.write({ handles: [handle], texts: ["a"], numTokens: [1], finishes: [{ handle, reason: "FINISH_REASON_LENGTH" }] });
+    for (const { handle, request } of frame.submits)
+      if (request?.text !== "hang")
+        call.write({ handles: [handle], texts: ["a"], numTokens: [1], finishes: [{ handle, reason: "FINISH_REASON_LENGTH" }] });
   });
   call.on("end", () => call.end());
 }
@@ -76,6 +77,14 @@ test("what cannot be sent is refused by its field, takes no place and disturbs n
   assert.equal(streams, 1);
   session.close();
   assert.throws(() => client.session(NaN), refusedFor("max_open"));
+});
+
+test("a request whose time is 0 does not wait for room", async () => {
+  const session = client.session(1);
+  await session.submit({ text: "hang" });
+  const late = session.submit({ text: "a", context: { timeoutMs: 0 } });
+  await assert.rejects(late, (error: TokenwireError) => error.code === "DEADLINE_EXCEEDED");
+  session.close();
 });
 
 test("a key that no header may hold is refused and not shown", () => {

@@ -45,7 +45,8 @@ export class Session {
     if (credit !== undefined) refuseBadCount("credit", credit);
     const number = Math.max(1, request.options?.numChoices ?? 1);
     if (number > MAX_CHOICES) throw tooManyChoices(number, MAX_CHOICES);
-    const limit = new TimeLimit(Number(request.context?.timeoutMs ?? 0));
+    const timeoutMs = request.context?.timeoutMs ?? undefined;
+    const limit = new TimeLimit(timeoutMs === undefined ? undefined : Number(timeoutMs));
     const before = this.#turn;
     let pass!: () => void;
     this.#turn = new Promise((resolve) => (pass = resolve));

@@ -9,11 +9,11 @@ import tokenwire.v1.SessionRequest;
 import tokenwire.v1.SessionResponse;
 import tokenwire.v1.TextRequest;
 
-/** A link that is over, or left, takes no request, for which nobody would ever hear of an end. */
+/** A link that is over, or left, takes no request, for which nobody would ever hear of an end; and time limits. */
 public final class LinkTest {
     private LinkTest() {}
 
-    public static void main(String[] none) {
+    public static void main(String[] given) {
         Link lost = link(new Sent());
         check(submitted(lost), "an open link takes a request");
         lost.onError(Status.UNAVAILABLE.asRuntimeException());
@@ -25,6 +25,11 @@ public final class LinkTest {
         check(!submitted(drained), "a link that the server drains takes none");
         sent.turns.forEach(Runnable::run);
         check(sent.frames.isEmpty(), "and nothing of it goes up");
+
+        TextRequest.Builder none = TextRequest.newBuilder();
+        check(new TimeLimit(none.build()).leftMs() > 0, "a request that names no time has all of it");
+        none.getContextBuilder().setTimeoutMs(0);
+        check(new TimeLimit(none.build()).leftMs() < 1, "a request whose time is 0 has none");
         System.out.println("LinkTest: passed");
     }
 
