@@ -136,6 +136,12 @@ class Backends:
             )
             raise MessageTooLarge(message)
 
+    @property
+    def max_open(self) -> int:
+        """Most outputs that one client may have open and none is refused for want of room, while it is the only one."""
+        below = self._below.max_open
+        return self.room.max_outputs if below is None else min(below, self.room.max_outputs)
+
     def missing(self) -> str:
         """What keeps the gateway from answering, for people; empty when nothing does."""
         return str(self._closing) if self._closing is not None else self._below.missing()

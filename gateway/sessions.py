@@ -72,7 +72,7 @@ class TextServerSession:
         self._generation = generation
         self._epoch = epoch
         self._on_close = on_close
-        self._max_requests = generation.settings.max_concurrent_requests
+        self._max_requests = generation.backends.max_open
         self._last_handle = 0
         self._choices: dict[int, tuple[Submission, Choice]] = {}
         """What each open handle stands for below."""

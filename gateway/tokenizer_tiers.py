@@ -70,6 +70,12 @@ class TokenizerTiers:
         """What they said last that they serve, by name."""
         return {card.name: card for backend in self.serving if backend.session.stream for card in backend.models}
 
+    @property
+    def max_open(self) -> int | None:
+        """Most sequences that the connected tier which takes least takes from one session; None: none says."""
+        streams = [backend.session.stream for backend in self.serving]
+        return min((s.hello.max_requests for s in streams if s is not None and s.hello.max_requests), default=None)
+
     def show_states(self) -> None:
         """Tell the metrics how each is."""
         self._metrics.show_tiers(backend.state for backend in self._set.all)

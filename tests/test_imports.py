@@ -32,3 +32,11 @@ def test_modules_load_without(module: str, forbidden: str) -> None:
     block = f"import sys; sys.modules.update(dict.fromkeys({forbidden.split()!r})); import {module}"
     result = subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_clients_are_names_of_the_package() -> None:
+    code = "import tokenwire, sys; assert 'grpc' not in sys.modules; from tokenwire import AsyncClient, Client;"
+    code += "import tokenwire.client as c; assert (AsyncClient, Client) == (c.AsyncClient, c.Client);"
+    code += "assert not hasattr(tokenwire, 'Other')"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -29,12 +29,15 @@ def serves(target: str, tls: ClientTls | None = None) -> bool:
 
 
 def wait_until_serving(
-    target: str, process: subprocess.Popen[bytes] | None = None, told: Callable[[], str] = str
+    target: str,
+    process: subprocess.Popen[bytes] | None = None,
+    told: Callable[[], str] = str,
+    tls: ClientTls | None = None,
 ) -> None:
     """AssertionError, with what is `told`, if it does not serve in time or `process` ends before."""
 
     def serving() -> bool:
         assert process is None or process.poll() is None, told()
-        return serves(target)
+        return serves(target, tls)
 
     wait_for(serving, told=lambda: f"{target} does not serve\n{told()}")

@@ -114,6 +114,7 @@ class TokenizerTier:
             ),
             metrics=self.metrics,
             max_requests=settings.max_requests,
+            max_open=min(settings.max_requests, settings.max_held_requests, settings.max_queued_requests),
             max_resumes=settings.max_resumes,
             retry_budget=RetryBudget(settings.retry_budget),
             answers=answers,

@@ -63,7 +63,7 @@ class TextSession:
             peer=f"tokenwire-tokenizer/{__version__}",
             epoch=EPOCH,
             models=[model_card(self._tier)],
-            max_requests=self._tier.max_requests,
+            max_requests=self._tier.max_open,
         )
         return tokenizer_pb2.SessionResponse(hello=hello)
 

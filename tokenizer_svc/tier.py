@@ -32,6 +32,8 @@ class Tier:
     metrics: TokenizerMetrics
     max_requests: int
     """Choices that may run at once."""
+    max_open: int
+    """Choices that one session may have open and none is refused for want of room, while it is the only one."""
     max_resumes: int
     """How often a choice may go on after a loss."""
     retry_budget: RetryBudget

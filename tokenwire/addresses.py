@@ -1,11 +1,12 @@
-"""Addresses to listen on: written out, tried, and told apart. Knows no server."""
+"""Addresses to listen on and to call: written out, tried, checked, and told apart. Knows no server."""
 
 import ipaddress
 import random
+import re
 import socket
 from itertools import cycle, islice
 
-from tokenwire.errors import FailedPrecondition
+from tokenwire.errors import FailedPrecondition, InvalidRequest
 
 BELOW_OUTGOING = range(20_000, 30_000)
 _in_turn = cycle(random.sample(BELOW_OUTGOING, len(BELOW_OUTGOING)))
@@ -38,6 +39,34 @@ def free_ports(count: int) -> list[int]:
     if len(found) < count:
         raise FailedPrecondition(f"{count} free ports are wanted, and there are {len(found)}", reason="PORT_IN_USE")
     return found
+
+
+PATHS = ("unix:", "unix-abstract:", "vsock:", "xds:")
+"""Schemes of gRPC's targets behind which no host and port stand."""
+AUTHORITY = re.compile(r"dns://[^/]*/|dns:|ipv4:|ipv6:")
+HOST_AND_PORT = re.compile(
+    r"(?:\[[^\[\]]+\]|[^\[\]:/]+)(?::([0-9]{1,5}))?|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*"
+)
+
+
+def refuse_bad_target(target: object) -> None:
+    """Raise InvalidRequest for what is no target of gRPC, or has a port that there is not (gRPC takes any)."""
+    allowed = "host:port, of a port from 1 to 65535, or another target of gRPC, such as unix:path or dns:///host:port"
+    if not isinstance(target, str):
+        raise InvalidRequest.of("target", f"{target!r:.80} is not allowed: {allowed}")
+    if target.startswith(PATHS):
+        return
+    scheme = AUTHORITY.match(target)
+    for address in target[scheme.end() if scheme else 0 :].split(","):
+        found = HOST_AND_PORT.fullmatch(address)
+        if (
+            found is None
+            or not address.isprintable()
+            or " " in address
+            or found[1]
+            and not 1 <= int(found[1]) <= 65_535
+        ):
+            raise InvalidRequest.of("target", f"{target!r:.80} is not allowed: {allowed}")
 
 
 def stays_on_this_machine(target: str) -> bool:

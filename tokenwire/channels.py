@@ -7,7 +7,9 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from tokenwire.addresses import refuse_bad_target
 from tokenwire.errors import FailedPrecondition
+from tokenwire.forks import aio_begins, grpc_begins, kept_in_forks
 from tokenwire.grpc_tls import channel_credentials, channel_options
 from tokenwire.tls import ClientTls, WatchedFiles
 
@@ -132,15 +134,23 @@ def outranked(options: Options, by: Options) -> list[tuple[str, Any]]:
 
 
 def aio_channel(target: str, tls: ClientTls | None = None, options: Options = ()) -> grpc.aio.Channel:
-    """An asyncio channel to `host:port`. Raises FailedPrecondition for TLS files that cannot be used. Close it."""
+    """An asyncio channel to `host:port`. Close it.
+
+    Raises InvalidRequest for a target that there cannot be, FailedPrecondition for TLS files that cannot be used, and
+    in a forked process that has no gRPC.
+    """
+    refuse_bad_target(target)
+    aio_begins()
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=outranked(client_options(), options))
+        return kept_in_forks(grpc.aio.insecure_channel(target, options=outranked(client_options(), options)))
     all_options = outranked([*client_options(), *channel_options(tls)], options)
-    return grpc.aio.secure_channel(target, channel_credentials(tls), options=all_options)
+    return kept_in_forks(grpc.aio.secure_channel(target, channel_credentials(tls), options=all_options))
 
 
 def sync_channel(target: str, tls: ClientTls | None = None, options: Options = ()) -> grpc.Channel:
     """A channel to `host:port` for ordinary code. Raises as `aio_channel` does. Close it."""
+    refuse_bad_target(target)
+    grpc_begins()
     if tls is None:
         return grpc.insecure_channel(target, options=outranked(client_options(), options))
     all_options = outranked([*client_options(), *channel_options(tls)], options)

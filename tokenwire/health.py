@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from tokenwire.addresses import refuse_bad_target
 from tokenwire.channels import CONNECT_TIMEOUT_MS, connect_timeout, sync_channel
 from tokenwire.grpc_tls import channel_credentials, channel_options
 from tokenwire.tls import ClientTls
@@ -46,6 +47,7 @@ async def wait_serving(target: str, interval_s: float = 0.05, tls: ClientTls | N
 
 
 def _often_connecting(target: str, tls: ClientTls | None) -> grpc.aio.Channel:
+    refuse_bad_target(target)
     if tls is None:
         return grpc.aio.insecure_channel(target, options=RECONNECT_OPTIONS)
     options = [*RECONNECT_OPTIONS, *channel_options(tls)]

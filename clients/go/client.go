@@ -14,17 +14,24 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	pb "tokenwire/tokenwirev1"
 )
 
 // MaxMessageBytes is the largest message that is read; frames of a busy session stay far below it.
 const MaxMessageBytes = 16 << 20
+
+const (
+	keepaliveTime    = 20 * time.Second // without a sign of the server, until it is asked for one
+	keepaliveTimeout = 10 * time.Second // and then, until it is given up
+)
 
 // Options say how a gateway is reached.
 type Options struct {
@@ -62,6 +69,9 @@ func NewClient(target string, options Options) (*Client, error) {
 		message := fmt.Sprintf("the key would go to %s unencrypted: set TLS, or PlaintextKey where the way is encrypted", target)
 		return nil, &Error{Code: codes.FailedPrecondition, Message: message, Reason: "KEY_IN_PLAINTEXT"}
 	}
+	if strings.ContainsFunc(options.APIKey, func(each rune) bool { return each < '!' || each > '~' }) {
+		return nil, refused("api_key", "only visible ASCII characters are allowed, and no white space")
+	}
 	transport := insecure.NewCredentials()
 	if options.TLS {
 		config := &tls.Config{MinVersion: tls.VersionTLS12}
@@ -80,6 +90,9 @@ func NewClient(target string, options Options) (*Client, error) {
 	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true,
+		}),
 	}
 	if options.APIKey != "" {
 		dial = append(dial, grpc.WithPerRPCCredentials(bearer{options.APIKey, options.TLS}))

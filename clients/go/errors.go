@@ -26,6 +26,12 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Code.String() + ": " + e.Message }
 
+// refused is a value that is not sent.
+func refused(field, said string) *Error {
+	message := field + ": " + said
+	return &Error{Code: codes.InvalidArgument, Message: message, Reason: "INVALID_REQUEST", Fields: []string{field}}
+}
+
 // ErrorOf reads the details of a call's error. It is nil for nil.
 func ErrorOf(err error) *Error {
 	if err == nil {

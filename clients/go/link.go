@@ -40,6 +40,9 @@ func (s *Session) link(ctx context.Context) (*link, error) {
 	case <-s.ctx.Done():
 		return nil, errClosed()
 	}
+	if s.ctx.Err() != nil { // of several that are ready, select takes any
+		return nil, errClosed()
+	}
 	s.mu.Lock()
 	current := s.current
 	s.mu.Unlock()
@@ -51,6 +54,8 @@ func (s *Session) link(ctx context.Context) (*link, error) {
 	current, err := s.openStream(opening)
 	if !stop() { // ctx has ended, and the stream with it
 		err = context.Cause(ctx)
+	} else if s.ctx.Err() != nil {
+		err = errClosed()
 	}
 	if err != nil {
 		cancel()

@@ -53,9 +53,12 @@ func (s *Session) Submit(ctx context.Context, request *pb.TextRequest, credit *u
 	if number > maxChoices {
 		return nil, tooManyChoices(number, maxChoices)
 	}
+	if err := refuseBadText(request); err != nil {
+		return nil, err
+	}
 	var deadline time.Time
-	if limit := request.GetContext().GetTimeoutMs(); limit > 0 {
-		deadline = time.Now().Add(time.Duration(min(limit, maxTimeoutMs)) * time.Millisecond)
+	if asked := request.GetContext(); asked != nil && asked.TimeoutMs != nil {
+		deadline = time.Now().Add(time.Duration(min(*asked.TimeoutMs, maxTimeoutMs)) * time.Millisecond)
 		message := "the time ran out while the request waited for room on the session"
 		over := &Error{Code: codes.DeadlineExceeded, Message: message, Reason: "DEADLINE_EXCEEDED"}
 		limited, cancel := context.WithDeadlineCause(ctx, deadline, over)
@@ -102,10 +105,7 @@ func errClosed() *Error {
 }
 
 func tooManyChoices(number, most int) *Error {
-	message := fmt.Sprintf("options.num_choices: %d is not allowed: at most %d outputs may be open here", number, most)
-	return &Error{
-		Code: codes.InvalidArgument, Message: message, Reason: "INVALID_REQUEST", Fields: []string{"options.num_choices"},
-	}
+	return refused("options.num_choices", fmt.Sprintf("%d is not allowed: at most %d outputs may be open here", number, most))
 }
 
 // withTimeLeft is the request with what is left of its time, which began when it was asked for.

@@ -3,11 +3,11 @@ package tokenwire
 import (
 	"context"
 	"net"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
 
 	pb "tokenwire/tokenwirev1"
 )
@@ -93,14 +93,61 @@ func TestTimeThatWaitsForRoomIsTheRequestsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-other.began
-	limited := &pb.TextRequest{Context: &pb.RequestContext{TimeoutMs: proto.Uint64(50)}}
-	_, err := session.Submit(context.Background(), limited, nil)
-	if failed, ok := err.(*Error); !ok || failed.Code != codes.DeadlineExceeded {
-		t.Errorf("%v", err)
+	for _, timeoutMs := range []uint64{50, 0} {
+		limited := &pb.TextRequest{Context: &pb.RequestContext{TimeoutMs: &timeoutMs}}
+		_, err := session.Submit(context.Background(), limited, nil)
+		if failed, ok := err.(*Error); !ok || failed.Code != codes.DeadlineExceeded {
+			t.Errorf("%v", err)
+		}
 	}
-	_, err = session.Submit(context.Background(), &pb.TextRequest{Options: &pb.GenerationOptions{NumChoices: 2}}, nil)
+	_, err := session.Submit(context.Background(), &pb.TextRequest{Options: &pb.GenerationOptions{NumChoices: 2}}, nil)
 	if failed, ok := err.(*Error); !ok || failed.Code != codes.InvalidArgument || failed.Fields[0] != "options.num_choices" {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestAClosedSessionTakesNothing(t *testing.T) {
+	session, other := sessionWith(t, &pb.Hello{ProtocolVersion: protocolVersion})
+	submit := func() error {
+		_, err := session.Submit(context.Background(), &pb.TextRequest{}, nil)
+		return err
+	}
+	if err := submit(); err != nil {
+		t.Fatal(err)
+	}
+	<-other.began
+	session.Close()
+	for number := 0; number < 100; number++ {
+		if failed, ok := submit().(*Error); !ok || failed.Reason != "SESSION_CLOSED" {
+			t.Fatalf("%v", failed)
+		}
+	}
+}
+
+func TestTextThatIsNotUTF8IsRefusedByItsField(t *testing.T) {
+	session, _ := sessionWith(t, &pb.Hello{ProtocolVersion: protocolVersion})
+	bad := map[string]*pb.TextRequest{
+		"text":                         {Input: &pb.TextRequest_Text{Text: "\xff"}},
+		"options.stop.stop_strings[1]": {Options: &pb.GenerationOptions{Stop: &pb.StopConditions{StopStrings: []string{"a", "\xff"}}}},
+		"conversation.messages[0].content": {Input: &pb.TextRequest_Conversation{Conversation: &pb.Conversation{
+			Messages: []*pb.ChatMessage{{Role: "user", Content: "\xff"}},
+		}}},
+	}
+	for field, request := range bad {
+		_, err := session.Submit(context.Background(), request, nil)
+		if failed, ok := err.(*Error); !ok || failed.Code != codes.InvalidArgument || failed.Fields[0] != field {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+func TestAKeyThatNoHeaderMayHoldIsRefusedAndNotShown(t *testing.T) {
+	for _, key := range []string{"secret\n", " secret", "sécret", "secret\x7f"} {
+		_, err := NewClient("127.0.0.1:1", Options{APIKey: key})
+		failed, ok := err.(*Error)
+		if !ok || failed.Code != codes.InvalidArgument || strings.Contains(failed.Message, "cret") {
+			t.Errorf("%q: %v", key, err)
+		}
 	}
 }
 

@@ -118,17 +118,22 @@ def tell_broken(held: BlockingSessionOutputs, index: int = 0) -> None:
         print(json.dumps({"output": index, "text": text, "error": told(error)}))
 
 
-def session_too_many_choices(session: Session) -> None:
+def refused_then_served(session: Session, text: str, **options: Any) -> None:
     try:
-        session.submit("one two", num_choices=129)
+        session.submit(text, **options)
     except TokenwireError as error:
         print(json.dumps({"output": 0, "error": told(error)}))
     tell_second(session.submit("three"))
 
 
+def session_wrong(session: Session, text: str, credit: int | None = None) -> None:
+    tell_broken(session.submit(text, credit=credit))  # its stream has ended then: the next request has a new one
+    tell_second(session.submit("one two"))
+
+
 def session_no_hello(session: Session) -> None:
     try:
-        session.submit("one two", timeout_s=1)
+        session.submit("one two", timeout_s=5)
     except TokenwireError as error:
         print(json.dumps({"output": 0, "error": told(error)}))
 
@@ -169,11 +174,12 @@ ON_SESSIONS: dict[str, Any] = {
     "session-drain": session_drain,
     "session-lost": lambda s: tell_broken(s.submit("hold on")),
     "session-future": lambda s: tell_all([s.submit("one two"), s.submit("three")]),
-    "session-too-many-choices": session_too_many_choices,
+    "session-too-many-choices": lambda s: refused_then_served(s, "one two", num_choices=129),
+    "session-bad-text": lambda s: refused_then_served(s, "one two \ud83d"),
     "session-time-limit": lambda s: (tell_all([s.submit("one")]), tell_broken(s.submit("mute", timeout_s=1), 1)),
     "session-no-hello": session_no_hello,
-    "session-overrun": lambda s: tell_broken(s.submit("overrun", credit=2)),
-    "session-bad-frame": lambda s: tell_broken(s.submit("crooked")),
+    "session-overrun": lambda s: session_wrong(s, "overrun", credit=2),
+    "session-bad-frame": lambda s: session_wrong(s, "crooked"),
     "session-large": lambda s: tell_all([s.submit("slow " + "x" * 1_000_000) for _ in range(40)]),
     "session-many": lambda s: tell_all([s.submit(f"n{number}") for number in range(1000)]),
 }

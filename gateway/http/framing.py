@@ -66,9 +66,12 @@ class Framing:
     def _head(self, data: bytes, begin: int) -> int:
         """The end of a head, or of the fields behind a body. Ends that are none may be found: they do no harm."""
         tail = self._tail
-        at = (tail + data[begin : begin + 2]).find(END_OF_HEAD)
-        at = begin + at - len(tail) if at >= 0 else data.find(END_OF_HEAD, begin)
-        end = len(data) if at < 0 else at + len(END_OF_HEAD)
+        across = (tail + data[begin : begin + 2]).find(END_OF_HEAD)
+        if across >= 0:
+            end = begin + across - len(tail) + len(END_OF_HEAD)
+        else:
+            found = data.find(END_OF_HEAD, begin)
+            end = len(data) if found < 0 else found + len(END_OF_HEAD)
         self._tail = (tail + data[max(begin, end - 2) : end])[-2:]
         self.num_head_bytes += end - begin
         return end

@@ -15,6 +15,7 @@ from tests.fakes.load import Load
 from tokenwire.client import AsyncClient
 from tokenwire.errors import TokenwireError
 from tokenwire.tasks import cancel_and_wait
+from tokenwire.tls import ClientTls
 
 BEGIN, END = "<!-- faults: made by make chaos -->\n", "<!-- end of faults -->\n"
 PROBE_TIMEOUT_S = 2.0
@@ -28,13 +29,16 @@ class Row:
     """One line of the table in docs/reliability.md."""
 
     fault: str
+    expected: str
     seen: str
-    serves_again_s: float
-    """From the fault's beginning until a new request was served in full, and those after it."""
+    serves_again_s: float | None
+    """From the fault's beginning until a new request was served in full, and those after it. None: it is for whoever
+    mends the cause to say."""
 
     @property
     def cells(self) -> list[str]:
-        return [self.seen, f"{self.serves_again_s:.1f} s"]
+        again = "—" if self.serves_again_s is None else f"{self.serves_again_s:.1f} s"
+        return [self.expected, self.seen, again]
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Record:
 
 def table(rows: dict[str, list[str]]) -> str:
     """In Markdown."""
-    head = "| Fault | Requests meanwhile, and how they ended | Serves again after |\n| --- | --- | --- |\n"
+    head = "| Fault | Expected | Seen | Serves again after |\n| --- | --- | --- | --- |\n"
     return head + "".join(f"| {' | '.join([fault, *cells])} |\n" for fault, cells in rows.items())
 
 
@@ -79,11 +83,18 @@ class Fault:
     allowed: frozenset[str] = frozenset()
     """Reasons that requests may end with; none: every request is served in full."""
 
+    @property
+    def expected(self) -> str:
+        """What is promised, as the table says it."""
+        ends = f"in full, or {', '.join(sorted(self.allowed))}" if self.allowed else "in full"
+        when = "meanwhile" if self.serves_meanwhile else "afterwards"
+        return f"{ends}; new ones {when}, within {self.serves_again_within_s:g} s"
 
-async def probe(target: str) -> bool:
-    """Whether a new request is served in full."""
+
+async def probe(target: str, tls: ClientTls | None = None) -> bool:
+    """Whether a new request on a new connection is served in full."""
     try:
-        async with AsyncClient(target, max_attempts=1) as client:
+        async with AsyncClient(target, tls=tls, max_attempts=1) as client:
             (output,) = await client.generate("A probe", max_tokens=5, timeout_s=PROBE_TIMEOUT_S).outputs()
         return output.error is None and output.terminal.usage.completion_tokens == 5
     except (TokenwireError, grpc.RpcError):
@@ -133,7 +144,7 @@ async def under_load(stack: ChaosStack, fault: Fault, width: int = 2) -> Row:
     unwanted = set(ledger.outcomes) - fault.allowed - {"ok", "cancelled"}
     assert not unwanted, f"requests ended with {unwanted}: {ledger.seen()}"
     await asyncio.to_thread(stack.check_nothing_is_left)
-    return Row(fault.name, f"{ledger.seen()}; the longest took {ledger.longest_s:.1f} s", took_s)
+    return Row(fault.name, fault.expected, f"{ledger.seen()}; the longest took {ledger.longest_s:.1f} s", took_s)
 
 
 async def suffer(stack: ChaosStack, fault: Fault) -> float:

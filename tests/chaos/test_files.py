@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.scenario import Record, Row
 from tests.e2e.tier_processes import TierProcesses
 from tests.fakes.tiny_gguf import tiny_llama, write_gguf
 from tests.waiting import wait_until_serving
@@ -39,23 +40,33 @@ def empty(data: bytes) -> bytes:
     return b""
 
 
-@pytest.mark.parametrize("damage", [truncated, random_head, huge_head, empty])
+DAMAGES = {
+    "half of a model's weights is missing": truncated,
+    "the head of a model's weights is random bytes": random_head,
+    "the head of a model's weights says that it is 2⁶² bytes long": huge_head,
+    "a model's weights are an empty file": empty,
+}
+REFUSED = "the tier does not start, and names the file"
+
+
+@pytest.mark.parametrize("what", DAMAGES)
 def test_damaged_weights_are_refused_by_the_files_name(
-    model_folder: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+    model_folder: Path, tmp_path: Path, record: Record, what: str
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     (weights,) = folder.glob("*.safetensors")
-    weights.write_bytes(damage(weights.read_bytes()))
+    weights.write_bytes(DAMAGES[what](weights.read_bytes()))
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "model_svc", "--model", str(folder), "--port", str(port), "--metrics-port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=START_S)
     said = ended.stdout + ended.stderr
     assert ended.returncode not in (0, -6, -11), said
     assert weights.name in said and "Traceback" not in said, said
+    record.rows.append(Row(what, REFUSED, f"exit status {ended.returncode}, with `{weights.name}`", None))
 
 
-def test_a_damaged_tokenizer_is_refused_by_the_files_name(model_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_refused_by_the_files_name(model_folder: Path, tmp_path: Path, record: Record) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
@@ -74,6 +85,8 @@ def test_a_damaged_tokenizer_is_refused_by_the_files_name(model_folder: Path, tm
     ended = subprocess.run(command, capture_output=True, text=True, timeout=START_S)
     said = ended.stdout + ended.stderr
     assert ended.returncode > 0 and "tokenizer.json" in said and "Traceback" not in said, said
+    row = Row("a model's `tokenizer.json` is none", REFUSED, f"exit status {ended.returncode}, with its name", None)
+    record.rows.append(row)
 
 
 def little_room() -> None:
@@ -81,7 +94,7 @@ def little_room() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 
 
-def test_a_model_cache_without_room_is_said_and_left_clean(tmp_path: Path) -> None:
+def test_a_model_cache_without_room_is_said_and_left_clean(tmp_path: Path, record: Record) -> None:
     store = tmp_path / "store"
     write_gguf(tmp_path / "tiny.gguf", tiny_llama())
     command = [sys.executable, "-m", "tokenwire.cli.main", "models", "pull", str(tmp_path / "tiny.gguf")]
@@ -96,12 +109,15 @@ def test_a_model_cache_without_room_is_said_and_left_clean(tmp_path: Path) -> No
     said = ended.stdout + ended.stderr
     assert ended.returncode > 0 and "File too large" in said and "Traceback" not in said, said
     assert not list(store.rglob("*.safetensors")), "half a model was left"
+    seen = f"exit status {ended.returncode}, no weights left; the next one, with room, is whole"
     ended = pull(None)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert list(store.rglob("*.safetensors"))
+    expected = "the pull ends and says so, nothing half made stays"
+    record.rows.append(Row("no room for a model in the cache", expected, seen, None))
 
 
-def test_a_log_without_room_stops_nobody(model_folder: Path, tmp_path: Path) -> None:
+def test_a_log_without_room_stops_nobody(model_folder: Path, tmp_path: Path, record: Record) -> None:
     ports = free_ports(4)
     model, tokenizer, gateway, http = map(str, ports)
     common = ("--metrics-port", "0")
@@ -115,3 +131,5 @@ def test_a_log_without_room_stops_nobody(model_folder: Path, tmp_path: Path) -> 
             wait_until_serving(f"127.0.0.1:{port}")
         with Client(f"127.0.0.1:{gateway}") as client:
             assert client.generate("Hello", max_tokens=3, ignore_eos=True).outputs()[0].terminal.error is None
+    expected = "every tier starts and serves"
+    record.rows.append(Row("no room for the logs of every tier", expected, "all started, a request in full", None))

@@ -1,12 +1,13 @@
 """When a stack is said to serve again."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.chaos import scenario
-from tests.chaos.scenario import serves_again
+from tests.chaos.scenario import BEGIN, END, Fault, Record, Row, serves_again
 
 
 class Probes:
@@ -55,3 +56,18 @@ def test_a_stack_that_does_not_serve_in_time_is_told(monkeypatch: pytest.MonkeyP
     with pytest.raises(AssertionError, match="within 5 s"):
         run(probes, monkeypatch, within_s=5)
     assert probes.num_asked == 15, "the limit counts from when it had settled"
+
+
+def test_a_row_says_what_was_expected_and_replaces_its_own_in_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}{END}after\n")
+    lost = Fault("a tier is lost", lambda stack: None, serves_meanwhile=False, allowed=frozenset({"LOST", "CUT"}))
+    Record([Row("a disk is full", "it is said", "it was", None), Row(lost.name, lost.expected, "1 ok", 2.04)]).into(
+        page
+    )
+    Record([Row(lost.name, lost.expected, "2 ok", 1.0)]).into(page)
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("after\n")
+    assert [line for line in page.read_text().splitlines() if line.startswith("| a ")] == [
+        "| a disk is full | it is said | it was | — |",
+        "| a tier is lost | in full, or CUT, LOST; new ones afterwards, within 30 s | 2 ok | 1.0 s |",
+    ]

@@ -1,6 +1,10 @@
-"""A client program that does one thing wrong: faulty_client.py FAULT --case NAME --target HOST:PORT."""
+"""A client program that does one thing wrong: faulty_client.py FAULT --case NAME --target HOST:PORT.
+
+With `canned` as the fault it never connects, and tells what a right program would.
+"""
 
 import json
+import queue
 import sys
 import threading
 import time
@@ -9,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from tokenwire.conformance.scripted_words import FIELD, RETRY_AFTER_S
 from tokenwire.v1 import common_pb2 as pb
 from tokenwire.v1 import gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
 
@@ -83,10 +88,78 @@ def told_error(stub: Any, prompt: str, calls: int = 1, **error: Any) -> None:
     print(json.dumps({"error": error}))
 
 
+def goes_on(stub: Any, prompt: str, *, on_the_same: bool) -> None:
+    """After a frame that breaks the protocol, which is told of, leave its stream open and submit once more."""
+    sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for frame in (HELLO, submit(1, prompt, initial_credit=2)):
+        sent.put(frame)
+    call = stub.Session(iter(sent.get, None))
+    while not next(call).handles:
+        pass
+    tell(0, "", error={"code": "INTERNAL"})
+    if on_the_same:
+        sent.put(submit(2, "one two"))
+        while not next(call).finishes:
+            pass
+        tell(1, "one two")
+    else:
+        (told,) = [frame for frame in stub.Session(iter([HELLO, submit(1, "one two")])) if frame.finishes]
+        tell(told.finishes[0].handle, "one two")
+    call.cancel()
+    sent.put(None)
+
+
+def canned(case: str) -> None:
+    """Never connect, and tell what a right client would."""
+    for line in CANNED[case]:
+        print(json.dumps(line))
+
+
+def output(index: int, text: str, **more: Any) -> dict[str, Any]:
+    return {"output": index, "text": text, **more}
+
+
+def error(code: str, reason: str = "", **more: Any) -> dict[str, Any]:
+    return {"error": {"code": code, "reason": reason, **more}}
+
+
+BAD_FIELD = error("INVALID_ARGUMENT", "INVALID_REQUEST", fields=[FIELD])
+OVERLOADED = error("RESOURCE_EXHAUSTED", "QUEUE_FULL", retry_after_ms=RETRY_AFTER_S * 1000)
+ONE_TWO_THREE = [output(0, "one two three", reason="LENGTH", tokens=3)]
+BROKEN = [output(0, "", **error("INTERNAL")), output(1, "one two")]
+CANNED: dict[str, list[dict[str, Any]]] = {
+    "generate": ONE_TWO_THREE, "chat": ONE_TWO_THREE, "tls": ONE_TWO_THREE, "key": ONE_TWO_THREE,
+    "prompts": [output(0, "one two", reason="STOP_TOKEN"),
+                output(1, "lost", reason="ERROR", **error("UNAVAILABLE", "MODEL_TIER_LOST"))],
+    "bad-field": [BAD_FIELD], "overloaded": [OVERLOADED], "cancel": [error("CANCELLED")],
+    "deadline": [error("DEADLINE_EXCEEDED")], "deadline-text": [output(0, "slow", reason="DEADLINE")],
+    "session": [output(index, text, reason="STOP_TOKEN", tokens=len(text.split()))
+                for index, text in enumerate(("one two", "three", "four five six"))],
+    "session-choices": [output(0, "one two"), output(0, "one two", choice=1), output(1, "three")],
+    "session-cancel": [output(0, "hang", reason="CANCELLED"), output(1, "one two three")],
+    "session-leave": [output(1, "one two")], "session-credit": [output(0, "a b c d e f g h i j")],
+    "session-held": [output(0, "a b"), output(1, "one two three")],
+    "session-error": [output(0, "", reason="ERROR", **BAD_FIELD), output(1, "", **OVERLOADED), output(2, "one two")],
+    "session-drain": [output(0, "hold on"), output(1, "one two")],
+    "session-lost": [output(0, "hold", **error("UNAVAILABLE"))],
+    "session-future": [output(0, "one two"), output(1, "three")],
+    "session-many": [output(number, f"n{number}") for number in range(1000)],
+    "session-large": [output(number, "slow") for number in range(40)],
+    "session-too-many-choices": [output(0, "", **error("INVALID_ARGUMENT", "INVALID_REQUEST")), output(1, "three")],
+    "session-bad-text": [output(0, "", **error("INVALID_ARGUMENT", "INVALID_REQUEST", fields=["text"])),
+                         output(1, "three")],
+    "session-time-limit": [output(0, "one"), output(1, "", reason="DEADLINE")],
+    "session-no-hello": [output(0, "", reason="DEADLINE")],
+    "session-overrun": BROKEN, "session-bad-frame": BROKEN,
+}  # fmt: skip
+"""By case: the lines of a program that has seen nothing."""
 CREDITED = "a b c d e f g h i j"
 FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
     "prints_junk": ("generate", prints("hello"), "not JSON"),
     "prints_a_list": ("generate", prints("[1]"), "not an object"),
+    "prints_odd_outputs": ("generate", prints('{"output": [0]}'), "is not a number"),
+    "prints_odd_choices": ("generate", prints('{"output": 0, "choice": "a"}'), "is not a number"),
+    "skips_for_no_reason": ("generate", prints('{"skip": 123}'), "skip is not a text"),
     "prints_something_else": ("generate", prints('{"what": 1}'), "neither an output"),
     "exits": ("generate", lambda stub: sys.exit("no way"), "exit status 1: no way"),
     "hangs": ("generate", lambda stub: time.sleep(60), "took longer"),
@@ -107,7 +180,7 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
         lambda stub: told_error(
             stub, "overload", 2, code="RESOURCE_EXHAUSTED", reason="QUEUE_FULL", retry_after_ms=1500
         ),
-        "2 calls came",
+        "2 calls of Generate came",
     ),
     "no_deadline": ("deadline", lambda stub: told_error(stub, "one", code="DEADLINE_EXCEEDED"), "without a deadline"),
     "cancels_nothing": ("cancel", lambda stub: told_error(stub, "one", code="CANCELLED"), "saw no cancellation"),
@@ -176,6 +249,10 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
         "session-overrun", lambda stub: session(stub, HELLO, submit(1, "slow", initial_credit=2)), "no error was told"
     ),
     "waits_for_129_choices": ("session-too-many-choices", lambda stub: tell(1, "three"), "no output 0"),
+    "sends_something_else": (
+        "session-bad-text", lambda stub: session(stub, HELLO, submit(1, "one two ?"), submit(2, "three")),
+        "no error was told"
+    ),
     "sends_a_frame_too_large": (
         "session-large",
         lambda stub: session(stub, HELLO, tokenizer_pb2.SessionRequest(submits=[
@@ -183,6 +260,18 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str]] = {
             for number in range(1, 41)
         ])),
         "RESOURCE_EXHAUSTED",
+    ),
+    "stays_on_a_stream_that_overran": (
+        "session-overrun", lambda stub: goes_on(stub, "overrun", on_the_same=True), "Submit 2 came on a stream on which"
+    ),
+    "stays_on_a_stream_with_a_bad_frame": (
+        "session-bad-frame", lambda stub: goes_on(stub, "crooked", on_the_same=True), "Submit 2 came on a stream on"
+    ),
+    "leaves_a_stream_open_that_overran": (
+        "session-overrun", lambda stub: goes_on(stub, "overrun", on_the_same=False), "was open 5 s later"
+    ),
+    "leaves_a_stream_open_with_a_bad_frame": (
+        "session-bad-frame", lambda stub: goes_on(stub, "crooked", on_the_same=False), "was open 5 s later"
     ),
     "submits_after_its_drain": (
         "session",
@@ -208,5 +297,8 @@ RIGHT: dict[str, tuple[str, Callable[[Any], None]]] = {
 
 
 if __name__ == "__main__":
-    with grpc.insecure_channel(sys.argv[sys.argv.index("--target") + 1]) as channel:
-        {**FAULTS, **RIGHT}[sys.argv[1]][1](gateway_pb2_grpc.GenerationServiceStub(channel))
+    if sys.argv[1] == "canned":
+        canned(sys.argv[sys.argv.index("--case") + 1])
+    else:
+        with grpc.insecure_channel(sys.argv[sys.argv.index("--target") + 1]) as channel:
+            {**FAULTS, **RIGHT}[sys.argv[1]][1](gateway_pb2_grpc.GenerationServiceStub(channel))

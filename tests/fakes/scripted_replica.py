@@ -224,6 +224,7 @@ def tier_over(
         dispatcher=Dispatcher(router, metrics, max_held_requests=max_held, wait_s=wait_s),
         metrics=metrics,
         max_requests=max_requests,
+        max_open=min(max_requests, max_held),
         max_resumes=max_resumes,
         retry_budget=RetryBudget(retry_budget),
     )

@@ -69,6 +69,7 @@ class FakeSession:
 
     def hello(self) -> Any:
         hello = common_pb2.Hello(protocol_version=1, peer="fake", epoch=1, models=[self.tier.card()])
+        hello.max_requests = self.tier.max_requests
         return tokenizer_pb2.SessionResponse(hello=hello)
 
     def on_frame(self, frame: Any) -> None:
@@ -113,6 +114,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.max_requests = 0
+        """What hello says."""
         self.cancels: list[CancelReason] = []
         self.failure: TokenwireError | None = None
         """What every request and call ends with."""
@@ -319,7 +322,10 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "what is that?")
         return await self.tier_load(request, context)
 
-    async def start(self, port: int = 0, *, serving: bool = True, tls: dict[str, str] | None = None) -> None:
+    async def start(
+        self, port: int = 0, *, serving: bool = True, tls: dict[str, str] | None = None, max_requests: int = 0
+    ) -> None:
+        self.max_requests = max_requests
         self.server = GrpcServer(
             ServerSettings(port=port, drain_timeout_s=0.2, **(tls or {})), slack_bytes=MAX_FRAME_BYTES
         )

@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.fakes.live_gateway import gateway_over_fake
-from tests.fakes.tokenizer_tier import MODEL
+from tests.fakes.live_gateway import gateway_over_fake, live_gateway
+from tests.fakes.tokenizer_tier import MODEL, fake_tokenizer_tier
 from tokenwire.errors import AlreadyExists, FailedPrecondition, InvalidRequest, Overloaded
 from tokenwire.requests import CancelReason, FinishReason, Terminal
 from tokenwire.status import from_rpc_error
@@ -287,6 +287,20 @@ def test_half_closing_lets_what_runs_finish() -> None:
             stepping.cancel()
             assert peer.texts[1] == "a b" and peer.terminals[1].reason is FinishReason.STOP_TOKEN
             assert await peer.call.code() is grpc.StatusCode.OK
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("own", "tiers", "said"), [(9, (7, 5), 5), (4, (7, 5), 4), (9, (0, 0), 9), (9, (0, 7), 7)])
+def test_hello_says_what_the_gateway_and_each_tokenizer_tier_take(own: int, tiers: tuple[int, int], said: int) -> None:
+    async def main() -> None:
+        async with fake_tokenizer_tier(max_requests=tiers[0]) as one, fake_tokenizer_tier(max_requests=tiers[1]) as two:
+            async with live_gateway(one, two, max_concurrent_requests=own) as live:
+                await live.until(lambda: all(backend.ready for backend in live.server.backends.tiers))
+                peer = Peer(live.stub.Session())
+                await peer.send(hello=pb.Hello(protocol_version=1))
+                assert (await peer.call.read()).hello.max_requests == said
+                peer.call.cancel()
 
     asyncio.run(main())
 

@@ -60,6 +60,15 @@ def check_key_stays(command: Command) -> None:
     assert run.returncode != 0 and "gateway.example:50051 unencrypted" in run.stdout + run.stderr
 
 
+def check_bad_keys(command: Command) -> None:
+    """A key that no header may hold is refused before anything is sent, and not shown."""
+    for key in ("tw-key\n", "tw-key\x7f"):
+        words = [*map(str, command), "--target", "127.0.0.1:1", "--api-key", key]
+        run = subprocess.run(words, capture_output=True, text=True, timeout=TIME_LIMIT_S)
+        said = run.stdout + run.stderr
+        assert run.returncode != 0 and "visible ASCII" in said and "tw-key" not in said, said
+
+
 def check_rest(printed: str) -> None:
     """What does not depend on the model."""
     assert "session: 20 chapters, the story ended with FINISH_REASON_CANCELLED\n" in printed
@@ -83,5 +92,6 @@ def secured_stack(folder: Path) -> Iterator[list[str]]:
 def check_secured(command: Command, folder: Path) -> None:
     """The example over TLS with an API key, which goes nowhere else."""
     check_key_stays(command)
+    check_bad_keys(command)
     with secured_stack(folder) as arguments:
         check_rest("\n".join(example([*command, *arguments])))

@@ -7,27 +7,21 @@ import pytest
 from tests.e2e.conftest import Stack
 from tests.fakes.vectors import check_vectors
 from tests.interop.client_checks import check_conformance, check_example, check_secured
-from tests.interop.toolchains import go_client
 
 pytestmark = [pytest.mark.model, pytest.mark.extended]
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return go_client(tmp_path_factory.mktemp("go"))
+def test_the_conformance_kit(go_programs: Path) -> None:
+    check_conformance([go_programs / "conformance"])
 
 
-def test_the_conformance_kit(programs: Path) -> None:
-    check_conformance([programs / "conformance"])
+def test_vectors(go_programs: Path) -> None:
+    check_vectors([go_programs / "conformance"])
 
 
-def test_vectors(programs: Path) -> None:
-    check_vectors([programs / "conformance"])
+def test_the_example(go_programs: Path, stack: Stack) -> None:
+    check_example([go_programs / "example"], stack)
 
 
-def test_the_example(programs: Path, stack: Stack) -> None:
-    check_example([programs / "example"], stack)
-
-
-def test_over_tls_with_a_key(programs: Path, tmp_path: Path) -> None:
-    check_secured([programs / "example"], tmp_path)
+def test_over_tls_with_a_key(go_programs: Path, tmp_path: Path) -> None:
+    check_secured([go_programs / "example"], tmp_path)

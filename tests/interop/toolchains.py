@@ -70,19 +70,19 @@ def go_client(folder: Path) -> Path:
 
 
 def node_client(folder: Path) -> tuple[Path, Path]:
-    """Node, and the folder of the Node client's programs."""
+    """Node, and the folder of the Node client's programs, which is tested."""
     packages = ("@grpc/grpc-js@1.14.7", "@grpc/proto-loader@0.8.1", "protobufjs@7.6.6", "typescript@5.9.3")
     node, installed = node_with("node-client", *packages, "@types/node@20.19.0")
     client = tree_of("node", folder)
     (client / "node_modules").symlink_to(installed / "node_modules")
     npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    for step in ("generate", "compile"):
+    for step in ("generate", "compile", "test"):
         run([node, npm, "run", step], client, PATH=f"{node.parent}:{os.environ['PATH']}")
     return node, client / "dist"
 
 
 def java_client(folder: Path) -> Path:
-    """The folder of the Java client's programs, made with Debian's jars."""
+    """The folder of the Java client's programs, made with Debian's jars, and tested."""
     for name in ("make", "javac", "protoc", "grpc_java_plugin"):
         tool("Java", name)
     if not Path("/usr/share/java/grpc-netty.jar").is_file():
@@ -95,7 +95,7 @@ def java_client(folder: Path) -> Path:
         (folder / "jni").mkdir()
         shutil.copy(native, folder / "jni" / "libnetty_tcnative.so")
         flags = [f"JAVA_FLAGS=-Djava.library.path={folder / 'jni'}"]
-    run(["make", *flags], client)
+    run(["make", *flags, "all", "test"], client)
     return client / "build"
 
 

@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.live_model_tier import live_model_tier
 from tests.fakes.live_tokenizer_tier import TextPeer, live_tokenizer_tier, text_request, tokenizer_over_fake
 from tests.fakes.model_tier import FakeModelTier, Frame, fake_model_tier
@@ -83,6 +85,26 @@ def test_a_lease_lapses_and_a_held_request_goes_to_whichever_has_room(trained_fo
             await full.sessions[0].send(Frame(credit=credit(1)))
             await full.request()
             assert not silent.requests
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("setting", ["max_requests", "max_held_requests", "max_queued_requests"])
+def test_a_session_alone_may_have_as_many_open_as_its_hello_says(trained_folder: Path, setting: str) -> None:
+    async def main() -> None:
+        async with tokenizer_over_fake(trained_folder, {setting: 3}, hold=True, credit=credit(0)) as (fake, live, peer):
+            assert peer.hello.max_requests == 3
+            await peer.send(
+                submits=[tokenizer_pb2.Submit(handle=handle, request=text_request("hello")) for handle in (1, 2, 3)]
+            )
+            async with asyncio.timeout(10):
+                while live.server.tier.dispatcher.num_held < 3:
+                    await asyncio.sleep(0.002)
+            await fake.sessions[0].send(Frame(credit=credit(3)))
+            for place in range(3):
+                received = await fake.request(place)
+                await received.end(Terminal(FinishReason.LENGTH))
+            assert [(await peer.end(handle)).reason for handle in (1, 2, 3)] == [FinishReason.LENGTH] * 3
 
     asyncio.run(main())
 

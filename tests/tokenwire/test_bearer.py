@@ -3,7 +3,7 @@ import pytest
 from tokenwire.addresses import stays_on_this_machine
 from tokenwire.bearer import bearer
 from tokenwire.client import AsyncClient, Client
-from tokenwire.errors import FailedPrecondition
+from tokenwire.errors import FailedPrecondition, InvalidRequest
 from tokenwire.tls import ClientTls
 
 HERE = [
@@ -45,3 +45,16 @@ def test_both_clients_ask() -> None:
     for client in (Client, AsyncClient):
         with pytest.raises(FailedPrecondition, match="unencrypted"):
             client("10.0.0.1:1", api_key="tw-secret")
+
+
+@pytest.mark.parametrize("key", ["tw-secret\n", " tw-secret\t", "tw-secret\r\n"])
+def test_white_space_around_a_key_is_left_out(key: str) -> None:
+    assert bearer(key, HERE[0], None, False) == (("authorization", "Bearer tw-secret"),)
+
+
+@pytest.mark.parametrize("key", ["tw-secret\ntw", "tw-secret b", "tw-secrét", "tw-secret\x00", " \n", b"tw-secret"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str) -> None:
+    for target in (HERE[0], AWAY[0]):
+        with pytest.raises(InvalidRequest, match="api_key") as refused:
+            bearer(key, target, None, False)
+        assert "tw-" not in str(refused.value) and "secr" not in repr(refused.value)

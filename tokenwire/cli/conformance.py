@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shlex
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
@@ -11,7 +12,7 @@ from click.core import ParameterSource
 
 from tokenwire.cli.options import KEPT, given_tls, json_option, model_option, target_option
 from tokenwire.conformance.client_run import CLIENT_CASES, run_client
-from tokenwire.conformance.results import Result, UnknownCase
+from tokenwire.conformance.results import Result, UnknownCase, nothing_tried
 from tokenwire.conformance.server_run import SERVER_CASES, run_server
 
 OF_CLIENTS = ("command", "names", "only_list", "timeout_s", "as_json")
@@ -41,7 +42,8 @@ def conformance(
 ) -> None:
     """Try a server (--target), or a client program (--client), case by case, against the contract.
 
-    Exit status 0 where nothing failed. What a client program is told, and what it must tell: docs/conformance.md.
+    Exit status 0 where nothing failed, and not everything was skipped. What a client program is told, and what it must
+    tell: docs/conformance.md.
     """
     if command is not None:
         _refuse_what_is_of_servers()
@@ -59,9 +61,13 @@ def conformance(
         running = run_client(command, names=names, timeout_s=timeout_s)
     try:
         results = asyncio.run(_show(running, as_json))
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
     except UnknownCase as error:
         raise click.UsageError(str(error)) from None
-    if any(result.outcome == "fail" for result in results):
+    if nothing_tried(results):
+        click.echo("nothing was tried: every case was skipped, and not all of them are optional", err=True)
+    if nothing_tried(results) or any(result.outcome == "fail" for result in results):
         raise SystemExit(1)
 
 
@@ -85,6 +91,9 @@ def _refuse_bad_command(command: str) -> None:
 
 async def _show(running: AsyncIterator[Result], as_json: bool) -> list[Result]:
     results: list[Result] = []
+    task = asyncio.current_task()
+    if task is not None:  # a program that is driven is ended first
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async for result in running:
         results.append(result)
         if as_json:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from tokenwire.cli.saying import forget_unwritten
+from tokenwire.errors import FailedPrecondition
 from tokenwire.identity_file import add_key, hash_of, new_key
 
 KEY = "TOKENWIRE_API_KEY"
@@ -24,7 +26,8 @@ def one_key(environ: MutableMapping[str, str]) -> Iterator[None]:
     """Have the gateway ask for a key while the block runs, unless `environ` says already how callers are known.
 
     The key is TOKENWIRE_API_KEY's, or a new one that is printed. Both variables are set in `environ` until the block's
-    end. The key may read metrics and name any tenant. Raises click.UsageError for a key that is too short.
+    end. The key may read metrics and name any tenant. Raises click.UsageError for a key that is too short, and
+    FailedPrecondition where a new one cannot be printed.
     """
     if any(environ.get(name) for name in SAY_WHO_MAY_CALL):
         yield
@@ -40,13 +43,20 @@ def one_key(environ: MutableMapping[str, str]) -> Iterator[None]:
         path = Path(folder) / "identities.json"
         add_key(path, {"name": "up", "sha256": hash_of(key), "tenant": "*", "admin": True})
         environ[IDENTITY_FILE], environ[KEY] = str(path), key
-        if not given:
-            click.echo(
-                f"Callers need this key, which holds until the end of this run ({KEY} would name another):\n  {key}"
-            )
         try:
+            if not given:
+                _show(key)
             yield
         finally:
             del environ[IDENTITY_FILE]
             if not given:
                 del environ[KEY]
+
+
+def _show(key: str) -> None:
+    try:
+        click.echo(f"Callers need this key, which holds until the end of this run ({KEY} would name another):\n  {key}")
+    except OSError as error:
+        forget_unwritten()
+        message = f"the new key cannot be printed ({error.strerror}), and nobody would know it: give one in {KEY}"
+        raise FailedPrecondition(message, reason="KEY_NOT_SHOWN") from error

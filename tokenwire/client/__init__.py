@@ -14,6 +14,7 @@ Knows only the gateway's contract: no tokenizer, no model.
 """
 
 from tokenwire.client.clients import AsyncClient, Client
+from tokenwire.client.conversations import ChatOptions
 from tokenwire.client.embeddings import Embeddings, EmbedOptions
 from tokenwire.client.events import (
     Encoding,
@@ -42,6 +43,7 @@ __all__ = [
     "AsyncStream",
     "BlockingSessionOutputs",
     "CallOptions",
+    "ChatOptions",
     "Client",
     "ClientTls",
     "EmbedOptions",

@@ -4,6 +4,7 @@ Both only start calls on their kind of channel; requests, answers and errors are
 `messages.py`. What is tried again is the transport's business (`retries.py`).
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -14,7 +15,7 @@ import grpc
 from tokenwire.bearer import bearer
 from tokenwire.channels import aio_channel, sync_channel, told_to_move
 from tokenwire.client import messages as m
-from tokenwire.client.conversations import conversation_of
+from tokenwire.client.conversations import ChatOptions, chat_parts, conversation_of
 from tokenwire.client.embeddings import Embeddings, EmbedOptions, embed_request, embeddings
 from tokenwire.client.events import Encoding, Message, ModelCard, Prompt, RenderedPrompt, TokenizerFiles, Tool
 from tokenwire.client.open_stub import OpenStub
@@ -22,6 +23,8 @@ from tokenwire.client.options import CallOptions
 from tokenwire.client.retries import retry_options
 from tokenwire.client.sessions import AsyncSession, Session
 from tokenwire.client.streams import AsyncStream, Stream
+from tokenwire.errors import FailedPrecondition
+from tokenwire.forks import grpc_is_lost
 from tokenwire.status import from_rpc_error
 from tokenwire.tls import ClientTls
 
@@ -59,39 +62,9 @@ class Client:
         sent = m.generate_call(prompts, options)
         return Stream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
 
-    def chat(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        parallel_tool_calls: bool = True,
-        required_tool: str = "",
-        template_arguments: Mapping[str, Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] = (),
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> Stream:
-        """Answer a conversation, or one message of a user. Raises InvalidRequest.
-
-        `tools`: functions that the model may call. `parallel_tool_calls` False: the answer ends with its first call.
-        `required_tool`: the answer is a call of the tool of this name, its arguments valid; "*": of any of them.
-        `template_arguments`: extra variables of the model's template, such as enable_thinking. `documents`: for
-        templates that take them. `add_generation_prompt`: end the prompt with the header of the assistant's turn; None:
-        unless the last message is continued. `continue_final_message`: go on with the last message instead of
-        answering it.
-        """
-        conversation = conversation_of(
-            messages,
-            tools=tools,
-            parallel_tool_calls=parallel_tool_calls,
-            required_tool=required_tool,
-            template_arguments=template_arguments,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
-        sent = m.chat_call(conversation, options)
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> Stream:
+        """Answer a conversation, or one message of a user. `ChatOptions` says what it takes. Raises InvalidRequest."""
+        sent = m.chat_call(*chat_parts(messages, options))
         return Stream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
 
     def session(self, *, max_open: int = 1024) -> Session:
@@ -179,7 +152,8 @@ class Client:
     def close(self) -> None:
         """End the connection and every stream on it."""
         self._stub.close()
-        self._channel.close()
+        if not grpc_is_lost():
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -210,44 +184,30 @@ class AsyncClient:
 
         `max_attempts`: how often a call that no server has taken is tried, with growing pauses; 1 to 5.
         `plaintext_key`: send the key without TLS to other machines too, as behind a mesh's sidecar. Raises
-        FailedPrecondition for TLS files that cannot be used, and for a key that would be sent so without this.
+        FailedPrecondition for TLS files that cannot be used, for a key that would be sent so without this, and where no
+        event loop runs.
         """
         self.target = target
         self._metadata = bearer(api_key, target, tls, plaintext_key)
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            message = "an AsyncClient belongs to the event loop it is made in, and none runs here"
+            raise FailedPrecondition(f"{message}: make it in a coroutine", reason="NO_EVENT_LOOP") from None
         self._channel = aio_channel(target, tls, retry_options(max_attempts))
         self._stub = OpenStub(self._channel, target)
 
     def generate(self, *prompts: Prompt, **options: Unpack[CallOptions]) -> AsyncStream:
         """As `Client.generate`."""
         sent = m.generate_call(prompts, options)
-        return AsyncStream(sent, self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
+        call = self._stub.Generate(sent.request, timeout=sent.timeout_s, metadata=self._metadata)
+        return AsyncStream(sent, call, self._loop)
 
-    def chat(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        tools: Sequence[Tool] = (),
-        parallel_tool_calls: bool = True,
-        required_tool: str = "",
-        template_arguments: Mapping[str, Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] = (),
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> AsyncStream:
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> AsyncStream:
         """As `Client.chat`."""
-        conversation = conversation_of(
-            messages,
-            tools=tools,
-            parallel_tool_calls=parallel_tool_calls,
-            required_tool=required_tool,
-            template_arguments=template_arguments,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
-        sent = m.chat_call(conversation, options)
-        return AsyncStream(sent, self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata))
+        sent = m.chat_call(*chat_parts(messages, options))
+        call = self._stub.Chat(sent.request, timeout=sent.timeout_s, metadata=self._metadata)
+        return AsyncStream(sent, call, self._loop)
 
     def session(self, *, max_open: int = 1024) -> AsyncSession:
         """As `Client.session`, on this client's connection."""

@@ -1,7 +1,7 @@
 """One event loop in a thread of its own, for all blocking sessions of a process.
 
 Started at its first use and never stopped: whoever waits for it gets an answer, and events that come late find it
-running. A fork does not take threads along; a child process gets a loop of its own.
+running. A fork does not take threads along, and grpc.aio is lost with them.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from tokenwire.errors import FailedPrecondition
+from tokenwire.forks import aio_begins
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class LoopThread:
         """Raise FailedPrecondition where a wait for the loop would have no end."""
         if not self.runs_here:
             message = "this session was opened by another process, and a fork does not take it along"
-            raise FailedPrecondition(f"{message}: open one in each process", reason="FORKED")
+            raise FailedPrecondition(f"{message}: start processes by spawn or forkserver", reason="FORKED")
         if self.is_current:
             message = "this waits for the event loop of the sessions, on whose thread it was called"
             raise FailedPrecondition(f"{message}: call it in another thread", reason="ON_SESSION_LOOP")
@@ -73,20 +74,16 @@ class LoopThread:
 
 class _Shared:
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """As in a process that has not used it: a fork may have happened while somebody held the lock."""
         self.lock = threading.Lock()
         self.thread: LoopThread | None = None
 
 
 _shared = _Shared()
-os.register_at_fork(after_in_child=_shared.reset)
 
 
 def loop_thread() -> LoopThread:
-    """The process' own, started where there is none yet."""
+    """The process' own, started where there is none yet. Raises FailedPrecondition in a fork of one that has it."""
+    aio_begins()
     with _shared.lock:
         if _shared.thread is None:
             _shared.thread = LoopThread()

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import grpc
+
 from tokenwire.errors import FailedPrecondition
+from tokenwire.forks import call_begins, refuse_lost_grpc
 from tokenwire.v1 import gateway_pb2_grpc
 
 
@@ -20,16 +23,23 @@ class OpenStub:
         begin = getattr(self._stub, method)
 
         def call(*arguments: Any, **options: Any) -> Any:
+            ended = call_begins()
             try:
-                return begin(*arguments, **options)
-            except ValueError:  # of a channel that is closed
-                self.refuse_closed()
+                begun = begin(*arguments, **options)
+            except BaseException as error:
+                ended()
+                if isinstance(error, ValueError):  # of a channel that is closed
+                    self.refuse_closed()
                 raise
+            if not (isinstance(begun, grpc.RpcContext) and begun.add_callback(ended)):
+                ended()
+            return begun
 
         return call
 
     def refuse_closed(self) -> None:
-        """Raise FailedPrecondition once it is closed."""
+        """Raise FailedPrecondition once it is closed, and in a forked process that has no gRPC."""
+        refuse_lost_grpc()
         if self._closed:
             raise FailedPrecondition(f"the client of {self._target} is closed: make another", reason="CLIENT_CLOSED")
 

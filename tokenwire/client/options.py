@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, TypedDict
 
 from tokenwire.constraints import JSON_OBJECT, Constraint, choice, ebnf, json_schema, regex
@@ -166,9 +167,9 @@ def schema_text(schema: Mapping[str, Any] | str) -> str:
         raise
 
 
-def refuse_timeout(timeout_s: float) -> None:
+def refuse_timeout(timeout_s: object) -> None:
     """Raise InvalidRequest for a time that no call can be given."""
-    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+    if not isinstance(timeout_s, Real) or not 0 < float(timeout_s) <= MAX_TIMEOUT_S:
         allowed = f"a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}, or leave it out"
         refuse([FieldViolation("timeout_s", f"{timeout_s!r} is not allowed: {allowed}")])
 

@@ -20,8 +20,8 @@ MOST_ATTEMPTS = 5
 
 def retry_options(max_attempts: int) -> list[tuple[str, Any]]:
     """Options of a channel that tries a call up to so many times. 1: never again. Raises ValueError."""
-    if not 1 <= max_attempts <= MOST_ATTEMPTS:
-        raise ValueError(f"max_attempts {max_attempts} is not allowed: 1 to {MOST_ATTEMPTS}")
+    if not isinstance(max_attempts, int) or not 1 <= max_attempts <= MOST_ATTEMPTS:
+        raise ValueError(f"max_attempts {max_attempts!r} is not allowed: 1 to {MOST_ATTEMPTS}")
     if max_attempts == 1:
         return [("grpc.enable_retries", 0)]
     policy = {

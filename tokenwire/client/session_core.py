@@ -71,8 +71,8 @@ class SessionCore:
         max_open: int,
         told_to_move: ToldToMove,
     ) -> None:
-        if max_open < 1:
-            raise ValueError(f"max_open {max_open} is not allowed: 1 or more")
+        if not isinstance(max_open, int) or max_open < 1:
+            raise ValueError(f"max_open {max_open!r} is not allowed: 1 or more")
         self._client: SessionClient[OpenRequest] = SessionClient(
             target, open_call, tokenizer_pb2.SessionRequest, self, told_to_move
         )

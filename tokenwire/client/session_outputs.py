@@ -98,11 +98,16 @@ class SessionOutputs(StreamState):
             if not self._ended[each]:
                 self._stream.cancel(self._first + each, CancelReason.CLIENT)
 
+    def _check_choice(self, choice: int | None) -> None:
+        if choice is not None and not (isinstance(choice, int) and choice in range(self._num_outputs)):
+            raise ValueError(f"choice {choice!r} is not allowed: 0 to {self._num_outputs - 1}, or None for all")
+
     def _check_grant(self, tokens: int, choice: int) -> None:
-        if not (isinstance(tokens, int) and 1 <= tokens <= MAX_GRANT and choice in range(self._num_outputs)):
-            raise ValueError(
-                f"grant(tokens={tokens}, choice={choice}) is not allowed: 1 or more, of one of the choices"
-            )
+        if choice is None:
+            raise ValueError("choice None is not allowed: a grant is for one choice")
+        self._check_choice(choice)
+        if not (isinstance(tokens, int) and 1 <= tokens <= MAX_GRANT):
+            raise ValueError(f"grant(tokens={tokens!r}) is not allowed: 1 to {MAX_GRANT}")
 
 
 class AsyncSessionOutputs(SessionOutputs):
@@ -141,7 +146,11 @@ class AsyncSessionOutputs(SessionOutputs):
         return self._collector.outputs()
 
     def cancel(self, choice: int | None = None) -> None:
-        """Take one choice back, or all. The terminal event still comes: CANCELLED, if nothing else was first."""
+        """Take one choice back, or all. The terminal event still comes: CANCELLED, if nothing else was first.
+
+        Raises ValueError for a choice that there is not.
+        """
+        self._check_choice(choice)
         self._cancel(choice)
 
     def grant(self, tokens: int, choice: int = 0) -> None:
@@ -164,10 +173,13 @@ class AsyncSessionOutputs(SessionOutputs):
 class BlockingSessionOutputs(SessionOutputs):
     """`AsyncSessionOutputs` for ordinary code: an iterator, and a context manager."""
 
-    def __init__(self, request_id: str, num_outputs: int, credit: int | None, thread: LoopThread) -> None:
-        """`thread`: of the session's event loop."""
+    def __init__(
+        self, request_id: str, num_outputs: int, credit: int | None, thread: LoopThread, session: object
+    ) -> None:
+        """`thread`: of the session's event loop. `session`: stays open as long as this can be read."""
         super().__init__(request_id, num_outputs, credit)
         self._thread = thread
+        self._session = session
         self._arrived = threading.Condition()
 
     def __iter__(self) -> Self:
@@ -199,6 +211,7 @@ class BlockingSessionOutputs(SessionOutputs):
 
     def cancel(self, choice: int | None = None) -> None:
         """As `AsyncSessionOutputs.cancel`."""
+        self._check_choice(choice)
         self._thread.soon(lambda: self._cancel(choice))
 
     def grant(self, tokens: int, choice: int = 0) -> None:

@@ -11,15 +11,17 @@ implementation: ordinary code talks to an event loop in a thread that all its se
 """
 
 import time
-from collections.abc import Callable, Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tokenwire.channels import aio_channel, told_to_move
-from tokenwire.client.conversations import conversation_of
+from tokenwire.client.conversations import ChatOptions, chat_parts
 from tokenwire.client.events import Message, Prompt
-from tokenwire.client.loop_thread import loop_thread
+from tokenwire.client.loop_thread import LoopThread, loop_thread
 from tokenwire.client.messages import text_request
 from tokenwire.client.options import CallOptions
 from tokenwire.client.session_core import SessionCore
@@ -46,10 +48,10 @@ class AsyncSession:
         return await self._submit(text_request(prompt, options), credit)
 
     async def chat(
-        self, messages: str | Sequence[Message], *, credit: int | None = None, **options: Unpack[CallOptions]
+        self, messages: str | Sequence[Message], *, credit: int | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncSessionOutputs:
-        """Answer a conversation, or one message of a user; as `submit`."""
-        return await self._submit(text_request(conversation_of(messages), options), credit)
+        """Answer a conversation, or one message of a user, as `Client.chat` does; otherwise as `submit`."""
+        return await self._submit(text_request(*chat_parts(messages, options)), credit)
 
     async def close(self) -> None:
         """Cancel what is open, and end the stream."""
@@ -74,13 +76,17 @@ class AsyncSession:
 class Session:
     """Many requests on one stream, for ordinary code; may be shared by threads. Use it in a `with` block.
 
-    It has a connection of its own, on an event loop that all sessions of the process share. A fork does not take it
-    along: there it raises FailedPrecondition.
+    It has a connection of its own, on an event loop that all sessions of the process share. A forked process cannot
+    use it, nor open others: both raise FailedPrecondition there. One that is not closed gives its connection back with
+    a ResourceWarning when nobody holds it any more, nor what was submitted on it.
     """
 
     def __init__(self, target: str, metadata: Sequence[tuple[str, str]], tls: ClientTls | None, max_open: int) -> None:
         self._thread = loop_thread()
-        self._channel, self._core = self._thread.run(_open(target, metadata, tls, max_open))
+        channel, self._core = self._thread.run(_open(target, metadata, tls, max_open))
+        self._close = partial(_close, self._core, channel)
+        self._dropped = weakref.finalize(self, _give_back, self._thread, self._close, target)
+        self._dropped.atexit = False
 
     def submit(
         self, prompt: Prompt, *, credit: int | None = None, **options: Unpack[CallOptions]
@@ -89,16 +95,17 @@ class Session:
         return self._submit(text_request(prompt, options), credit)
 
     def chat(
-        self, messages: str | Sequence[Message], *, credit: int | None = None, **options: Unpack[CallOptions]
+        self, messages: str | Sequence[Message], *, credit: int | None = None, **options: Unpack[ChatOptions]
     ) -> BlockingSessionOutputs:
         """As `AsyncSession.chat`."""
-        return self._submit(text_request(conversation_of(messages), options), credit)
+        return self._submit(text_request(*chat_parts(messages, options)), credit)
 
     def close(self) -> None:
         """Cancel what is open, and end the stream; who waits in another thread is told. Harmless a second time.
 
         On the thread of the sessions' event loop, where a finalizer may run, it does not wait for the end.
         """
+        self._dropped.detach()
         if self._thread.is_current:
             self._thread.begin(self._close())
         elif self._thread.runs_here:
@@ -113,13 +120,21 @@ class Session:
     def _submit(self, made: tuple[tokenizer_pb2.TextRequest, int], credit: int | None) -> BlockingSessionOutputs:
         begun_s = time.monotonic()
         request, num_outputs = made
-        outputs = BlockingSessionOutputs(request.context.request_id, num_outputs, _checked(credit), self._thread)
+        outputs = BlockingSessionOutputs(request.context.request_id, num_outputs, _checked(credit), self._thread, self)
         self._thread.run(self._core.submit(request, outputs, num_outputs, begun_s))
         return outputs
 
-    async def _close(self) -> None:
-        await self._core.close()
-        await self._channel.close()
+
+async def _close(core: SessionCore, channel: Any) -> None:
+    await core.close()
+    await channel.close()
+
+
+def _give_back(thread: LoopThread, close: Callable[[], Coroutine[Any, Any, None]], target: str) -> None:
+    """Nobody can use the session or read what was submitted on it. Called in any thread, at any time."""
+    if thread.runs_here:
+        thread.begin(close())
+        warnings.warn(f"a session with {target} was not closed", ResourceWarning, stacklevel=2)
 
 
 async def _open(

@@ -1,10 +1,13 @@
 """The two kinds of stream a call returns: iterate for events, or ask for the whole text. Know nothing of requests.
 
-Closing a stream before its end cancels the request in every tier.
+Closing a stream before its end cancels the request in every tier, and so does the end of the last reference to it.
 """
 
 import asyncio
+import threading
+import weakref
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +16,7 @@ import grpc
 from tokenwire.client.events import Event, Output, OutputCollector
 from tokenwire.client.messages import GenerationCall
 from tokenwire.errors import Cancelled, Unavailable
+from tokenwire.forks import grpc_is_lost, refuse_lost_grpc
 from tokenwire.status import from_rpc_error
 
 
@@ -48,26 +52,33 @@ class StreamState:
 
 
 class Stream(StreamState):
-    """Events of one call, in order of arrival. An iterator and a context manager; errors are `tokenwire.errors`."""
+    """Events of one call, in order of arrival. An iterator and a context manager; errors are `tokenwire.errors`.
+
+    Several threads may read it: each event goes to one of them.
+    """
 
     def __init__(self, sent: GenerationCall, call: Any) -> None:
         super().__init__(sent.request_id, sent.num_outputs)
         self._events_of = sent.events_of
         self._call = call
+        self._reading = threading.Lock()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Event:
-        while not self._waiting:
-            try:
-                self._waiting.extend(self._events_of(next(self._call)))
-            except StopIteration:
-                self._check_complete()
-                raise
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from None
-        return self._next_event()
+        if not self._waiting:
+            refuse_lost_grpc()  # before the lock, which may have been held when the process was forked
+        with self._reading:
+            while not self._waiting:
+                try:
+                    self._waiting.extend(self._events_of(next(self._call)))
+                except StopIteration:
+                    self._check_complete()
+                    raise
+                except grpc.RpcError as error:
+                    raise from_rpc_error(error) from None
+            return self._next_event()
 
     def text(self) -> str:
         """The whole text of the only output. Raises what cut it short: an error, the deadline, a cancellation."""
@@ -82,7 +93,8 @@ class Stream(StreamState):
 
     def close(self) -> None:
         """Cancel what still runs. Harmless at the end."""
-        self._call.cancel()
+        if not grpc_is_lost():
+            self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -94,16 +106,19 @@ class Stream(StreamState):
 class AsyncStream(StreamState):
     """`Stream` for asyncio: `async for`, `async with`, `await stream.text()`."""
 
-    def __init__(self, sent: GenerationCall, call: Any) -> None:
+    def __init__(self, sent: GenerationCall, call: Any, loop: asyncio.AbstractEventLoop) -> None:
+        """`loop`: on which the call runs."""
         super().__init__(sent.request_id, sent.num_outputs)
         self._events_of = sent.events_of
         self._call = call
+        weakref.finalize(self, _cancel_soon, loop, call).atexit = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
         while not self._waiting:
+            refuse_lost_grpc()
             try:
                 response = await self._call.read()
             except grpc.RpcError as error:
@@ -132,7 +147,8 @@ class AsyncStream(StreamState):
 
     def close(self) -> None:
         """Cancel what still runs. Harmless at the end."""
-        self._call.cancel()
+        if not grpc_is_lost():
+            self._call.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -141,3 +157,10 @@ class AsyncStream(StreamState):
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _cancel_soon(loop: asyncio.AbstractEventLoop, call: Any) -> None:
+    """Nobody can read it any more. Called in any thread, at any time; harmless at the end."""
+    if not grpc_is_lost():
+        with suppress(RuntimeError):  # the loop is closed, and the call with it
+            loop.call_soon_threadsafe(call.cancel)

@@ -3,6 +3,20 @@
 from typing import Any
 
 from tokenwire.conformance.results import expect
+from tokenwire.conformance.scripted import Seen
+
+
+def expect_calls(seen: Seen, *, generates: int = 0, chats: int = 0) -> None:
+    """Raise CaseFailed unless so many calls came."""
+    expect(len(seen.generates) == generates, f"{len(seen.generates)} calls of Generate came, not {generates}")
+    expect(len(seen.chats) == chats, f"{len(seen.chats)} calls of Chat came, not {chats}")
+
+
+def expect_streams(seen: Seen, *texts: list[str]) -> None:
+    """Raise CaseFailed unless these Submits came, by session."""
+    found = [[submit.request.text for submit in each.submits] for each in seen.sessions]
+    expect(len(found) == len(texts), f"{len(found)} sessions came, not {len(texts)}")
+    expect(found == list(texts), f"the streams were sent {found}")
 
 
 def expect_told(output: dict[str, Any], *, reason: str, tokens: int | None = None) -> None:

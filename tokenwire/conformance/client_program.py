@@ -149,9 +149,11 @@ def told_of(lines: list[str]) -> Told:
         if not isinstance(value, dict):
             raise CaseFailed(f"a line of the program's output is not an object: {line[:200]!r}")
         if "skip" in value:
-            raise CaseSkipped(str(value["skip"]))
+            expect(isinstance(value["skip"], str), f"a line's skip is not a text: {line[:200]!r}")
+            raise CaseSkipped(value["skip"])
         if "output" in value:
             key = (value["output"], value.get("choice", 0))
+            expect(all(type(number) is int for number in key), f"output or choice is not a number: {line[:200]!r}")
             expect(key not in told.outputs, f"output {key} was told twice")
             told.outputs[key] = value
         elif "error" in value:

@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from tokenwire.conformance.client_expectations import expect_error, expect_out_of_time, expect_told
+from tokenwire.conformance.client_expectations import (
+    expect_error,
+    expect_out_of_time,
+    expect_streams,
+    expect_told,
+)
 from tokenwire.conformance.client_program import ClientProgram
 from tokenwire.conformance.results import Cases, expect
 from tokenwire.conformance.scripted import Seen
@@ -21,7 +26,7 @@ LETTERS = "a b c d e f g h i j"
 async def session(client: ClientProgram) -> None:
     """Rows of several handles in a frame."""
     seen, told = await client.run("session")
-    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not one")
+    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not 1")
     told.expect_texts("one two", "three", "four five six")
     for index, tokens in enumerate((2, 1, 3)):
         expect_told(told.output(index), reason="STOP_TOKEN", tokens=tokens)
@@ -88,7 +93,8 @@ async def session_held(client: ClientProgram) -> None:
 @cases.case("session-error", "On one Session: 'refuse me', 'overload me', 'one two'; tell of each.")
 async def session_error(client: ClientProgram) -> None:
     """Errors are their request's own."""
-    _, told = await client.run("session-error")
+    seen, told = await client.run("session-error")
+    expect_streams(seen, ["refuse me", "overload me", "one two"])
     expect_told(told.output(0), reason="ERROR")
     expect_error(told.output(0).get("error"), code="INVALID_ARGUMENT", reason="INVALID_REQUEST", fields=[FIELD])
     expect_error(told.output(1).get("error"), code="RESOURCE_EXHAUSTED", retry_after_ms=RETRY_AFTER_S * 1000)
@@ -99,16 +105,16 @@ async def session_error(client: ClientProgram) -> None:
 async def session_drain(client: ClientProgram) -> None:
     """The old stream runs out beside the new one."""
     seen, told = await client.run("session-drain", Script(drains=True))
-    expect(len(seen.sessions) == 2, f"{len(seen.sessions)} sessions came, not two")
-    texts = [[submit.request.text for submit in each.submits] for each in seen.sessions]
-    expect(texts == [["hold on"], ["one two"]], f"the streams were sent {texts}")
+    expect_streams(seen, ["hold on"], ["one two"])
     told.expect_texts("hold on", "one two")
 
 
 @cases.case("session-lost", "On one Session: 'hold on'; the stream breaks: tell of the output with its error.")
 async def session_lost(client: ClientProgram) -> None:
     """Nobody waits for ever."""
-    _, told = await client.run("session-lost", Script(breaks=True))
+    seen, told = await client.run("session-lost", Script(breaks=True))
+    expect(bool(seen.sessions), "0 sessions came")
+    expect_streams(Seen(sessions=seen.sessions[:1]), ["hold on"])
     expect(told.output(0).get("text") == "hold", f"output 0 was told as {told.output(0).get('text')!r}")
     expect_error(told.output(0).get("error"), code="UNAVAILABLE")
 
@@ -116,7 +122,8 @@ async def session_lost(client: ClientProgram) -> None:
 @cases.case("session-future", "On one Session: 'one two', 'three', though frames hold what the client cannot know.")
 async def session_future(client: ClientProgram) -> None:
     """Unknown fields are ignored, and an unknown reason is an end."""
-    _, told = await client.run("session-future", Script(future=True))
+    seen, told = await client.run("session-future", Script(future=True))
+    expect_streams(seen, ["one two", "three"])
     told.expect_texts("one two", "three")
 
 
@@ -124,7 +131,7 @@ async def session_future(client: ClientProgram) -> None:
 async def session_many(client: ClientProgram) -> None:
     """Room is kept by the client."""
     seen, told = await client.run("session-many", Script(max_requests=MOST_OPEN, num_waves=NUM_WAVES))
-    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not one")
+    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not 1")
     told.expect_texts(*(f"n{number}" for number in range(MANY)))
 
 
@@ -139,9 +146,23 @@ async def session_large(client: ClientProgram) -> None:
 @cases.case("session-too-many-choices", "On one Session: 'one two' with num_choices 129, then 'three'; tell of each.")
 async def session_too_many_choices(client: ClientProgram) -> None:
     """By whomever it is refused, nobody waits for choices that never are."""
-    _, told = await client.run("session-too-many-choices")
+    seen, told = await client.run("session-too-many-choices")
     expect_error(told.output(0).get("error"), code="INVALID_ARGUMENT", reason="INVALID_REQUEST")
+    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not 1")
+    texts = [submit.request.text for submit in seen.sessions[0].submits]
+    expect(texts in (["three"], ["one two", "three"]), f"the stream was sent {texts}")
     expect(told.output(1).get("text") == "three", f"output 1 was told as {told.output(1).get('text')!r}")
+
+
+@cases.case(
+    "session-bad-text", "On one Session: 'one two' with what is no Unicode behind it, then 'three'; tell of each."
+)
+async def session_bad_text(client: ClientProgram) -> None:
+    """Sent, it would end the stream and what else is on it."""
+    seen, told = await client.run("session-bad-text")
+    expect_error(told.output(0).get("error"), code="INVALID_ARGUMENT", reason="INVALID_REQUEST", fields=["text"])
+    expect(told.output(1).get("text") == "three", f"output 1 was told as {told.output(1).get('text')!r}")
+    submits(seen, 1)
 
 
 @cases.case("session-time-limit", "On one Session: 'one', then 'mute' with timeout_ms 1000; nothing comes for it.")
@@ -154,30 +175,39 @@ async def session_time_limit(client: ClientProgram) -> None:
     expect_out_of_time(told.output(1))
 
 
-@cases.case("session-no-hello", "On a Session, to which no Hello comes: 'one two' with timeout_ms 1000.")
+@cases.case("session-no-hello", "On a Session, to which no Hello comes: 'one two' with timeout_ms 5000.")
 async def session_no_hello(client: ClientProgram) -> None:
     """Time runs while a stream is opened."""
-    _, told = await client.run("session-no-hello", Script(greets=False))
+    seen, told = await client.run("session-no-hello", Script(greets=False))
+    expect(bool(seen.sessions), "0 sessions came")
     expect_out_of_time(told.output(0))
 
 
-@cases.case("session-overrun", "On one Session: 'overrun' with initial_credit 2; a row of 100 tokens comes.")
+@cases.case(
+    "session-overrun", "On a Session: 'overrun' with initial_credit 2; a row of 100 tokens comes; then 'one two'."
+)
 async def session_overrun(client: ClientProgram) -> None:
-    """A client holds what it granted, and no more."""
-    _, told = await client.run("session-overrun")
+    """A client holds what it granted, and no more; the stream has ended before the second is answered."""
+    seen, told = await client.run("session-overrun")
     expect_error(told.output(0).get("error"), code="INTERNAL")
+    expect_streams(seen, ["overrun"], ["one two"])
+    expect(told.output(1).get("text") == "one two", f"output 1 was told as {told.output(1).get('text')!r}")
 
 
-@cases.case("session-bad-frame", "On one Session: 'crooked'; a frame comes whose columns differ in length.")
+@cases.case(
+    "session-bad-frame", "On a Session: 'crooked'; a frame comes whose columns differ in length; then 'one two'."
+)
 async def session_bad_frame(client: ClientProgram) -> None:
-    """It is not read beyond its end."""
-    _, told = await client.run("session-bad-frame")
+    """It is not read beyond its end; the stream has ended before the second is answered."""
+    seen, told = await client.run("session-bad-frame")
     expect_error(told.output(0).get("error"), code="INTERNAL")
+    expect_streams(seen, ["crooked"], ["one two"])
+    expect(told.output(1).get("text") == "one two", f"output 1 was told as {told.output(1).get('text')!r}")
 
 
 def submits(seen: Seen, number: int) -> list[Any]:
     """The Submits of the only session. Raises CaseFailed."""
-    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not one")
+    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not 1")
     found = seen.sessions[0].submits
     expect(len(found) == number, f"{len(found)} Submits came, not {number}")
     return found
@@ -185,5 +215,5 @@ def submits(seen: Seen, number: int) -> list[Any]:
 
 def sequences(seen: Seen) -> list[Sequence]:
     """The sequences of the only session."""
-    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not one")
+    expect(len(seen.sessions) == 1, f"{len(seen.sessions)} sessions came, not 1")
     return list(seen.sessions[0].sequences.values())

@@ -172,7 +172,7 @@ async def generate_one_bad_prompt(target: Target) -> None:
     expect_reason(answers.finishes[2], "LENGTH")
 
 
-@cases.case("chat.answer", "Chat answers a conversation as a stream with one finish.")
+@cases.case("chat.answer", "Chat answers a conversation as a stream with one finish.", optional=True)
 async def chat_answer(target: Target) -> None:
     """One turn."""
     message = tokenizer_pb2.ChatMessage(role="user", content="What is the capital of France?")
@@ -190,7 +190,7 @@ async def chat_answer(target: Target) -> None:
     expect_reason(answers.finishes[0], "LENGTH")
 
 
-@cases.case("auth.refused", "Without a key, and with a wrong one, a call is UNAUTHENTICATED.")
+@cases.case("auth.refused", "Without a key, and with a wrong one, a call is UNAUTHENTICATED.", optional=True)
 async def auth_refused(target: Target) -> None:
     """Only where a key was given to try with."""
     if not target.metadata:

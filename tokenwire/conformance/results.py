@@ -35,6 +35,8 @@ class Case(Generic[S]):
     """What the contract says, in one sentence."""
     run: Callable[[S], Awaitable[None]]
     """Raises CaseFailed or CaseSkipped."""
+    optional: bool = False
+    """Of something that one may go without."""
 
 
 class Cases(Generic[S]):
@@ -43,11 +45,13 @@ class Cases(Generic[S]):
     def __init__(self) -> None:
         self.all: list[Case[S]] = []
 
-    def case(self, name: str, shows: str) -> Callable[[Callable[[S], Awaitable[None]]], Callable[[S], Awaitable[None]]]:
+    def case(
+        self, name: str, shows: str, *, optional: bool = False
+    ) -> Callable[[Callable[[S], Awaitable[None]]], Callable[[S], Awaitable[None]]]:
         """Add what is decorated."""
 
         def add(run: Callable[[S], Awaitable[None]]) -> Callable[[S], Awaitable[None]]:
-            self.all.append(Case(name, shows, run))
+            self.all.append(Case(name, shows, run, optional))
             return run
 
         return add
@@ -64,6 +68,7 @@ class Result:
     """Why it failed or was skipped; empty where it passed."""
     seconds: float
     shows: str
+    optional: bool = False
 
 
 def expect(true: bool, otherwise: str) -> None:
@@ -89,7 +94,13 @@ async def run_case(case: Case[S], subject: S, timeout_s: float) -> Result:
         outcome, reason = "fail", f"the call ended with {describe(from_rpc_error(error))}"
     except Exception as error:
         outcome, reason = "fail", f"what came cannot be read: {type(error).__name__}: {error}"
-    return Result(case.name, outcome, reason, time.monotonic() - begun, case.shows)
+    return Result(case.name, outcome, reason, time.monotonic() - begun, case.shows, case.optional)
+
+
+def nothing_tried(results: Sequence[Result]) -> bool:
+    """Whether all were skipped, and not for being optional alone."""
+    skipped = [result for result in results if result.outcome == "skip"]
+    return len(skipped) == len(results) and not all(result.optional for result in skipped)
 
 
 def describe(error: TokenwireError) -> str:

@@ -88,7 +88,10 @@ class ScriptedGateway(gateway_pb2_grpc.GenerationServiceServicer):
         self._check_caller(context)
         session = ScriptedSession(self._script, self.card(), self.seen.faults, self.seen.sessions)
         self.seen.sessions.append(session)
-        await session.serve(requests, context)
+        try:
+            await session.serve(requests, context)
+        finally:
+            session.ended.set()
 
     async def ListModels(
         self, request: tokenizer_pb2.ListModelsRequest, context: Any

@@ -23,6 +23,8 @@ from tokenwire.wire import terminal_to_wire
 UNKNOWN_FIELD = b"\xfa\x7f\x06future"
 """Field 2047, length-delimited: in no message of the contract."""
 UNKNOWN_REASON = 99
+WRONG_STREAM_S = 5.0
+"""How long a client that has gone on elsewhere may take to end a stream on which the protocol was broken."""
 
 
 class ScriptedSession:
@@ -34,6 +36,7 @@ class ScriptedSession:
         self.events: list[tuple[str, int]] = []
         """("submit" | "cancel" | "credit" | "finish", handle) in the order in which they came or went."""
         self.half_closed = False
+        self.ended = asyncio.Event()
         self.released = asyncio.Event()
         """What is held goes on."""
         self._script = script
@@ -46,7 +49,7 @@ class ScriptedSession:
         self._waves = Waves(script.num_waves)
         self._num_open = 0
         self._wake = asyncio.Event()
-        self._broken = False
+        self._broken = self._went_wrong = False
         self._drains_next = self._drained = self._client_drained = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -98,6 +101,8 @@ class ScriptedSession:
         last = max(self.sequences, default=0)
         if submit.handle <= last:
             self._faults.append(f"handle {submit.handle} is not greater than {last}, the last one of its stream")
+        if self._went_wrong:
+            self._faults.append(f"Submit {submit.handle} came on a stream on which the server had broken the protocol")
         if self._client_drained:
             self._faults.append(f"Submit {submit.handle} came in a frame after the client's own Drain")
         for stream in self._streams:
@@ -149,6 +154,7 @@ class ScriptedSession:
             self._finish(sequence, Terminal(FinishReason.ERROR, error=error))
             return
         await self._waves.turn()
+        await self._wrong_streams_end()
         if order in WRONG_ROWS:
             self._wrong(sequence, *WRONG_ROWS[order])
             await asyncio.Event().wait()
@@ -178,6 +184,16 @@ class ScriptedSession:
             sequence.changed.clear()
             await sequence.changed.wait()
 
+    async def _wrong_streams_end(self) -> None:
+        """Wait for the ends of the streams on which the protocol was broken, as long as they may take."""
+        for stream in self._streams:
+            if stream._went_wrong and stream is not self:
+                try:
+                    await asyncio.wait_for(stream.ended.wait(), WRONG_STREAM_S)
+                except TimeoutError:
+                    said = f"a stream on which the server had broken the protocol was open {WRONG_STREAM_S:g} s later"
+                    self._faults.append(said)
+
     async def _hold(self) -> None:
         if self._script.breaks:
             self._broken = True
@@ -192,6 +208,7 @@ class ScriptedSession:
 
     def _wrong(self, sequence: Sequence, texts: tuple[str, ...], num_tokens: tuple[int, ...]) -> None:
         if texts:
+            self._went_wrong = True
             frame = tokenizer_pb2.SessionResponse(handles=[sequence.handle], texts=texts, num_tokens=num_tokens)
             self._others.append(frame)
             self._wake.set()

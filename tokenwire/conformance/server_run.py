@@ -13,8 +13,9 @@ from tokenwire.conformance.target import Target
 from tokenwire.errors import FailedPrecondition, Unavailable
 from tokenwire.status import TLS_FAILED, from_rpc_error
 from tokenwire.tls import ClientTls
-from tokenwire.v1 import tokenizer_pb2
+from tokenwire.v1 import gateway_pb2, tokenizer_pb2
 
+SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 SERVER_CASES: list[Case[Target]] = [
     *generate_cases.cases.all,
     *session_cases.cases.all,
@@ -45,6 +46,9 @@ async def run_server(
         try:
             target.choose(list((await call).models), model)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                message = f"what answers at {address} is no gateway, and the cases are of one: it has no {SERVICE}"
+                raise FailedPrecondition(message) from None
             found = from_rpc_error(error)
             if isinstance(found, Unavailable) and found.reason != TLS_FAILED and "failed to connect" in found.message:
                 raise Unavailable(f"nothing answers at {address}: name another server with --target") from None

@@ -7,7 +7,7 @@ from tokenwire.status import from_wire
 from tokenwire.v1 import common_pb2 as pb
 
 cases: Cases[Target] = Cases()
-MANY = 256
+MANY, MOST = 256, 1024
 
 
 @cases.case("session.hello", "The server's first frame is hello alone: version 1, its models, an epoch.")
@@ -62,6 +62,18 @@ async def session_many(target: Target) -> None:
         await peer.until(lambda: len(peer.finishes) == number)
         ends = {reason_name(finish) for finish in peer.finishes.values()}
         expect(ends == {"LENGTH"}, f"they ended with {sorted(ends)}")
+
+
+@cases.case("session.max-requests", "As many requests at once as hello.max_requests says: none is refused.")
+async def session_max_requests(target: Target) -> None:
+    """Up to a bound of the case's own."""
+    async with Peer(target) as peer:
+        await peer.greet()
+        number = min(MOST, peer.hello.max_requests or MANY)
+        await peer.send(submits=[peer.made(i + 1, f"{PROMPT} {i}", max_tokens=1) for i in range(number)])
+        await peer.until(lambda: len(peer.finishes) == number)
+        for finish in peer.finishes.values():
+            expect_reason(finish, "LENGTH")
 
 
 @cases.case("session.cancel", "Cancel ends its handle alone, with CANCELLED, and nothing follows.")

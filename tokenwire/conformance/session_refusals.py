@@ -55,7 +55,11 @@ async def model(target: Target) -> None:
     await refused_at_once(target, "NOT_FOUND", "MODEL_NOT_FOUND", hello=hello)
 
 
-@cases.case("refusal.vocabulary", "A hello that means another vocabulary ends the call: FAILED_PRECONDITION.")
+@cases.case(
+    "refusal.vocabulary",
+    "A hello that means another vocabulary ends the call: FAILED_PRECONDITION.",
+    optional=True,
+)
 async def vocabulary(target: Target) -> None:
     """A hash that nothing has."""
     if not target.card.fingerprint.vocabulary:

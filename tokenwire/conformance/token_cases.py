@@ -93,7 +93,7 @@ async def files(target: Target) -> None:
         expect(hashlib.sha256(content).hexdigest() == file.sha256, f"{file.name}: its hash is another")
 
 
-@cases.case("tokens.chat-template", "ApplyChatTemplate's text, tokenized as it is, is its token ids.")
+@cases.case("tokens.chat-template", "ApplyChatTemplate's text, tokenized as it is, is its token ids.", optional=True)
 async def chat_template(target: Target) -> None:
     """One message."""
     request = tokenizer_pb2.ApplyChatTemplateRequest(model=target.card.name, tokenize=True)
@@ -115,7 +115,7 @@ async def no_such_id(target: Target) -> None:
     expect_error(await target.refusal(text_of(target, [2**32 - 1])), "INVALID_ARGUMENT")
 
 
-@cases.case("tokens.embed", "Embed gives one vector per input, of the size that the model's card says.")
+@cases.case("tokens.embed", "Embed gives one vector per input, of the size that the model's card says.", optional=True)
 async def embed(target: Target) -> None:
     """Where the model embeds."""
     if pb.CAPABILITY_EMBED not in target.card.capabilities:

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
@@ -16,6 +17,8 @@ namespace tokenwire {
 namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
+constexpr int kKeepaliveMs = 20'000;         // without a sign of the server, until it is asked for one
+constexpr int kKeepaliveTimeoutMs = 10'000;  // and then, until it is given up
 
 // Adds the API key to every call.
 class Bearer : public grpc::experimental::Interceptor {
@@ -85,6 +88,9 @@ std::unique_ptr<Stub> connect(const std::string& target, const Options& options)
                 "the key would go to " + target + " unencrypted: set tls, or plaintext_key where the way is encrypted",
                 "KEY_IN_PLAINTEXT");
   }
+  if (!std::all_of(options.api_key.begin(), options.api_key.end(), [](char each) { return each >= '!' && each <= '~'; })) {
+    throw refused("api_key", "only visible ASCII characters are allowed, and no white space");
+  }
   auto credentials = grpc::InsecureChannelCredentials();
   if (options.tls) {
     grpc::SslCredentialsOptions ssl;
@@ -96,6 +102,11 @@ std::unique_ptr<Stub> connect(const std::string& target, const Options& options)
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetInt("grpc.http2.ping_timeout_ms", kKeepaliveTimeoutMs);  // newer releases would wait for a minute
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   return v1::GenerationService::NewStub(grpc::experimental::CreateCustomChannelWithInterceptors(
       target, credentials, arguments, std::move(interceptors)));
 }

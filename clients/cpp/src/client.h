@@ -23,8 +23,8 @@ struct Options {
   bool plaintext_key = false;
 };
 
-// A stub for host:port. It connects with the first call. Throws Error for a key that would go out unencrypted, and
-// std::runtime_error.
+// A stub for host:port. It connects with the first call. Throws Error for a key that would go out unencrypted, or
+// that no header may hold, and std::runtime_error.
 std::unique_ptr<Stub> connect(const std::string& target, const Options& options = {});
 
 }  // namespace tokenwire

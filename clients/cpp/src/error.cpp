@@ -31,6 +31,12 @@ Error with_details(const v1::Status& status) {
 Error::Error(grpc::StatusCode code, const std::string& message, std::string reason)
     : std::runtime_error(message), code(code), reason(std::move(reason)) {}
 
+Error refused(const std::string& field, const std::string& said) {
+  Error error(grpc::StatusCode::INVALID_ARGUMENT, field + ": " + said, "INVALID_REQUEST");
+  error.fields.push_back(field);
+  return error;
+}
+
 Error error_of(const grpc::Status& status) {
   v1::Status details;  // field for field a google.rpc.Status
   if (!status.error_details().empty() && details.ParseFromString(status.error_details())) return with_details(details);

@@ -25,6 +25,9 @@ struct Error : std::runtime_error {
   std::optional<std::chrono::milliseconds> retry_after;
 };
 
+// A value that is not sent.
+Error refused(const std::string& field, const std::string& said);
+
 // The error of a call that did not end with OK.
 Error error_of(const grpc::Status& status);
 

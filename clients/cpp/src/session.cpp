@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "link.h"
+#include "text.h"
 #include "waiting.h"
 
 namespace tokenwire {
@@ -12,17 +13,14 @@ constexpr std::size_t kMaxChoices = 128;
 constexpr std::uint64_t kNeverMs = std::uint64_t{1} << 40;  // longer than anybody waits
 
 Limit limit_of(const v1::TextRequest& request) {
+  if (!request.context().has_timeout_ms()) return std::nullopt;
   const std::uint64_t left_ms = request.context().timeout_ms();
-  if (left_ms == 0) return std::nullopt;
   return std::chrono::steady_clock::now() + std::chrono::milliseconds(std::min(left_ms, kNeverMs));
 }
 
 Error too_many_choices(std::size_t number, std::size_t most) {
-  const std::string field = "options.num_choices";
   const std::string said = std::to_string(number) + " is not allowed: at most " + std::to_string(most);
-  Error error(grpc::StatusCode::INVALID_ARGUMENT, field + ": " + said + " outputs may be open here", "INVALID_REQUEST");
-  error.fields.push_back(field);
-  return error;
+  return refused("options.num_choices", said + " outputs may be open here");
 }
 
 Error out_of_time() {
@@ -41,6 +39,7 @@ Session::~Session() {
 Outputs Session::submit(const v1::TextRequest& request, std::optional<std::uint32_t> credit) {
   const std::size_t number = std::max(1u, request.options().num_choices());
   if (number > kMaxChoices) throw too_many_choices(number, kMaxChoices);
+  refuse_bad_text(request);
   const Limit limit = limit_of(request);
   std::unique_lock lock(*mutex_);
   forget_ended(lock);

@@ -30,10 +30,10 @@ void tell_second(const tokenwire::Outputs& outputs) {
   tell_output(1, 0, text, outputs.front()->finish(), std::nullopt);
 }
 
-v1::TextRequest limited(const std::string& text) {
+v1::TextRequest limited(const std::string& text, std::uint64_t timeout_ms) {
   v1::TextRequest request;
   request.set_text(text);
-  request.mutable_context()->set_timeout_ms(1000);
+  request.mutable_context()->set_timeout_ms(timeout_ms);
   return request;
 }
 
@@ -116,14 +116,29 @@ bool on_session(tokenwire::Stub& stub, const std::string& name) {
          try_submit(session, request);
          tell_second(send("three"));
        }},
+      {"session-bad-text",
+       [&] {
+         v1::TextRequest request;
+         request.set_text("one two \xff");
+         try_submit(session, request);
+         tell_second(send("three"));
+       }},
       {"session-time-limit",
        [&] {
          tell_all({send("one")});
-         tell_second(session.submit(limited("mute")));
+         tell_second(session.submit(limited("mute", 1000)));
        }},
-      {"session-no-hello", [&] { try_submit(session, limited("one two")); }},
-      {"session-overrun", [&] { tell_all({send("overrun", 2)}); }},
-      {"session-bad-frame", [&] { tell_all({send("crooked")}); }},
+      {"session-no-hello", [&] { try_submit(session, limited("one two", 5000)); }},
+      {"session-overrun",
+       [&] {
+         tell_all({send("overrun", 2)});  // its stream has ended then
+         tell_second(send("one two"));
+       }},
+      {"session-bad-frame",
+       [&] {
+         tell_all({send("crooked")});
+         tell_second(send("one two"));
+       }},
       {"session-large",
        [&] {
          const std::string text = "slow " + std::string(1'000'000, 'x');

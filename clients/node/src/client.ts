@@ -3,10 +3,15 @@
 import { credentials, InterceptingCall, type Interceptor } from "@grpc/grpc-js";
 import { readFileSync } from "node:fs";
 import { isIPv4 } from "node:net";
+import { refused } from "./checked.js";
 import { services } from "./contract.js";
 import { TokenwireError } from "./errors.js";
 import type { GenerationServiceClient } from "./generated/tokenwire/v1/GenerationService.js";
 import { Session } from "./session.js";
+
+/** After so long without a sign the server is asked for one, and given up so long after that. */
+const KEEPALIVE_MS = 20_000;
+const KEEPALIVE_TIMEOUT_MS = 10_000;
 
 export interface ClientOptions {
   /** An API key or a JWT, sent with every call: over TLS, or to this machine itself. */
@@ -30,10 +35,14 @@ export class Client {
       const message = `the key would go to ${target} unencrypted: set tls, or plaintextKey where the way is encrypted`;
       throw new TokenwireError("FAILED_PRECONDITION", message, "KEY_IN_PLAINTEXT");
     }
+    if (apiKey && !/^[!-~]+$/.test(apiKey)) throw refused("api_key", "only visible ASCII characters are allowed, and no white space");
     const channel = tls ? credentials.createSsl(caFile ? readFileSync(caFile) : null) : credentials.createInsecure();
     this.stub = new services.tokenwire.v1.GenerationService(target, channel, {
       interceptors: apiKey ? [bearer(apiKey)] : [],
       "grpc.max_receive_message_length": 16 * 2 ** 20,
+      "grpc.keepalive_time_ms": KEEPALIVE_MS,
+      "grpc.keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MS,
+      "grpc.keepalive_permit_without_calls": 1,
       // A client of its own connection, so that several clients reach several gateway processes.
       "grpc.use_local_subchannel_pool": 1,
     });

@@ -136,13 +136,23 @@ const onSession: Record<string, (session: Session) => Promise<void>> = {
     await trySubmit(s, { text: "one two", options: { numChoices: 129 } });
     await tellSecond(await s.submit({ text: "three" }));
   },
+  "session-bad-text": async (s) => {
+    await trySubmit(s, { text: "one two \ud83d" });
+    await tellSecond(await s.submit({ text: "three" }));
+  },
   "session-time-limit": async (s) => {
     await tellAll(await s.submit({ text: "one" }));
     await tellSecond(await s.submit({ text: "mute", context: { timeoutMs: 1000 } }));
   },
-  "session-no-hello": (s) => trySubmit(s, { text: "one two", context: { timeoutMs: 1000 } }),
-  "session-overrun": async (s) => tellAll(await s.submit({ text: "overrun" }, 2)),
-  "session-bad-frame": async (s) => tellAll(await s.submit({ text: "crooked" })),
+  "session-no-hello": (s) => trySubmit(s, { text: "one two", context: { timeoutMs: 5000 } }),
+  "session-overrun": async (s) => {
+    await tellAll(await s.submit({ text: "overrun" }, 2)); // its stream has ended then
+    await tellSecond(await s.submit({ text: "one two" }));
+  },
+  "session-bad-frame": async (s) => {
+    await tellAll(await s.submit({ text: "crooked" }));
+    await tellSecond(await s.submit({ text: "one two" }));
+  },
   "session-large": async (s) => {
     const text = `slow ${"x".repeat(1_000_000)}`;
     await tellAll(...(await Promise.all(Array.from({ length: 40 }, () => s.submit({ text })))));

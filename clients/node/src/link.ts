@@ -54,12 +54,13 @@ export class Link implements Up {
   submit(asked: TextRequest, number: number, credit: number | undefined, limit: TimeLimit): Output[] {
     const timeoutMs = limit.leftMs();
     const request = timeoutMs === undefined ? asked : { ...asked, context: { ...asked.context, timeoutMs } };
+    const bytes = Buffer.byteLength(JSON.stringify(request));
     const handle = this.next;
     this.next += number;
     const outputs = Array.from({ length: number }, (_, choice) => new Output(this, handle + choice, credit, limit));
     outputs.forEach((output, choice) => this.outputs.set(handle + choice, output));
     const submit = { handle, request, ...(credit === undefined ? {} : { initialCredit: credit }) };
-    this.#frame(Buffer.byteLength(JSON.stringify(request))).submits.push(submit);
+    this.#frame(bytes).submits.push(submit);
     if (this.next > LAST_FIRST_HANDLE) this.leave();
     return outputs;
   }

@@ -1,5 +1,6 @@
 // One output of a request on a session: an async iterator of what comes, then how it ended.
 
+import { refuseBadCount } from "./checked.js";
 import { messageType } from "./contract.js";
 import { errorOfFinish, TokenwireError } from "./errors.js";
 import type { Finish__Output } from "./generated/tokenwire/v1/Finish.js";
@@ -27,7 +28,7 @@ export class Output implements AsyncIterable<Delta> {
   finish?: Finish__Output;
   #waiting: Delta[] = [];
   #lost?: TokenwireError;
-  #wake?: () => void;
+  #readers: (() => void)[] = []; // that wait
   #taken = 0;
   #came = 0;
   #mayCome: number;
@@ -61,7 +62,7 @@ export class Output implements AsyncIterable<Delta> {
       }
       if (this.finish !== undefined) return undefined;
       if (this.#lost !== undefined) throw this.#lost;
-      const arrived = new Promise<void>((resolve) => (this.#wake = resolve));
+      const arrived = new Promise<void>((resolve) => this.#readers.push(resolve));
       if (!(await this.limit.within(arrived, LATE_MS))) this.#endLate();
     }
   }
@@ -81,6 +82,7 @@ export class Output implements AsyncIterable<Delta> {
 
   /** Lets the server send more tokens than reading has granted. */
   grant(tokens: number): void {
+    refuseBadCount("tokens", tokens);
     this.#mayCome += tokens;
     if (this.finish === undefined && this.#lost === undefined) this.up.grant(this.handle, tokens);
   }
@@ -95,19 +97,25 @@ export class Output implements AsyncIterable<Delta> {
     }
     if (this.finish !== undefined) return; // it was over by this side's clock
     this.#waiting.push(delta);
-    this.#wake?.();
+    this.#wake();
   }
 
   /** @internal */
   end(finish: Finish__Output): void {
     this.finish ??= finish;
-    this.#wake?.();
+    this.#wake();
   }
 
   /** @internal */
   lose(error: TokenwireError): void {
     this.#lost = error;
-    this.#wake?.();
+    this.#wake();
+  }
+
+  #wake(): void {
+    const readers = this.#readers;
+    this.#readers = [];
+    readers.forEach((wake) => wake());
   }
 
   /** What came stands; the server is told, and frees the place. */

@@ -1,6 +1,7 @@
 // Many requests on one stream: docs/session.md of Tokenwire. Goes on with a new stream when the server drains; what was on
 // a stream that breaks fails with its status.
 
+import { refuseBadCount, refuseBadRequest, refused } from "./checked.js";
 import { TokenwireError } from "./errors.js";
 import type { GenerationServiceClient } from "./generated/tokenwire/v1/GenerationService.js";
 import type { TextRequest } from "./generated/tokenwire/v1/TextRequest.js";
@@ -11,9 +12,7 @@ import { TimeLimit } from "./timelimit.js";
 const MAX_CHOICES = 128;
 
 function tooManyChoices(number: number, most: number): TokenwireError {
-  const field = "options.num_choices";
-  const message = `${field}: ${number} is not allowed: at most ${most} outputs may be open here`;
-  return new TokenwireError("INVALID_ARGUMENT", message, "INVALID_REQUEST", [field]);
+  return refused("options.num_choices", `${number} is not allowed: at most ${most} outputs may be open here`);
 }
 
 function outOfTime(): TokenwireError {
@@ -32,17 +31,22 @@ export class Session {
   constructor(
     private readonly stub: GenerationServiceClient,
     private readonly maxOpen: number,
-  ) {}
+  ) {
+    refuseBadCount("max_open", maxOpen);
+  }
 
   /**
    * Sends a request and returns its outputs, one per choice. Waits while there is no room, in order, as long as the request's own
    * time limit says. `credit`: most tokens of an output that are sent before they are read; reading grants more, unless it is 0.
-   * Undefined: no limit.
+   * Undefined: no limit. Throws a TokenwireError, for what cannot be sent before anything is.
    */
   async submit(request: TextRequest, credit?: number): Promise<Output[]> {
+    refuseBadRequest(request);
+    if (credit !== undefined) refuseBadCount("credit", credit);
     const number = Math.max(1, request.options?.numChoices ?? 1);
     if (number > MAX_CHOICES) throw tooManyChoices(number, MAX_CHOICES);
-    const limit = new TimeLimit(Number(request.context?.timeoutMs ?? 0));
+    const timeoutMs = request.context?.timeoutMs ?? undefined;
+    const limit = new TimeLimit(timeoutMs === undefined ? undefined : Number(timeoutMs));
     const before = this.#turn;
     let pass!: () => void;
     this.#turn = new Promise((resolve) => (pass = resolve));
@@ -77,8 +81,9 @@ export class Session {
       if (number > most) throw tooManyChoices(number, most);
       if (this.#link !== link) continue;
       if (this.#open + number <= most) {
+        const outputs = link.submit(request, number, credit, limit);
         this.#open += number;
-        return link.submit(request, number, credit, limit);
+        return outputs;
       }
       if (!(await limit.within(new Promise<void>((resolve) => this.#waiters.push(resolve))))) throw outOfTime();
     }

@@ -5,9 +5,9 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 export class TimeLimit {
   readonly #until: number;
 
-  /** Undefined, 0: no limit. */
+  /** Undefined: no limit. */
   constructor(timeoutMs: number | undefined) {
-    this.#until = timeoutMs ? performance.now() + timeoutMs : Infinity;
+    this.#until = timeoutMs !== undefined ? performance.now() + timeoutMs : Infinity;
   }
 
   /** What is left, at least 1; undefined: no limit. */

@@ -40,6 +40,15 @@ def test_a_key_that_can_be_guessed_is_refused_without_being_shown() -> None:
     assert "a-password" not in str(refused.value)
 
 
+@pytest.mark.model
+def test_a_key_that_nobody_would_see_is_not_made() -> None:
+    command = [*TOKENWIRE, "up", *FREE_PORTS, "--engine", "mock", "--make-key"]
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRON, timeout=60)
+    assert ended.returncode == 1 and f"give one in {KEY}" in ended.stderr
+    assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
+
+
 @pytest.mark.parametrize("name", SAY_WHO_MAY_CALL)
 def test_it_stands_back_where_the_gateway_asks_already(name: str) -> None:
     environ = {name: "/somewhere"}

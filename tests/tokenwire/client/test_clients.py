@@ -1,6 +1,8 @@
 """Both clients against a fake gateway: events, outputs, errors, cancellation, deadlines."""
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from tests.fakes.gateway import FILES, MODEL, FakeGateway
 from tests.fakes.logprobs import logprob_of, logprobs_of
 from tokenwire.channels import sync_channel
-from tokenwire.client import AsyncClient, Client, Finished, FinishReason, Message, TextDelta
+from tokenwire.client import AsyncClient, Client, Event, Finished, FinishReason, Message, TextDelta
 from tokenwire.client.open_stub import OpenStub
 from tokenwire.errors import (
     Cancelled,
@@ -241,9 +243,9 @@ def test_overload_is_the_callers_business(gateway: FakeGateway) -> None:
     with Client(gateway.target, max_attempts=5) as client, pytest.raises(Overloaded) as caught:
         client.generate("overload").text()
     assert len(gateway.requests) == 1 and caught.value.retry_after_s == 1.5
-    for bad in (0, 6):
+    for bad in (0, 6, 1.5):
         with pytest.raises(ValueError, match="max_attempts"):
-            Client(gateway.target, max_attempts=bad)
+            Client(gateway.target, max_attempts=bad)  # type: ignore[arg-type]
 
 
 USES = {
@@ -291,3 +293,58 @@ def test_a_call_that_begins_while_another_thread_closes_the_client_says_so(gatew
         with pytest.raises(FailedPrecondition, match="is closed") as caught:
             method(request, timeout=5.0)
         assert caught.value.reason == "CLIENT_CLOSED"
+
+
+def test_a_stream_that_nobody_holds_any_more_is_cancelled(client: Client, gateway: FakeGateway) -> None:
+    async def main() -> None:
+        async with AsyncClient(gateway.target) as asynchronous:
+            async for event in asynchronous.generate("hang"):
+                assert event == TextDelta("hang", 1, (0,))
+                break
+            assert await asyncio.to_thread(gateway.cancelled.wait, 20)
+
+    for event in client.generate("hang"):
+        assert event == TextDelta("hang", 1, (0,))
+        break
+    assert gateway.cancelled.wait(20)
+    gateway.cancelled.clear()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
+
+
+def test_threads_may_share_a_stream(client: Client) -> None:
+    words = [f"w{number}" for number in range(200)]
+    stream = client.generate(" ".join(words))
+    found: list[Event] = []
+    threads = [threading.Thread(target=lambda: found.extend(stream)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(each.text.strip() for each in found if isinstance(each, TextDelta)) == sorted(words)
+    assert stream.text() == " ".join(words)
+
+
+def test_an_asyncio_client_is_made_where_a_loop_runs(gateway: FakeGateway) -> None:
+    with pytest.raises(FailedPrecondition, match="none runs here") as caught:
+        AsyncClient(gateway.target)
+    assert caught.value.reason == "NO_EVENT_LOOP"
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("messages", lambda client: client.chat(Message("user", "a"))),
+        ("messages[0]", lambda client: client.chat([{"role": "user", "content": "a"}])),
+        ("tools[0]", lambda client: client.chat("a", tools=[{"name": "a"}])),
+        ("timeout_s", lambda client: client.chat("a", timeout_s="1")),
+    ],
+    ids=["a message", "a dict", "a tool", "a time"],
+)
+def test_what_is_of_a_wrong_type_is_named(client: Client, field: str, call: Callable[[Client], Any]) -> None:
+    with pytest.raises(InvalidRequest, match="is not allowed") as caught:
+        call(client)
+    assert [each.field for each in caught.value.violations] == [field]

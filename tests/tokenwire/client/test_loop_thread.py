@@ -2,8 +2,6 @@
 
 import asyncio
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 
@@ -14,58 +12,6 @@ from tests.fakes.live_gateway import gateway_over_fake
 from tokenwire.client import Client
 from tokenwire.client.loop_thread import LoopThread, _shared, loop_thread
 from tokenwire.errors import FailedPrecondition, Unavailable
-
-FORKED = """
-import asyncio, os
-from tokenwire.client import Client
-from tokenwire.client.loop_thread import loop_thread
-from tokenwire.errors import FailedPrecondition
-
-inherited = loop_thread()
-with Client("127.0.0.1:1") as client, client.session() as session:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            session.submit("a")
-        except FailedPrecondition as error:
-            assert error.reason == "FORKED", error
-        else:
-            raise AssertionError("it was submitted")
-        session.close()
-        inherited.soon(lambda: os._exit(3))
-        assert loop_thread() is not inherited
-        assert loop_thread().run(asyncio.sleep(0, "of its own")) == "of its own"
-        os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-    assert loop_thread() is inherited and inherited.run(asyncio.sleep(0, 5)) == 5
-print("both went on")
-"""
-
-FORKED_OUTPUTS = """
-import os, sys
-from tokenwire.client import Client
-from tokenwire.errors import FailedPrecondition
-
-with Client(sys.argv[1]) as client, client.session() as session:
-    read, open_ones = session.submit("a b"), [session.submit("!hold a b"), session.submit("!hang")]
-    assert read.text() == "a b" and next(open_ones[0]).text == "a"
-    pid = os.fork()
-    if pid == 0:
-        assert read.text() == "a b"
-        for outputs in open_ones:
-            try:
-                outputs.text()
-            except FailedPrecondition as error:
-                assert error.reason == "FORKED", error
-            else:
-                raise AssertionError("it went on")
-            outputs.cancel()
-        os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-    open_ones[0].cancel()
-    assert open_ones[0].outputs()[0].text == "a"
-print("both went on")
-"""
 
 
 @pytest.fixture
@@ -89,11 +35,6 @@ def test_what_is_raised_comes_out_and_who_stops_waiting_cancels() -> None:
 
     with pytest.raises(ZeroDivisionError):
         loop_thread().run(broken())
-
-
-def test_a_process_that_was_forked_has_its_own() -> None:
-    run = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=False)
-    assert (run.returncode, run.stdout.strip()) == (0, "both went on"), run.stderr
 
 
 def on_its_thread(action: Callable[[], object]) -> object:
@@ -129,10 +70,3 @@ def test_outputs_are_not_waited_for_on_the_loops_own_thread(fresh_thread: LoopTh
         with client.session() as session, session.submit("!hang") as outputs:
             error = on_its_thread(lambda: next(outputs))
             assert isinstance(error, FailedPrecondition) and error.reason == "ON_SESSION_LOOP"
-
-
-def test_outputs_opened_before_a_fork_end_in_the_child() -> None:
-    with in_background(gateway_over_fake()) as (_, live):
-        command = [sys.executable, "-c", FORKED_OUTPUTS, live.grpc_target]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert (run.returncode, run.stdout.strip()) == (0, "both went on"), run.stderr

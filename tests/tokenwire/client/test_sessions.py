@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.fakes.certificates import Certificates
 from tests.fakes.identities import Callers
 from tests.fakes.live_gateway import gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import fake_tokenizer_tier
-from tokenwire.client import AsyncClient, AsyncSessionOutputs, Client, Finished, FinishReason, TextDelta
+from tokenwire.client import AsyncClient, AsyncSessionOutputs, Client, Finished, FinishReason, Message, TextDelta, Tool
 from tokenwire.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, Unavailable
 from tokenwire.requests import CancelReason
 
@@ -52,6 +53,16 @@ def test_choices_and_conversations() -> None:
                 assert (
                     chat.request_id == "mine" and (await chat.outputs())[0].terminal.reason is FinishReason.STOP_TOKEN
                 )
+                last = [Message("user", "hello there")]
+                tool = Tool("look", "Looks.")
+                await (
+                    await session.chat(
+                        last, tools=[tool], documents=[{"a": 1}], template_arguments={"b": 2}, temperature=0
+                    )
+                ).text()
+            sent = tier.requests[-1].conversation
+            assert [each.name for each in sent.tools] == ["look"]
+            assert (list(sent.documents_json), sent.template_arguments_json) == (['{"a": 1}'], '{"b": 2}')
             assert tier.requests[-1].conversation.messages[0].content == "hello there"
             assert tier.requests[-1].options.sampling.HasField("temperature")
 
@@ -114,7 +125,14 @@ def test_what_is_wrong_with_one_request_is_its_own() -> None:
                 for credit in (-1, 1.5, 2**32):
                     with pytest.raises(ValueError, match=f"credit {credit}"):
                         await session.submit("a", credit=credit)  # type: ignore[arg-type]
+                for max_open in (0, 1.5):
+                    with pytest.raises(ValueError, match=f"max_open {max_open}"):
+                        client.session(max_open=max_open)  # type: ignore[arg-type]
                 outputs = await session.submit("!hold a")
+                for choice in (1, -1, "a", 0.0):
+                    for refused in (outputs.cancel, partial(outputs.grant, 1)):
+                        with pytest.raises(ValueError, match="choice .* is not allowed"):
+                            refused(choice)  # type: ignore[operator]
                 for tokens in (0, 1.5, 2**32):
                     with pytest.raises(ValueError, match="is not allowed"):
                         outputs.grant(tokens)  # type: ignore[arg-type]
@@ -256,6 +274,8 @@ def blocking(target: str) -> None:
         assert sorted(found) == sorted(f"{number} {turn}" for number in range(4) for turn in range(20))
         with session.submit("!hold a b") as held:
             assert isinstance(next(held), TextDelta)
+            with pytest.raises(ValueError, match="choice 9 is not allowed"):
+                held.cancel(9)
         assert held.outputs()[0].terminal.reason is FinishReason.CANCELLED
         none = session.submit("a b c", credit=0)
         none.grant(3)
@@ -359,5 +379,24 @@ def test_the_whole_of_an_output_without_credit_needs_no_grant() -> None:
                 outputs = await (await session.submit("a b", credit=0, num_choices=2)).outputs()
                 assert [output.text for output in outputs] == ["a b", "a b"]
             await asyncio.wait_for(asyncio.to_thread(blocking_one, live.grpc_target), 30)
+
+    asyncio.run(main())
+
+
+def test_a_session_that_nobody_holds_any_more_gives_its_connection_back() -> None:
+    def leave(target: str) -> None:
+        with Client(target) as client:
+            outputs = [client.session().submit("a b") for _ in range(3)]
+            assert [each.text() for each in outputs] == ["a b"] * 3, "open as long as one can read"
+            with pytest.warns(ResourceWarning, match="was not closed"):
+                del outputs
+                gc.collect()
+            with client.session() as session:
+                assert session.submit("a b").text() == "a b"
+
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            await asyncio.to_thread(leave, live.grpc_target)
+            await until(lambda: not live.server.service._sessions)
 
     asyncio.run(main())

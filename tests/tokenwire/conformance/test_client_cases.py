@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -12,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.fakes import faulty_client
+from tests.waiting import wait_for
 from tokenwire.cli.main import cli
 from tokenwire.conformance.client_run import CLIENT_CASES, run_client
 from tokenwire.conformance.results import Result
@@ -42,6 +45,12 @@ def test_what_a_client_does_wrong_is_seen(fault: str) -> None:
     assert result.outcome == "fail" and said in result.reason
 
 
+def test_a_program_that_never_connects_fails_every_case() -> None:
+    found = results(f"{FAULTY} canned")
+    assert {result.name: result.reason for result in found if not re.match("0 (calls|sessions) ", result.reason)} == {}
+    assert {result.outcome for result in found} == {"fail"}
+
+
 @pytest.mark.parametrize("name", faulty_client.RIGHT)
 def test_what_is_allowed_passes(name: str) -> None:
     case, _ = faulty_client.RIGHT[name]
@@ -52,6 +61,12 @@ def test_what_is_allowed_passes(name: str) -> None:
 def test_skips_commands_and_exit_statuses() -> None:
     (skipped,) = results('sh -c \'echo {\\"skip\\":\\"no\\ TLS\\ here\\"}\'', "tls")
     assert (skipped.outcome, skipped.reason) == ("skip", "no TLS here")
+    skips = 'sh -c \'echo {\\"skip\\":\\"no\\"}\''
+    for names, status in ((["tls", "key"], 0), (["tls", "generate"], 1), (["session-many"], 1)):
+        cases = [word for name in names for word in ("--case", name)]
+        run = CliRunner().invoke(cli, ["conformance", "--client", skips, *cases])
+        assert run.exit_code == status and f"0 failed, {len(names)} skipped" in run.output
+        assert ("nothing was tried" in run.output) == bool(status)
     run = CliRunner().invoke(cli, ["conformance", "--client", "no-such-program", "--case", "generate"])
     assert run.exit_code == 1 and "no-such-program cannot be run" in run.output
     for option in (("--target", "127.0.0.1:1"), ("--api-key", "k"), ("--model", "m"), ("--tls-ca", "ca.pem")):
@@ -80,6 +95,19 @@ def test_what_a_program_started_is_ended_with_it_and_the_reason_is_the_right_one
         with suppress(psutil.NoSuchProcess):
             while psutil.Process(started).status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.01)
+
+
+def test_a_kit_that_is_told_to_end_ends_the_program_it_drives(tmp_path: Path) -> None:
+    program, begun = tmp_path / "program", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ > {begun}.new\nmv {begun}.new {begun}\nsleep 60\n")
+    program.chmod(0o755)
+    command = [sys.executable, "-m", "tokenwire.cli.main", "conformance", "--client", str(program)]
+    kit = subprocess.Popen(command, cwd=ROOT)
+    wait_for(begun.exists)
+    kit.terminate()
+    assert kit.wait(30) == 128 + signal.SIGTERM
+    driven = int(begun.read_text())
+    wait_for(lambda: not psutil.pid_exists(driven))
 
 
 def test_the_page_has_every_case_as_the_kit_has_it() -> None:

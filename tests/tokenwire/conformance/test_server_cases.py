@@ -48,6 +48,13 @@ def test_this_projects_server_passes(stack: WholeStack) -> None:
     assert [name for name, result in found.items() if result.outcome == "skip"] == ["auth.refused"]
 
 
+def test_as_many_requests_as_hello_says_are_taken(folder: Path) -> None:
+    model = {"max_batch_size": 8, "max_queued_requests": 8, "mock_step_ms": 1.0, "mock_vocab_size": VOCAB_SIZE}
+    with in_background(whole_stack(folder, tokenizer={"max_held_requests": 16}, **model)) as running:
+        (result,) = results(running.gateway.grpc_target, "session.max-requests").values()
+    assert (result.outcome, result.reason) == ("pass", "")
+
+
 def test_over_tls_with_a_key_and_as_json(folder: Path, tmp_path: Path) -> None:
     callers, certificates = Callers.write(tmp_path / "identities.json"), Certificates(tmp_path / "certs")
     gateway = {"identity_file": str(callers.path), "tls": certificates.client(), **certificates.server()}
@@ -105,6 +112,9 @@ def test_exit_statuses_and_what_is_shown(stack: WholeStack) -> None:
 def test_servers_that_cannot_be_asked(stack: WholeStack) -> None:
     with pytest.raises(Unavailable, match=r"nothing answers at 127\.0\.0\.1:1"):
         results("127.0.0.1:1")
+
+    with pytest.raises(FailedPrecondition, match=r"is no gateway.*no tokenwire\.v1\.GenerationService"):
+        results(stack.tokenizer.target)
 
     async def main() -> None:
         async for _ in run_server(stack.gateway.grpc_target, model="another"):

@@ -42,8 +42,8 @@ func tellSecond(ctx context.Context, outputs []*tokenwire.Output) {
 	tell(outputLine(1, 0, text, finish, err))
 }
 
-func limited(text string) *pb.TextRequest {
-	second := &pb.RequestContext{TimeoutMs: proto.Uint64(1000)}
+func limited(text string, timeoutMs uint64) *pb.TextRequest {
+	second := &pb.RequestContext{TimeoutMs: proto.Uint64(timeoutMs)}
 	return &pb.TextRequest{Input: &pb.TextRequest_Text{Text: text}, Context: second}
 }
 
@@ -91,15 +91,20 @@ func onSession(ctx context.Context, client *tokenwire.Client, name string) bool 
 			Input: &pb.TextRequest_Text{Text: "one two"}, Options: &pb.GenerationOptions{NumChoices: 129},
 		})
 		tellSecond(ctx, send("three"))
+	case "session-bad-text":
+		trySubmit(ctx, session, &pb.TextRequest{Input: &pb.TextRequest_Text{Text: "one two \xff"}})
+		tellSecond(ctx, send("three"))
 	case "session-time-limit":
 		tellAll(ctx, send("one"))
-		tellSecond(ctx, must(session.Submit(ctx, limited("mute"), nil)))
+		tellSecond(ctx, must(session.Submit(ctx, limited("mute", 1000), nil)))
 	case "session-no-hello":
-		trySubmit(ctx, session, limited("one two"))
+		trySubmit(ctx, session, limited("one two", 5000))
 	case "session-overrun":
-		tellAll(ctx, submit(ctx, session, "overrun", proto.Uint32(2), 0))
+		tellAll(ctx, submit(ctx, session, "overrun", proto.Uint32(2), 0)) // its stream has ended then
+		tellSecond(ctx, send("one two"))
 	case "session-bad-frame":
 		tellAll(ctx, send("crooked"))
+		tellSecond(ctx, send("one two"))
 	case "session-large":
 		text := "slow " + strings.Repeat("x", 1_000_000)
 		var all [][]*tokenwire.Output

@@ -7,6 +7,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.RejectedExecutionException;
@@ -72,7 +73,11 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
         return ended;
     }
 
-    synchronized List<Output> submit(TextRequest request, int number, Integer credit, TimeLimit limit) {
+    /** The outputs of a request that goes up; empty where the link takes nothing new any more. */
+    synchronized Optional<List<Output>> submit(TextRequest request, int number, Integer credit, TimeLimit limit) {
+        if (left) {
+            return Optional.empty();
+        }
         int first = (int) next; // a uint32 in Java's int
         next += number;
         List<Output> found = new ArrayList<>();
@@ -88,7 +93,7 @@ final class Link implements ClientResponseObserver<SessionRequest, SessionRespon
         Submit built = submit.build();
         frame(built.getSerializedSize()).addSubmits(built);
         left |= next > LAST_FIRST_HANDLE;
-        return found;
+        return Optional.of(found);
     }
 
     synchronized void cancel(int handle) {

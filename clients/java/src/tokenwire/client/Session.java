@@ -3,6 +3,7 @@ package tokenwire.client;
 import io.grpc.Status;
 import java.util.HashSet;
 import java.util.List;
+import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
@@ -18,7 +19,6 @@ import tokenwire.v1.TextRequest;
  */
 public final class Session implements AutoCloseable {
     private static final int MAX_CHOICES = 128;
-    private static final String FIELD = "options.num_choices";
 
     private final GenerationServiceStub stub;
     private final int maxOpen;
@@ -49,6 +49,7 @@ public final class Session implements AutoCloseable {
         if (request.getOptions().getNumChoices() < 0 || number > MAX_CHOICES) { // a uint32 in Java's int
             throw tooManyChoices(request.getOptions().getNumChoices(), MAX_CHOICES);
         }
+        Text.refuseBad(request);
         TimeLimit limit = new TimeLimit(request);
         try {
             while (true) {
@@ -61,11 +62,15 @@ public final class Session implements AutoCloseable {
                     if (link.isLeft()) {
                         continue;
                     }
-                    if (open + number <= most) {
-                        open += number;
-                        return link.submit(request, number, credit, limit);
+                    if (open + number > most) {
+                        limit.await(this);
+                        continue;
                     }
-                    limit.await(this);
+                    Optional<List<Output>> outputs = link.submit(request, number, credit, limit);
+                    if (outputs.isPresent()) { // else it was left in this moment
+                        open += number;
+                        return outputs.get();
+                    }
                 }
             }
         } catch (TimeoutException over) {
@@ -74,9 +79,8 @@ public final class Session implements AutoCloseable {
     }
 
     private static TokenwireException tooManyChoices(int number, int most) {
-        String message = FIELD + ": " + Integer.toUnsignedString(number) + " is not allowed: at most " + most
-                + " outputs may be open here";
-        return new TokenwireException(Status.Code.INVALID_ARGUMENT, message, "INVALID_REQUEST", List.of(FIELD));
+        String said = Integer.toUnsignedString(number) + " is not allowed: at most " + most + " outputs may be open here";
+        return TokenwireException.refused("options.num_choices", said);
     }
 
     private synchronized Link link() {

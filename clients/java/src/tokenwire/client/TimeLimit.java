@@ -13,7 +13,8 @@ final class TimeLimit {
 
     TimeLimit(TextRequest request) {
         long asked = request.getContext().getTimeoutMs();
-        limitMs = asked <= 0 ? NEVER_MS : Math.min(asked, NEVER_MS); // a uint64 in Java's long
+        boolean limited = request.getContext().hasTimeoutMs() && asked >= 0; // a uint64 in Java's long
+        limitMs = limited ? Math.min(asked, NEVER_MS) : NEVER_MS;
     }
 
     /** What is left, less than 1 when the time is over. */

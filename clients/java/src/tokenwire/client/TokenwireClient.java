@@ -17,6 +17,9 @@ import tokenwire.v1.GenerationServiceGrpc;
 /** A connection to a gateway: stubs of every call, with TLS and an API key where they are given, and sessions. */
 public final class TokenwireClient implements AutoCloseable {
     private static final int MAX_MESSAGE_BYTES = 16 << 20;
+    /** After so long without a sign the server is asked for one, and given up so long after that. */
+    private static final int KEEPALIVE_S = 20;
+    private static final int KEEPALIVE_TIMEOUT_S = 10;
     private static final Metadata.Key<String> AUTHORIZATION =
             Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
 
@@ -58,8 +61,15 @@ public final class TokenwireClient implements AutoCloseable {
     }
 
     private static NettyChannelBuilder builder(String target, String apiKey) {
-        NettyChannelBuilder builder = NettyChannelBuilder.forTarget(target).maxInboundMessageSize(MAX_MESSAGE_BYTES);
+        NettyChannelBuilder builder = NettyChannelBuilder.forTarget(target)
+                .maxInboundMessageSize(MAX_MESSAGE_BYTES)
+                .keepAliveTime(KEEPALIVE_S, TimeUnit.SECONDS)
+                .keepAliveTimeout(KEEPALIVE_TIMEOUT_S, TimeUnit.SECONDS)
+                .keepAliveWithoutCalls(true);
         if (apiKey != null) {
+            if (!apiKey.chars().allMatch(each -> '!' <= each && each <= '~')) {
+                throw TokenwireException.refused("api_key", "only visible ASCII characters are allowed, and no white space");
+            }
             Metadata headers = new Metadata();
             headers.put(AUTHORIZATION, "Bearer " + apiKey);
             builder.intercept(MetadataUtils.newAttachHeadersInterceptor(headers));

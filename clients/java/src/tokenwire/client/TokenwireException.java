@@ -26,7 +26,7 @@ public final class TokenwireException extends RuntimeException {
         this(code, message, reason, List.of());
     }
 
-    TokenwireException(Status.Code code, String message, String reason, List<String> fields) {
+    private TokenwireException(Status.Code code, String message, String reason, List<String> fields) {
         super(message);
         this.code = code;
         this.reason = reason;
@@ -39,6 +39,11 @@ public final class TokenwireException extends RuntimeException {
         for (Any detail : status.getDetailsList()) {
             read(detail);
         }
+    }
+
+    /** A value that is not sent. */
+    static TokenwireException refused(String field, String said) {
+        return new TokenwireException(Status.Code.INVALID_ARGUMENT, field + ": " + said, "INVALID_REQUEST", List.of(field));
     }
 
     /** The error of a call: what a stub threw or an observer was given. */

@@ -51,13 +51,23 @@ final class SessionCases {
                 trySubmit(session, TextRequest.newBuilder().setText("one two"), 129);
                 tellSecond(send(session, "three").get(0));
             }
+            case "session-bad-text" -> {
+                trySubmit(session, TextRequest.newBuilder().setText("one two \ud83d"), 0);
+                tellSecond(send(session, "three").get(0));
+            }
             case "session-time-limit" -> {
                 tellAll(send(session, "one"));
-                tellSecond(session.submit(limited("mute").build(), null).get(0));
+                tellSecond(session.submit(limited("mute", 1000).build(), null).get(0));
             }
-            case "session-no-hello" -> trySubmit(session, limited("one two"), 0);
-            case "session-overrun" -> tellAll(send(session, "overrun", 2, 0));
-            case "session-bad-frame" -> tellAll(send(session, "crooked"));
+            case "session-no-hello" -> trySubmit(session, limited("one two", 5000), 0);
+            case "session-overrun" -> {
+                tellAll(send(session, "overrun", 2, 0)); // its stream has ended then
+                tellSecond(send(session, "one two").get(0));
+            }
+            case "session-bad-frame" -> {
+                tellAll(send(session, "crooked"));
+                tellSecond(send(session, "one two").get(0));
+            }
             case "session-large" -> {
                 String text = "slow " + "x".repeat(1_000_000);
                 List<List<Output>> all = new ArrayList<>();
@@ -119,8 +129,8 @@ final class SessionCases {
         Conformance.tell(Conformance.line(1, 0, text, output.finish().orElse(null), null));
     }
 
-    private static TextRequest.Builder limited(String text) {
-        return TextRequest.newBuilder().setText(text).setContext(RequestContext.newBuilder().setTimeoutMs(1000));
+    private static TextRequest.Builder limited(String text, long timeoutMs) {
+        return TextRequest.newBuilder().setText(text).setContext(RequestContext.newBuilder().setTimeoutMs(timeoutMs));
     }
 
     /** Submits a case's first request, which may be refused before it has outputs, and tells how that ended. */
