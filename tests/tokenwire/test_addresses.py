@@ -18,8 +18,10 @@ def test_free_ports_differ_and_can_be_listened_on() -> None:
     ports = [*free_ports(500), *free_ports(500)]
     assert len(set(ports)) == 1000
     for port in ports:
-        with socket.socket() as listener:
+        with socket.socket() as listener:  # as servers do it, though connections of an earlier one may still be closing
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", port))
+            listener.listen()
 
 
 @pytest.mark.skipif(not OUTGOING.exists(), reason="only Linux tells which ports connections get")
