@@ -108,6 +108,27 @@ def test_errors_say_what_happened_and_what_to_do(found: dict[str, Any]) -> None:
     assert errors["answers"] == 0, "nothing was sent"
 
 
+def test_the_view_follows_the_answer_and_only_the_conversation_scrolls(found: dict[str, Any]) -> None:
+    follow = found["follow"]
+    assert max(follow["ends"]) < 60 and follow["scrolls"]
+    for height, window in (follow["empty"], follow["full"]):
+        assert height <= window
+
+
+def test_settings_are_sent_as_typed_and_a_question_that_failed_is_not_sent_again(
+    found: dict[str, Any],
+) -> None:
+    sent = found["settings"]["sent"]
+    assert [body.count('"user"') for body in sent] == [1, 1, 2] and [body.count("!bad") for body in sent] == [1, 0, 0]
+    for body in sent:
+        assert '"temperature":0.15' in body and '"topP":0.955' in body and '"seed":"18446744073709551615"' in body
+    assert found["settings"]["invalid"].startswith("Most tokens")
+
+
+def test_a_view_in_which_nothing_comes_any_more_says_so(found: dict[str, Any]) -> None:
+    assert found["silent"] == {"live": "live", "off": "out of reach"}
+
+
 def test_markup_from_a_model_or_an_error_stays_text(found: dict[str, Any]) -> None:
     markup = found["markup"]
     assert markup["answer"] == markup["hostile"] and MARKUP in markup["failure"]

@@ -50,6 +50,7 @@ async function answer(body) {
   running = new AbortController();
   tell("");
   buttons();
+  toEnd();
   announce("Asking …");
   const asked = messages;
   let end = {};
@@ -67,7 +68,8 @@ async function answer(body) {
   const near = atEnd();
   found.end(end);
   if (messages === asked) {
-    if (found.text) messages = [...messages, { role: "assistant", content: found.text }];
+    // A question without an answer is no part of what is asked next.
+    messages = found.text ? [...asked, { role: "assistant", content: found.text }] : asked.slice(0, -1);
     actions(found, item, asked);
   }
   buttons();

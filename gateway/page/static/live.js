@@ -7,6 +7,7 @@ import { draw, prepare } from "/page/picture.js";
 import { key } from "/page/settings.js";
 
 const AGAIN_MS = 2000;
+const SILENT_MS = 5000; // four pictures a second are sent
 const LASTING = ["unauthenticated", "permission_denied", "not_found"];
 
 class Watch {
@@ -58,6 +59,7 @@ class Watch {
       error = { code: "unreachable" };
     }
     if (controller.signal.aborted) return;
+    controller.abort();
     this.#controller = null;
     this.#refused = LASTING.includes(error?.code);
     if (error) {
@@ -67,6 +69,7 @@ class Watch {
       const words = { unauthenticated: "Shown to callers whose key has admin rights: enter one in the settings.", permission_denied: "Shown to callers whose key has admin rights; this one has none." };
       say($("live-hint"), words[error.code] ?? wordsFor(error.code).join(". "));
     }
+    else state("off", "connecting");
     if (!this.#refused) this.#timer = setTimeout(() => this.look(), AGAIN_MS);
   }
 }
@@ -76,14 +79,25 @@ function state(name, words) {
   say($("live-state"), words);
 }
 
-/** Pictures until there are no more; the error that ended them, where one did. */
+/** What is promised, within a few seconds. Raises where it does not come. */
+async function soon(promise) {
+  let timer;
+  const silence = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error("silent")), SILENT_MS)));
+  try {
+    return await Promise.race([promise, silence]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Pictures until there are no more; the error that ended them, where one did. Raises where they stop coming. */
 async function read(signal) {
-  const response = await fetch("/live", { headers: authorization(key()), signal, cache: "no-store", credentials: "omit" });
+  const response = await soon(fetch("/live", { headers: authorization(key()), signal, cache: "no-store", credentials: "omit" }));
   if (!response.ok) return errorOf(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await soon(reader.read());
     if (done) return null;
     held += value;
     const events = held.split("\n\n");

@@ -14,7 +14,8 @@ export function prepare() {
 export function draw(picture) {
   const tiers = picture.model_tiers;
   const cards = fit($("model-tiers"), Math.max(1, tiers.length), tierCard);
-  if (!tiers.length) fillTier(cards[0], { state: "unreachable" }, 0, 1);
+  const told = picture.tokenizer_tiers.some((tier) => tier.told);
+  if (!tiers.length) fillTier(cards[0], { state: told ? "unreachable" : "not known" }, 0, 1);
   tiers.forEach((tier, index) => fillTier(cards[index], tier, index, tiers.length));
   drawOpen(picture);
   drawRecent(picture.recent.slice(-ROWS).reverse());

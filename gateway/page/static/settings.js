@@ -14,6 +14,12 @@ function number(id) {
   return field.value === "" ? undefined : Number(field.value);
 }
 
+/** As `number`, with every digit: JavaScript's numbers have 53 bits, a seed 64. */
+function digits(id) {
+  const found = number(id);
+  return /^[0-9]+$/.test($(id).value) ? $(id).value : found;
+}
+
 /** A setting that cannot be sent. */
 export class Invalid extends Error {
   constructor(field, message) {
@@ -28,7 +34,7 @@ export function request(messages) {
   const system = $("system").value.trim();
   const stopStrings = $("stop").value.split("\n").filter((line) => line !== "");
   const options = {
-    sampling: { temperature: number("temperature"), topP: number("top-p"), seed: number("seed") },
+    sampling: { temperature: number("temperature"), topP: number("top-p"), seed: digits("seed") },
     stop: { maxTokens: number("max-tokens"), stopStrings },
     output: { logprobs: number("alternatives") },
   };

@@ -27,10 +27,12 @@ async function browserOf() {
 }
 
 /** A page of its own, and what it complains of. */
-async function opened(browser, address, { view = WIDE, scheme = "light", bypass = false } = {}) {
+async function opened(browser, address, { view = WIDE, scheme = "light", bypass = false, before = () => {} } = {}) {
   const context = await browser.createBrowserContext();
   const page = await context.newPage();
-  const complaints = [];
+  const complaints = [], sent = [];
+  page.on("request", (request) => request.url().endsWith("/Chat") && sent.push(request.postData() ?? ""));
+  await page.evaluateOnNewDocument(before);
   page.on("pageerror", (error) => complaints.push(String(error)));
   page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
   await page.setBypassCSP(bypass);
@@ -38,7 +40,7 @@ async function opened(browser, address, { view = WIDE, scheme = "light", bypass 
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
   await page.goto(address, { waitUntil: "load" });
   await page.waitForFunction(() => document.querySelector("#model").value !== "" || !document.querySelector("#notice").hidden);
-  return { page, complaints, close: () => context.close() };
+  return { page, complaints, sent, close: () => context.close() };
 }
 
 const text = (page, selector) => page.$eval(selector, (element) => element.innerText);
@@ -112,6 +114,60 @@ const scenarios = {
     await ask(page, "hello", { wait: false });
     found.invalid = [await text(page, "#notice"), await page.evaluate(() => [document.activeElement.id, document.activeElement.getAttribute("aria-invalid")])];
     found.answers = await page.$$eval(".answer", (all) => all.length);
+    await close();
+    return found;
+  },
+
+  async follow(browser) {
+    const { page, close } = await opened(browser, url);
+    const found = { empty: await page.evaluate(() => [document.documentElement.scrollHeight, innerHeight]), ends: [] };
+    for (let count = 1; count <= 3; count++) {
+      await ask(page, `${count} ${"many words in a row ".repeat(60)}`, { wait: false });
+      await ended(page, count);
+      found.ends.push(await page.$eval("#conversation", (each) => each.scrollHeight - each.scrollTop - each.clientHeight));
+    }
+    found.full = await page.evaluate(() => [document.documentElement.scrollHeight, innerHeight]);
+    await page.$eval("#conversation", (each) => (each.scrollTop = 0));
+    found.scrolls = await page.$eval("#conversation", (each) => each.scrollHeight > 2 * each.clientHeight);
+    await close();
+    return found;
+  },
+
+  async settings(browser) {
+    const { page, sent, close } = await opened(browser, url);
+    await page.click("#settings summary");
+    await page.type("#temperature", "0.15");
+    await page.type("#top-p", "0.955");
+    await page.type("#seed", "18446744073709551615");
+    await ask(page, "!bad a");
+    await ask(page, "kept", { wait: false });
+    await ended(page, 2);
+    await ask(page, "after", { wait: false });
+    await ended(page, 3);
+    const found = { sent };
+    await page.$eval("#max-tokens", (field) => (field.value = "99999999999"));
+    await ask(page, "too many", { wait: false });
+    found.invalid = await text(page, "#notice");
+    await close();
+    return found;
+  },
+
+  async silent(browser) {
+    const onePicture = () => {
+      const fetched = window.fetch;
+      window.fetch = async (address, options) => {
+        const response = await fetched(address, options);
+        if (address !== "/live") return response;
+        const { value } = await response.body.getReader().read();
+        return new Response(new ReadableStream({ start: (stream) => stream.enqueue(value) }));
+      };
+    };
+    const { page, close } = await opened(browser, url, { before: onePicture });
+    const found = {};
+    for (const state of ["live", "off"]) {
+      await page.waitForFunction((name) => document.querySelector("#live-state").dataset.state === name, {}, state);
+      found[state] = await text(page, "#live-state");
+    }
     await close();
     return found;
   },
