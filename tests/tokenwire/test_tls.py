@@ -363,6 +363,8 @@ def test_metrics_speak_tls_and_follow_the_files(certificates: Certificates) -> N
     before = serial(f"127.0.0.1:{port}", certificates.ca)
     certificates.server()
     assert serial(f"127.0.0.1:{port}", certificates.ca) != before
+    with socket.create_connection(("127.0.0.1", port)):  # makes no handshake, and keeps nobody from making one
+        assert serial(f"127.0.0.1:{port}", certificates.ca) != before
 
 
 def test_the_keys_of_a_development_ca_are_nobody_elses_to_read(certificates: Certificates) -> None:

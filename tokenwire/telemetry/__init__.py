@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from ssl import SSLSocket
 from typing import Literal
 
 from prometheus_client import (
@@ -18,13 +17,13 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     generate_latest,
-    start_http_server,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from tokenwire.errors import FailedPrecondition
-from tokenwire.tls import ServerFiles, ServerTls, keep_fresh, resume_nothing
+from tokenwire.telemetry.metrics_server import MetricsServer
+from tokenwire.tls import ServerTls
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 """When each series began is one more of each, which nobody asks for."""
@@ -107,23 +106,8 @@ def serve_metrics(host: str, port: int, registry: CollectorRegistry = REGISTRY, 
     """Answer `GET /metrics` on this port from a thread of its own; port 0 serves none. Raises FailedPrecondition."""
     if port == 0:
         return
-    files = ServerFiles(tls) if tls is not None else None
     try:
-        if tls is None or files is None:
-            start_http_server(port, addr=host, registry=registry)
-            return
-        server, _ = start_http_server(
-            port,
-            addr=host,
-            registry=registry,
-            certfile=tls.certificate,
-            keyfile=tls.key,
-            client_cafile=tls.client_ca or None,
-            client_auth_required=bool(tls.client_ca),
-        )
-        assert isinstance(server.socket, SSLSocket)
-        resume_nothing(server.socket.context, asks=bool(tls.client_ca))
-        keep_fresh(server.socket.context, files)
+        MetricsServer(host, port, registry, tls).start()
     except OSError as error:
         message = f"metrics port {port} on {host} cannot be used ({error.strerror}): give another with --metrics-port"
         raise FailedPrecondition(message, reason="PORT_IN_USE") from error
