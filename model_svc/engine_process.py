@@ -65,12 +65,10 @@ class EngineProcess:
         try:
             with theirs:
                 command = (sys.executable, "-m", ENGINE_MODULE, str(theirs.fileno()))
-                process = await asyncio.create_subprocess_exec(
-                    *command, pass_fds=(theirs.fileno(),), env=engine_environ(os.environ)
-                )  # fmt: skip
+                process = await _begun(*command, pass_fds=(theirs.fileno(),), env=engine_environ(os.environ))
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
-            ours.close()  # upon which a process that did start ends
+            ours.close()
             raise
         engine = cls(process, reader, writer)
         try:
@@ -115,3 +113,15 @@ class EngineProcess:
         if self._process.returncode is None:
             self._process.kill()
         return await self._process.wait()
+
+
+async def _begun(*command: str, **options: Any) -> asyncio.subprocess.Process:
+    """A process; one whose start is cancelled midway is ended and waited for."""
+    beginning = asyncio.ensure_future(asyncio.create_subprocess_exec(*command, **options))
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        process = await beginning
+        process.kill()
+        await process.wait()
+        raise

@@ -158,6 +158,13 @@ def submits(*handles: int) -> tokenizer_pb2.SessionRequest:
     return tokenizer_pb2.SessionRequest(submits=found)
 
 
+def held(handle: int) -> tokenizer_pb2.SessionRequest:
+    """One that stays open: its text is never granted."""
+    frame = submits(handle)
+    frame.submits[0].initial_credit = 0
+    return frame
+
+
 SESSIONS: dict[str, tuple[list[tokenizer_pb2.SessionRequest | bytes], str]] = {
     "no hello": ([submits(1)], "INVALID_ARGUMENT"),
     "nothing at all": ([], "INVALID_ARGUMENT"),
@@ -171,7 +178,7 @@ SESSIONS: dict[str, tuple[list[tokenizer_pb2.SessionRequest | bytes], str]] = {
     "handles that fall": ([hello(), submits(7, 3)], "INVALID_ARGUMENT"),
     "bytes": ([hello(), b"\xff\xff\xff"], "INVALID_ARGUMENT"),
     "drain, then more": (
-        [hello(), tokenizer_pb2.SessionRequest(drain=common_pb2.Drain()), submits(1)],
+        [hello(), held(1), tokenizer_pb2.SessionRequest(drain=common_pb2.Drain()), submits(2)],
         "INVALID_ARGUMENT",
     ),
     "cancels and credits of nobody": (

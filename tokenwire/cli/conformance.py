@@ -4,6 +4,7 @@ import asyncio
 import json
 import shlex
 import signal
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
@@ -92,7 +93,7 @@ def _refuse_bad_command(command: str) -> None:
 async def _show(running: AsyncIterator[Result], as_json: bool) -> list[Result]:
     results: list[Result] = []
     task = asyncio.current_task()
-    if task is not None:  # a program that is driven is ended first
+    if task is not None and threading.current_thread() is threading.main_thread():  # what is driven is ended first
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async for result in running:
         results.append(result)
