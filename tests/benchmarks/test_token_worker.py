@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.contenders import token_worker
 from benchmarks.contenders.token_worker import TokenWorker
+from tests.fakes.loopback import on_loopback
 from tokenwire.session import PROTOCOL_VERSION
 from tokenwire.v1 import common_pb2 as pb
 from tokenwire.v1 import model_pb2, model_pb2_grpc
@@ -25,15 +26,10 @@ async def session_with(folder: Path, step_s: float = 0.0) -> AsyncIterator[Any]:
     server = grpc.aio.server()
     worker = TokenWorker(folder, step_s, VOCAB_SIZE)
     model_pb2_grpc.add_ModelServiceServicer_to_server(worker, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = model_pb2_grpc.ModelServiceStub(channel).Session()
-            await call.write(Request(hello=pb.Hello(protocol_version=PROTOCOL_VERSION)))
-            yield call, await call.read()
-    finally:
-        await server.stop(None)
+    async with on_loopback(server) as address, grpc.aio.insecure_channel(address) as channel:
+        call = model_pb2_grpc.ModelServiceStub(channel).Session()
+        await call.write(Request(hello=pb.Hello(protocol_version=PROTOCOL_VERSION)))
+        yield call, await call.read()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from tests.fakes.loopback import on_loopback
 from tokenwire.channels import aio_channel
 from tokenwire.status import STATUS_DETAILS_KEY
 from tokenwire.v1 import common_pb2 as pb
@@ -203,9 +204,5 @@ async def faulty_gateway(target: str, fault: str) -> AsyncIterator[str]:
     async with aio_channel(target) as channel:
         server = grpc.aio.server()
         gateway_pb2_grpc.add_GenerationServiceServicer_to_server(FaultyGateway(channel, fault), server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            await server.stop(None)
+        async with on_loopback(server) as address:
+            yield address

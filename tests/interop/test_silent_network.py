@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from tests.fakes.background import in_background
+from tests.fakes.loopback import on_loopback
 from tests.fakes.proxy import Proxy
 from tests.interop.toolchains import ROOT
 from tests.waiting import wait_for
@@ -60,10 +61,8 @@ async def servers(names: Sequence[str]) -> AsyncIterator[dict[str, Behind]]:
         for name in names:
             server, gateway = grpc.aio.server(options=server_options(2**20)), ScriptedGateway(Script())
             add_to(server, gateway)
-            port = server.add_insecure_port("127.0.0.1:0")
-            await server.start()
-            stack.push_async_callback(server.stop, None)
-            proxy = await stack.enter_async_context(Proxy(port))
+            address = await stack.enter_async_context(on_loopback(server))
+            proxy = await stack.enter_async_context(Proxy(int(address.rpartition(":")[2])))
             behind[name] = Behind(proxy, gateway.seen)
         yield behind
 

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.fakes.loopback import on_loopback
 from tokenwire import session as session_module
 from tokenwire.errors import FailedPrecondition, Internal, TokenwireError, Unauthenticated, Unavailable
 from tokenwire.interceptor import TypedErrors
@@ -63,9 +64,7 @@ async def connected(
         tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server)
     else:
         server.add_generic_rpc_handlers([servicer])
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with on_loopback(server) as address, grpc.aio.insecure_channel(address) as channel:
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         client: SessionClient[str] = SessionClient(
             "peer", stub.Session, tokenizer_pb2.SessionRequest, listener, beats=beats
@@ -75,7 +74,6 @@ async def connected(
             yield client
         finally:
             await client.close()
-    await server.stop(None)
 
 
 async def until(condition: Callable[[], Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.fakes.loopback import on_loopback
 from tokenwire.client import AsyncClient, Client, TextDelta
 from tokenwire.client.messages import DEADLINE_GRACE_S
 from tokenwire.errors import DeadlineExceeded, Internal
@@ -82,12 +83,8 @@ async def server_whose_sessions(behaviour: Any) -> AsyncIterator[str]:
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("tokenwire.v1.GenerationService", {"Session": handler})]
     )
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
+    async with on_loopback(server) as address:
+        yield address
 
 
 def test_time_ends_a_request_whatever_the_server_does(monkeypatch: pytest.MonkeyPatch) -> None:
