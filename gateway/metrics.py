@@ -65,6 +65,7 @@ class GatewayMetrics:
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
         self.retries = make.counter("retries_total", "Prompts and calls sent to another tokenizer tier after a failure")
         self.ejections = make.counter("ejections_total", "Times that a tokenizer tier was found failing")
+        self.traces = make.traces()
         self._tiers = make.gauge("tokenizer_replicas", "Sessions to tokenizer tiers by state", ["state"])
 
     def show_tiers(self, states: Iterable[str]) -> None:

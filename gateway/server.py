@@ -72,7 +72,7 @@ class Gateway:
         keyring = settings.keyring()
         self._limiter = settings.limiter(keyring, place, settings.workers, metrics.limited)
         self.backends = Backends(settings, metrics, self._limiter, resolve=resolve)
-        self._tracer = open_tracer(settings, "gateway") if tracer is None else tracer
+        self._tracer = open_tracer(settings, "gateway", metrics.traces) if tracer is None else tracer
         self.generation = Generation(settings, self.backends, metrics, self._tracer)
         self.service = GenerationService(self.generation)
         self.inference = InferenceService(self.generation)

@@ -15,6 +15,7 @@ import grpc
 from gateway.embedding import pass_on
 from gateway.field_names import with_fields_renamed
 from gateway.generation import Caller, Generation
+from gateway.metadata import REQUEST_ID, TRACEPARENT, metadata_value
 from gateway.metrics import RequestRecord
 from gateway.sessions import TextServerSession
 from gateway.streams import Event, TextStream
@@ -25,8 +26,6 @@ from tokenwire.requests import RequestContext
 from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2
 from tokenwire.wire import context_from_wire, logprob_to_wire, terminal_to_wire, tool_call_to_wire
-
-REQUEST_ID, TRACEPARENT = "x-request-id", "traceparent"
 
 
 class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
@@ -185,8 +184,8 @@ class GenerationService(gateway_pb2_grpc.GenerationServiceServicer):
         self, record: RequestRecord, message: common_pb2.RequestContext, model: str, context: grpc.aio.ServicerContext
     ) -> RequestContext:
         """Find or draw the request id, send it back, and check who asks."""
-        message.request_id = message.request_id or _metadata(context, REQUEST_ID)
-        message.traceparent = message.traceparent or _metadata(context, TRACEPARENT)
+        message.request_id = message.request_id or metadata_value(context, REQUEST_ID)
+        message.traceparent = message.traceparent or metadata_value(context, TRACEPARENT)
         who = context_from_wire(message)
         record.request_id = who.request_id
         await context.send_initial_metadata(((REQUEST_ID, who.request_id),))
@@ -218,13 +217,6 @@ class _Kept:
                 yield request
         except TokenwireError as error:
             self.error = error
-
-
-def _metadata(context: grpc.aio.ServicerContext, name: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == name and isinstance(value, str):
-            return value
-    return ""
 
 
 def _shared_request(request: gateway_pb2.GenerateRequest) -> TextRequest:

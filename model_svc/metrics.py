@@ -55,6 +55,7 @@ class EngineMetrics:
         self.leased_requests = tier.gauge("leased_requests", "Requests that sessions may submit on their credits.")
         self.leased_tokens = tier.gauge("leased_tokens", "Prompt tokens that they may submit.")
         self.step_budget = tier.gauge("step_budget_tokens", "Most tokens of a step at present.")
+        self.traces = tier.traces()
         self.restarts = tier.counter("engine_restarts_total", "Times the engine process was lost.")
         self.adapters = tier.gauge("loaded_adapters", "Adapters that can be asked for.")
         self.adapters_on_device = tier.gauge("device_adapters", "Adapters on the device.")

@@ -46,7 +46,7 @@ class ModelTier:
         vocabulary, template = fingerprints_of(folder) if folder is not None else ("", "")
         self.grpc = GrpcServer(settings)
         self.metrics = EngineMetrics(registry)
-        self._tracer = open_tracer(settings, "model") if tracer is None else tracer
+        self._tracer = open_tracer(settings, "model", self.metrics.traces) if tracer is None else tracer
         self.engine = EngineClient(engine_settings, self._on_engine, self.metrics, self._tracer)
         self.grammars = GrammarCompiler(folder, ConstraintMetrics(registry))
         self.state = TierState(self.engine, vocabulary, template, self.grammars)

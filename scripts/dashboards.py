@@ -98,6 +98,10 @@ OVERVIEW = Dashboard(
                 (rates(f"{TOKENIZER}_retries_total")[0], "tokenizer: tried again"),
                 (rates(f"{TOKENIZER}_resumes_total")[0], "tokenizer: resumed"),
             )),
+            Panel("Traces by what became of them", "short", tuple(
+                (f"sum by (outcome) (rate({tier}_traces_total[1m])) or vector(0)", f"{tier}: {{{{outcome}}}}")
+                for tier in (GATEWAY, TOKENIZER, MODEL)
+            ), help="Sent, failed (the collector refused them or was not there), dropped (more came than it takes)."),
         ),
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.collector import Collector, Received, running_collector
+from tests.fakes.collector import Collector, Received, running_collector, traces_counter
 from tests.fakes.tokenizers_trained import write_folder
 from tests.fakes.whole_stack import WholeStack, whole_stack
 from tokenwire.telemetry.otlp import OtlpSink
@@ -207,7 +207,7 @@ def test_embeddings_are_in_the_tree(folder: Path) -> None:
 
 
 def test_an_absent_collector_costs_no_request_and_no_more_than_seconds_at_the_end() -> None:
-    tracer = Tracer(OtlpSink("http://127.0.0.1:1", "gateway"))
+    tracer = Tracer(OtlpSink("http://127.0.0.1:1", "gateway", traces_counter()))
     context = tracer.begin("")
     tracer.end(lambda: [Span("lost", context, 0.0, 1.0, "server")])
     began_s = time.monotonic()

@@ -71,6 +71,7 @@ class TokenizerMetrics:
         self.cache_saved_tokens = tier.counter(
             "encoding_cache_saved_tokens_total", "Tokens of prompts that were taken from the encoding cache"
         )
+        self.traces = tier.traces()
         self.cache_bytes = tier.gauge("encoding_cache_bytes", "What the encoding cache holds, texts and token ids")
 
     def handed_out(self, took_s: float) -> None:

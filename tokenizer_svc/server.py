@@ -118,7 +118,7 @@ class TokenizerTier:
             max_resumes=settings.max_resumes,
             retry_budget=RetryBudget(settings.retry_budget),
             answers=answers,
-            tracer=open_tracer(settings, "tokenizer") if tracer is None else tracer,
+            tracer=open_tracer(settings, "tokenizer", self.metrics.traces) if tracer is None else tracer,
         )
         self.server = GrpcServer(settings, share_port=share_port, slack_bytes=MAX_FRAME_BYTES)
         self.servicer = TokenizerServicer(self.tier, folder, settings, lambda: self.replica_set.all)

@@ -32,8 +32,13 @@ def context_of(request: Request, body: Asked) -> RequestContext:
         priority=body.priority,
         tenant=body.tenant,
         timeout_s=body.timeout,
-        traceparent=request.headers.get("traceparent", ""),
+        traceparent=_only(request.headers.getlist("traceparent")),
     )
+
+
+def _only(values: list[str]) -> str:
+    """Of a header; empty where it stands several times: none of them counts."""
+    return values[0] if len(values) == 1 else ""
 
 
 class HttpCall:

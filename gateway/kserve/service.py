@@ -13,13 +13,12 @@ from gateway.kserve.infer_stream import InferStream
 from gateway.kserve.inference import open_request, request_id_of
 from gateway.kserve.model import EXTENSIONS, MODEL_NAME, TEXT_INPUT, VERSION, metadata_of
 from gateway.kserve.request import EMPTY_FINAL, read_request, refuse_version
+from gateway.metadata import REQUEST_ID, TRACEPARENT, metadata_value
 from tokenwire.errors import InvalidRequest, NotFound, TokenwireError
 from tokenwire.kserve import inference_pb2 as pb
 from tokenwire.kserve import inference_pb2_grpc
 from tokenwire.v1 import common_pb2
 from tokenwire.version import __version__
-
-REQUEST_ID, TRACEPARENT = "x-request-id", "traceparent"
 
 STATUS_ERRORS = "triton_grpc_error"
 """Metadata with which Triton's clients ask for an error on a stream as the call's status."""
@@ -68,7 +67,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelMetadataResponse:
         """What a model takes and gives."""
         with self._generation.record("grpc.model_metadata") as record:
-            record.request_id = request_id_of(_metadata(context, REQUEST_ID))
+            record.request_id = request_id_of(metadata_value(context, REQUEST_ID))
             record.asks_for(message.name, "name")
             who = arriving(record.request_id, priority=None, tenant=None, timeout_s=None)
             with self._generation.charged_call(who):
@@ -89,7 +88,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         """One answer, with everything that was generated."""
         with self._generation.record("grpc.model_infer") as record:
-            record.request_id = request_id_of(message.id, request_id_of(_metadata(context, REQUEST_ID)))
+            record.request_id = request_id_of(message.id, request_id_of(metadata_value(context, REQUEST_ID)))
             await context.send_initial_metadata(((REQUEST_ID, record.request_id),))
             try:
                 record.asks_for(message.model_name, MODEL_NAME)
@@ -104,7 +103,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
                     request,
                     request_id=record.request_id,
                     call_deadline_s=now_plus(context.time_remaining()),
-                    traceparent=_metadata(context, TRACEPARENT),
+                    traceparent=metadata_value(context, TRACEPARENT),
                 )
                 try:
                     while events := await stream.next_events():
@@ -121,10 +120,10 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> None:
         """Many requests, each with as many answers as it takes."""
         self._generation.refuse_when_draining()
-        errors_end_call = _metadata(context, STATUS_ERRORS).lower() == "true"
+        errors_end_call = metadata_value(context, STATUS_ERRORS).lower() == "true"
         stream = InferStream(self._generation, self._streams.discard, errors_end_call=errors_end_call)
         self._streams.add(stream)
-        await stream.run(messages, context, _metadata(context, TRACEPARENT))
+        await stream.run(messages, context, metadata_value(context, TRACEPARENT))
 
     @property
     def _ready(self) -> bool:
@@ -134,10 +133,3 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
 def _names(cards: Iterable[common_pb2.ModelCard]) -> list[str]:
     """What can be asked for as a model: models and their adapters."""
     return [name for card in cards for name in (card.name, *card.adapters)]
-
-
-def _metadata(context: grpc.aio.ServicerContext, name: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == name and isinstance(value, str):
-            return value
-    return ""

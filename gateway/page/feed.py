@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import grpc
 
@@ -28,6 +30,16 @@ MAX_VIEWERS = 32
 RETRY_AFTER_S = 5.0
 
 
+@dataclass(eq=False, slots=True)
+class View:
+    """Somebody who looks."""
+
+    caller: str
+    """Who views are shared out among."""
+    displaced: bool = False
+    """It has made way for a caller with fewer."""
+
+
 class LiveFeed:
     """The pictures of one process. Close it."""
 
@@ -35,9 +47,10 @@ class LiveFeed:
         self, backends: Backends, recent: Recent, *, with_addresses: bool, interval_s: float = INTERVAL_S
     ) -> None:
         """`with_addresses`: tiers are named by their addresses."""
-        self.num_viewers = 0
         self.num_made = 0
         """Pictures since the start."""
+        self._views: list[View] = []
+        """The oldest first."""
         self._backends = backends
         self._recent = recent
         self._with_addresses = with_addresses
@@ -48,6 +61,11 @@ class LiveFeed:
         self._maker: asyncio.Task[None] | None = None
         self._closed = False
 
+    @property
+    def num_viewers(self) -> int:
+        """Those who look."""
+        return len(self._views)
+
     async def close(self) -> None:
         """No more pictures."""
         self._closed = True
@@ -56,26 +74,43 @@ class LiveFeed:
         self._publish("")
 
     @contextlib.contextmanager
-    def viewing(self) -> Iterator[None]:
-        """Somebody looks while the block runs. Raises Overloaded where too many do already."""
-        if self.num_viewers >= MAX_VIEWERS:
-            message = f"{MAX_VIEWERS} callers look at the live view already, the most there may be"
-            raise Overloaded(message, reason="TOO_MANY_VIEWERS", retry_after_s=RETRY_AFTER_S)
-        self.num_viewers += 1
+    def viewing(self, caller: str) -> Iterator[View]:
+        """Somebody looks while the block runs, or until the view is `displaced`.
+
+        Of too many, the oldest of the caller with most makes way for one with fewer; raises Overloaded where none has.
+        """
+        if len(self._views) >= MAX_VIEWERS:
+            self._make_room(caller)
+        view = View(caller)
+        self._views.append(view)
         if self._maker is None:
             self._maker = asyncio.get_running_loop().create_task(self._make())
         try:
-            yield
+            yield view
         finally:
-            self.num_viewers -= 1
-            if not self.num_viewers and self._maker is not None:
+            if not view.displaced:
+                self._views.remove(view)
+            if not self._views and self._maker is not None:
                 self._maker.cancel()
                 self._maker = None
 
-    async def next_picture(self) -> str:
-        """The next one as JSON, for who is `viewing`; empty when there will be none."""
+    def _make_room(self, caller: str) -> None:
+        views = Counter(view.caller for view in self._views)
+        (most, num_most), *_ = views.most_common(1)
+        if views[caller] + 1 >= num_most:
+            message = f"the live view is open {MAX_VIEWERS} times, the most there may be; {views[caller]} are yours"
+            raise Overloaded(message, reason="TOO_MANY_VIEWERS", retry_after_s=RETRY_AFTER_S)
+        displaced = next(view for view in self._views if view.caller == most)
+        displaced.displaced = True
+        self._views.remove(displaced)
+
+    async def next_picture(self, view: View) -> str:
+        """The next one as JSON; empty when there will be none. Raises Overloaded when the view is displaced."""
         if not self._closed:
             await self._made.wait()
+        if view.displaced:
+            message = "this view has made way: too many are open, and most of them from this address"
+            raise Overloaded(message, reason="TOO_MANY_VIEWERS", retry_after_s=RETRY_AFTER_S)
         return self._picture
 
     async def _make(self) -> None:

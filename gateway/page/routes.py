@@ -1,5 +1,7 @@
 """GET `/`, `/page/…` and `/live`. The files answer everybody; the live view is for whom the metrics are for."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
@@ -13,6 +15,8 @@ from gateway.page.files import PageFile
 from tokenwire.errors import TokenwireError, let_go
 
 LIVE_PATH = "/live"
+TAKEN_WITHIN_S = 10.0
+"""A viewer who has not taken a picture by then is let go: the room is for those who look."""
 
 
 class LiveView(Response):
@@ -31,11 +35,12 @@ class LiveView(Response):
         transport = connection_of(scope).transport
         refuse_unless_metrics(self._generation)
         self._generation.refuse_when_draining()
-        with self._feed.viewing():
+        address, *_ = transport.get_extra_info("peername") or ("",)
+        with self._feed.viewing(address) as view:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             while not (transport.is_closing() or self._generation.draining):
-                picture = await self._feed.next_picture()
                 try:
+                    picture = await self._feed.next_picture(view)
                     refuse_unless_metrics(self._generation)  # a key may have been taken away
                 except TokenwireError as error:
                     let_go(error)
@@ -43,7 +48,12 @@ class LiveView(Response):
                     break
                 if not picture:
                     break
-                await _write(send, f"data: {picture}\n\n")
+                try:
+                    async with asyncio.timeout(TAKEN_WITHIN_S):
+                        await _write(send, f"data: {picture}\n\n")
+                except TimeoutError:
+                    transport.abort()
+                    break
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

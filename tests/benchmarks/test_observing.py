@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from benchmarks.observing import EVERYTHING, METRICS, NOTHING, TIERS, collector, measure, ratios, text_of
+from tests.fakes.collector import traces_counter
 from tokenwire.telemetry.otlp import OtlpSink
 from tokenwire.telemetry.tracing import Span, Tracer
 
 
 def test_the_collector_takes_what_a_tier_sends() -> None:
     with collector() as (endpoint, taking):
-        tracer = Tracer(OtlpSink(endpoint, "gateway"))
+        tracer = Tracer(OtlpSink(endpoint, "gateway", traces_counter()))
         tracer.end(lambda: [Span("sent", tracer.begin(""), 0.0, 1.0, "server")])
         tracer.close()
         assert taking.num_bytes > 100

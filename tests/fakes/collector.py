@@ -10,6 +10,9 @@ from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from prometheus_client import CollectorRegistry, Counter
+
+from tokenwire.telemetry import TierMetrics
 
 
 @dataclass(frozen=True)
@@ -86,3 +89,8 @@ def running_collector() -> Iterator[Collector]:
         yield collector
     finally:
         server.stop(None).wait()
+
+
+def traces_counter() -> Counter:
+    """What a sink counts in."""
+    return TierMetrics("gateway", CollectorRegistry()).traces()

@@ -121,3 +121,20 @@ def test_all_and_none(callers: Callers) -> None:
     assert asyncio.run(sent_down(by_header, DROPPED, ratio=1.0, callers=None, trace_callers="all")).endswith("-00")
     assert asyncio.run(sent_down(by_header, KEPT, ratio=0.0, callers=callers, trace_callers="none")).endswith("-00")
     assert asyncio.run(sent_down(by_header, KEPT, ratio=None, callers=callers, trace_callers="none")) == ""
+
+
+async def by_two_headers(live: LiveGateway, traceparent: str, headers: dict[str, str]) -> None:
+    twice = [("traceparent", traceparent), ("traceparent", traceparent.replace(SPAN, "1" * 16)), *headers.items()]
+    assert (await live.http.post("/v1/completions", json={"prompt": "one"}, headers=twice)).status_code == 200
+
+
+async def by_two_web_headers(live: LiveGateway, traceparent: str, headers: dict[str, str]) -> None:
+    twice = [("traceparent", traceparent), ("traceparent", traceparent.replace(SPAN, "1" * 16)), *headers.items()]
+    (await WebCaller(live.http, "grpc-web").call("Generate", generate_request("one"), twice)).or_raise()
+
+
+@pytest.mark.parametrize("ask", [by_two_headers, by_two_web_headers])
+def test_of_two_none_counts(ask: Ask) -> None:
+    """https://www.w3.org/TR/trace-context/: who gets several restarts the trace. gRPC itself shows the last alone."""
+    found = asyncio.run(sent_down(ask, KEPT, ratio=1.0, callers=None, trace_callers="all"))
+    assert TRACE not in found and found.endswith("-01")

@@ -1,11 +1,18 @@
 """Spans as OTLP's messages."""
 
+import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+from prometheus_client import Counter
 
-from tests.fakes.collector import running_collector
+from tests.fakes.collector import running_collector, traces_counter
 from tokenwire.telemetry.otlp import MAX_EXPORT_BYTES, Ended, OtlpSink, _Exporter, add_message
 from tokenwire.telemetry.tracing import Span, TraceContext
+
+
+def counts(counter: Counter) -> dict[str, float]:
+    (metric,) = counter.collect()
+    return {each.labels["outcome"]: each.value for each in metric.samples if each.value}
 
 
 def test_a_span_as_a_message() -> None:
@@ -42,10 +49,11 @@ def big_spans(num: int) -> list[Span]:
 
 
 def test_a_batch_goes_in_messages_that_a_collector_takes() -> None:
-    exporter = _Exporter("http://127.0.0.1:1", {"service.name": "x"})
+    exporter = _Exporter("http://127.0.0.1:1", {"service.name": "x"}, traces_counter())
     batch = [Ended(lambda: big_spans(100), 0), Ended(lambda: big_spans(20), 0)]
-    requests = list(exporter.requests_of(batch))
+    requests, begun = zip(*exporter.requests_of(batch), strict=True)
     exporter.shutdown()
+    assert begun == (1, 1, 0)
     assert len(requests) == 3 and max(each.ByteSize() for each in requests) < MAX_EXPORT_BYTES + 64 * 1024
     spans = [[span.name for span in each.resource_spans[0].scope_spans[0].spans] for each in requests]
     assert sum(map(len, spans)) == 120 and all(spans)
@@ -53,10 +61,25 @@ def test_a_batch_goes_in_messages_that_a_collector_takes() -> None:
 
 
 def test_a_large_batch_reaches_a_collector_with_what_is_behind_it() -> None:
+    counter = traces_counter()
     with running_collector() as collector:
-        sink = OtlpSink(collector.endpoint, "gateway")
+        sink = OtlpSink(collector.endpoint, "gateway", counter)
         sink.take(lambda: big_spans(150), 0)
         sink.take(lambda: [Span("anothers", TraceContext(9, 9), 0.0, 1.0)], 0)
         sink.close()
         names = [span.name for span in collector.spans]
     assert len(names) == 151 and "anothers" in names, "6 MB in all, and 4 MiB are taken at once"
+    assert counts(counter) == {"sent": 2}
+
+
+def test_what_no_collector_takes_and_what_makes_way_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "3")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1")  # seconds: it is not tried again
+    counter = traces_counter()
+    sink = OtlpSink("http://127.0.0.1:1", "gateway", counter)
+    with sink._processor._batch_processor._export_lock:  # nothing is sent meanwhile
+        for index in range(5):
+            sink.take(lambda index=index: [Span(f"s{index}", TraceContext(1, 2), 0.0, 1.0)], 0)  # type: ignore[misc]
+    sink.close()
+    assert counts(counter) == {"failed": 3, "dropped": 2}

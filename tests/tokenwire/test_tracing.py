@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.fakes.collector import traces_counter
 from tests.fakes.spans import keeping_tracer
 from tokenwire.cutting import MAX_TOLD_BYTES
 from tokenwire.errors import FailedPrecondition
@@ -76,7 +77,7 @@ def test_off_nothing_is_loaded() -> None:
         "import sys, gateway.server, tokenizer_svc.server, model_svc.server\n"
         "from gateway.settings import GatewaySettings\n"
         "from tokenwire.telemetry.tracing import open_tracer\n"
-        "assert open_tracer(GatewaySettings(), 'gateway') is None\n"
+        "assert open_tracer(GatewaySettings(), 'gateway', None) is None\n"
         "of_traces = ('opentelemetry.sdk', 'opentelemetry.exporter', 'tokenwire.telemetry.otlp')\n"
         "sys.exit(any(name.startswith(of_traces) for name in sys.modules))\n"
     )
@@ -89,7 +90,7 @@ def test_without_the_package_the_setting_is_refused(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(tracing.importlib, "import_module", absent)
     with pytest.raises(FailedPrecondition, match=r"pip install 'tokenwire\[tracing\]'"):
-        open_tracer(Settings(trace_endpoint="http://127.0.0.1:4317"), "gateway")
+        open_tracer(Settings(trace_endpoint="http://127.0.0.1:4317"), "gateway", traces_counter())
 
 
 @pytest.mark.parametrize("error", [TypeError("Couldn't build proto file"), ImportError("cannot import name 'x'")])
@@ -101,7 +102,7 @@ def test_a_package_that_is_there_and_fails_to_load_is_told_so(
 
     monkeypatch.setattr(tracing.importlib, "import_module", broken)
     with pytest.raises(FailedPrecondition) as caught:
-        open_tracer(Settings(trace_endpoint="http://127.0.0.1:4317"), "gateway")
+        open_tracer(Settings(trace_endpoint="http://127.0.0.1:4317"), "gateway", traces_counter())
     assert f"{type(error).__name__}: {error}" in caught.value.message and "pip install" not in caught.value.message
     assert caught.value.reason == "PACKAGE_BROKEN"
 

@@ -81,6 +81,11 @@ class TierMetrics:
         name = self.describe("histogram", what, help, labels)
         return Histogram(name, help, labels, buckets=buckets, registry=self.registry)
 
+    def traces(self) -> Counter:
+        """What `tracing.open_tracer` counts in."""
+        help = "Traced requests by what became of their spans: sent, failed (the collector), dropped (too many waited)"
+        return self.counter("traces_total", help, ["outcome"])
+
     def describe(self, kind: str, what: str, help: str, labels: Sequence[str] = ()) -> str:
         """Note a metric, also one that is made elsewhere; returns its name."""
         if not NAME.fullmatch(what):

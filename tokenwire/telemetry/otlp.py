@@ -3,12 +3,13 @@
 Needs the `tracing` extra; `tracing.open_tracer` loads this module when tracing is on. Batches, tries again and connects
 as OpenTelemetry's SDK and exporter do; the messages are written here, straight from our spans, because the SDK's way
 from its spans to messages takes three times as long (decision 31). What the collector does not take in time is dropped,
-and logged by OpenTelemetry. Its own environment variables say the rest: headers and certificates
+logged by OpenTelemetry and counted here. Its own environment variables say the rest: headers and certificates
 (`OTEL_EXPORTER_OTLP_*`), attributes of the process (`OTEL_RESOURCE_ATTRIBUTES`), size of batches (`OTEL_BSP_*`).
 """
 
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanContext, TraceFlags
+from prometheus_client import Counter
 
 from tokenwire.requests import new_id
 from tokenwire.telemetry.tracing import Span
@@ -55,8 +57,8 @@ class Ended(NamedTuple):
 class OtlpSink:
     """A `SpanSink`."""
 
-    def __init__(self, endpoint: str, tier: str) -> None:
-        """`endpoint`: `http://host:port`, or `https://` for TLS with the system's CAs."""
+    def __init__(self, endpoint: str, tier: str, traces: Counter) -> None:
+        """`endpoint`: `http://host:port`, or `https://` for TLS with the system's CAs. `traces`: see `open_tracer`."""
         resource = Resource.create(
             {
                 "service.namespace": "tokenwire",
@@ -65,10 +67,14 @@ class OtlpSink:
                 "service.instance.id": new_id(f"{socket.gethostname()}-", 8),
             }
         )
-        self._processor = BatchSpanProcessor(_Exporter(endpoint, resource.attributes))
+        self._processor = BatchSpanProcessor(_Exporter(endpoint, resource.attributes, traces))
+        self._waiting: deque[Ended] = self._processor._batch_processor._queue
+        self._dropped = traces.labels("dropped")
 
     def take(self, make: Callable[[], Sequence[Span]], clock_offset_ns: int) -> None:
         """See `SpanSink.take`."""
+        if len(self._waiting) == self._waiting.maxlen:
+            self._dropped.inc()  # the oldest, which makes way
         self._processor.on_end(Ended(make, clock_offset_ns))  # type: ignore[arg-type]
 
     def close(self) -> None:
@@ -81,29 +87,39 @@ class OtlpSink:
 class _Exporter(OTLPSpanExporter):
     """OpenTelemetry's, which is given our spans."""
 
-    def __init__(self, endpoint: str, attributes: Mapping[str, Any]) -> None:
+    def __init__(self, endpoint: str, attributes: Mapping[str, Any], traces: Counter) -> None:
         super().__init__(endpoint=endpoint)
+        self._sent, self._failed = traces.labels("sent"), traces.labels("failed")
         self._of_process = resource_pb2.Resource()
         for key, value in attributes.items():
             self._of_process.attributes.add(key=key, value=any_value(value))
 
     def export(self, spans: Sequence[Any]) -> SpanExportResult:
         """Send a batch of `Ended`, in as many messages as a collector takes: one that fails does not hold the rest."""
-        results = [self._export(request) for request in self.requests_of(spans)]  # type: ignore[arg-type]
-        return next((each for each in results if each is not SpanExportResult.SUCCESS), SpanExportResult.SUCCESS)
+        result = SpanExportResult.SUCCESS
+        for request, num_traces in self.requests_of(spans):
+            if self._export(request) is SpanExportResult.SUCCESS:  # type: ignore[arg-type]
+                self._sent.inc(num_traces)
+            else:
+                self._failed.inc(num_traces)
+                result = SpanExportResult.FAILURE
+        return result
 
-    def requests_of(self, batch: Sequence[Ended]) -> Iterator[ExportTraceServiceRequest]:
-        """The messages for a batch, each of at most about MAX_EXPORT_BYTES."""
+    def requests_of(self, batch: Sequence[Ended]) -> Iterator[tuple[ExportTraceServiceRequest, int]]:
+        """The messages for a batch, each of at most about MAX_EXPORT_BYTES, and how many `Ended` begin in it."""
         request, messages, num_bytes = self._empty_request()
+        num_traces = 0
         for ended in batch:
+            num_traces += 1
             for span in ended.make():
                 add_message(messages, span, ended.clock_offset_ns)
                 num_bytes += messages[-1].ByteSize() + SPAN_HEAD_BYTES
                 if num_bytes >= MAX_EXPORT_BYTES:
-                    yield request
+                    yield request, num_traces
                     request, messages, num_bytes = self._empty_request()
+                    num_traces = 0
         if messages:
-            yield request
+            yield request, num_traces
 
     def _empty_request(self) -> tuple[ExportTraceServiceRequest, Any, int]:
         request = ExportTraceServiceRequest()

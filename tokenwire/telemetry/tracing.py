@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from prometheus_client import Counter
+
 from tokenwire.cutting import cut
 from tokenwire.errors import FailedPrecondition
 from tokenwire.settings import ServerSettings
@@ -123,8 +125,10 @@ def phases(within: TraceContext, begin_s: float, *ends: tuple[str, float]) -> li
     return found
 
 
-def open_tracer(settings: ServerSettings, tier: str) -> Tracer | None:
+def open_tracer(settings: ServerSettings, tier: str, traces: Counter) -> Tracer | None:
     """What a tier traces with; None where tracing is off. Loads OpenTelemetry where it is on.
+
+    `traces`: as `TierMetrics.traces` makes it; the spans of each request count there once, by what became of them.
 
     Raises FailedPrecondition where that is not installed, or cannot be loaded.
     """
@@ -142,7 +146,7 @@ def open_tracer(settings: ServerSettings, tier: str) -> Tracer | None:
             "not fit each other"
         )
         raise FailedPrecondition(message, reason="PACKAGE_BROKEN") from error
-    return Tracer(otlp.OtlpSink(settings.trace_endpoint, tier), settings.trace_ratio)
+    return Tracer(otlp.OtlpSink(settings.trace_endpoint, tier, traces), settings.trace_ratio)
 
 
 def _new_id(num_bits: int) -> int:

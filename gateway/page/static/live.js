@@ -8,6 +8,7 @@ import { key } from "/page/settings.js";
 
 const AGAIN_MS = 2000;
 const SILENT_MS = 5000; // four pictures a second are sent
+const ENDS = { admin_only: "permission_denied", too_many_viewers: "resource_exhausted" };
 const LASTING = ["unauthenticated", "permission_denied", "not_found"];
 
 class Watch {
@@ -105,7 +106,7 @@ async function read(signal) {
     const last = events.at(-1);
     if (!last?.startsWith("data: ")) continue;
     const picture = JSON.parse(last.slice(6));
-    if (picture.error) return picture.error.code === "admin_only" ? { code: "permission_denied" } : { code: "unauthenticated" };
+    if (picture.error) return { code: ENDS[picture.error.code] ?? "unauthenticated" };
     state("live", "live");
     $("live-body").hidden = false;
     $("live-hint").hidden = true;

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import grpc
 import pytest
 
 import gateway.page.feed
+import gateway.page.routes
 from gateway.page.feed import LiveFeed
 from tests.fakes.entrances import asking
 from tests.fakes.identities import Callers, Issuer
 from tests.fakes.live_gateway import LiveGateway, gateway_over_fake, live_gateway
 from tests.fakes.tokenizer_tier import FakeTokenizerTier, fake_tokenizer_tier
 from tests.fakes.whole_stack import whole_stack
+from tokenwire.errors import Overloaded
 from tokenwire.v1 import common_pb2, tokenizer_pb2
 
 
@@ -204,6 +206,47 @@ def test_too_many_viewers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             await live.until(lambda: feed_of(live).num_viewers == 0)
             async with looking(live) as pictures:
                 await anext(pictures)
+
+    asyncio.run(main())
+
+
+def test_who_has_most_views_makes_way_for_who_has_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway.page.feed, "MAX_VIEWERS", 3)
+
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live), AsyncExitStack() as stack:
+            pictures = [await stack.enter_async_context(looking(live)) for _ in range(3)]
+            for each in pictures:
+                await anext(each)
+            with pytest.raises(Overloaded, match="3 are yours"), feed_of(live).viewing("127.0.0.1"):
+                pass
+            with feed_of(live).viewing("::1") as other:
+                last = await until(pictures[0], lambda each: "error" in each)
+                assert last["error"]["code"] == "too_many_viewers", "the oldest"
+                assert feed_of(live).num_viewers == 3
+                with pytest.raises(Overloaded), feed_of(live).viewing("::1"):
+                    pass
+                for each in pictures[1:]:
+                    assert "error" not in await anext(each)
+                assert not other.displaced and await feed_of(live).next_picture(other)
+            assert feed_of(live).num_viewers == 2
+
+    asyncio.run(main())
+
+
+def test_a_viewer_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway.page.routes, "TAKEN_WITHIN_S", 0.1)
+    monkeypatch.setattr(gateway.page.feed, "snapshot", lambda *args, **kwargs: {"large": "x" * 4_000_000})
+
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port, limit=1024)
+            writer.write(b"GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await live.until(lambda: feed_of(live).num_viewers == 1)
+            await live.until(lambda: feed_of(live).num_viewers == 0)
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(1_000_000_000)
+            writer.close()
 
     asyncio.run(main())
 
