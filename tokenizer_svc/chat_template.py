@@ -15,7 +15,8 @@ from jinja2 import meta
 
 from tokenizer_svc.json_size import text_size
 from tokenizer_svc.template_budget import WORK_PER_OUTPUT, Budget, TooMuch
-from tokenizer_svc.template_sandbox import BUDGET, BoundedEnvironment
+from tokenizer_svc.template_filters import BUDGET
+from tokenizer_svc.template_sandbox import BoundedEnvironment
 from tokenizer_svc.tokenizer import read_json
 from tokenizer_svc.tool_prompt import with_tools_written_out
 from tokenwire.errors import FailedPrecondition, InvalidRequest

@@ -1,29 +1,39 @@
 """About how long JSON-like values are as text, without making it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 OTHER_CHARS = 24
 """A number, a boolean, null, or what is no JSON."""
+DICT_KEYS: Any = type({}.keys())
+CONTAINERS: Any = (dict, list, tuple, set, frozenset, DICT_KEYS, type({}.values()), type({}.items()))
+"""What JSON-like values are in, and the views of a dictionary."""
+
+
+def text_pieces(value: Any) -> Iterator[int]:
+    """Characters of a value as text, at least, one number for each value in it. Endless for one that holds itself.
+
+    A container counts one for each of its places, so that the time this takes is bounded by the sum too.
+    """
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str | bytes):
+            yield len(value)
+        elif isinstance(value, CONTAINERS):
+            yield 2 + len(value)
+            pending.extend(value)
+            if isinstance(value, dict):
+                pending.extend(value.values())
+        else:
+            yield OTHER_CHARS
 
 
 def text_size(value: Any, limit: int) -> int:
-    """Characters of a value as text, at least; at `limit` counting ends. A value that holds itself reaches the limit.
-
-    A container counts one for each of its places, so that the time this takes is bounded by `limit` too.
-    """
+    """Characters of a value as text, at least; at `limit` counting ends. One that holds itself reaches it."""
     total = 0
-    pending = [value]
-    while pending and total < limit:
-        value = pending.pop()
-        if isinstance(value, str | bytes):
-            total += len(value)
-        elif isinstance(value, dict):
-            total += 2 + len(value)
-            pending.extend(value.keys())
-            pending.extend(value.values())
-        elif isinstance(value, list | tuple | set | frozenset):
-            total += 2 + len(value)
-            pending.extend(value)
-        else:
-            total += OTHER_CHARS
+    for size in text_pieces(value):
+        total += size
+        if total >= limit:
+            break
     return total
