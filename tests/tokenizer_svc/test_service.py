@@ -371,6 +371,50 @@ def test_json_that_cannot_be_written_into_a_prompt_is_refused_by_its_field(train
     with_tier(trained_folder, call)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_json_is_nested_within_bounds(tmp_path: Path, split: bool) -> None:
+    folder = write_folder(
+        tmp_path / "deep", chat_template="{{ [tools, documents, messages, deep | default(0)] | tojson }}"
+    )
+
+    def conversation(field: str, text: str) -> pb.Conversation:
+        found = pb.Conversation(messages=[{"role": "user", "content": "<s>"}])
+        match field:
+            case "tools[0].parameters_json":
+                found.tools.add(name="f", parameters_json=text)
+            case "documents_json[0]":
+                found.documents_json.append(text)
+            case "template_arguments_json":
+                found.template_arguments_json = text
+            case _:
+                found.messages[0].tool_calls.add(id="1", name="f", arguments=text)
+        return found
+
+    async def call(live: LiveTokenizerTier) -> None:
+        for field in (
+            "tools[0].parameters_json",
+            "documents_json[0]",
+            "template_arguments_json",
+            "messages[0].tool_calls[0].arguments",
+        ):
+
+            def apply(num_levels: int, field: str = field) -> Any:
+                text = '{"deep":' * (num_levels - 1) + "[]" + "}" * (num_levels - 1)
+                return live.stub.ApplyChatTemplate(
+                    pb.ApplyChatTemplateRequest(
+                        conversation=conversation(field, text), tokenize=True, split_special_tokens=split
+                    )
+                )
+
+            assert (await apply(127)).text.count('"deep"') >= 125
+            for num_levels in (128, 800, 5_000):
+                error = await refusal(apply(num_levels))
+                assert type(error) is InvalidRequest and error.violations[0].field == f"conversation.{field}"
+                assert "at most 127 levels" in str(error)
+
+    with_tier(folder, call)
+
+
 def test_arguments_that_are_no_json_are_refused(trained_folder: Path) -> None:
     async def call(live: LiveTokenizerTier) -> None:
         conversation = pb.Conversation(
