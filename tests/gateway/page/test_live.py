@@ -181,6 +181,14 @@ def test_open_metrics_open_the_view_without_addresses(callers: Callers, issuer: 
     asyncio.run(main())
 
 
+def test_where_nobody_is_asked_addresses_are_shown_with_open_metrics_too() -> None:
+    async def main() -> None:
+        async with gateway_over_fake(open_metrics=True) as (tier, live), looking(live) as pictures:
+            assert (await anext(pictures))["tokenizer_tiers"][0]["target"] == tier.target
+
+    asyncio.run(main())
+
+
 def test_a_key_that_is_taken_away_ends_the_view(callers: Callers, issuer: Issuer) -> None:
     async def main() -> None:
         async with asking(callers, issuer) as (_, live), looking(live, **callers.header("root")) as pictures:
