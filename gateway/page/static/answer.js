@@ -131,8 +131,8 @@ export class Answer {
 }
 
 function failure(error) {
-  const [headline, advice] = wordsFor(error.code);
-  const box = make("div", "failure", make("strong", "", headline), make("p", "", error.message), make("p", "", advice));
+  const { headline, said, advice } = wordsFor(error);
+  const box = make("div", "failure", make("strong", "", headline), ...[said, advice].filter(Boolean).map((words) => make("p", "", words)));
   box.setAttribute("role", "alert");
   if (error.retryAfter) box.append(make("p", "", `The server asks for ${duration(error.retryAfter)} of patience.`));
   return box;

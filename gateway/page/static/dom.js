@@ -35,6 +35,9 @@ export function visible(text) {
   return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "·") || "∅";
 }
 
+/** Some time passes. */
+export const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
 /** Tell whoever uses a screen reader, once. */
 export function announce(text) {
   $("announcer").textContent = text;
