@@ -126,6 +126,13 @@ class Tokenizer:
         encode = backend.encode_batch if offsets else backend.encode_batch_fast
         return [self._encoding(found, offsets) for found in _guarded(encode, list(texts), add_special_tokens)]
 
+    def count_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool, split_special_tokens: bool = False
+    ) -> list[int]:
+        """How many tokens each has. As `encode_batch`, without making objects of ids, which holds up other threads."""
+        backend = self._plain_backend(texts) if split_special_tokens else self.backend
+        return [len(found) for found in _guarded(backend.encode_batch_fast, list(texts), add_special_tokens)]
+
     def encode_plain(self, text: str, *, add_special_tokens: bool = False, behind_boundary: bool = False) -> list[int]:
         """The ids of a text in which what stands for special tokens is plain text.
 
