@@ -92,7 +92,10 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def StreamDetokenize(
         self, requests: AsyncIterator[pb.StreamDetokenizeRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.StreamDetokenizeResponse]:
-        """Token ids to text as they come. A handle that its caller has ended may begin anew."""
+        """Token ids to text as they come. A handle that its caller has ended may begin anew.
+
+        Whoever ends its side of the stream ends what is open.
+        """
         sequences = OpenSequences(self._tier.tokenizer)
         async for request in requests:
             if sequences.is_over(request.handle, end=request.end):
@@ -107,9 +110,9 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             short = len(request.token_ids) + len(request.prompt_token_ids) <= INLINE_IDS
             text, stop_string, ended = push() if short else await self._tier.token_thread.run(push)
             if text or ended:
-                yield pb.StreamDetokenizeResponse(
-                    handle=request.handle, text=text, stop_string=stop_string or "", end=ended
-                )
+                yield _more_text(request.handle, text, stop_string, ended)
+        for handle in sequences.handles:
+            yield _more_text(handle, *sequences.push(handle, (), end=True))
 
     def _begin(self, sequences: OpenSequences, request: pb.StreamDetokenizeRequest) -> None:
         """The first message of a sequence."""
@@ -183,3 +186,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 for each in self._replicas()
             ],
         )
+
+
+def _more_text(handle: int, text: str, stop_string: str | None, ended: bool) -> pb.StreamDetokenizeResponse:
+    return pb.StreamDetokenizeResponse(handle=handle, text=text, stop_string=stop_string or "", end=ended)

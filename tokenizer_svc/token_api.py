@@ -17,6 +17,7 @@ from tokenizer_svc.tier import Tier
 from tokenizer_svc.tokenizer import Encoding
 from tokenizer_svc.wire import conversation_from_wire, truncation_from_wire
 from tokenwire.errors import InvalidRequest
+from tokenwire.field_names import with_fields_renamed
 from tokenwire.token_calls import refuse_counted, refuse_items, refuse_text_size
 from tokenwire.v1 import tokenizer_pb2 as pb
 
@@ -104,7 +105,9 @@ async def count_tokens(request: pb.CountTokensRequest, tier: Tier) -> pb.CountTo
 
     return pb.CountTokensResponse(
         texts=await in_pieces(texts, count, tier.token_thread, inline_size=_inline_chars(split)),
-        conversations=[len((await _encoded(each, split, tier)).token_ids) for each in conversations],
+        conversations=[
+            await _num_tokens(each, split, tier, f"conversations[{index}]") for index, each in enumerate(conversations)
+        ],
         max_context_tokens=tier.max_context_tokens,
         fingerprint=fingerprint(tier),
     )
@@ -113,6 +116,14 @@ async def count_tokens(request: pb.CountTokensRequest, tier: Tier) -> pb.CountTo
 def spaces_between(request: pb.DetokenizeRequest | pb.StreamDetokenizeRequest) -> bool:
     """Whether a space is kept between special tokens that follow each other; it is unless the caller says otherwise."""
     return request.spaces_between_special_tokens if request.HasField("spaces_between_special_tokens") else True
+
+
+async def _num_tokens(conversation: Conversation, split_special_tokens: bool, tier: Tier, name: str) -> int:
+    """`name`: of the conversation, in errors."""
+    try:
+        return len((await _encoded(conversation, split_special_tokens, tier)).token_ids)
+    except InvalidRequest as error:
+        raise with_fields_renamed(error, lambda field: field.replace("conversation", name, 1)) from None
 
 
 async def _encoded(conversation: Conversation, split_special_tokens: bool, tier: Tier) -> EncodedPrompt:

@@ -19,20 +19,11 @@ from tokenizer_svc.boundaries import Boundaries, affixes, decoder_kinds
 from tokenizer_svc.least_tokens import LeastTokens
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.fingerprint import vocabulary_fingerprint
+from tokenwire.tokenizer_folder import check_tokenizer
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "additional_chat_templates/tool_use.jinja",
-)
-"""What a client needs to tokenize by itself."""
 MAX_KEPT_TEXTS = 65_536
 """Tokens whose own texts are remembered."""
-SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
-"""What folders have whose tokenizer was never converted."""
 PLAIN_GUARD = "\ufdd0\ufdd1"
 """Stands for a boundary where special tokens are read as text. No character: Unicode will never assign these."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -96,9 +87,8 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Read `tokenizer.json` and its companions; raises FailedPrecondition naming the file that is wrong."""
+        check_tokenizer(folder)
         path = folder / "tokenizer.json"
-        if not path.is_file():
-            _refuse_unconverted(folder)
         fingerprint = vocabulary_fingerprint(path)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
@@ -247,18 +237,6 @@ def _byte_tokens(vocabulary: dict[str, int]) -> dict[int, int]:
         if match := BYTE_TOKEN.fullmatch(text):
             found[token_id] = int(match[1], 16)
     return found
-
-
-def _refuse_unconverted(folder: Path) -> None:
-    """Say what to do about a folder that has another kind of tokenizer."""
-    for name in SLOW_FILES:
-        if (folder / name).is_file():
-            raise FailedPrecondition(
-                f"{folder} has {name} and no tokenizer.json; convert it once with transformers (and sentencepiece or "
-                f"tiktoken, as it asks): "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})",
-                reason="TOKENIZER_NOT_CONVERTED",
-            )
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
