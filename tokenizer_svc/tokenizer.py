@@ -16,7 +16,7 @@ from typing import Any
 import tokenizers
 
 from tokenizer_svc.boundaries import Boundaries, affixes, decoder_kinds
-from tokenizer_svc.least_tokens import LeastTokens
+from tokenizer_svc.least_tokens import LeastTokens, byte_alphabet
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.fingerprint import vocabulary_fingerprint
 from tokenwire.tokenizer_folder import check_tokenizer
@@ -27,6 +27,7 @@ MAX_KEPT_TEXTS = 65_536
 PLAIN_GUARD = "\ufdd0\ufdd1"
 """Stands for a boundary where special tokens are read as text. No character: Unicode will never assign these."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+BYTE_ALPHABET = byte_alphabet()
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
@@ -171,6 +172,14 @@ class Tokenizer:
         before = self.decode(self.neutral_ids, skip_special_tokens=False)
         both = self.decode([*self.neutral_ids, token_id], skip_special_tokens=False)
         return both[len(before) :] if both.startswith(before) else self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a byte-level decoder writes for a token: a byte for each character, or a text as it stands."""
+        text = self.backend.id_to_token(token_id) or ""
+        try:
+            return bytes(map(BYTE_ALPHABET.__getitem__, text))
+        except KeyError:
+            return text.encode()
 
     def check_ids(self, token_ids: Sequence[int], field: str, limit: int | None = None) -> None:
         """Raise InvalidRequest naming the first id outside the vocabulary (or not below `limit` where one is given)."""
