@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from gateway.estimates import BYTES_PER_TOKEN
-from gateway.field_names import with_fields_renamed
 from gateway.generation import Caller, Generation
 from gateway.limits.limiter import Lease
 from gateway.metrics import RequestRecord
 from tokenwire.embedding_wire import embedding_options_to_wire, vectors_from_wire
 from tokenwire.embeddings import EmbeddingOptions, Vector, refuse_inputs
 from tokenwire.errors import TokenwireError
+from tokenwire.field_names import with_fields_renamed
 from tokenwire.requests import FinishReason, Terminal, Usage, numbered
 from tokenwire.tasks import all_of
 from tokenwire.v1 import tokenizer_pb2

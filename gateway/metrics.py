@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry
 
+from gateway.metric_labels import APIS, COMPUTING, GENERATING, HTTP_REFUSALS, IDENTITY_REFUSALS, LIMITS, OUTCOMES
 from gateway.tracing import RequestTrace
 from tokenwire.errors import DeadlineExceeded, TokenwireError
 from tokenwire.logs import fields
@@ -21,8 +23,8 @@ from tokenwire.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
-TIER_STATES = ("ready", "ejected", "not_serving", "unreachable", "leaving")
-"""Of a tokenizer tier; `not_serving`: connected, without a model behind it; `leaving`: no longer listed."""
+SESSION_STATES = ("ready", "ejected", "not_serving", "unreachable", "leaving")
+"""Of a session to a tokenizer tier; `not_serving`: no model is behind it; `leaving`: the tier is no longer listed."""
 
 GIVEN_UP = {FinishReason.DEADLINE.value, DeadlineExceeded.code.lower(), FinishReason.CANCELLED.value}
 """Outcomes of requests that their clients, or their time limits, ended."""
@@ -51,28 +53,50 @@ class GatewayMetrics:
             "token_gap_seconds", "Mean time from one token to the next, of each request with one output", ["api"]
         )
         self.gap_of = cache(gaps.labels)
-        outputs = make.counter("outputs_total", "Outputs (choices of prompts) by finish reason", ["reason"])
+        self._begin_at_0()
+        outputs = make.counter(
+            "outputs_total",
+            "Outputs (choices of prompts) by finish reason",
+            ["reason"],
+            known=[reason.value for reason in FinishReason],
+        )
         self.ended_by = cache(outputs.labels)
         self.prompt_tokens = make.counter("prompt_tokens_total", "Tokens of the prompts that were answered")
         self.output_tokens = make.counter("output_tokens_total", "Tokens generated for clients")
-        self._http_refusals = make.counter("http_refusals_total", "HTTP requests that were not let in", ["reason"])
-        self._identity_refusals = make.counter(
-            "identity_refusals_total", "Callers that were not let in for what they showed", ["reason"]
+        self._http_refusals = make.counter(
+            "http_refusals_total", "HTTP requests that were not let in", ["reason"], known=HTTP_REFUSALS
         )
-        self._limited = make.counter("limited_total", "Requests refused for their tenant's limit", ["limit"])
+        self._identity_refusals = make.counter(
+            "identity_refusals_total",
+            "Callers that were not let in for what they showed",
+            ["reason"],
+            known=IDENTITY_REFUSALS,
+        )
+        self._limited = make.counter(
+            "limited_total", "Requests refused for their tenant's limit", ["limit"], known=LIMITS
+        )
         self.embedded = make.counter("embedded_total", "Inputs embedded for clients")
         self.embedded_tokens = make.counter("embedded_tokens_total", "Their tokens")
         self.open_streams = make.gauge("open_streams", "Prompts being answered")
         self.retries = make.counter("retries_total", "Prompts and calls sent to another tokenizer tier after a failure")
         self.ejections = make.counter("ejections_total", "Times that a tokenizer tier was found failing")
         self.traces = make.traces()
-        self._tiers = make.gauge("tokenizer_replicas", "Sessions to tokenizer tiers by state", ["state"])
+        self._sessions = make.gauge("tokenizer_sessions", "Sessions to tokenizer tiers by state", ["state"])
 
-    def show_tiers(self, states: Iterable[str]) -> None:
-        """In which of TIER_STATES each tokenizer tier is now."""
+    def _begin_at_0(self) -> None:
+        """The series that the objectives are reckoned from are there before their first request."""
+        for api, outcome in product(APIS, OUTCOMES):
+            self.requests_of(api, outcome)
+        for api in GENERATING:
+            self.first_text_of(api)
+        for api in COMPUTING:
+            self.unbegun_of(api)
+
+    def show_sessions(self, states: Iterable[str]) -> None:
+        """In which of SESSION_STATES each session to a tokenizer tier is now."""
         counts = Counter(states)
-        for state in TIER_STATES:
-            self._tiers.labels(state).set(counts[state])
+        for state in SESSION_STATES:
+            self._sessions.labels(state).set(counts[state])
 
     def identity_refused(self, reason: str) -> None:
         """Count a caller that was not let in for what it showed, or did not show."""

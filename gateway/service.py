@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 
 from gateway.embedding import pass_on
-from gateway.field_names import with_fields_renamed
 from gateway.generation import Caller, Generation
 from gateway.metadata import REQUEST_ID, TRACEPARENT, metadata_value
 from gateway.metrics import RequestRecord
@@ -22,6 +21,7 @@ from gateway.streams import Event, TextStream
 from gateway.text_requests import TextRequest, refuse_repeated
 from gateway.token_calls import estimated_tokens, refuse_too_many
 from tokenwire.errors import Internal, InvalidRequest, TokenwireError
+from tokenwire.field_names import with_fields_renamed
 from tokenwire.requests import RequestContext
 from tokenwire.session_server import run_session
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, tokenizer_pb2

@@ -77,8 +77,8 @@ class TokenizerTiers:
         return min((s.hello.max_requests for s in streams if s is not None and s.hello.max_requests), default=None)
 
     def show_states(self) -> None:
-        """Tell the metrics how each is."""
-        self._metrics.show_tiers(backend.state for backend in self._set.all)
+        """Tell the metrics how each session is."""
+        self._metrics.show_sessions(backend.state for backend in self._set.all)
 
     def missing(self) -> str:
         """What keeps them from answering, for people; empty when one can."""

@@ -62,14 +62,18 @@ class EngineProcess:
     async def start(cls, settings: EngineSettings) -> "EngineProcess":
         """Start it and wait for Ready. Raises what it refuses with, or Unavailable when it dies before."""
         ours, theirs = socket.socketpair()
-        try:
-            with theirs:
+        with theirs:
+            try:
+                reader, writer = await asyncio.open_connection(sock=ours)
+            except BaseException:
+                ours.close()
+                raise
+            try:
                 command = (sys.executable, "-m", ENGINE_MODULE, str(theirs.fileno()))
                 process = await _begun(*command, pass_fds=(theirs.fileno(),), env=engine_environ(os.environ))
-            reader, writer = await asyncio.open_connection(sock=ours)
-        except BaseException:
-            ours.close()
-            raise
+            except BaseException:
+                writer.close()
+                raise
         engine = cls(process, reader, writer)
         try:
             await engine.write(settings)
@@ -106,6 +110,9 @@ class EngineProcess:
         except TimeoutError:
             log.warning("the engine process did not end within %g s and is killed", CLOSE_TIMEOUT_S)
             return await self.kill()
+        except asyncio.CancelledError:
+            await self.kill()
+            raise
 
     async def kill(self) -> int:
         """End the process without asking: it has not begun to serve, or does not react. Returns its exit status."""

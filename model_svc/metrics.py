@@ -11,6 +11,7 @@ from model_svc.engine.events import StepResult
 from model_svc.engine.phase_clock import PHASES
 from model_svc.engine.sequence import Sequence
 from tokenwire.constraints import ConstraintForm
+from tokenwire.failures import MODEL_FAILURES
 from tokenwire.requests import FinishReason, Terminal
 from tokenwire.telemetry import TierMetrics
 
@@ -32,8 +33,12 @@ class EngineMetrics:
         self.computed_tokens = tier.counter("computed_tokens_total", "Tokens computed, prefill and decode together.")
         self.steps = tier.histogram("step_seconds", "Time of one engine step.")
         self.batch = tier.histogram("batch_sequences", "Sequences in one step.", buckets=BATCH_SIZES)
-        self.errors = tier.counter("errors_total", "Sequences that ended in an error, by its reason.", ["reason"])
-        self.refused = tier.counter("refused_total", "Requests that were not let in, by reason.", ["reason"])
+        self.errors = tier.counter(
+            "errors_total", "Sequences that ended in an error, by its reason.", ["reason"], known=MODEL_FAILURES
+        )
+        self.refused = tier.counter(
+            "refused_total", "Requests that were not let in, by reason.", ["reason"], known=["QUEUE_FULL"]
+        )
         self.queue = tier.histogram("queue_seconds", "From receipt until first scheduled, of ended sequences.")
         self.first_token = tier.histogram("first_token_seconds", "From receipt until the first token, likewise.")
         self.token_gap = tier.histogram(
@@ -183,7 +188,10 @@ class ConstraintMetrics:
         self.described = tier.described
         self._seconds = tier.histogram("constraint_compile_seconds", "Time to compile and try a constraint.", ["form"])
         self._refused = tier.counter(
-            "constraint_refused_total", "Constraints that were refused when compiled.", ["form"]
+            "constraint_refused_total",
+            "Constraints that were refused when compiled.",
+            ["form"],
+            known=[form.value for form in ConstraintForm],
         )
         self._known = tier.counter("constraint_cache_hits_total", "Constraints whose verdict was remembered.")
 

@@ -8,19 +8,21 @@ import time
 
 from model_svc.engine.sequence import Sequence
 from tokenwire.requests import Terminal
-from tokenwire.telemetry.tracing import Attributes, Span, TraceContext, Tracer, phases
+from tokenwire.telemetry.tracing import Span, TraceContext, Tracer, phases
 
 
 def trace_end(tracer: Tracer, context: TraceContext, sequence: Sequence, terminal: Terminal) -> None:
     """Hand over the spans of a sequence that has ended."""
     now_s, begin_s, usage = time.monotonic(), sequence.arrival_s, terminal.usage
-    attributes: Attributes = {
+    embeds = sequence.embedding is not None
+    attributes: dict[str, str | int] = {
         "tokenwire.choice": sequence.choice,
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
         "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
-        "gen_ai.usage.output_tokens": usage.completion_tokens,
-        "tokenwire.finish_reason": terminal.reason.value,
     }
+    if not embeds:
+        attributes["gen_ai.usage.output_tokens"] = usage.completion_tokens
+        attributes["tokenwire.finish_reason"] = terminal.reason.value
     error = terminal.error.noted if terminal.error is not None else ""
     timings = terminal.model_timings
 
@@ -30,9 +32,8 @@ def trace_end(tracer: Tracer, context: TraceContext, sequence: Sequence, termina
             started_s = begin_s + timings.queue_s
             first_s = started_s + timings.prefill_s
             ended_s = first_s + timings.decode_s
-            spans += phases(
-                context, begin_s, ("queue", started_s), ("prefill", first_s), ("decode", ended_s), ("send", now_s)
-            )
+            computed = [("embed", ended_s)] if embeds else [("prefill", first_s), ("decode", ended_s)]
+            spans += phases(context, begin_s, ("queue", started_s), *computed, ("send", now_s))
         return spans
 
     tracer.end(make)

@@ -49,6 +49,11 @@ def rates(metric: str, by: str = "", *, window: str = "1m") -> Query:
     return query.replace(metric, f"rate({metric}[{window}])"), legend
 
 
+def seen(metric: str, by: str, *, window: str = "1m") -> str:
+    """The rates by some labels of which many values are counted from 0: of those that happen."""
+    return f"sum by ({by}) (rate({metric}[{window}])) > 0 or vector(0)"
+
+
 def total(metric: str, by: str) -> Query:
     """The sum of a metric, or one for each value of some labels."""
     over = f" by ({by})" if by else ""
@@ -70,7 +75,9 @@ OVERVIEW = Dashboard(
     "Tokenwire: overview",
     (
         (
-            Panel("Requests by API and outcome", "reqps", (rates(f"{GATEWAY}_requests_total", "api, outcome"),)),
+            Panel("Requests by API and outcome", "reqps", (
+                (seen(f"{GATEWAY}_requests_total", "api, outcome"), "{{api}} {{outcome}}"),
+            )),
             Panel("Prompts being answered", "short", ((f"sum({GATEWAY}_open_streams)", "open"),)),
         ),
         (
@@ -91,8 +98,10 @@ OVERVIEW = Dashboard(
             )),
         ),
         (
-            Panel("Tokenizer tiers by state", "short", (total(f"{GATEWAY}_tokenizer_replicas", "state"),)),
-            Panel("Model tiers by state", "short", (total(f"{TOKENIZER}_model_replicas", "state"),)),
+            Panel("Sessions to tokenizer tiers by state", "short", (total(f"{GATEWAY}_tokenizer_sessions", "state"),)),
+            Panel("Model tiers by state", "short", (
+                (f"max by (state) ({TOKENIZER}_model_replicas)", "{{state}}"),
+            ), help="Each tokenizer tier knows them all: what the one says that sees most."),
             Panel("Tried again, and gone on elsewhere", "short", (
                 (rates(f"{GATEWAY}_retries_total")[0], "gateway: tried again"),
                 (rates(f"{TOKENIZER}_retries_total")[0], "tokenizer: tried again"),
@@ -162,7 +171,7 @@ TOKENIZERS = Dashboard(
         (
             Panel("Choices by reason", "short", (rates(f"{TOKENIZER}_choices_total", "reason"),)),
             Panel("Errors by reason", "short", (
-                (f"sum by (reason) (rate({TOKENIZER}_errors_total[1m])) or vector(0)", "{{reason}}"),
+                (seen(f"{TOKENIZER}_errors_total", "reason"), "{{reason}}"),
             )),
             Panel("Tokens a second", "short", (
                 (rates(f"{TOKENIZER}_output_tokens_total")[0], "out"),
@@ -232,9 +241,9 @@ SLO = Dashboard(
         (
             Panel("Requests by outcome", "reqps", (rates(f"{GATEWAY}_requests_total", "outcome"),)),
             Panel("Refused", "short", (
-                (f"sum by (reason) (rate({GATEWAY}_http_refusals_total[5m])) or vector(0)", "HTTP: {{reason}}"),
-                (f"sum by (limit) (rate({GATEWAY}_limited_total[5m])) or vector(0)", "tenant's limit: {{limit}}"),
-                (f"sum by (reason) (rate({MODEL}_refused_total[5m])) or vector(0)", "queue: {{reason}}"),
+                (seen(f"{GATEWAY}_http_refusals_total", "reason", window="5m"), "HTTP: {{reason}}"),
+                (seen(f"{GATEWAY}_limited_total", "limit", window="5m"), "tenant's limit: {{limit}}"),
+                (seen(f"{MODEL}_refused_total", "reason", window="5m"), "queue: {{reason}}"),
             )),
             Panel("Alerts that fire", "short", (
                 (FIRING, "{{alertname}}"),

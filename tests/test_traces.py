@@ -204,6 +204,8 @@ def test_embeddings_are_in_the_tree(folder: Path) -> None:
     (gateway,) = tree_of(asyncio.run(traced(folder, ask)).spans)
     (tokenizer,) = gateway.one("generate").within
     assert (tokenizer.span.name, [node.span.name for node in tokenizer.within]) == ("tokenizer embed", ["model"] * 2)
+    for node in tokenizer.within:
+        assert node.names == ["queue", "embed", "send"] and "tokenwire.finish_reason" not in node.span.attributes
 
 
 def test_an_absent_collector_costs_no_request_and_no_more_than_seconds_at_the_end() -> None:

@@ -19,7 +19,7 @@ def main() -> None:
     place = place_from(os.environ)
 
     async def start() -> int:
-        folder = resolve(settings.model)  # once for all workers
+        folder = resolve(settings.model, tokenizer_only=True)  # once for all workers
         if settings.workers > 1 and place is None:
             return await serve_workers("tokenizer_svc", settings, ("port",))
         await serve(settings, folder, place)

@@ -27,6 +27,8 @@ that is settled then, because DecodeStream decodes all it holds on every step.""
 MAX_RUN_TOKENS = 32
 """Byte tokens in a row that are held back at most: ten characters or so of a script that the vocabulary lacks."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+CONTINUATIONS = b"\x80\xa0"
+"""One of these goes on with any character that has begun."""
 
 
 class Detokenizer:
@@ -91,24 +93,35 @@ class Detokenizer:
         """By token id: what `push` would give for that token next; empty where only `push` can tell.
 
         As long as its entry is not empty, a token need not be pushed: what follows does not depend on it, but for
-        `position`.
+        `position_of`.
         """
         if self._held or self._own_texts is None:
             return ()
         return self._tokenizer.plain_texts or () if self._skip else self._own_texts
 
-    @property
-    def position(self) -> int:
-        """Where the next token begins in the text, in characters; inside a character, where that one begins.
+    def position_of(self, token_id: int) -> int:
+        """Where this token begins in the text when it is pushed next, in characters; within one, where that one begins.
 
-        Held-back bytes that turn out to be no UTF-8 are not counted before they are given out.
+        Bytes of byte fallback count as the characters that they may still become: should their run turn out to be no
+        UTF-8 later, what was told of those before stays. With decoders that are neither that nor byte-level alone,
+        U+FFFD that is held back is not counted.
         """
-        if not self._held:
-            return self._num_chars
         held = self._held
-        if self._num_run:
-            held = held[: len(held) - (self._num_incomplete() or 0)]
-        return self._num_chars + len(self._rest(held).rstrip(REPLACEMENT))
+        if not held:
+            return self._num_chars
+        between = token_id not in self._left_out and token_id < self._vocab_size
+        if self._tokenizer.own_texts is not None:
+            bytes_of = self._tokenizer.token_bytes
+            following = bytes_of(token_id)[:1] if between else CONTINUATIONS
+            return self._num_chars + _num_begun(b"".join(map(bytes_of, held)), following)
+        if not self._num_run:
+            return self._num_chars + len(self._rest(held).rstrip(REPLACEMENT))
+        num_incomplete = self._num_incomplete() or 0
+        if num_incomplete and between:
+            begun = bytes(self._byte_of[each] for each in held[-num_incomplete:])
+            if token_id not in self._byte_of or _num_begun(begun, bytes((self._byte_of[token_id],))):
+                num_incomplete = 0
+        return self._num_chars + len(self._rest(held[: len(held) - num_incomplete]))
 
     def flush(self) -> str:
         """The output has ended: what was held back, with U+FFFD for bytes that are no character."""
@@ -196,6 +209,17 @@ class Detokenizer:
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip)
+
+
+def _num_begun(before: bytes, following: bytes) -> int:
+    """Characters that begin in `before`, but for one that any of the `following` bytes goes on with."""
+    num_chars = _num_chars(before)
+    return num_chars - any(_num_chars(before + bytes((byte,))) == num_chars for byte in following)
+
+
+def _num_chars(content: bytes) -> int:
+    """As the library shows them: U+FFFD for as many bytes as begin a character together."""
+    return len(content.decode(errors="replace"))
 
 
 def decode(

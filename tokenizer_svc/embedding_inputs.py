@@ -4,13 +4,15 @@ A cut leaves the special tokens around a text where they are, as the libraries d
 and takes its end, where nothing else is said. Does not know what becomes of the ids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizer_svc.encoder import INLINE_CHARS, MAX_BATCH_CHARS
+from tokenizer_svc.encoder import INLINE_CHARS
+from tokenizer_svc.pieces import in_pieces
 from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.tier import Tier
 from tokenwire.errors import InvalidRequest
+from tokenwire.token_calls import refuse_text_size
 
 Affixes = tuple[Sequence[int], Sequence[int]]
 NO_AFFIXES: Affixes = ((), ())
@@ -45,33 +47,20 @@ async def encode_inputs(inputs: EmbeddingInputs, tier: Tier, max_tokens: int, vo
     for index, ids in enumerate(inputs.token_ids):
         tokenizer.check_ids(ids, f"token_ids[{index}].ids", vocab_size or None)
     encoded = [list(ids) for ids in inputs.token_ids]
-    for piece in pieces(inputs.texts):
+    for index, text in enumerate(inputs.texts):
+        refuse_text_size(text, f"texts[{index}]")
+    split = inputs.split_special_tokens
 
-        def encode(piece: Sequence[str] = piece) -> list[list[int]]:
-            found = tokenizer.encode_batch(
-                piece, add_special_tokens=True, split_special_tokens=inputs.split_special_tokens
-            )
-            return [encoding.token_ids for encoding in found]
+    def encode(piece: Sequence[str]) -> list[list[int]]:
+        found = tokenizer.encode_batch(piece, add_special_tokens=True, split_special_tokens=split)
+        return [encoding.token_ids for encoding in found]
 
-        short = sum(map(len, piece)) <= INLINE_CHARS and not inputs.split_special_tokens
-        encoded += encode() if short else await tier.encoder.call(encode)
+    encoded += await in_pieces(inputs.texts, encode, tier.embedding_thread, inline_size=0 if split else INLINE_CHARS)
     affixes = tokenizer.affixes if inputs.texts and tokenizer.affixes is not None else NO_AFFIXES
     return [
         fitted(ids, max_tokens, inputs.truncation, affixes, f"{inputs.field}[{index}]")
         for index, ids in enumerate(encoded)
     ]
-
-
-def pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The texts in runs of some tens of thousands of characters, a longer one alone."""
-    start, num_chars = 0, 0
-    for index, text in enumerate(texts):
-        if index > start and num_chars + len(text) > MAX_BATCH_CHARS:
-            yield texts[start:index]
-            start, num_chars = index, 0
-        num_chars += len(text)
-    if start < len(texts):
-        yield texts[start:]
 
 
 def fitted(ids: list[int], max_tokens: int, truncation: Truncation | None, affixes: Affixes, field: str) -> list[int]:

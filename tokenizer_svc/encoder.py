@@ -3,8 +3,8 @@
 A short text is encoded on the loop: encoding 200 characters takes about 60 µs and a hop to a thread and back 30 to
 50 µs, so below that size the hop only costs. Those of one turn of the loop share a batch, up to a size, because the
 first encoding after other work costs two to three times as much as the next. Longer ones, and conversations, go to
-threads, where those that arrive together share one batch; the Rust code drops the interpreter lock meanwhile. The queue
-is bounded, and an item that fails, fails alone. Knows nothing of requests.
+threads, where those that arrive together share one batch; the Rust code drops the interpreter lock meanwhile. Large
+ones leave a thread to the others. The queue is bounded, and an item that fails, fails alone. Knows nothing of requests.
 """
 
 import asyncio
@@ -13,17 +13,15 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
-from tokenizer_svc.chat_template import ChatTemplate, Conversation, no_template
+from tokenizer_svc.chat_template import WEIGHED_CHARS, ChatTemplate, Conversation, no_template
 from tokenizer_svc.encoding_cache import EncodingCache
 from tokenizer_svc.prompt import too_long
 from tokenizer_svc.prompt_encoder import CacheOutcome, PromptEncoder, PromptIds, PromptText
 from tokenizer_svc.special_text import marked, unmarked
 from tokenizer_svc.tokenizer import Tokenizer
-from tokenwire.errors import Overloaded
-
-T = TypeVar("T")
+from tokenwire.errors import InvalidRequest, Overloaded
+from tokenwire.token_calls import refuse_text_size
 
 INLINE_CHARS = 200
 """Texts up to this size are encoded on the event loop."""
@@ -33,6 +31,8 @@ INLINE_BATCH_CHARS = 24_000
 """So much is encoded on the event loop in one go, some 2 ms; the rest in its next turn."""
 MAX_BATCH_CHARS = 64 * 1024
 """A batch is closed at this size, so that nobody waits for another's book."""
+LARGE_CHARS = WEIGHED_CHARS
+"""Of several threads, one is kept free of prompts above this size."""
 RETRY_AFTER_S = 0.5
 
 
@@ -90,12 +90,13 @@ class Encoder:
         self._num_threads = num_threads
         self._max_queued = max_queued
         self._queue: deque[_Job] = deque()
+        self._large: deque[_Job] = deque()
         self._inline: deque[_Job] = deque()
         """Short ones, for the next turn of the loop."""
         self._num_running = 0
+        self._num_large = 0
         self._timer: asyncio.Handle | None = None
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
-        self._num_calls = 0
 
     @property
     def cache_bytes(self) -> int:
@@ -104,9 +105,10 @@ class Encoder:
 
     def close(self) -> None:
         """Stop the threads; what waits is cancelled."""
-        for job in (*self._queue, *self._inline):
+        for job in (*self._queue, *self._large, *self._inline):
             job.done.cancel()
         self._queue.clear()
+        self._large.clear()
         self._inline.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -123,14 +125,15 @@ class Encoder:
         `split_special_tokens`: what stands for special tokens in the text, or in what a client put into the
         conversation, is plain text. `salt`: what was encoded before is used again for equal salts only.
         `max_context_tokens`: a text that has no fewer tokens for sure is refused without being encoded; 0: none is.
-        Raises InvalidRequest, FailedPrecondition (no template) and Overloaded (the queue is full).
+        Raises InvalidRequest, also for a text above MAX_TEXT_CHARS, FailedPrecondition (no template) and Overloaded
+        (the queue is full).
         """
         loop = asyncio.get_running_loop()
         if isinstance(source, str):
             num_chars, limit = len(source), INLINE_CHARS
         else:
             num_chars, limit = source.num_chars(), INLINE_CONVERSATION_CHARS
-        if len(self._queue) + len(self._inline) >= self._max_queued:
+        if len(self._queue) + len(self._large) + len(self._inline) >= self._max_queued:
             raise Overloaded(
                 f"{self._max_queued} prompts wait to be encoded already", reason="ENCODE_QUEUE_FULL",
                 retry_after_s=RETRY_AFTER_S,
@@ -142,22 +145,17 @@ class Encoder:
                 loop.call_soon(self._run_inline)
             self._inline.append(job)
         else:
-            self._queue.append(job)
+            (self._large if num_chars > LARGE_CHARS else self._queue).append(job)
             self._schedule()
         return await job.done
 
-    async def call(self, work: Callable[[], T]) -> T:
-        """Run other blocking work of the tokenizer in the same threads, within the same bound."""
-        if self._num_calls >= self._max_queued:
-            raise Overloaded(
-                f"{self._max_queued} calls wait for the tokenizer already", reason="ENCODE_QUEUE_FULL",
-                retry_after_s=RETRY_AFTER_S,
-            )  # fmt: skip
-        self._num_calls += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        finally:
-            self._num_calls -= 1
+    def encode_here(self, source: str | Conversation, *, split_special_tokens: bool = False) -> EncodedPrompt:
+        """As `encode`, in the caller's thread. Blocks."""
+        text = self._text_of(source, split_special_tokens, "")
+        (found,) = self._prompts.encode([text])
+        if isinstance(found, Exception):
+            raise found
+        return EncodedPrompt(text.text, found.token_ids, num_cached=found.num_cached, cache_outcome=found.outcome)
 
     def render(self, conversation: Conversation) -> str:
         """The prompt text of a conversation. Blocks."""
@@ -179,9 +177,18 @@ class Encoder:
         if batch:
             self._run_batch(batch, _settle)
 
+    def _next_queue(self) -> deque[_Job] | None:
+        """Where the next batch comes from: who came first goes first. None: nothing can begin."""
+        if self._num_running >= self._num_threads:
+            return None
+        queues = [self._queue] if self._queue else []
+        if self._large and self._num_large < max(1, self._num_threads - 1):
+            queues.append(self._large)
+        return min(queues, key=lambda queue: queue[0].arrival_s, default=None)
+
     def _schedule(self) -> None:
         """Start a batch now, soon, or when a thread is free."""
-        if self._num_running >= self._num_threads:
+        if self._next_queue() is None:
             return
         loop = asyncio.get_running_loop()
         if len(self._queue) >= self._max_batch_size:
@@ -196,34 +203,36 @@ class Encoder:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._num_running >= self._num_threads:
+        queue = self._next_queue()
+        if queue is None:
             return
         batch: list[_Job] = []
         num_chars = 0
-        while self._queue and len(batch) < self._max_batch_size:
-            if batch and num_chars + self._queue[0].num_chars > MAX_BATCH_CHARS:
+        while queue and len(batch) < self._max_batch_size:
+            if batch and num_chars + queue[0].num_chars > MAX_BATCH_CHARS:
                 break
-            job = self._queue.popleft()
+            job = queue.popleft()
             if not job.done.done():
                 batch.append(job)
                 num_chars += job.num_chars
-        if not batch:
-            return
+        if batch:
+            self._run_in_thread(batch, num_large=1 if queue is self._large else 0)
+        self._schedule()
+
+    def _run_in_thread(self, batch: list[_Job], num_large: int) -> None:
         self._num_running += 1
+        self._num_large += num_large
         loop = asyncio.get_running_loop()
 
         def settle(job: _Job, result: EncodedPrompt | Exception) -> None:
             loop.call_soon_threadsafe(_settle, job, result)
 
-        running = loop.run_in_executor(self._pool, self._run_batch, batch, settle)
-        running.add_done_callback(lambda _: self._batch_done())
-        if self._queue:
-            self._schedule()
-
-    def _batch_done(self) -> None:
-        self._num_running -= 1
-        if self._queue:
+        def ended(_: object) -> None:
+            self._num_running -= 1
+            self._num_large -= num_large
             self._start_batch()
+
+        loop.run_in_executor(self._pool, self._run_batch, batch, settle).add_done_callback(ended)
 
     def _run_batch(self, batch: list[_Job], settle: Callable[[_Job, EncodedPrompt | Exception], None]) -> None:
         """Render and encode; every job is settled, with a result or its own error. In a thread, or inline."""
@@ -232,8 +241,8 @@ class Encoder:
         texts: list[PromptText] = []
         for job in batch:
             try:
-                text = self._text_of(job)
-                self._refuse_too_long(text.text, job.max_context_tokens)
+                text = self._text_of(job.source, job.split_special_tokens, job.salt)
+                self._refuse_too_long(text, job.max_context_tokens)
                 texts.append(text)
                 jobs.append(job)
             except Exception as error:
@@ -253,21 +262,26 @@ class Encoder:
             else:
                 settle(job, result)
 
-    def _refuse_too_long(self, text: str, max_context_tokens: int) -> None:
-        if max_context_tokens and (least := self._tokenizer.least_tokens.beyond(text, max_context_tokens - 1)):
+    def _refuse_too_long(self, prompt: PromptText, max_context_tokens: int) -> None:
+        least_tokens = self._tokenizer.least_tokens
+        if max_context_tokens and (least := least_tokens.beyond(prompt.text, max_context_tokens - 1)):
             raise too_long(f"at least {least}", max_context_tokens)
+        if prompt.add_special_tokens:  # a client's text; what a template writes has a bound of its own
+            refuse_text_size(prompt.text, "input")
 
-    def _text_of(self, job: _Job) -> PromptText:
-        """What a job encodes, rendered where it is a conversation."""
-        source = job.source
+    def _text_of(self, source: str | Conversation, split_special_tokens: bool, salt: str) -> PromptText:
+        """What is encoded: a text, or a conversation as it is rendered."""
         if isinstance(source, str):
-            return PromptText(source, True, job.split_special_tokens, salt=job.salt)
+            return PromptText(source, True, split_special_tokens, salt=salt)
         specials = self._tokenizer.special_pattern
-        if not job.split_special_tokens or specials is None:
-            return PromptText(self.render(source), False, salt=job.salt)
-        source, mark = marked(source, specials)
+        if not split_special_tokens or specials is None:
+            return PromptText(self.render(source), False, salt=salt)
+        try:
+            source, mark = marked(source, specials)
+        except RecursionError:
+            raise InvalidRequest.of("conversation", "is nested too deeply") from None
         text, plain = unmarked(self.render(source), mark)
-        return PromptText(text, False, plain=plain, salt=job.salt)
+        return PromptText(text, False, plain=plain, salt=salt)
 
 
 def _settle(job: _Job, result: EncodedPrompt | Exception) -> None:

@@ -118,7 +118,7 @@ class ChoiceText:
         tokens: list[TokenLogprob] = []
         for index, token_id in enumerate(token_ids):
             if texts.every_token:
-                tokens.append(texts.of_output(logprobs.tokens[index], self._detokenizer.position))
+                tokens.append(texts.of_output(logprobs.tokens[index], self._detokenizer.position_of(token_id)))
             parts.append(self._push_one(token_id))
             if self.stop_string is not None:
                 break

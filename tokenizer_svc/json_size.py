@@ -1,4 +1,4 @@
-"""About how long JSON-like values are as text, without making it."""
+"""About how long JSON-like values are as text, without making it, and how deep they are nested."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -37,3 +37,14 @@ def text_size(value: Any, limit: int) -> int:
         if total >= limit:
             break
     return total
+
+
+def nested_beyond(value: Any, most: int) -> bool:
+    """Whether a JSON value has containers within one another at more than `most` levels, itself counted."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return False
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return True

@@ -32,7 +32,7 @@ class LeastTokens:
         normalizers = {part["type"] for part in _parts(backend.normalizer, "normalizers")}
         self._only_ascii = bool(normalizers)
         vocabulary = backend.get_vocab(with_added_tokens=False)
-        self._without_token = bytes(byte for char, byte in _alphabet().items() if char not in vocabulary)
+        self._without_token = bytes(byte for char, byte in byte_alphabet().items() if char not in vocabulary)
         """Bytes that such a tokenizer may drop."""
         keeps_all = normalizers <= UNICODE_FORMS and _keeps_its_bytes(backend)
         if normalizers and HIGH_BYTES.intersection(self._without_token):
@@ -50,7 +50,7 @@ class LeastTokens:
         return least if least > most else 0
 
 
-def _alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves (GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]

@@ -33,6 +33,6 @@ class LogprobTexts:
         """With the texts of the prompt's next tokens."""
         found = []
         for logprob in logprobs:
-            found.append(self.of_output(logprob, self._prompt.position))
+            found.append(self.of_output(logprob, self._prompt.position_of(logprob.token_id)))
             self._prompt.push((logprob.token_id,))
         return found

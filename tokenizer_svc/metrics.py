@@ -7,6 +7,9 @@ from functools import cache
 from prometheus_client import CollectorRegistry
 
 from tokenizer_svc.prompt_encoder import CacheOutcome
+from tokenizer_svc.router import PickReason
+from tokenwire.failures import TOKENIZER_FAILURES
+from tokenwire.requests import FinishReason
 from tokenwire.telemetry import REGISTRY, TierMetrics
 
 REPLICA_STATES = ("ready", "ejected", "draining", "unreachable", "leaving")
@@ -19,9 +22,16 @@ class TokenizerMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         tier = TierMetrics("tokenizer", registry)
         self.described = tier.described
-        self.requests = tier.counter("choices_total", "Choices that ended, by finish reason", ["reason"])
+        self.requests = tier.counter(
+            "choices_total",
+            "Choices that ended, by finish reason",
+            ["reason"],
+            known=[reason.value for reason in FinishReason],
+        )
         self.requests_of = cache(self.requests.labels)
-        self.errors = tier.counter("errors_total", "Choices that ended in an error, by its reason", ["reason"])
+        self.errors = tier.counter(
+            "errors_total", "Choices that ended in an error, by its reason", ["reason"], known=TOKENIZER_FAILURES
+        )
         self.retries = tier.counter("retries_total", "Requests sent down again, their model tier lost before a token")
         self.resumes = tier.counter(
             "resumes_total", "Choices that went on at another model tier, or the same again, after tokens of theirs"
@@ -53,14 +63,28 @@ class TokenizerMetrics:
         self.running = tier.gauge("running_sequences", "Choices of requests that have not ended.")
         self.encode = tier.histogram("encode_seconds", "Template and encoding of one prompt")
         self.queue = tier.histogram("encode_queue_seconds", "From receipt of a prompt until its encoding began")
-        self.picks = tier.counter("picks_total", "Model tiers chosen for a request, by why that one", ["reason"])
+        self.picks = tier.counter(
+            "picks_total",
+            "Model tiers chosen for a request, by why that one",
+            ["reason"],
+            known=[reason.value for reason in PickReason],
+        )
         self.picks_of = cache(self.picks.labels)
         self.expected_cached_tokens = tier.counter(
             "expected_cached_tokens_total", "Prompt tokens that the model tier chosen was thought to have cached"
         )
         self.ejections = tier.counter("ejections_total", "Times that a model tier was found failing and passed over")
-        self.known_cached_blocks = tier.gauge("known_cached_blocks", "KV blocks known to be cached, of all model tiers")
-        self.model_replicas = tier.gauge("model_replicas", "Model tiers by state", ["state"])
+        self.known_cached_blocks = tier.gauge(
+            "known_cached_blocks",
+            "KV blocks known to be cached, of all model tiers; of several workers the one that knows most",
+            of_workers="livemax",
+        )
+        self.model_replicas = tier.gauge(
+            "model_replicas",
+            "Model tiers by state; of several workers the one that sees most",
+            ["state"],
+            of_workers="livemax",
+        )
         self.first_frame = tier.histogram("first_frame_seconds", "From Submit to a model tier until its first tokens")
         prompts = tier.counter(
             "encoding_cache_prompts_total",

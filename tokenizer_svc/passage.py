@@ -85,6 +85,8 @@ class Passage:
         if not self._may_go_on(choice, replica, error, refused=refused):
             return False
         choice.part = None
+        if self._trace is not None:
+            self._trace.given_up(choice.index)
         if not self._given_up:
             asyncio.get_running_loop().call_soon(self._go_on)
         self._given_up[choice.index] = (error, replica)

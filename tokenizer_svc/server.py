@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from tokenizer_svc.answers import AnswerFormat
 from tokenizer_svc.backends import ModelReplica
+from tokenizer_svc.call_thread import CallThread
 from tokenizer_svc.chat_template import load_chat_template
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
@@ -108,6 +109,8 @@ class TokenizerTier:
             tokenizer=tokenizer,
             template=template,
             encoder=encoder,
+            token_thread=CallThread("tokens", max_queued=settings.max_queued_requests),
+            embedding_thread=CallThread("embed", max_queued=settings.max_queued_requests),
             router=router,
             dispatcher=Dispatcher(
                 router, self.metrics, max_held_requests=settings.max_held_requests, wait_s=settings.resume_wait_s
@@ -163,6 +166,8 @@ class TokenizerTier:
         await self.discovery.close()
         await self.replica_set.close()
         self.tier.encoder.close()
+        self.tier.token_thread.close()
+        self.tier.embedding_thread.close()
         if self.tier.tracer is not None:
             await asyncio.to_thread(self.tier.tracer.close)
 

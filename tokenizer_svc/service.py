@@ -1,35 +1,31 @@
-"""TokenizerService: sessions, and the calls that only tokenize, detokenize or render."""
+"""TokenizerService on the wire: sessions, streams of ids, and each other call handed to its module."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc
 
 from tokenizer_svc.backends import ModelReplica
-from tokenizer_svc.detokenizer import CONTEXT_TOKENS, decode
+from tokenizer_svc.detokenizer import CONTEXT_TOKENS
 from tokenizer_svc.embedding import embed
-from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.sessions import TextSession, fingerprint, model_card
 from tokenizer_svc.stream_detokenize import OpenSequences
 from tokenizer_svc.tier import RETRY_AFTER_S, Tier
-from tokenizer_svc.tokenizer import Encoding
+from tokenizer_svc.token_api import INLINE_IDS, apply_chat_template, count_tokens, detokenize, spaces_between, tokenize
 from tokenizer_svc.tokenizer_files import read_tokenizer_files
 from tokenizer_svc.tracing import embedding
-from tokenizer_svc.wire import conversation_from_wire, embedding_call_from_wire, truncation_from_wire
+from tokenizer_svc.wire import embedding_call_from_wire
 from tokenwire.embedding_wire import vectors_to_wire
-from tokenwire.errors import InvalidRequest, TokenwireError, Unavailable
+from tokenwire.errors import TokenwireError, Unavailable
 from tokenwire.requests import GenerationOptions
 from tokenwire.sampling import StopParams, refuse
 from tokenwire.session_server import run_session
 from tokenwire.settings import ServerSettings
-from tokenwire.token_calls import refuse_counted, refuse_items
 from tokenwire.v1 import tokenizer_pb2 as pb
 from tokenwire.v1 import tokenizer_pb2_grpc
 from tokenwire.wire import usage_to_wire
-
-INLINE_IDS = 2_000
-"""Up to this many token ids and sequences are decoded on the event loop (under 1 ms)."""
 
 
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
@@ -73,56 +69,33 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         """Texts to token ids."""
-        self._tier.check_model(request.model)
-        _require(request.texts, "texts", "at least one text is needed")
-        refuse_items(len(request.texts), "texts")
-        truncation = truncation_from_wire(request)
-        _require(truncation is None or truncation.max_tokens, "truncation.max_tokens", "is needed: 1 or more")
-        add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        texts, tokenizer, meaning = list(request.texts), self._tier.tokenizer, fingerprint(self._tier)
-
-        def encode() -> pb.TokenizeResponse:
-            encodings = tokenizer.encode_batch(
-                texts,
-                add_special_tokens=add_special_tokens,
-                offsets=request.return_offsets,
-                split_special_tokens=request.split_special_tokens,
-            )
-            answer = pb.TokenizeResponse(fingerprint=meaning)
-            answer.encodings.extend(_encoding(found, truncation, tokenizer.begin_id) for found in encodings)
-            return answer
-
-        return await self._tier.encoder.call(encode)
+        return await tokenize(request, self._tier)
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DetokenizeResponse:
         """Token ids to text."""
-        self._tier.check_model(request.model)
-        _require(request.sequences, "sequences", "at least one sequence is needed")
-        refuse_items(len(request.sequences), "sequences")
-        skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        spaces = _spaces_between(request)
-        tokenizer = self._tier.tokenizer
+        return await detokenize(request, self._tier)
 
-        def decode_all() -> pb.DetokenizeResponse:
-            sequences = [list(sequence.ids) for sequence in request.sequences]
-            for i, ids in enumerate(sequences):
-                tokenizer.check_ids(ids, f"sequences[{i}].ids")
-            return pb.DetokenizeResponse(
-                texts=[
-                    decode(tokenizer, ids, skip_special_tokens=skip, spaces_between_special_tokens=spaces)
-                    for ids in sequences
-                ]
-            )
+    async def ApplyChatTemplate(
+        self, request: pb.ApplyChatTemplateRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ApplyChatTemplateResponse:
+        """A conversation to the prompt the model was trained on."""
+        return await apply_chat_template(request, self._tier)
 
-        short = len(request.sequences) + sum(len(sequence.ids) for sequence in request.sequences) <= INLINE_IDS
-        return decode_all() if short else await self._tier.encoder.call(decode_all)
+    async def CountTokens(
+        self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CountTokensResponse:
+        """How many token ids texts and conversations are."""
+        return await count_tokens(request, self._tier)
 
     async def StreamDetokenize(
         self, requests: AsyncIterator[pb.StreamDetokenizeRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.StreamDetokenizeResponse]:
-        """Token ids to text as they come. A handle that its caller has ended may begin anew."""
+        """Token ids to text as they come. A handle that its caller has ended may begin anew.
+
+        Whoever ends its side of the stream ends what is open.
+        """
         sequences = OpenSequences(self._tier.tokenizer)
         async for request in requests:
             if sequences.is_over(request.handle, end=request.end):
@@ -135,11 +108,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 return sequences.push(request.handle, request.token_ids, end=request.end)
 
             short = len(request.token_ids) + len(request.prompt_token_ids) <= INLINE_IDS
-            text, stop_string, ended = push() if short else await self._tier.encoder.call(push)
+            text, stop_string, ended = push() if short else await self._tier.token_thread.run(push)
             if text or ended:
-                yield pb.StreamDetokenizeResponse(
-                    handle=request.handle, text=text, stop_string=stop_string or "", end=ended
-                )
+                yield _more_text(request.handle, text, stop_string, ended)
+        for handle in sequences.handles:
+            yield _more_text(handle, *sequences.push(handle, (), end=True))
 
     def _begin(self, sequences: OpenSequences, request: pb.StreamDetokenizeRequest) -> None:
         """The first message of a sequence."""
@@ -150,7 +123,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             stop_strings=tuple(request.stop_strings),
             include_stop_string=request.include_stop_string,
             skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else True,
-            spaces_between_special_tokens=_spaces_between(request),
+            spaces_between_special_tokens=spaces_between(request),
         )
         refuse(options.violations("request"))
         sequences.begin(
@@ -161,52 +134,12 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             received_chars=request.received_chars,
         )
 
-    async def ApplyChatTemplate(
-        self, request: pb.ApplyChatTemplateRequest, context: grpc.aio.ServicerContext
-    ) -> pb.ApplyChatTemplateResponse:
-        """A conversation to the prompt the model was trained on."""
-        self._tier.check_model(request.model)
-        conversation = conversation_from_wire(request.conversation)
-        if request.tokenize:
-            prompt = await self._tier.encoder.encode(conversation, split_special_tokens=request.split_special_tokens)
-            text, token_ids = prompt.text, prompt.token_ids
-        else:
-            text, token_ids = await self._tier.encoder.call(lambda: self._tier.encoder.render(conversation)), []
-        return pb.ApplyChatTemplateResponse(text=text, token_ids=token_ids, fingerprint=fingerprint(self._tier))
-
-    async def CountTokens(
-        self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext
-    ) -> pb.CountTokensResponse:
-        """How many token ids texts and conversations are."""
-        self._tier.check_model(request.model)
-        _require(request.texts or request.conversations, "texts", "at least one text or conversation is needed")
-        refuse_counted(len(request.texts), len(request.conversations))
-        add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        split, tokenizer, encoder = request.split_special_tokens, self._tier.tokenizer, self._tier.encoder
-        texts = list(request.texts)
-
-        def count() -> list[int]:
-            found = tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens, split_special_tokens=split)
-            return [len(encoding.token_ids) for encoding in found]
-
-        conversations = []
-        for index, message in enumerate(request.conversations):
-            conversation = conversation_from_wire(message, f"conversations[{index}]")
-            prompt = await encoder.encode(conversation, split_special_tokens=split)
-            conversations.append(len(prompt.token_ids))
-        return pb.CountTokensResponse(
-            texts=await encoder.call(count) if texts else [],
-            conversations=conversations,
-            max_context_tokens=self._tier.max_context_tokens,
-            fingerprint=fingerprint(self._tier),
-        )
-
     async def GetTokenizer(
         self, request: pb.GetTokenizerRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GetTokenizerResponse]:
         """The tokenizer's files, piece by piece."""
         self._tier.check_model(request.model)
-        files = await self._tier.encoder.call(lambda: read_tokenizer_files(self._folder))
+        files = await self._tier.token_thread.run(partial(read_tokenizer_files, self._folder))
         yield pb.GetTokenizerResponse(
             files=[pb.TokenizerFile(name=f.name, size_bytes=len(f.content), sha256=f.sha256) for f in files],
             fingerprint=fingerprint(self._tier),
@@ -255,21 +188,5 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         )
 
 
-def _encoding(found: Encoding, truncation: Truncation | None, begin_id: int | None) -> pb.Encoding:
-    kept = range(len(found.token_ids)) if truncation is None else truncation.kept(found.token_ids, begin_id)
-    offsets = found.offsets
-    return pb.Encoding(
-        token_ids=[found.token_ids[i] for i in kept],
-        starts=[offsets[i][0] for i in kept] if offsets is not None else [],
-        ends=[offsets[i][1] for i in kept] if offsets is not None else [],
-        num_truncated=len(found.token_ids) - len(kept),
-    )
-
-
-def _spaces_between(request: pb.DetokenizeRequest | pb.StreamDetokenizeRequest) -> bool:
-    return request.spaces_between_special_tokens if request.HasField("spaces_between_special_tokens") else True
-
-
-def _require(given: object, field: str, description: str) -> None:
-    if not given:
-        raise InvalidRequest.of(field, description)
+def _more_text(handle: int, text: str, stop_string: str | None, ended: bool) -> pb.StreamDetokenizeResponse:
+    return pb.StreamDetokenizeResponse(handle=handle, text=text, stop_string=stop_string or "", end=ended)

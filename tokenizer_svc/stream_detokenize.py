@@ -85,6 +85,11 @@ class OpenSequences:
         text = ChoiceText(detokenizer, matcher, len(prompt_ids), min_tokens=options.stop.min_tokens)
         self._open[handle] = _Sequence(text, received_tokens, received_chars)
 
+    @property
+    def handles(self) -> list[int]:
+        """Of the sequences that are open, the oldest first."""
+        return list(self._open)
+
     def push(self, handle: int, token_ids: Sequence[int], *, end: bool) -> tuple[str, str | None, bool]:
         """More tokens. Returns new text, the stop string that was met, and whether the sequence has ended.
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tokenizer_svc.answers import AnswerFormat
+from tokenizer_svc.call_thread import CallThread
 from tokenizer_svc.chat_template import ChatTemplate
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
@@ -26,6 +27,11 @@ class Tier:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     encoder: Encoder
+    """Of prompts."""
+    token_thread: CallThread
+    """Of calls that only tokenize, detokenize or render."""
+    embedding_thread: CallThread
+    """Of inputs to embed."""
     router: Router
     dispatcher: Dispatcher
     """Where requests go once they are token ids."""

@@ -16,26 +16,18 @@ from typing import Any
 import tokenizers
 
 from tokenizer_svc.boundaries import Boundaries, affixes, decoder_kinds
-from tokenizer_svc.least_tokens import LeastTokens
+from tokenizer_svc.least_tokens import LeastTokens, byte_alphabet
 from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
 from tokenwire.fingerprint import vocabulary_fingerprint
+from tokenwire.tokenizer_folder import check_tokenizer
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "additional_chat_templates/tool_use.jinja",
-)
-"""What a client needs to tokenize by itself."""
 MAX_KEPT_TEXTS = 65_536
 """Tokens whose own texts are remembered."""
-SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
-"""What folders have whose tokenizer was never converted."""
 PLAIN_GUARD = "\ufdd0\ufdd1"
 """Stands for a boundary where special tokens are read as text. No character: Unicode will never assign these."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+BYTE_ALPHABET = byte_alphabet()
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
@@ -96,9 +88,8 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Read `tokenizer.json` and its companions; raises FailedPrecondition naming the file that is wrong."""
+        check_tokenizer(folder)
         path = folder / "tokenizer.json"
-        if not path.is_file():
-            _refuse_unconverted(folder)
         fingerprint = vocabulary_fingerprint(path)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
@@ -125,6 +116,13 @@ class Tokenizer:
         backend = self._plain_backend(texts) if split_special_tokens else self.backend
         encode = backend.encode_batch if offsets else backend.encode_batch_fast
         return [self._encoding(found, offsets) for found in _guarded(encode, list(texts), add_special_tokens)]
+
+    def count_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool, split_special_tokens: bool = False
+    ) -> list[int]:
+        """How many tokens each has. As `encode_batch`, without making objects of ids, which holds up other threads."""
+        backend = self._plain_backend(texts) if split_special_tokens else self.backend
+        return [len(found) for found in _guarded(backend.encode_batch_fast, list(texts), add_special_tokens)]
 
     def encode_plain(self, text: str, *, add_special_tokens: bool = False, behind_boundary: bool = False) -> list[int]:
         """The ids of a text in which what stands for special tokens is plain text.
@@ -174,6 +172,14 @@ class Tokenizer:
         before = self.decode(self.neutral_ids, skip_special_tokens=False)
         both = self.decode([*self.neutral_ids, token_id], skip_special_tokens=False)
         return both[len(before) :] if both.startswith(before) else self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a byte-level decoder writes for a token: a byte for each character, or a text as it stands."""
+        text = self.backend.id_to_token(token_id) or ""
+        try:
+            return bytes(map(BYTE_ALPHABET.__getitem__, text))
+        except KeyError:
+            return text.encode()
 
     def check_ids(self, token_ids: Sequence[int], field: str, limit: int | None = None) -> None:
         """Raise InvalidRequest naming the first id outside the vocabulary (or not below `limit` where one is given)."""
@@ -240,18 +246,6 @@ def _byte_tokens(vocabulary: dict[str, int]) -> dict[int, int]:
         if match := BYTE_TOKEN.fullmatch(text):
             found[token_id] = int(match[1], 16)
     return found
-
-
-def _refuse_unconverted(folder: Path) -> None:
-    """Say what to do about a folder that has another kind of tokenizer."""
-    for name in SLOW_FILES:
-        if (folder / name).is_file():
-            raise FailedPrecondition(
-                f"{folder} has {name} and no tokenizer.json; convert it once with transformers (and sentencepiece or "
-                f"tiktoken, as it asks): "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})",
-                reason="TOKENIZER_NOT_CONVERTED",
-            )
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizer_svc.tokenizer import TOKENIZER_FILES
+from tokenwire.tokenizer_folder import TOKENIZER_FILES
 
 PIECE_BYTES = 2**20
 """Under the 4 MiB that gRPC clients take in one message unless told otherwise."""

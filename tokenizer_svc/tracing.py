@@ -22,7 +22,13 @@ class _Call:
     target: str
     choices: range
     end_s: float | None = None
-    """When they went on elsewhere; None: they did not."""
+    """When that model tier gave them up; None: it did not."""
+    followed: bool = False
+    """They went on elsewhere."""
+
+    def has_any_of(self, choices: range) -> bool:
+        """Whether they share a choice."""
+        return self.choices.start < choices.stop and choices.start < self.choices.stop
 
 
 class RequestTrace:
@@ -32,13 +38,22 @@ class RequestTrace:
         self._tracer = tracer
         self._context = context
         self._calls: list[_Call] = []
+        self._held: list[Span] = []
+        """From a loss until what was lost went on."""
+
+    def given_up(self, choice: int) -> None:
+        """The model tier that has this choice answers it no more."""
+        for call in self._calls:
+            if call.end_s is None and choice in call.choices:
+                call.end_s = time.monotonic()
 
     def goes_down(self, context: RequestContext, target: str, choices: range) -> RequestContext:
         """These choices are sent to a model tier, at first or once more: the context to send along."""
         now_s = time.monotonic()
-        for call in self._calls:
-            if call.end_s is None and call.choices.start < choices.stop and choices.start < call.choices.stop:
-                call.end_s = now_s
+        lost = [call for call in self._calls if call.end_s is not None and call.has_any_of(choices)]
+        if lost:
+            lost[-1].followed = True
+            self._held.append(self._place(lost[-1], now_s))
         call = _Call(self._context.child(), now_s, target, choices)
         self._calls.append(call)
         return replace(context, traceparent=call.context.traceparent)
@@ -47,6 +62,7 @@ class RequestTrace:
         """Hand it over: it has ended now."""
         now_s = time.monotonic()
         context, calls = self._context, self._calls
+        held = [*self._held, *(self._place(call, now_s) for call in calls if call.end_s and not call.followed)]
 
         def make() -> list[Span]:
             encoding_s = arrival_s + timings.queue_s
@@ -56,9 +72,13 @@ class RequestTrace:
                 Span("tokenizer", context, arrival_s, now_s, "server", attributes, error),
                 *phases(context, arrival_s, ("queue", encoding_s), ("tokenize", encoded_s), ("place", placed_s)),
                 *(_span_of(call, now_s) for call in calls),
+                *held,
             ]
 
         self._tracer.end(make)
+
+    def _place(self, lost: _Call, until_s: float) -> Span:
+        return Span("place", self._context.child(), lost.end_s or until_s, until_s)
 
 
 def _span_of(call: _Call, now_s: float) -> Span:

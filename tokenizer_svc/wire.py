@@ -7,6 +7,7 @@ from typing import Any
 from tokenizer_svc.chat_template import ChatMessage, Conversation
 from tokenizer_svc.embedding import EmbeddingCall
 from tokenizer_svc.embedding_inputs import EmbeddingInputs
+from tokenizer_svc.json_size import nested_beyond
 from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.text_request import TextRequest
 from tokenwire.embedding_wire import embedding_options_from_wire
@@ -15,6 +16,9 @@ from tokenwire.requests import name_violations
 from tokenwire.sampling import refuse
 from tokenwire.v1 import tokenizer_pb2
 from tokenwire.wire import context_from_wire, options_from_wire
+
+MAX_JSON_LEVELS = 127
+"""Of objects and lists within one another, in JSON that comes as text; as many as a schema may have."""
 
 
 def request_from_wire(message: tokenizer_pb2.TextRequest) -> TextRequest:
@@ -138,17 +142,23 @@ def _tool(tool: tokenizer_pb2.ToolDefinition, path: str) -> dict[str, Any]:
 def _json_object(text: str, path: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_no_such_number, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _nested_too_deeply(text, path) from None
+    except ValueError as error:
         raise InvalidRequest.of(path, f"{text[:80]!r} is not JSON ({error})") from None
+    if nested_beyond(value, MAX_JSON_LEVELS):
+        raise _nested_too_deeply(text, path)
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InvalidRequest.of(path, f"{text[:80]!r} has half of a surrogate pair, which no text may have") from None
-    except RecursionError:
-        raise InvalidRequest.of(path, f"{text[:80]!r} is nested too deeply") from None
     if not isinstance(value, dict):
         raise InvalidRequest.of(path, f"{text[:80]!r} is not a JSON object")
     return value
+
+
+def _nested_too_deeply(text: str, path: str) -> InvalidRequest:
+    return InvalidRequest.of(path, f"{text[:80]!r} is nested too deeply: at most {MAX_JSON_LEVELS} levels are allowed")
 
 
 def _finite(number: str) -> float:

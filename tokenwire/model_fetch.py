@@ -99,8 +99,11 @@ def convert_gguf(
     progress("converting", 1.0)
 
 
-def fetch_from_hub(repo_id: str, revision: str | None, *, offline: bool) -> Path:
-    """The folder of a hub repository in the hub's own cache; downloads what is missing unless `offline`."""
+def fetch_from_hub(repo_id: str, revision: str | None, patterns: Sequence[str], *, offline: bool) -> Path:
+    """The folder of a hub repository in the hub's own cache; downloads what is missing unless `offline`.
+
+    `patterns`: of the files that are asked for.
+    """
     try:
         # Optional, and 0.3 s to import that only hub ids shall pay.
         hub: Any = importlib.import_module("huggingface_hub")
@@ -112,7 +115,7 @@ def fetch_from_hub(repo_id: str, revision: str | None, *, offline: bool) -> Path
         ) from None
     try:
         return Path(
-            hub.snapshot_download(repo_id, revision=revision, allow_patterns=HUB_PATTERNS, local_files_only=offline)
+            hub.snapshot_download(repo_id, revision=revision, allow_patterns=[*patterns], local_files_only=offline)
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise NotFound(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenwire.errors import FailedPrecondition
+from tokenwire.tokenizer_folder import check_tokenizer, gguf_hint
 
 MANIFEST = "tokenwire.json"
 MANIFEST_FORMAT = 1
@@ -90,15 +91,9 @@ def check_folder(folder: Path) -> Manifest | None:
                 f"{path}: {path.stat().st_size} bytes instead of {record.num_bytes}", reason="MODEL_DAMAGED"
             )
     check_config(folder)
-    check_links(folder)
+    check_tokenizer(folder)
     for path in weight_files(folder):
         check_safetensors(path)
-    if not (folder / "tokenizer.json").is_file():
-        raise FailedPrecondition(
-            f"{folder}: no tokenizer.json; write one with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
-            reason="MODEL_INCOMPLETE",
-        )
     return manifest
 
 
@@ -123,24 +118,6 @@ def is_file_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"}.intersection(name)
 
 
-def check_links(folder: Path) -> None:
-    """Raise FailedPrecondition for a file that is a link out of the folder, other than weights.
-
-    A tokenizer's files are given to clients, and templates are shown to them. What the hub's client keeps, links to the
-    files of its cache, is in order.
-    """
-    own = folder.resolve()
-    roots = [own, own.parent.parent / "blobs"] if own.parent.name == "snapshots" else [own]
-    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
-        if not path.is_symlink() or path.suffix == ".safetensors":
-            continue
-        if not any(path.resolve().is_relative_to(root) for root in roots):
-            raise FailedPrecondition(
-                f"{path}: a link out of the folder, which might give clients any file; copy what it leads to",
-                reason="MODEL_DAMAGED",
-            )
-
-
 def check_config(folder: Path) -> None:
     """Raise FailedPrecondition unless config.json is there and names a model type."""
     path = folder / "config.json"
@@ -148,9 +125,8 @@ def check_config(folder: Path) -> None:
         values = json.loads(path.read_bytes())
         values["model_type"]
     except FileNotFoundError:
-        ggufs = [found.name for found in sorted(folder.glob("*.gguf"))]
-        hint = f"; name the file instead: {folder / ggufs[0]}" if ggufs else "; it is not a Hugging Face model folder"
-        raise FailedPrecondition(f"{folder}: no config.json{hint}", reason="MODEL_INCOMPLETE") from None
+        hint = gguf_hint(folder) or "it is not a Hugging Face model folder"
+        raise FailedPrecondition(f"{folder}: no config.json; {hint}", reason="MODEL_INCOMPLETE") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FailedPrecondition(
             f"{path}: not a model's config ({type(error).__name__}: {error})", reason="MODEL_DAMAGED"

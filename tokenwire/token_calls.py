@@ -1,9 +1,18 @@
-"""How many things one call may bring. Plain values; does not know the wire."""
+"""How many things one call may bring, and how large a text. Plain values; does not know the wire."""
 
 from tokenwire.errors import InvalidRequest
 
 MAX_ITEMS = 1024
 """Texts, sequences or conversations of one call: as many as prompts of a call that generates."""
+
+MAX_TEXT_CHARS = 4 * 2**20
+"""Of a text that is encoded, whatever becomes of it: encoding cannot be stopped midway."""
+
+
+def refuse_text_size(text: str, field: str) -> None:
+    """Raise InvalidRequest for a text of more than `MAX_TEXT_CHARS`."""
+    if len(text) > MAX_TEXT_CHARS:
+        raise InvalidRequest.of(field, f"a text of {len(text)} characters is not allowed: at most {MAX_TEXT_CHARS}")
 
 
 def refuse_count(number: int, noun: str, field: str, most: int) -> None:

@@ -38,7 +38,7 @@ def context_of(request: Request, body: Asked) -> RequestContext:
 
 def _only(values: list[str]) -> str:
     """Of a header; empty where it stands several times: none of them counts."""
-    return values[0] if len(values) == 1 else ""
+    return values[0].strip(" \t") if len(values) == 1 else ""
 
 
 class HttpCall:

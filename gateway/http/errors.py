@@ -13,7 +13,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from gateway.field_names import with_fields_renamed
 from tokenwire.errors import (
     AlreadyExists,
     Cancelled,
@@ -27,6 +26,7 @@ from tokenwire.errors import (
     Unsupported,
     let_go,
 )
+from tokenwire.field_names import with_fields_renamed
 from tokenwire.requests import FinishReason, Terminal
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """GET `/`, `/page/…` and `/live`. The files answer everybody; the live view is for whom the metrics are for."""
 
 import asyncio
+import socket
 
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
@@ -16,7 +17,9 @@ from tokenwire.errors import TokenwireError, let_go
 
 LIVE_PATH = "/live"
 TAKEN_WITHIN_S = 10.0
-"""A viewer who has not taken a picture by then is let go: the room is for those who look."""
+"""A viewer on whose way a picture finds no room for so long is let go: the room is for those who look."""
+SEND_BUFFER_BYTES = 16 * 1024
+"""What the system keeps for a viewer: by itself it would keep minutes of pictures that nobody reads."""
 
 
 class LiveView(Response):
@@ -37,6 +40,8 @@ class LiveView(Response):
         self._generation.refuse_when_draining()
         address, *_ = transport.get_extra_info("peername") or ("",)
         with self._feed.viewing(address) as view:
+            transport.set_write_buffer_limits(high=0)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             while not (transport.is_closing() or self._generation.draining):
                 try:
@@ -54,6 +59,7 @@ class LiveView(Response):
                 except TimeoutError:
                     transport.abort()
                     break
+            transport.set_write_buffer_limits()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

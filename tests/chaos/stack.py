@@ -148,7 +148,7 @@ class ChaosStack:
     def is_whole(self) -> bool:
         """Everyone is connected to everyone."""
         try:
-            return scrape(self.gateway.metrics_port)['tokenizer_replicas{state="ready"}'] == 2 and all(
+            return scrape(self.gateway.metrics_port)['tokenizer_sessions{state="ready"}'] == 2 and all(
                 scrape(tokenizer.metrics_port)['model_replicas{state="ready"}'] == 2 for tokenizer in self.tokenizers
             )
         except (OSError, KeyError):

@@ -15,7 +15,7 @@ import yaml
 
 from scripts.metrics_table import metrics
 from scripts.prometheus_rules import RESOURCES, resources
-from tests.deploy.alerts import ALERTS, FILES, FOLDER, ROOT, RULES
+from tests.deploy.alerts import ALERTS, FILES, FOLDER, GROUPS, ROOT, RULES
 from tests.interop.environments import not_to_be_had
 
 
@@ -31,16 +31,18 @@ class Case:
     step: str = "1m"
 
 
+FIRST = "tokenwire_gateway_first_text_seconds"
+
+
 def requests(outcome: str, values: str) -> dict[str, str]:
     return {f'tokenwire_gateway_requests_total{{api="http.chat",outcome="{outcome}"}}': values}
 
 
 def answers(slow: int, of: int, minutes: int) -> dict[str, str]:
     """So many a minute begin late."""
-    name = "tokenwire_gateway_first_text_seconds"
     return {
-        f'{name}_bucket{{api="http.chat",le="2.5"}}': f"0+{of - slow}x{minutes}",
-        f'{name}_count{{api="http.chat"}}': f"0+{of}x{minutes}",
+        f'{FIRST}_bucket{{api="http.chat",le="2.5"}}': f"0+{of - slow}x{minutes}",
+        f'{FIRST}_count{{api="http.chat"}}': f"0+{of}x{minutes}",
     }
 
 
@@ -63,6 +65,11 @@ def one(name: str, values: str, **labels: str) -> dict[str, str]:
     return {f"{name}{{{inner}}}": values}
 
 
+def each_8_minutes(number: int) -> str:
+    """One more every eight minutes, so many times."""
+    return " ".join(f"{value}x7" for value in range(number))
+
+
 DAYS_3 = 3 * 24 * 6
 """In tens of minutes."""
 SLOW = {"at": "70h", "step": "10m"}
@@ -78,6 +85,13 @@ CASES = [
     Case("TokenwireRequestsFail", requests("ok", "0+98x700") | requests("unavailable", "0+2x700"), "690m", False),
     Case("TokenwireRequestsFail", requests("ok", "0+90x90") | requests("invalid_argument", "0+10x90"), "80m", False),
     Case("TokenwireRequestsFail", requests("ok", "0x90"), "80m", False),
+    Case("TokenwireRequestsFail", requests("ok", each_8_minutes(20)) | requests("internal", "0x64 1x60"), "68m", False),
+    Case("TokenwireRequestsFail", requests("ok", "0+5x60 300x30") | requests("unavailable", "0x60 0+5x30"),
+         "75m", True),
+    Case("TokenwireRequestsFail", requests("ok", "0+2x360 720x60") | requests("internal", "0x360 0+2x60"),
+         "390m", True),
+    Case("TokenwireRequestsFailSlowly",
+         requests("ok", f"0+9x{DAYS_3}") | requests("internal", f"0+1x{DAYS_3}"), fires=True, **SLOW),
     Case("TokenwireRequestsFailSlowly",
          requests("ok", f"0+98x{DAYS_3}") | requests("internal", f"0+2x{DAYS_3}"), fires=True, **SLOW),
     Case("TokenwireRequestsFailSlowly",
@@ -88,6 +102,9 @@ CASES = [
     Case("TokenwireAnswersBeginLate", answers(0, 100, 90) | unbegun(0, 300, 90), "80m", True),
     Case("TokenwireAnswersBeginLate", answers(0, 100, 90) | unbegun(300, 300, 90), "80m", False),
     Case("TokenwireAnswersBeginLate", answers(0, 100, 90) | unbegun(0, 10, 90), "80m", False),
+    Case("TokenwireAnswersBeginLate",
+         one(f"{FIRST}_bucket", "0x70", api="http.chat", le="2.5")
+         | one(f"{FIRST}_count", "0x10 1x60", api="http.chat"), "14m", False),
     Case("TokenwireAnswersBeginLateSlowly", answers(10, 100, DAYS_3), fires=True, **SLOW),
     Case("TokenwireAnswersBeginLateSlowly", answers(4, 100, DAYS_3), fires=False, **SLOW),
     Case("TokenwireTierDown", up(**UP) | one("up", "1 1 0x10", **MODEL), "6m", True, MODEL),
@@ -174,7 +191,12 @@ def test_each_alert_fires_when_it_should_and_only_then(promtool: str, tmp_path: 
     for step in {case.step for case in CASES}:
         of_step = [test for test in tests if test["interval"] == step]
         path = tmp_path / f"alerts-{step}.yml"
-        content = {"rule_files": list(map(str, FILES)), "evaluation_interval": step, "tests": of_step}
+        content = {
+            "rule_files": list(map(str, FILES)),
+            "group_eval_order": [group["name"] for group in GROUPS],  # any else: an alert may miss what is recorded
+            "evaluation_interval": step,
+            "tests": of_step,
+        }
         path.write_text(yaml.safe_dump(content))
         assert "SUCCESS" in run(promtool, "test", "rules", str(path))
 

@@ -46,7 +46,7 @@ notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
 nbclient.NotebookClient(notebook).execute()
 print(notebook.cells[0].outputs[0].text)
 """
-READY_TOKENIZERS = (9464, 'tokenwire_gateway_tokenizer_replicas{state="ready"}')
+READY_TOKENIZERS = (9464, 'tokenwire_gateway_tokenizer_sessions{state="ready"}')
 READY_MODELS = (9465, 'tokenwire_tokenizer_model_replicas{state="ready"}')
 NUM_REQUESTS = 64
 NUM_AT_ONCE = 16

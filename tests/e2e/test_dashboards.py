@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,9 @@ async def load(target: str, url: str) -> None:
         with pytest.raises(TokenwireError):
             async for _ in client.generate("too much", max_tokens=10**6):
                 pass
+        with suppress(TokenwireError):
+            async for _ in client.generate("too long", timeout_s=0.2, **options | {"max_tokens": 900}):
+                pass
 
 
 def has_numbers(prometheus: Prometheus, query: str) -> bool:
@@ -118,3 +121,10 @@ def test_workers_are_counted_together(prometheus: Prometheus) -> None:
     at_the_edge = sum(prometheus.values("tokenwire_gateway_output_tokens_total").values())
     wait_for(lambda: sum(prometheus.values("tokenwire_tokenizer_output_tokens_total").values()) >= at_the_edge > 0)
     assert prometheus.values("max(tokenwire_tokenizer_running_sequences)") == {"": 0.0}
+    assert prometheus.values('tokenwire_tokenizer_model_replicas{state="ready"}') == {"": 2.0}
+
+
+def test_a_first_request_out_of_time_is_a_rise(prometheus: Prometheus) -> None:
+    out_of_time = 'tokenwire_gateway_requests_total{outcome=~"deadline|deadline_exceeded"}'
+    wait_for(lambda: sum(prometheus.values(f"sum({out_of_time})").values()) == 1)
+    wait_for(lambda: sum(prometheus.values(f"sum(increase({out_of_time}[2m]))").values()) > 0.9)

@@ -57,6 +57,11 @@ def parse(pieces: Iterable[str], tools: str = "", reasoning: str = "", **options
     return found
 
 
+def cut(text: str, places: tuple[int, ...]) -> list[str]:
+    """The text in pieces, cut at these places, which are in order."""
+    return [text[a:b] for a, b in zip((0, *places), (*places, len(text)), strict=True)]
+
+
 @dataclass(frozen=True)
 class Case:
     name: str

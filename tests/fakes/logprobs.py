@@ -1,6 +1,7 @@
 """Log-probabilities that anyone can predict, exact in 32 bits, for tiers without a model."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from tokenwire.requests import TokenLogprob
 
@@ -15,3 +16,8 @@ def logprob_of(token_id: int, num_top: int, *, text: str = "", text_offset: int 
 
 def logprobs_of(token_ids: Iterable[int], num_top: int) -> list[TokenLogprob]:
     return [logprob_of(token_id, num_top) for token_id in token_ids]
+
+
+def part_of_a_character(token: TokenLogprob) -> TokenLogprob:
+    """A byte that is no text, as are its alternatives."""
+    return replace(token, text="\ufffd", top=tuple(replace(each, text="\ufffd") for each in token.top))

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.fakes.logprobs import logprobs_of
 from tokenizer_svc.cache_view import CacheView
+from tokenizer_svc.call_thread import CallThread
 from tokenizer_svc.dispatcher import Dispatcher
 from tokenizer_svc.encoder import Encoder
 from tokenizer_svc.metrics import TokenizerMetrics
@@ -220,6 +221,8 @@ def tier_over(
         tokenizer=tokenizer,
         template=None,
         encoder=Encoder(tokenizer, None, "scripted"),
+        token_thread=CallThread("tokens"),
+        embedding_thread=CallThread("embed"),
         router=router,
         dispatcher=Dispatcher(router, metrics, max_held_requests=max_held, wait_s=wait_s),
         metrics=metrics,

@@ -8,6 +8,9 @@ tokens. A prompt whose first word begins with `!` is a script:
     !bad a         ends with InvalidRequest at once
     !markup        ends with InvalidRequest at once, whose message is HTML
     !down          ends with Unavailable at once, which says nothing of when to come back
+    !long a        ends with InvalidRequest at once: longer than the context
+    !bytes é       sends a token for each byte of the words; the last one of a character brings its text
+    !timed a b     sends the words, and says in the end where the time went
     !break a b     sends the words, then ends with Internal
     !lost a b      sends the words, then ends with Unavailable
     !late a        sends the words, then ends with DEADLINE
@@ -21,7 +24,8 @@ from typing import Any
 
 import grpc
 
-from tests.fakes.logprobs import logprob_of, logprobs_of
+from tests.fakes.logprobs import logprob_of, logprobs_of, part_of_a_character
+from tokenizer_svc.prompt import too_long
 from tokenwire.errors import (
     FieldViolation,
     Internal,
@@ -33,7 +37,15 @@ from tokenwire.errors import (
 )
 from tokenwire.logprobs import SequenceLogprobs
 from tokenwire.outbox import TextOutbox
-from tokenwire.requests import CancelReason, FinishReason, GenerationOptions, Terminal, Usage
+from tokenwire.requests import (
+    CancelReason,
+    FinishReason,
+    GenerationOptions,
+    ModelTimings,
+    Terminal,
+    TokenizerTimings,
+    Usage,
+)
 from tokenwire.server import GrpcServer
 from tokenwire.session import MAX_FRAME_BYTES
 from tokenwire.session_server import run_session
@@ -44,7 +56,13 @@ from tokenwire.wire import CANCEL_FROM_WIRE, options_from_wire
 
 MODEL = "echo"
 MARKUP = "<img src=x onerror=window.owned=1><script>window.owned=1</script>"
+TIMINGS = (ModelTimings(0.001, 0.002, 0.003), TokenizerTimings(0.0, 0.0005))
 VOCABULARY = "sha256:" + "0" * 64
+
+
+def bytes_of(text: str) -> list[str]:
+    """What each byte adds to the text: the last one of a character all of it, the others nothing."""
+    return [part for character in text for part in [""] * (len(character.encode()) - 1) + [character]]
 
 
 @dataclass
@@ -179,14 +197,16 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.refuse(script)
         limit = options.stop.max_tokens or 10**6
         num_prompt = len(words) + bool(script)
-        for number, word in enumerate(words[: 1 if script == "!hold" else limit]):
+        pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
+        if script == "!bytes":
+            pieces = [piece for text in pieces for piece in bytes_of(text)]
+        for number, piece in enumerate(pieces[: 1 if script == "!hold" else limit]):
             if script == "!step":
                 while self.num_steps <= job.num_steps + number:
                     await self._wait_change()
-            piece = word if number == 0 else f" {word}"
             sent.append(piece)
             ids = [number] if options.return_token_ids else []
-            outbox.add_text(job.handle, piece, 1, ids, self.logprobs(options, number, sent))
+            outbox.add_text(job.handle, piece, 1, ids, self.logprobs(options, number, sent, script))
             await asyncio.sleep(0)
         usage = Usage(num_prompt, min(1, num_prompt), len(sent))
         if script in ("!hold", "!hang"):
@@ -199,7 +219,8 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
             return Terminal(FinishReason.DEADLINE, usage=usage)
         if len(sent) >= limit:
             return Terminal(FinishReason.LENGTH, usage=usage)
-        return Terminal(FinishReason.STOP_TOKEN, usage=usage, stop_token_id=0)
+        model, tokenizer = TIMINGS if script == "!timed" else (None, None)
+        return Terminal(FinishReason.STOP_TOKEN, usage, 0, model_timings=model, tokenizer_timings=tokenizer)
 
     def refuse(self, script: str) -> None:
         """Raise what it ends with before its first word."""
@@ -212,15 +233,20 @@ class FakeTokenizerTier(tokenizer_pb2_grpc.TokenizerServiceServicer):
             raise InvalidRequest(MARKUP)
         if script == "!down":
             raise Unavailable("no model tier is ready")
+        if script == "!long":
+            raise too_long("at least 99", 64)
 
-    def logprobs(self, options: GenerationOptions, number: int, sent: list[str]) -> SequenceLogprobs | None:
+    def logprobs(
+        self, options: GenerationOptions, number: int, sent: list[str], script: str
+    ) -> SequenceLogprobs | None:
         """Of the last word that was sent; with the first one the prompt's."""
         found = SequenceLogprobs()
         if options.prompt_logprobs is not None and number == 0:
             found.prompt += logprobs_of(range(1, 4), options.prompt_logprobs)
         if options.logprobs is not None:
             offset = sum(map(len, sent[:-1]))
-            found.tokens.append(logprob_of(number, options.logprobs, text=sent[-1], text_offset=offset))
+            token = logprob_of(number, options.logprobs, text=sent[-1], text_offset=offset)
+            found.tokens.append(part_of_a_character(token) if script == "!bytes" else token)
         return found if found.tokens or found.prompt else None
 
     async def _wait_change(self) -> None:

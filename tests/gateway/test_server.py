@@ -104,7 +104,7 @@ def test_a_gateway_without_tiers_says_so_after_a_while(monkeypatch: pytest.Monke
 
 def test_tiers_are_looked_at_when_they_change_and_not_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    monkeypatch.setattr(GatewayMetrics, "show_tiers", lambda metrics, states: looks.append(len(list(states))))
+    monkeypatch.setattr(GatewayMetrics, "show_sessions", lambda metrics, states: looks.append(len(list(states))))
 
     async def main() -> None:
         async with fake_tokenizer_tier() as tier, live_gateway(tier) as live:

@@ -53,8 +53,8 @@ def test_what_fails_before_its_first_text_goes_elsewhere_and_the_failing_tier_is
                 assert len(bad.requests) == 3, "then its breaker opened"
                 assert len(good.requests) == 20
                 assert sample(live, "retries_total") == 3 and sample(live, "ejections_total") == 1
-                await live.until(lambda: sample(live, "tokenizer_replicas", state="ejected") == 1)
-                assert sample(live, "tokenizer_replicas", state="ready") == 1
+                await live.until(lambda: sample(live, "tokenizer_sessions", state="ejected") == 1)
+                assert sample(live, "tokenizer_sessions", state="ready") == 1
                 assert live.count("grpc.generate", "ok") == 20
 
     asyncio.run(main())
@@ -238,7 +238,7 @@ def test_tiers_of_a_file_come_and_go_and_what_runs_ends_where_it_is(tmp_path: Pa
                 for _ in range(3):
                     assert await text_of(live, "a") == "a"
                 assert (len(one.requests), len(two.requests)) == (1, 3)
-                assert sample(live, "tokenizer_replicas", state="leaving") == 1
+                assert sample(live, "tokenizer_sessions", state="leaving") == 1
                 while not running.done():
                     one.step()
                     await asyncio.sleep(0.002)

@@ -1,6 +1,7 @@
 """Whose `traceparent` decides that a trace is kept, by every way in, with the gateway's own traces on and off."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -138,3 +139,21 @@ def test_of_two_none_counts(ask: Ask) -> None:
     """https://www.w3.org/TR/trace-context/: who gets several restarts the trace. gRPC itself shows the last alone."""
     found = asyncio.run(sent_down(ask, KEPT, ratio=1.0, callers=None, trace_callers="all"))
     assert TRACE not in found and found.endswith("-01")
+
+
+async def by_bytes(live: LiveGateway, traceparent: str, headers: dict[str, str]) -> None:
+    body = '{"prompt": "one"}'
+    head = (
+        f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\ntraceparent:{traceparent}"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", live.server.http.port)
+    with contextlib.closing(writer):
+        writer.write(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
+        answer = await reader.readline()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+
+
+def test_blanks_around_it_are_no_part_of_it() -> None:
+    found = asyncio.run(sent_down(by_bytes, f"\t {KEPT} \t ", ratio=None, callers=None, trace_callers="all"))
+    assert found == KEPT

@@ -53,7 +53,7 @@ class Workers:
     async def until_ready(self, number: int) -> None:
         """Wait until the metrics say that so many sessions to tokenizer tiers are ready, of all workers."""
         async with asyncio.timeout(30):
-            while await self.counted(self.metrics_url, r'tokenizer_replicas\{state="ready"') != number:
+            while await self.counted(self.metrics_url, r'tokenizer_sessions\{state="ready"') != number:
                 await asyncio.sleep(0.05)
 
     async def until(self, condition: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.interop.environments import node_with
-from tests.interop.test_page import PACKAGES
+from tests.interop.page_driver import PACKAGES
 
 PROGRAM = Path(__file__).parent / "programs" / "page_pictures.cjs"
 NUM_COLOURS = 96

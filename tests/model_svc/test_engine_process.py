@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,45 @@ def test_one_that_dies_before_it_is_ready_is_unavailable(monkeypatch: pytest.Mon
         with pytest.raises(Unavailable, match=r"ended before it was ready \(exit status 1\)") as caught:
             await EngineProcess.start(MOCK)
         assert caught.value.reason == "ENGINE_DOWN"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_one_whose_start_is_given_up_at_any_moment_is_ended_and_waited_for(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    begun: list[asyncio.subprocess.Process] = []
+    begin = asyncio.create_subprocess_exec
+
+    async def noted(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        begun.append(await begin(*command, **options))
+        return begun[-1]
+
+    monkeypatch.setattr(engine_process.asyncio, "create_subprocess_exec", noted)
+
+    async def main() -> None:
+        starting = asyncio.ensure_future(EngineProcess.start(MOCK))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert all(process.returncode is not None for process in begun)
+
+    asyncio.run(main())
+
+
+def test_one_whose_end_is_given_up_is_killed_and_waited_for() -> None:
+    async def main() -> None:
+        process = await EngineProcess.start(MOCK)
+        os.kill(process.pid, signal.SIGSTOP)
+        closing = asyncio.ensure_future(process.close())
+        await asyncio.sleep(0.01)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert process._process.returncode == -signal.SIGKILL
 
     asyncio.run(main())
 

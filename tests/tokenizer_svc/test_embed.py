@@ -10,8 +10,9 @@ import pytest
 from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, TextPeer, live_tokenizer_tier
 from tests.fakes.model_tier import FakeModelTier, fake_model_tier
 from tokenizer_svc.embedding import MAX_PARTS, PART_INPUTS, PART_TOKENS, parts_of
-from tokenizer_svc.embedding_inputs import NO_AFFIXES, fitted, pieces
+from tokenizer_svc.embedding_inputs import NO_AFFIXES, fitted
 from tokenizer_svc.encoder import MAX_BATCH_CHARS
+from tokenizer_svc.pieces import pieces
 from tokenizer_svc.prompt import Truncation
 from tokenizer_svc.router import EmbeddingSubmission
 from tokenwire.embedding_wire import capabilities_to_wire, capability_names

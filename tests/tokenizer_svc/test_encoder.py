@@ -9,10 +9,11 @@ import pytest
 
 from tests.fakes.tokenizers_trained import words_alone
 from tokenizer_svc.chat_template import ChatMessage, Conversation, load_chat_template
-from tokenizer_svc.encoder import INLINE_CHARS, INLINE_CONVERSATION_CHARS, MAX_BATCH_CHARS, Encoder
+from tokenizer_svc.encoder import INLINE_CHARS, INLINE_CONVERSATION_CHARS, LARGE_CHARS, MAX_BATCH_CHARS, Encoder
 from tokenizer_svc.encoding_cache import EncodingCache, Key
 from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.tokenizer import Encoding, Tokenizer
+from tokenwire import token_calls
 from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded
 
 LONG = "The capital of France is Paris. " * 20
@@ -111,7 +112,7 @@ def test_a_book_does_not_hold_up_a_batch(tokenizer: RecordingTokenizer) -> None:
     async def main() -> None:
         encoder = encoder_of(tokenizer, num_threads=1)
         await asyncio.gather(
-            *(encoder.encode(text) for text in (LONG, "b " * MAX_BATCH_CHARS, f"c {LONG}", f"d {LONG}"))
+            *(encoder.encode(text) for text in (LONG, "b" * (MAX_BATCH_CHARS + 1), f"c {LONG}", f"d {LONG}"))
         )
         assert tokenizer.batches == [1, 1, 2]
         encoder.close()
@@ -223,16 +224,53 @@ def test_conversations_without_a_template(tokenizer: RecordingTokenizer) -> None
     asyncio.run(main())
 
 
-def test_other_work_is_bounded_too(tokenizer: RecordingTokenizer) -> None:
+def test_large_prompts_leave_a_thread_to_the_others(tokenizer: RecordingTokenizer) -> None:
     async def main() -> None:
-        encoder = encoder_of(tokenizer, max_queued=1)
-        gate = threading.Event()
-        running = asyncio.ensure_future(encoder.call(lambda: gate.wait(10)))
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
-            await encoder.call(lambda: None)
-        gate.set()
-        assert await running is True
+        encoder = encoder_of(tokenizer, num_threads=2)
+        tokenizer.gate.clear()
+        large = [asyncio.ensure_future(encoder.encode(f"{n} " * LARGE_CHARS)) for n in range(3)]
+        while not tokenizer.batches:
+            await asyncio.sleep(0.001)
+        ordinary = asyncio.ensure_future(encoder.encode(LONG))
+        while len(tokenizer.batches) < 2:
+            await asyncio.sleep(0.001)
+        large[1].cancel()
+        tokenizer.gate.set()
+        await asyncio.gather(ordinary, large[0], large[2])
+        assert tokenizer.batches == [1, 1, 1], "the ordinary one began beside the first, who went away not at all"
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_one_thread_takes_large_prompts_too_in_the_order_they_came(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder, order = encoder_of(tokenizer, num_threads=1), list[str]()
+
+        async def encode(name: str, text: str) -> None:
+            await encoder.encode(text)
+            order.append(name)
+
+        large = "x " * LARGE_CHARS
+        await asyncio.gather(encode("1", LONG), encode("2", large), encode("3", f"b {LONG}"), encode("4", large))
+        assert order == ["1", "3", "2", "4"], "what stands together shares a batch"
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_a_text_that_no_context_holds_is_refused(
+    tokenizer: RecordingTokenizer, trained_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_calls, "MAX_TEXT_CHARS", len(LONG))
+
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, trained_folder)
+        assert (await encoder.encode(LONG)).text == LONG
+        for max_context_tokens, said in ((0, "input: a text of 641 characters"), (2, "at least")):
+            with pytest.raises(InvalidRequest, match=said):
+                await encoder.encode(f"{LONG}!", max_context_tokens=max_context_tokens)
+        assert await encoder.encode(Conversation((ChatMessage("user", f"{LONG}!"),)))
         encoder.close()
 
     asyncio.run(main())

@@ -1,4 +1,5 @@
 import json
+from bisect import bisect_right
 from functools import cache
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 from tests.fakes.logprobs import logprob_of, logprobs_of
 from tests.fakes.tokenizers_trained import TRAINED
 from tokenizer_svc.detokenizer import Detokenizer
+from tokenizer_svc.least_tokens import byte_alphabet
 from tokenizer_svc.logprob_texts import LogprobTexts
 from tokenizer_svc.tokenizer import Tokenizer
+
+ALPHABET = {byte: char for char, byte in byte_alphabet().items()}
 
 
 @cache
@@ -18,11 +22,15 @@ def tokenizer_of(family: str) -> Tokenizer:
     return Tokenizer(TRAINED[family](), fingerprint="", special_tokens={})
 
 
+def tokens_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    return list(tokenizer.backend.encode(text, add_special_tokens=False).tokens)
+
+
 def positions(tokenizer: Tokenizer, ids: list[int], *, skip: bool = True) -> list[int]:
     detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip)
     found = []
     for token_id in ids:
-        found.append(detokenizer.position)
+        found.append(detokenizer.position_of(token_id))
         detokenizer.push((token_id,))
     return found
 
@@ -52,6 +60,56 @@ def test_a_character_that_begins_within_a_token_begins_behind_the_whole_ones_of_
     ids = [vocab[token] for token in ("a", "xð", "Ł", "¦", "Ĭ", "b")]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ax🦊b"
     assert positions(tokenizer, ids) == [0, 1, 2, 2, 2, 3]
+
+
+def beginnings(content: bytes) -> list[int]:
+    """Where each character of the text of these bytes begins, in bytes; what is no UTF-8 is U+FFFD."""
+    found, place = list[int](), 0
+    while place < len(content):
+        try:
+            whole, end = content[place:].decode(), len(content)
+        except UnicodeDecodeError as error:
+            whole, end = content[place : place + error.start].decode(), place + error.end
+        for char in whole:
+            found.append(place)
+            place += len(char.encode())
+        if place < end:
+            found.append(place)
+            place = end
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    contents=st.lists(
+        st.sampled_from(
+            ["a", " b", "é", "\ufffd", "🦊", *(bytes((byte,)) for byte in b"\xf0\x9f\xa6\x8a\xff\xc3\xed\xe0")]
+        ),
+        max_size=30,
+    )
+)
+def test_bytes_that_are_no_text_have_their_places(contents: list[str | bytes]) -> None:
+    tokenizer = tokenizer_of("byte_level_bpe")
+    ids, offsets, whole = list[int](), list[int](), b""
+    for content in contents:
+        text = content if isinstance(content, str) else None
+        tokens = [ALPHABET[byte] for byte in content] if text is None else tokens_of(tokenizer, text)
+        for token in tokens:
+            ids.append(tokenizer.backend.token_to_id(token))
+            offsets.append(len(whole))
+            whole += bytes(byte_alphabet()[char] for char in token)
+    places = beginnings(whole)
+    assert len(places) == len(tokenizer.decode(ids, skip_special_tokens=True))
+    assert positions(tokenizer, ids) == [bisect_right(places, offset) - 1 for offset in offsets]
+
+
+def test_behind_bytes_of_byte_fallback_that_are_no_text_each_has_its_place() -> None:
+    tokenizer = tokenizer_of("byte_fallback_bpe")
+    a = tokenizer.encode("a", add_special_tokens=False).token_ids[-1]
+    byte = {value: token_id for token_id, value in tokenizer.byte_of.items()}
+    ids = [a, byte[0xF0], byte[0x9F], a, byte[0xFF], byte[0xFF], a]
+    assert len(tokenizer.decode(ids, skip_special_tokens=True)) == len("a?? a?? a")
+    assert positions(tokenizer, ids) == [0, 1, 1, 3, 5, 6, 7]
 
 
 def test_skipped_special_tokens_take_no_place() -> None:

@@ -16,6 +16,7 @@ from tests.fakes import model_folder
 from tests.fakes.model_tier import fake_model_tier
 from tests.fakes.tokenizers_trained import write_folder
 from tokenwire.health import wait_serving
+from tokenwire.tokenizer_folder import TOKENIZER_FILES
 from tokenwire.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
 SERVICE_LINKS = {
@@ -76,6 +77,17 @@ def test_serves_until_sigterm(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_serves_from_the_tokenizers_files_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        folder = write_folder(tmp_path / "tiny")
+        assert {path.name for path in folder.iterdir()} <= set(TOKENIZER_FILES)
+        async with fake_model_tier() as fake, process(folder, fake.target, port := free_port()):
+            async with asyncio.timeout(30):
+                await wait_serving(f"127.0.0.1:{port}")
+
+    asyncio.run(main())
+
+
 def test_what_prevents_a_start_is_one_clear_line(tmp_path: Path) -> None:
     folder = folder_at(tmp_path / "tiny")
     with socket.socket() as taken:
@@ -92,6 +104,10 @@ def test_what_prevents_a_start_is_one_clear_line(tmp_path: Path) -> None:
     found = run("--model", str(tmp_path / "absent"), "--port", "0")
     assert found.returncode == 1 and "absent" in found.stderr
     assert "Traceback" not in found.stderr
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").touch()
+    found = run("--model", str(folder), "--port", "0")
+    assert found.returncode == 1 and "save_pretrained" in found.stderr
 
 
 def test_unknown_settings_are_refused() -> None:

@@ -2,7 +2,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 from tests.fakes.live_tokenizer_tier import LiveTokenizerTier, TextPeer, live_tokenizer_tier, text_request
 from tests.fakes.model_tier import fake_model_tier
 from tests.fakes.tokenizers_trained import write_folder
-from tokenizer_svc import service as service_module
+from tokenizer_svc import token_api
 from tokenizer_svc.detokenizer import Detokenizer
+from tokenwire import token_calls
 from tokenwire.errors import FailedPrecondition, InvalidRequest, NotFound, TokenwireError
 from tokenwire.health import is_serving
 from tokenwire.status import from_rpc_error
@@ -262,6 +263,25 @@ def test_what_was_sent_before_a_stop_string_was_heard_of_is_ignored(trained_fold
     with_tier(trained_folder, call)
 
 
+def test_the_end_of_the_callers_side_ends_what_is_open(trained_folder: Path) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        stream = live.stub.StreamDetokenize()
+        for handle, text in ((1, "abc ST"), (2, "abc STOP"), (3, "abc ST")):
+            request = pb.StreamDetokenizeRequest(handle=handle, token_ids=live.ids(text), stop_strings=["STOP"])
+            request.end = handle == 3
+            await stream.write(request)
+        await stream.done_writing()
+        texts, ends = dict.fromkeys((1, 2, 3), ""), list[tuple[int, str]]()
+        async for answer in stream:
+            texts[answer.handle] += answer.text
+            if answer.end:
+                ends.append((answer.handle, answer.stop_string))
+        assert texts == {1: "abc ST", 2: "abc ", 3: "abc ST"}
+        assert sorted(ends) == [(1, ""), (2, "STOP"), (3, "")]
+
+    with_tier(trained_folder, call)
+
+
 def test_stream_detokenize_refuses_ids_outside_the_vocabulary(trained_folder: Path) -> None:
     async def call(live: LiveTokenizerTier) -> None:
         stream = live.stub.StreamDetokenize()
@@ -352,6 +372,26 @@ def test_tools_render_as_they_were_written(tmp_path: Path) -> None:
     with_tier(folder, call)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_conversation_that_is_wrong_is_told_by_its_place(trained_folder: Path, split: bool) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        good = pb.Conversation(messages=[{"role": "user", "content": "hi"}])
+        for bad, field in (
+            (pb.Conversation(), "conversations[1].messages"),
+            (pb.Conversation(messages=[{"content": "hi"}]), "conversations[1].messages[0].role"),
+            (
+                pb.Conversation(messages=good.messages, template_arguments_json='{"tools": 1}'),
+                "conversations[1].template_arguments.tools",
+            ),
+        ):
+            request = pb.CountTokensRequest(conversations=[good, bad], split_special_tokens=split)
+            error = await refusal(live.stub.CountTokens(request))
+            assert type(error) is InvalidRequest and error.violations[0].field == field
+            assert error.message.startswith(f"{field}: ")
+
+    with_tier(trained_folder, call)
+
+
 @pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '{"\\udc00": 1}', '{"a": 1e999}', '{"a": [NaN]}', "[1]", "{"])
 def test_json_that_cannot_be_written_into_a_prompt_is_refused_by_its_field(trained_folder: Path, text: str) -> None:
     async def call(live: LiveTokenizerTier) -> None:
@@ -368,6 +408,50 @@ def test_json_that_cannot_be_written_into_a_prompt_is_refused_by_its_field(train
             assert type(error) is InvalidRequest and error.violations[0].field == f"conversation.{field}"
 
     with_tier(trained_folder, call)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_json_is_nested_within_bounds(tmp_path: Path, split: bool) -> None:
+    folder = write_folder(
+        tmp_path / "deep", chat_template="{{ [tools, documents, messages, deep | default(0)] | tojson }}"
+    )
+
+    def conversation(field: str, text: str) -> pb.Conversation:
+        found = pb.Conversation(messages=[{"role": "user", "content": "<s>"}])
+        match field:
+            case "tools[0].parameters_json":
+                found.tools.add(name="f", parameters_json=text)
+            case "documents_json[0]":
+                found.documents_json.append(text)
+            case "template_arguments_json":
+                found.template_arguments_json = text
+            case _:
+                found.messages[0].tool_calls.add(id="1", name="f", arguments=text)
+        return found
+
+    async def call(live: LiveTokenizerTier) -> None:
+        for field in (
+            "tools[0].parameters_json",
+            "documents_json[0]",
+            "template_arguments_json",
+            "messages[0].tool_calls[0].arguments",
+        ):
+
+            def apply(num_levels: int, field: str = field) -> Any:
+                text = '{"deep":' * (num_levels - 1) + "[]" + "}" * (num_levels - 1)
+                return live.stub.ApplyChatTemplate(
+                    pb.ApplyChatTemplateRequest(
+                        conversation=conversation(field, text), tokenize=True, split_special_tokens=split
+                    )
+                )
+
+            assert (await apply(127)).text.count('"deep"') >= 125
+            for num_levels in (128, 800, 5_000):
+                error = await refusal(apply(num_levels))
+                assert type(error) is InvalidRequest and error.violations[0].field == f"conversation.{field}"
+                assert "at most 127 levels" in str(error)
+
+    with_tier(folder, call)
 
 
 def test_arguments_that_are_no_json_are_refused(trained_folder: Path) -> None:
@@ -439,7 +523,7 @@ def test_a_thousand_items_are_answered(trained_folder: Path) -> None:
 
 def test_only_small_calls_are_decoded_on_the_event_loop(trained_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences count as ids do: each is a call of the library, also where it is empty."""
-    monkeypatch.setattr(service_module, "INLINE_IDS", 100)
+    monkeypatch.setattr(token_api, "INLINE_IDS", 100)
 
     async def call(live: LiveTokenizerTier) -> None:
         loop_thread, threads = threading.get_ident(), list[bool]()
@@ -459,5 +543,64 @@ def test_only_small_calls_are_decoded_on_the_event_loop(trained_folder: Path, mo
             threads.clear()
             await live.stub.Detokenize(pb.DetokenizeRequest(sequences=sequences))
             assert threads == [inline] * len(sequences)
+
+    with_tier(trained_folder, call)
+
+
+LARGE = "The capital of France is Paris. " * 4_000
+"""More than one piece holds."""
+
+
+def test_calls_of_the_token_api_hold_up_no_prompts_and_go_with_their_callers(
+    trained_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def call(live: LiveTokenizerTier) -> None:
+        begun, go_on, sizes = threading.Event(), threading.Event(), list[int]()
+        thread = live.server.tier.token_thread
+        count_batch = live.tokenizer.count_batch
+
+        def slow(texts: Sequence[str], **options: Any) -> list[int]:
+            sizes.append(len(texts))
+            begun.set()
+            assert go_on.wait(30)
+            return count_batch(texts, **options)
+
+        monkeypatch.setattr(live.tokenizer, "count_batch", slow)
+        calls = [live.stub.CountTokens(pb.CountTokensRequest(texts=[LARGE, LARGE])) for _ in range(3)]
+        try:
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+            async with asyncio.timeout(20):
+                assert (await live.stub.Tokenize(pb.TokenizeRequest(texts=["hi"]))).encodings
+                await live.server.tier.encoder.encode(LARGE[:1000])
+                await live.server.tier.embedding_thread.run(int)
+                for each in calls:
+                    each.cancel()
+                while thread.num_queued:
+                    await asyncio.sleep(0.001)
+                after = live.stub.CountTokens(pb.CountTokensRequest(texts=[LARGE]))
+                while not thread.num_queued:
+                    await asyncio.sleep(0.001)
+                go_on.set()
+                assert list((await after).texts) == [len(live.ids(LARGE))]
+        finally:
+            go_on.set()
+        assert sizes == [1, 1], "the piece that had begun, and that of the caller who stayed"
+
+    with_tier(trained_folder, call)
+
+
+def test_texts_that_are_too_large_are_refused_by_name(trained_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_calls, "MAX_TEXT_CHARS", 10)
+
+    async def call(live: LiveTokenizerTier) -> None:
+        texts = ["x" * 10, "x" * 11]
+        for awaitable in (
+            live.stub.Tokenize(pb.TokenizeRequest(texts=texts)),
+            live.stub.CountTokens(pb.CountTokensRequest(texts=texts)),
+        ):
+            error = await refusal(awaitable)
+            assert isinstance(error, InvalidRequest) and error.violations[0].field == "texts[1]"
+            assert "11 characters" in str(error) and "at most 10" in str(error)
 
     with_tier(trained_folder, call)

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants as hub_constants
 
@@ -23,6 +24,7 @@ from tokenwire import model_fetch
 from tokenwire.errors import FailedPrecondition, NotFound, Unavailable
 from tokenwire.model_folder import check_folder, write_manifest
 from tokenwire.models import ModelStore, gguf_name, home
+from tokenwire.tokenizer_folder import TOKENIZER_FILES
 
 
 @pytest.fixture
@@ -251,6 +253,25 @@ def test_a_folder_is_taken_as_it_is(bench: Bench, tmp_path: Path) -> None:
     assert bench.store.verify(str(folder)) == (folder, None)
 
 
+def test_a_tokenizer_needs_no_weights(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with pytest.raises(FailedPrecondition, match=r"no tokenizer\.json.*save_pretrained") as caught:
+        bench.store.resolve(str(folder), tokenizer_only=True)
+    assert caught.value.reason == "MODEL_INCOMPLETE"
+    (folder / "tokenizer.model").touch()
+    with pytest.raises(FailedPrecondition, match=r"tokenizer\.model.*save_pretrained"):
+        bench.store.resolve(str(folder), tokenizer_only=True)
+    (folder / "tokenizer.json").write_text("{}")
+    assert bench.store.resolve(str(folder), tokenizer_only=True) == folder
+    with pytest.raises(FailedPrecondition, match=r"no config\.json"):
+        bench.store.resolve(str(folder))
+    (tmp_path / "secret").touch()
+    (folder / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(FailedPrecondition, match="a link out of the folder"):
+        bench.store.resolve(str(folder), tokenizer_only=True)
+
+
 def test_pickles_are_never_taken(bench: Bench, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "mine")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -386,6 +407,21 @@ def test_a_hub_id_comes_from_the_hubs_cache(bench: Bench, tmp_path: Path, monkey
     assert bench.store.resolve("org/name@main") == folder
     with pytest.raises(NotFound, match="hub cache.*tokenwire models pull org/other"):
         bench.store.resolve("org/other", convert=False)
+
+
+def test_of_the_hub_a_tokenizer_asks_for_its_own_files(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(repo: str, *, allow_patterns: Sequence[str], **_: Any) -> str:
+        asked.append(allow_patterns)
+        return str(folder)
+
+    folder = write_folder(tmp_path / "mine")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert bench.store.resolve("org/name", tokenizer_only=True) == folder == bench.store.resolve("org/name")
+    assert asked == [list(TOKENIZER_FILES), model_fetch.HUB_PATTERNS]
 
 
 def test_a_hub_that_does_not_answer_is_said(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,14 +115,20 @@ def test_no_text_of_a_span_is_as_long_as_a_client_likes() -> None:
     assert len(attributes["model"]) == 4_000_000, "what was given is not changed"
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "http://host", "ftp://host:4317", "http://host:4317/v1/traces"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "127.0.0.1:4317", "http://host", "ftp://host:4317", "http://host:4317/v1/traces", "http://host:99999",
+        "http://host:65536", "http://host:0",
+    ],
+)  # fmt: skip
 def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
     with pytest.raises(SettingError, match="http://host:port"):
         settings_from(Settings, "gateway", {"trace_endpoint": endpoint}, {})
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "http://127.0.0.1:4317", "https://[::1]:4317", "http://otel-collector.ns:4317"]
+    "endpoint", ["", "http://127.0.0.1:4317", "https://[::1]:4317", "http://otel-collector.ns:65535"]
 )
 def test_an_endpoint_that_is_one_is_taken(endpoint: str) -> None:
     assert settings_from(Settings, "gateway", {"trace_endpoint": endpoint}, {}).trace_endpoint == endpoint

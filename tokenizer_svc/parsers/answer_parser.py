@@ -14,6 +14,9 @@ from tokenizer_svc.parsers.reader import WHITESPACE, Malformed, Reader, Steps
 from tokenizer_svc.parsers.reasoning import ReasoningTags
 from tokenizer_svc.parsers.tool_formats import ToolFormat
 
+MAX_SPACE_CHARS = 1024
+"""Most whitespace before a block that belongs to it; what comes before that is shown."""
+
 
 class AnswerParser:
     """One answer. Text goes through `push` once, then `flush`; neither raises."""
@@ -62,7 +65,7 @@ class AnswerParser:
         """More of the answer."""
         if self._done or not text:
             return []
-        self._reader.text += text
+        self._reader.push(text)
         self._resume()
         return self._parts.take()
 
@@ -84,23 +87,23 @@ class AnswerParser:
         if self._begins_inside:
             yield from self._read_reasoning()
         while (marker := (yield from self._read_content())) is not None:
-            start = self._reader.position
+            start, may_reread = self._reader.mark(), self._reader.may_reread
             self._reader.position += len(marker)
             if self._tags is not None and marker == self._tags.opening and self._fresh:
                 self._parts.add(Kind.MARKUP, self._reader.take())
                 yield from self._read_reasoning()
-            elif self._tools is not None and (marker in self._tools.openers or not marker):
+            elif self._tools is not None and may_reread and (marker in self._tools.openers or not marker):
                 try:
                     yield from self._tools.read(self._reader, self._parts, self._names)
                 except Malformed:
-                    self._reader.position = start
+                    self._reader.rewind(start)
                     self._show_marker(marker)
                 else:
                     self._fresh = self._strip = True
                     if self._parts.full:
                         return
             else:
-                self._reader.position = start
+                self._reader.position -= len(marker)
                 self._show_marker(marker)
 
     def _read_content(self) -> Steps[str | None]:
@@ -112,9 +115,11 @@ class AnswerParser:
         while True:
             if bare and self._fresh:
                 char = yield from reader.skip_space()
+                self._show_much_space(Kind.TEXT)
                 if char and char in bare:
                     return ""
-                reader.position = 0
+                if not char and reader.position < len(reader.text):
+                    continue
             marker = self._advance(self._outside, Kind.TEXT)
             if marker is not None:
                 return marker
@@ -148,21 +153,32 @@ class AnswerParser:
     def _advance(self, markers: "_Markers", kind: Kind) -> str | None:
         """Show what stands before the next marker, or what can be no part of one; whitespace at its end is kept.
 
-        The marker, if it is there: the reader stands at it.
+        What was read and not taken is such whitespace. The marker, if it is there: the reader stands at it.
         """
         reader = self._reader
-        place, marker = markers.find(reader.text)
-        reader.position = len(reader.text[:place].rstrip(WHITESPACE))
-        kept = place - reader.position
-        self._show(kind)
-        reader.position = kept if marker is not None else 0
+        place, marker = markers.find(reader.text, reader.position)
+        shown = reader.text[reader.position : place].rstrip(WHITESPACE)
+        if shown:
+            reader.position += len(shown)
+            self._show(kind)
+        reader.position = place
+        self._show_much_space(kind)
         return marker
+
+    def _show_much_space(self, kind: Kind) -> None:
+        """Show the beginning of whitespace that was read if there is more than may be kept."""
+        reader = self._reader
+        place = reader.position
+        if place - reader.start > MAX_SPACE_CHARS:
+            reader.position = place - MAX_SPACE_CHARS
+            self._show(kind)
+            reader.position = place
 
     def _show_marker(self, marker: str, kind: Kind = Kind.TEXT) -> None:
         """A marker that marks nothing: part of the text, or hidden. The empty one stands for its first character."""
         if marker in self._hidden:
             self._show(kind)
-            self._reader.position = len(marker)
+            self._reader.position += len(marker)
             self._parts.add(Kind.MARKUP, self._reader.take())
         else:
             self._reader.position += max(1, len(marker))
@@ -188,11 +204,14 @@ class _Markers:
         self._any = re.compile("|".join(map(re.escape, self._markers))) if self._markers else None
         self._longest = len(self._markers[0]) if self._markers else 0
 
-    def find(self, text: str) -> tuple[int, str | None]:
-        """Where the first marker begins, and which it is; None: where one may be beginning, or the text's end."""
-        if self._any is not None and (found := self._any.search(text)) is not None:
+    def find(self, text: str, start: int) -> tuple[int, str | None]:
+        """Where the first marker behind `start` begins, and which it is.
+
+        None: where one may be beginning, or the text's end.
+        """
+        if self._any is not None and (found := self._any.search(text, start)) is not None:
             return found.start(), found.group()
-        for place in range(max(0, len(text) - self._longest + 1), len(text)):
+        for place in range(max(start, len(text) - self._longest + 1), len(text)):
             if any(marker.startswith(text[place:]) for marker in self._markers):
                 return place, None
         return len(text), None

@@ -81,7 +81,7 @@ def read_call_list(reader: Reader, parts: Parts, rules: CallRules) -> Steps[None
             parts.add(Kind.MARKUP, reader.take())
             return
         if char != "," or not (yield from another_call(reader, parts, rules, ",")):
-            reader.position = 0
+            reader.rewind()
             return
 
 
@@ -93,7 +93,7 @@ def another_call(reader: Reader, parts: Parts, rules: CallRules, separator: str 
         yield from reader.skip_space()
         yield from read_call(reader, parts, rules)
     except Malformed:
-        reader.position = 0
+        reader.rewind()
         return False
     return True
 
@@ -127,7 +127,7 @@ def _rest_of_object(reader: Reader, parts: Parts) -> Steps[None]:
             yield from _colon(reader)
             yield from read_value(reader)
         except Malformed:
-            reader.position = 0
+            reader.rewind()
             return
         parts.add(Kind.MARKUP, reader.take())
 

@@ -19,10 +19,10 @@ CLOSES = {"{": "}", "[": "]", "(": ")"}
 
 def read_string(reader: Reader) -> Steps[str]:
     """Read a string; returns what it says. Raises Malformed."""
-    start = reader.position
+    mark = reader.mark()
     if (yield from reader.peek()) != '"' or not (yield from _pass_string(reader)):
         raise Malformed("expected a string")
-    value = loaded(reader.text[start : reader.position])
+    value = loaded(reader.since(mark))
     if not isinstance(value, str):
         raise Malformed("expected a string")
     return value
@@ -30,7 +30,7 @@ def read_string(reader: Reader) -> Steps[str]:
 
 def read_value(reader: Reader) -> Steps[str]:
     """Read any value; returns it as it stands. Raises Malformed where none comes or it does not end."""
-    start = reader.position
+    mark = reader.mark()
     char = yield from reader.peek()
     if char == '"':
         whole = yield from _pass_string(reader)
@@ -40,7 +40,7 @@ def read_value(reader: Reader) -> Steps[str]:
         whole = bool((yield from reader.run(_NO_SCALAR, MAX_SCALAR_CHARS)))
     if not whole:
         raise Malformed("expected a value")
-    return reader.text[start : reader.position]
+    return reader.since(mark)
 
 
 def pass_brackets(reader: Reader, unless: str = "") -> Steps[bool]:
@@ -51,9 +51,9 @@ def pass_brackets(reader: Reader, unless: str = "") -> Steps[bool]:
     """
     open_brackets: list[str] = []
     while True:
-        found = _STRUCTURE.search(reader.text, reader.position)
+        found = _STRUCTURE.search(reader.text, reader.position, reader.end)
         if found is None:
-            reader.position = len(reader.text)
+            reader.position = reader.end
             if not (yield from reader.wait()):
                 return False
             continue
@@ -90,9 +90,9 @@ def _pass_string(reader: Reader) -> Steps[bool]:
     """Read a string from its opening quote to the closing one; False where the text ends first."""
     reader.position += 1
     while True:
-        found = _QUOTE_OR_ESCAPE.search(reader.text, reader.position)
+        found = _QUOTE_OR_ESCAPE.search(reader.text, reader.position, reader.end)
         if found is None:
-            reader.position = len(reader.text)
+            reader.position = reader.end
             if not (yield from reader.wait()):
                 return False
             continue

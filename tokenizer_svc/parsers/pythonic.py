@@ -1,8 +1,8 @@
 """Reads Python-like tool calls: `[get_weather(city="Paris", days=3), now()]`, as Llama 4 and some fine-tunes write.
 
 Nothing in them is ever run: each argument must be a literal, which becomes JSON. A call is given out when its function,
-one of the request's, and its first argument's name are there; each argument follows when it is whole. Where a later one
-is malformed, what was given out stays, unclosed, and the rest is text.
+one of the request's, and its first argument are there; each argument follows when it is whole. Where a later one is
+malformed, what was given out stays, unclosed, and the rest is text.
 """
 
 import ast
@@ -20,7 +20,8 @@ _NO_NAME = re.compile(r"[^\w.]")
 _NO_KEY = re.compile(r"\W")
 _STRUCTURE = re.compile(r"""["'\[\](){},]""")
 _ESCAPE_OR = {quote: re.compile(r"\\|" + quote) for quote in ("'", '"', "'''", '"""')}
-MAX_LITERAL_CHARS = 65_536
+MAX_LITERAL_ITEMS = 8192
+"""Strings, brackets and commas of one argument: Python's parser takes them all at once."""
 JSON_NAMES = {"true": True, "false": False, "null": None}
 """What models write that mean JSON."""
 
@@ -51,11 +52,11 @@ class Pythonic:
                 if not (yield from _read_call(reader, parts, names)):
                     return
             except Malformed:
-                reader.position = 0
+                reader.rewind()
                 return
         if not parts.full and (yield from reader.skip_space()) == "<" and (yield from reader.accept("<|python_end|>")):
             parts.add(Kind.MARKUP, reader.take())
-        reader.position = 0
+        reader.rewind()
 
 
 def _read_call(reader: Reader, parts: Parts, names: frozenset[str]) -> Steps[bool]:
@@ -71,16 +72,12 @@ def _read_call(reader: Reader, parts: Parts, names: frozenset[str]) -> Steps[boo
         parts.begin_call(reader.take(), name)
         parts.arguments("", "{}")
         return True
-    key = yield from _read_key(reader)
-    parts.begin_call(reader.take(), name)
     keys: set[str] = set()
+    argument = yield from _read_argument(reader, keys)
+    parts.begin_call(reader.take(), name)
+    parts.arguments("", f"{{{argument}")
     try:
         while True:
-            if key in keys:
-                raise Malformed("an argument twice")
-            value = yield from _read_literal(reader)
-            parts.arguments(reader.take(), f"{', ' if keys else '{'}{json.dumps(key, ensure_ascii=False)}: {value}")
-            keys.add(key)
             char = yield from reader.skip_space()
             if char == ",":
                 reader.position += 1
@@ -91,10 +88,21 @@ def _read_call(reader: Reader, parts: Parts, names: frozenset[str]) -> Steps[boo
                 reader.position += 1
                 parts.arguments(reader.take(), "}")
                 return True
-            key = yield from _read_key(reader)
+            argument = yield from _read_argument(reader, keys)
+            parts.arguments(reader.take(), f", {argument}")
     except Malformed:
-        reader.position = 0
+        reader.rewind()
         return False
+
+
+def _read_argument(reader: Reader, keys: set[str]) -> Steps[str]:
+    """Read `key=literal`; returns it as a member of a JSON object. Adds to `keys`, where it may not be yet."""
+    key = yield from _read_key(reader)
+    if key in keys:
+        raise Malformed("an argument twice")
+    keys.add(key)
+    value = yield from _read_literal(reader)
+    return f"{json.dumps(key, ensure_ascii=False)}: {value}"
 
 
 def _read_key(reader: Reader) -> Steps[str]:
@@ -109,23 +117,27 @@ def _read_key(reader: Reader) -> Steps[str]:
 
 def _read_literal(reader: Reader) -> Steps[str]:
     """Read up to the comma or bracket that ends an argument; its value as JSON text. Raises Malformed."""
-    start = reader.position
+    mark = reader.mark()
     open_brackets: list[str] = []
+    num_items = 0
     while True:
-        found = _STRUCTURE.search(reader.text, reader.position)
+        found = _STRUCTURE.search(reader.text, reader.position, reader.end)
         if found is None:
-            reader.position = len(reader.text)
-            if reader.position - start > MAX_LITERAL_CHARS or not (yield from reader.wait()):
+            reader.position = reader.end
+            if not (yield from reader.wait()):
                 raise Malformed("an argument without an end")
             continue
         reader.position, char = found.start(), found.group()
+        num_items += 1
+        if num_items > MAX_LITERAL_ITEMS:
+            raise Malformed("too many items")
         if char in "\"'":
             yield from _pass_string(reader, char)
         elif char in CLOSES:
             open_brackets.append(CLOSES[char])
             reader.position += 1
         elif not open_brackets and char in ",)":
-            return json_of(reader.text[start : reader.position])
+            return json_of(reader.since(mark))
         elif char == ",":
             reader.position += 1
         elif not open_brackets or open_brackets.pop() != char:
@@ -141,23 +153,21 @@ def _pass_string(reader: Reader, quote: str) -> Steps[None]:
     else:
         reader.position += 1
     while True:
-        found = _ESCAPE_OR[quote].search(reader.text, reader.position)
+        found = _ESCAPE_OR[quote].search(reader.text, reader.position, reader.end)
         if found is None:
-            reader.position = max(reader.position, len(reader.text) - len(quote) + 1)
+            reader.position = max(reader.position, reader.end - len(quote) + 1)
             if not (yield from reader.wait()):
                 raise Malformed("a string without an end")
             continue
         reader.position = found.end()
         if found.group() == quote:
             return
-        yield from reader.peek()
-        reader.position = min(reader.position + 1, len(reader.text))
+        if (yield from reader.peek()):
+            reader.position += 1
 
 
 def json_of(literal: str) -> str:
     """A Python literal as JSON text; `true`, `false` and `null` may stand in it. Raises Malformed for anything else."""
-    if len(literal) > MAX_LITERAL_CHARS:
-        raise Malformed("too long")
     try:
         with warnings.catch_warnings():  # an escape that Python does not know is a warning about somebody else's code
             warnings.simplefilter("ignore")

@@ -71,14 +71,10 @@ class Hermes:
             yield from read_call(reader, parts, rules)
         while not parts.full:
             yield from reader.skip_space()
-            if (yield from reader.accept(self.closing)):
+            if (yield from reader.accept(self.closing)) or reader.accept_cut(self.closing):
                 parts.add(Kind.MARKUP, reader.take())
                 return
-            if reader.ended and self.closing.startswith(reader.text[reader.position :]):  # the answer was cut there
-                reader.position = len(reader.text)
-                parts.add(Kind.MARKUP, reader.take())
-                return
-            reader.position = 0
+            reader.rewind()
             if not (yield from another_call(reader, parts, rules)):
                 return
 

@@ -69,7 +69,7 @@ class Listed:
         self._addresses: list[str] = []
 
     async def read(self) -> Sequence[str]:
-        """As Source says. A file with one bad line gives nothing."""
+        """As Source says. A file with one bad line, or that is too large, gives nothing."""
         return await asyncio.to_thread(self._read)
 
     async def close(self) -> None:
@@ -79,8 +79,11 @@ class Listed:
         stat = os.stat(self._path)
         stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if stamp != self._stamp:
-            with open(self._path, encoding="utf-8") as file:
-                self._addresses = _addresses_of(file.read(MAX_FILE_BYTES))
+            with open(self._path, "rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+            if len(content) > MAX_FILE_BYTES:
+                raise ValueError(f"{self._path} is larger than {MAX_FILE_BYTES} bytes")
+            self._addresses = _addresses_of(content.decode("utf-8-sig"))
             self._stamp = stamp
         return self._addresses
 

@@ -5,7 +5,7 @@ so that the scheme holds; tiers say what they measure. Requires the `server` ext
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,7 +36,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 UNITS = (
     "total", "seconds", "bytes", "tokens", "requests", "blocks", "replicas", "ratio", "info", "streams", "sequences",
-    "adapters", "watts", "hertz", "celsius", "state",
+    "sessions", "adapters", "watts", "hertz", "celsius", "state",
 )  # fmt: skip
 """`state`: 1 while it is so, else 0."""
 NAME = re.compile(rf"[a-z][a-z0-9_]*_({'|'.join(UNITS)})")
@@ -65,9 +65,15 @@ class TierMetrics:
         self.described: list[Described] = []
         """What was made, in that order."""
 
-    def counter(self, what: str, help: str, labels: Sequence[str] = ()) -> Counter:
-        """Something that only grows; `what` ends in `_total`."""
-        return Counter(self.describe("counter", what, help, labels), help, labels, registry=self.registry)
+    def counter(self, what: str, help: str, labels: Sequence[str] = (), *, known: Iterable[str] = ()) -> Counter:
+        """Something that only grows; `what` ends in `_total`.
+
+        `known`: values of its one label that are counted from 0: of a series that begins at 1 Prometheus sees no rise.
+        """
+        counter = Counter(self.describe("counter", what, help, labels), help, labels, registry=self.registry)
+        for value in known:
+            counter.labels(value)
+        return counter
 
     def gauge(self, what: str, help: str, labels: Sequence[str] = (), *, of_workers: Combine = "livesum") -> Gauge:
         """Something that goes up and down. `of_workers`: what it is with several, over those that live."""

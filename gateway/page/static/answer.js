@@ -1,8 +1,10 @@
 // One answer as it comes: its tokens, its figures, and how it ended. Does not know how it is asked for.
 
-import { announce, duration, make, phaseBar, phaseLegend, visible } from "/page/dom.js";
+import { announce, duration, make } from "/page/dom.js";
 import { endOf, wordsFor } from "/page/failures.js";
 import { peekAt, unpeek } from "/page/peek.js";
+import { phaseBar, phaseLegend, phasesOf } from "/page/phases.js";
+import { spoken } from "/page/token.js";
 
 export class Answer {
   constructor() {
@@ -59,7 +61,7 @@ export class Answer {
     this.reasoning.append(document.createTextNode(text));
   }
 
-  /** Spans from the last one on, whose text may have grown. A token without text of its own goes with the next. */
+  /** Spans from the last one on, whose text may have grown. A token without text of its own is a mark that no copy has. */
   #render() {
     const offset = (token) => token.textOffset ?? 0;
     for (let i = Math.max(0, this.rendered - 1); i < this.tokens.length; i++) {
@@ -68,16 +70,16 @@ export class Answer {
       const text = this.chars.slice(offset(token), Math.max(end, offset(token))).join("");
       token.span ??= this.body.appendChild(this.#span(token));
       if (token.span.textContent !== text) token.span.textContent = text;
-      token.span.hidden = !text;
+      token.span.classList.toggle("empty", !text);
     }
     this.rendered = this.tokens.length;
   }
 
   #span(token) {
     const span = make("span", "token");
-    const probability = Math.exp(token.logprob ?? 0);
-    span.dataset.tint = String(Math.min(9, Math.floor((1 - probability) * 10)));
-    if (document.body.dataset.colour === "probability") tint(span);
+    const tint = Math.min(9, Math.floor((1 - Math.exp(token.logprob ?? 0)) * 10));
+    span.dataset.tint = String(tint);
+    span.style.setProperty("--unlikely", (tint / 9).toFixed(2));
     span.tabIndex = this.body.querySelector("[tabindex='0']") ? -1 : 0;
     span.addEventListener("pointerenter", (event) => event.pointerType !== "touch" && peekAt(span, token));
     span.addEventListener("pointerleave", unpeek);
@@ -91,7 +93,7 @@ export class Answer {
 
   #onKey(event) {
     const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
-    const spans = [...this.body.querySelectorAll(".token:not([hidden])")];
+    const spans = [...this.body.querySelectorAll(".token")];
     const at = spans.indexOf(document.activeElement);
     if (event.key === "Escape") unpeek();
     if (!(event.key in steps) || at < 0) return;
@@ -119,7 +121,7 @@ export class Answer {
     if (stopped) add("ended", "you stopped it");
     else if (this.finish) add("ended", endOf(this.finish));
     if (figures.children.length) this.element.append(figures);
-    const phases = phasesOf(this.finish?.timings);
+    const phases = phasesIn(this.finish?.timings);
     if (phases) {
       const whole = Object.values(phases).reduce((sum, each) => sum + each, 0);
       this.element.append(phaseBar(phases, whole), phaseLegend(make("ul", "legend"), phases));
@@ -131,43 +133,23 @@ export class Answer {
 }
 
 function failure(error) {
-  const [headline, advice] = wordsFor(error.code);
-  const box = make("div", "failure", make("strong", "", headline), make("p", "", error.message), make("p", "", advice));
+  const { headline, said, advice } = wordsFor(error);
+  const box = make("div", "failure", make("strong", "", headline), ...[said, advice].filter(Boolean).map((words) => make("p", "", words)));
   box.setAttribute("role", "alert");
   if (error.retryAfter) box.append(make("p", "", `The server asks for ${duration(error.retryAfter)} of patience.`));
   return box;
 }
 
 /** Seconds by phase; null where the server did not say. */
-function phasesOf(timings) {
+function phasesIn(timings) {
   const model = timings?.model, tokenizer = timings?.tokenizer;
   if (!model || !tokenizer) return null;
   const seconds = (value) => Number(value ?? 0) / 1e6;
-  const found = {
+  const told = {
     tokenize: seconds(tokenizer.queueUs) + seconds(tokenizer.tokenizeUs),
     queue: seconds(model.queueUs),
     prefill: seconds(model.prefillUs),
     decode: seconds(model.decodeUs),
   };
-  const whole = seconds(timings.gateway?.totalUs ?? tokenizer.totalUs);
-  found.rest = Math.max(0, whole - found.tokenize - found.queue - found.prefill - found.decode);
-  return found;
-}
-
-function spoken(token) {
-  const one = (each) => `“${visible(each.text ?? "")}” ${(100 * Math.exp(each.logprob ?? 0)).toFixed(1)} %`;
-  const others = (token.top ?? []).filter((each) => each.tokenId !== token.tokenId).slice(0, 3);
-  return `${one(token)}${others.length ? `; instead: ${others.map(one).join(", ")}` : ""}`;
-}
-
-/** Colour a token by how unlikely it was. */
-function tint(span) {
-  const share = Number(span.dataset.tint) / 9;
-  span.style.backgroundColor = share < 0.1 ? "" : `rgb(var(--tint) / calc(${share.toFixed(2)} * var(--most)))`;
-}
-
-/** Colour every token there is as the page says now. */
-export function recolour() {
-  const byProbability = document.body.dataset.colour === "probability";
-  for (const span of document.querySelectorAll(".token")) byProbability ? tint(span) : (span.style.backgroundColor = "");
+  return phasesOf(told, seconds(timings.gateway?.totalUs ?? tokenizer.totalUs));
 }

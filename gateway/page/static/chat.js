@@ -3,7 +3,8 @@
 import { Answer } from "/page/answer.js";
 import { CallError, stream } from "/page/connect.js";
 import { $, announce, make } from "/page/dom.js";
-import { Invalid, key, request } from "/page/settings.js";
+import { refuse, tell } from "/page/notice.js";
+import { key, request } from "/page/settings.js";
 
 let messages = [];
 let running = null;
@@ -16,34 +17,27 @@ export function send() {
   const text = $("prompt").value;
   if (busy() || !text.trim()) return;
   const sent = [...messages, { role: "user", content: text }];
-  let body;
-  try {
-    body = request(sent);
-  } catch (error) {
-    return refuse(error);
-  }
+  const call = prepared(sent);
+  if (!call) return;
   $("prompt").value = "";
   $("empty").hidden = true;
   $("messages").append(make("li", "", make("div", "said", make("span", "sr", "You: "), text)));
   messages = sent;
-  answer(body);
+  answer(call);
 }
 
-function refuse(error) {
-  if (!(error instanceof Invalid)) throw error;
-  $("settings").open = true;
-  error.field.setAttribute("aria-invalid", "true");
-  error.field.focus();
-  tell(error.message);
+/** What is sent for these messages, and with which key; null where a setting cannot be sent, which has the focus then. */
+function prepared(asked) {
+  try {
+    return { body: request(asked), given: key() };
+  } catch (error) {
+    refuse(error);
+    error.field.focus();
+    return null;
+  }
 }
 
-/** Something that stands above all until the next request. */
-export function tell(text) {
-  $("notice").textContent = text;
-  $("notice").hidden = !text;
-}
-
-async function answer(body) {
+async function answer({ body, given }) {
   const found = new Answer();
   const item = make("li", "", found.element);
   $("messages").append(item);
@@ -55,7 +49,7 @@ async function answer(body) {
   const asked = messages;
   let end = {};
   try {
-    for await (const message of stream("Chat", body, key(), running.signal)) {
+    for await (const message of stream("Chat", body, given, running.signal)) {
       const near = atEnd();
       found.take(message);
       if (near) toEnd();
@@ -83,16 +77,12 @@ function actions(found, item, asked) {
   again.type = "button";
   again.addEventListener("click", () => {
     if (busy()) return;
-    let body;
-    try {
-      body = request(asked);
-    } catch (error) {
-      return refuse(error);
-    }
+    const call = prepared(asked);
+    if (!call) return;
     item.remove();
     messages = asked;
     $("prompt").focus();
-    answer(body);
+    answer(call);
   });
   found.element.append(make("div", "actions", again));
   if (found.element.querySelector(".failure")) again.classList.add("primary");

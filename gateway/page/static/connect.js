@@ -4,18 +4,28 @@
 const SERVICE = "/tokenwire.v1.GenerationService/";
 const END = 2;
 
-/** How a call failed: Connect's code, the server's words, and what it adds. */
+/** How a call failed: Connect's code, the server's words, and what it adds. `reason` tells errors of one code apart. */
 export class CallError extends Error {
-  constructor(code, message, details = []) {
+  constructor(code, message, details = [], reason = "") {
     super(message);
     this.code = code;
     this.details = details;
+    this.reason = reason || (this.#detail("ErrorInfo")?.reason ?? "");
+  }
+
+  /** The fields of the request that are named, as `options.stop.max_tokens`. */
+  get fields() {
+    return (this.#detail("BadRequest")?.fieldViolations ?? []).map((each) => each.field);
   }
 
   /** Seconds after which to try again, where the server said so. */
   get retryAfter() {
-    const found = this.details.find((each) => each.type === "google.rpc.RetryInfo");
-    return found?.debug?.retryDelay ? parseFloat(found.debug.retryDelay) : null;
+    const delay = this.#detail("RetryInfo")?.retryDelay;
+    return delay ? parseFloat(delay) : null;
+  }
+
+  #detail(name) {
+    return this.details.find((each) => each.type === `google.rpc.${name}`)?.debug;
   }
 }
 
@@ -26,14 +36,19 @@ export function authorization(key) {
 
 /** An error of any answer that is none of the protocol's own: JSON of either shape, or nothing that can be read. */
 export async function errorOf(response) {
-  let found = {};
+  let body = {};
   try {
-    const body = await response.json();
-    found = body.error ?? body;
+    body = await response.json();
   } catch { /* no JSON: the status has to do */ }
   const codes = { 401: "unauthenticated", 403: "permission_denied", 404: "not_found", 429: "resource_exhausted", 503: "unavailable" };
-  const code = codes[response.status] ?? found.code ?? "unknown";
-  return new CallError(code, found.message ?? `the server answered with status ${response.status}`, found.details ?? []);
+  const code = codes[response.status] ?? body.code ?? "unknown";
+  if (body.error) return errorIn(body, code);
+  return new CallError(code, body.message ?? `the server answered with status ${response.status}`, body.details);
+}
+
+/** The error of a body of OpenAI's shape, where its status says `code`. */
+export function errorIn({ error }, code) {
+  return new CallError(code, error.message, [], (error.code ?? "").toUpperCase());
 }
 
 async function post(method, body, contentType, key, signal) {

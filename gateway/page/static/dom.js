@@ -35,38 +35,10 @@ export function visible(text) {
   return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "·") || "∅";
 }
 
+/** Some time passes. */
+export const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
 /** Tell whoever uses a screen reader, once. */
 export function announce(text) {
   $("announcer").textContent = text;
-}
-
-export const PHASES = [
-  ["tokenize", "tokenizer tier"],
-  ["queue", "waiting for a step"],
-  ["prefill", "reading the prompt"],
-  ["decode", "generating"],
-  ["rest", "on the way"],
-];
-
-/** A bar of phases: seconds by name, as parts of `whole` seconds. */
-export function phaseBar(seconds, whole) {
-  const bar = make("div", "phases");
-  bar.setAttribute("aria-hidden", "true");
-  for (const [name] of PHASES) {
-    if (!(seconds[name] > 0)) continue;
-    const part = make("i", name);
-    part.style.width = `${(100 * seconds[name]) / whole}%`;
-    bar.append(part);
-  }
-  return bar;
-}
-
-/** Its legend, with times where they are given. */
-export function phaseLegend(list, seconds) {
-  list.replaceChildren();
-  for (const [name, words] of PHASES) {
-    if (seconds && !(seconds[name] > 0)) continue;
-    list.append(make("li", "", make("i", name), seconds ? `${words} ${duration(seconds[name])}` : words));
-  }
-  return list;
 }

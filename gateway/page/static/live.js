@@ -1,12 +1,12 @@
 // Follows /live while somebody can see it: not in a hidden tab, not behind the chat on a narrow screen, not while paused.
 
-import { authorization, errorOf } from "/page/connect.js";
+import { authorization, CallError, errorIn, errorOf } from "/page/connect.js";
 import { $, say } from "/page/dom.js";
-import { wordsFor } from "/page/failures.js";
+import { lineFor } from "/page/failures.js";
 import { draw, prepare } from "/page/picture.js";
-import { key } from "/page/settings.js";
+import { Invalid, key } from "/page/settings.js";
 
-const AGAIN_MS = 2000;
+const SOON_MS = 2000, SELDOM_MS = 30_000;
 const SILENT_MS = 5000; // four pictures a second are sent
 const ENDS = { admin_only: "permission_denied", too_many_viewers: "resource_exhausted" };
 const LASTING = ["unauthenticated", "permission_denied", "not_found"];
@@ -15,7 +15,6 @@ class Watch {
   #controller = null;
   #timer = 0;
   #paused = false;
-  #refused = false;
 
   start() {
     prepare();
@@ -31,7 +30,6 @@ class Watch {
 
   /** Another key may be let in. */
   again() {
-    this.#refused = false;
     this.#end();
     this.look();
   }
@@ -39,7 +37,7 @@ class Watch {
   /** Begin or end, as can be seen now. */
   look() {
     const seen = document.visibilityState === "visible" && $("live").checkVisibility() && !this.#paused;
-    if (seen && !this.#controller && !this.#refused) this.#follow();
+    if (seen && !this.#controller) this.#follow();
     if (!seen) this.#end();
     if (this.#paused) state("paused", "paused");
   }
@@ -55,24 +53,32 @@ class Watch {
     const controller = (this.#controller = new AbortController());
     let error;
     try {
-      error = await read(controller.signal);
-    } catch {
-      error = { code: "unreachable" };
+      error = await read(key(), controller.signal);
+    } catch (raised) {
+      error = raised instanceof Invalid ? raised : new CallError("unreachable", "nothing comes from it");
     }
     if (controller.signal.aborted) return;
     controller.abort();
     this.#controller = null;
-    this.#refused = LASTING.includes(error?.code);
-    if (error) {
-      state("off", error.code === "unreachable" ? "out of reach" : "not shown");
-      $("live-body").hidden = true;
-      $("live-hint").hidden = false;
-      const words = { unauthenticated: "Shown to callers whose key has admin rights: enter one in the settings.", permission_denied: "Shown to callers whose key has admin rights; this one has none." };
-      say($("live-hint"), words[error.code] ?? wordsFor(error.code).join(". "));
-    }
+    if (error) missing(error);
     else state("off", "connecting");
-    if (!this.#refused) this.#timer = setTimeout(() => this.look(), AGAIN_MS);
+    if (!(error instanceof Invalid)) this.#timer = setTimeout(() => this.look(), LASTING.includes(error?.code) ? SELDOM_MS : SOON_MS);
   }
+}
+
+/** Say why nothing is shown. */
+function missing(error) {
+  state("off", error.code === "unreachable" ? "out of reach" : "not shown");
+  $("live-body").hidden = true;
+  $("live-hint").hidden = false;
+  say($("live-hint"), hintFor(error));
+}
+
+function hintFor(error) {
+  if (error instanceof Invalid) return error.message;
+  if (error.reason === "NO_CREDENTIALS") return "Shown to callers whose key has admin rights: enter one in the settings.";
+  if (error.code === "permission_denied") return "Shown to callers whose key has admin rights; this one has none.";
+  return error.code === "not_found" ? "This server does not show it." : lineFor(error);
 }
 
 function state(name, words) {
@@ -92,8 +98,8 @@ async function soon(promise) {
 }
 
 /** Pictures until there are no more; the error that ended them, where one did. Raises where they stop coming. */
-async function read(signal) {
-  const response = await soon(fetch("/live", { headers: authorization(key()), signal, cache: "no-store", credentials: "omit" }));
+async function read(given, signal) {
+  const response = await soon(fetch("/live", { headers: authorization(given), signal, cache: "no-store", credentials: "omit" }));
   if (!response.ok) return errorOf(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
@@ -106,7 +112,7 @@ async function read(signal) {
     const last = events.at(-1);
     if (!last?.startsWith("data: ")) continue;
     const picture = JSON.parse(last.slice(6));
-    if (picture.error) return { code: ENDS[picture.error.code] ?? "unauthenticated" };
+    if (picture.error) return errorIn(picture, ENDS[picture.error.code] ?? "unauthenticated");
     state("live", "live");
     $("live-body").hidden = false;
     $("live-hint").hidden = true;

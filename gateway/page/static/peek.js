@@ -1,15 +1,15 @@
 // The box beside the token that is pointed at or has the focus: how likely it was, and what else could have come.
 
 import { $, make, visible } from "/page/dom.js";
+import { likeliest, numberOf, percent } from "/page/token.js";
 
 const GAP = 6;
 
 /** Show it. */
 export function peekAt(span, token) {
   const box = $("peek");
-  const others = (token.top ?? []).filter((each) => each.tokenId !== token.tokenId);
-  const likeliest = [token, ...others].sort((a, b) => (b.logprob ?? 0) - (a.logprob ?? 0));
-  box.replaceChildren(...likeliest.map((each) => row(each, each === token)));
+  const shown = likeliest(token);
+  box.replaceChildren(...shown.map((each) => row(each, numberOf(each, shown), each === token)));
   const about = `token ${token.tokenId ?? 0} · log-probability ${(token.logprob ?? 0).toFixed(3)}`;
   box.append(make("p", "about", about));
   box.hidden = false;
@@ -26,10 +26,9 @@ export function unpeek() {
   $("peek").hidden = true;
 }
 
-function row(token, chosen) {
-  const share = Math.exp(token.logprob ?? 0);
+function row(token, number, chosen) {
   const fill = make("i");
-  fill.style.width = `${100 * share}%`;
-  const percent = share >= 0.9995 ? "100 %" : `${(100 * share).toFixed(1)} %`;
-  return make("div", chosen ? "row chosen" : "row", make("code", "", visible(token.text ?? "")), make("div", "meter", fill), make("span", "number", percent));
+  fill.style.width = `${100 * Math.exp(token.logprob ?? 0)}%`;
+  const name = make("div", "name", make("code", "", visible(token.text ?? "")), number);
+  return make("div", chosen ? "row chosen" : "row", name, make("div", "meter", fill), make("span", "number", percent(token)));
 }

@@ -1,6 +1,7 @@
 // Draws what /live says. Elements stay and change, so that what is read aloud or pointed at is not torn away.
 
-import { $, duration, fit, make, phaseBar, phaseLegend, say } from "/page/dom.js";
+import { $, duration, fit, make, say } from "/page/dom.js";
+import { phaseBar, phaseLegend, phasesOf, phaseWords } from "/page/phases.js";
 
 const MAX_SLOTS = 96, CELLS = 240, HISTORY = 240, ROWS = 8;
 const histories = new Map();
@@ -139,12 +140,21 @@ function drawRecent(recent) {
   const numbers = recent.map((each) => each.number).join();
   if (body.dataset.numbers === numbers) return;
   body.dataset.numbers = numbers;
-  const longest = Math.max(...recent.map((each) => each.total_s), 1e-6);
+  const longest = Math.max(...recent.filter(timed).map((each) => each.total_s), 1e-6);
   body.replaceChildren(...recent.map((each) => {
-    const seconds = { tokenize: each.tokenizer_s ?? 0, queue: each.queue_s ?? 0, prefill: each.prefill_s ?? 0, decode: each.decode_s ?? 0 };
-    seconds.rest = Math.max(0, each.total_s - seconds.tokenize - seconds.queue - seconds.prefill - seconds.decode);
     const well = ["stop_token", "stop_string", "length"].includes(each.reason);
-    const phases = make("td", "", phaseBar(seconds, longest), make("span", "sr", Object.entries(seconds).map(([name, value]) => `${name} ${duration(value)}`).join(", ")));
+    const phases = make("td", "", ...(timed(each) ? phasesShown(each, longest) : [make("span", "hint", "times not known")]));
     return make("tr", "", make("td", "", String(each.number)), phases, make("td", well ? "" : "bad", well ? String(each.completion_tokens) : each.reason.replaceAll("_", " ")), make("td", "", duration(each.total_s)));
   }));
+}
+
+/** Whether both tiers said where its time went: nobody does of a request whose caller left. */
+function timed(ended) {
+  return "tokenizer_s" in ended && "decode_s" in ended;
+}
+
+function phasesShown(ended, longest) {
+  const told = { tokenize: ended.tokenizer_s, queue: ended.queue_s, prefill: ended.prefill_s, decode: ended.decode_s };
+  const seconds = phasesOf(told, ended.total_s);
+  return [phaseBar(seconds, longest), make("span", "sr", phaseWords(seconds))];
 }

@@ -4,8 +4,12 @@ import { $ } from "/page/dom.js";
 
 const NUMBERS = ["temperature", "top-p", "max-tokens", "seed", "alternatives"];
 
-/** The key as it was typed; empty: none. */
-export const key = () => $("key").value.trim();
+/** The key as it was typed; empty: none. Raises Invalid where no header can carry it. */
+export function key() {
+  const typed = $("key").value.trim();
+  if (!/^[\x20-\x7e]*$/.test(typed)) throw new Invalid($("key"), "keys are made of ASCII characters alone; this has others");
+  return typed;
+}
 
 /** A field's number; undefined where it is empty. Raises where the field does not take what stands there. */
 function number(id) {

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.answer_texts import CASES, Case, Found, parse, parser
+from tests.fakes.answer_texts import CASES, Case, Found, cut, parse, parser
+from tests.fakes.damaged_answers import options, spoiled
 from tokenizer_svc.parsers.families import TOOL_FORMATS
 from tokenizer_svc.parsers.parts import Kind
+from tokenizer_svc.parsers.pythonic import MAX_LITERAL_ITEMS
 
 ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -18,10 +20,6 @@ def test_a_whole_text(case: Case) -> None:
     found = case.parse([case.text])
     assert (found.values(), found.content, found.reasoning) == (case.calls, case.content, case.reasoning)
     assert found.raw == case.text
-
-
-def cut(text: str, places: tuple[int, ...]) -> list[str]:
-    return [text[a:b] for a, b in zip((0, *places), (*places, len(text)), strict=True)]
 
 
 @ALL
@@ -38,37 +36,6 @@ def test_every_chunking_gives_the_same(case: Case) -> None:
 
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-
-MORSELS = [
-    "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<think>", "</think>",
-    "<|python_start|>", "<|python_end|>", '{"name": "f", "arguments": ', '{"name": "f", "parameters": {', '"name"',
-    "f(", "now(", "a=", "[f(a=", "{", "}", "[", "]", "(", ")", "\"", "'", "'''", "\\", ",", ";", ":", "=", " ",
-    "\n", "null", "1e999", "f", "é", "\\ud800", "\\u0041", "b'x'", "lambda: 0", "#", "\x00", "{}",
-]  # fmt: skip
-
-
-@st.composite
-def spoiled(draw: st.DrawFn) -> str:
-    """An answer with a few things deleted, doubled or put where they do not belong; or nothing but morsels."""
-    text = draw(st.sampled_from([case.text for case in CASES] + [""] * 8))
-    for _ in range(draw(st.integers(0, 4))):
-        start = draw(st.integers(0, len(text)))
-        end = min(len(text), start + draw(st.integers(0, 9)))
-        put = draw(st.one_of(st.sampled_from(MORSELS), st.just(""), st.text(max_size=3)))
-        text = text[:start] + put + text[draw(st.sampled_from([start, end])) :]
-    return text + "".join(draw(st.lists(st.sampled_from(MORSELS), max_size=12)))
-
-
-@st.composite
-def options(draw: st.DrawFn) -> dict:
-    some = frozenset({"<tool_call>", "</tool_call>", "[TOOL_CALLS]", "</think>"})
-    hidden = draw(st.sampled_from([frozenset(), some]))
-    return {
-        "tools": draw(st.sampled_from(["", *TOOL_FORMATS])),
-        "reasoning": (reasoning := draw(st.sampled_from(["", "think", "mistral"]))),
-        "begins_inside": bool(reasoning) and draw(st.booleans()),
-        "hidden": hidden,
-    }
 
 
 @settings(max_examples=400, deadline=None)
@@ -138,13 +105,33 @@ def test_content_waits_for_nothing_but_what_may_begin_a_marker() -> None:
         ("llama3", '{"name": "f", "parameters": {"a": 1]} tail', ["f", '{"a": 1'], "]} tail"),
         ("mistral", '[TOOL_CALLS]f[ARGS]{"a": ]', ["f", '{"a": '], "]"),
         ("pythonic", "[f(a=1, b=c)]", ["f", '{"a": 1'], ", b=c)]"),
-        ("pythonic", "[f(a=__import__('os'))]", ["f", ""], "__import__('os'))]"),
+        ("pythonic", "[now(), f(a=b)]", ["now", "{}"], ", f(a=b)]"),
     ],
 )
 def test_malformed_arguments_stay_as_they_were_given_out(tools: str, text: str, call: list[str], content: str) -> None:
     found = parse([text], tools)
     assert (found.calls, found.content, found.raw) == ([call], content, text)
     assert parse(text, tools) == found
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["__import__('os')", "", "b", "1 2", "f(a=1)", "[1", "'", "{1: 2}", "1" + "0" * 5_000,
+     "[" + "1, " * (MAX_LITERAL_ITEMS - 1) + "1]"],
+    ids=lambda argument: argument[:20],
+)  # fmt: skip
+@pytest.mark.parametrize("opener", ["", "<|python_start|>"])
+def test_a_python_call_whose_first_argument_is_malformed_is_content(opener: str, argument: str) -> None:
+    text = f"{opener}[f(a={argument}, b=1), now()]"
+    assert parse([text], "pythonic") == Found(content=text, raw=text) == parse(text, "pythonic")
+
+
+def test_a_python_call_is_given_out_with_its_first_argument() -> None:
+    reading = parser("pythonic")
+    assert reading.push("[f(a=[1, {}]") == []
+    assert [(part.kind, part.value) for part in reading.push(", b=")] == [
+        (Kind.CALL, "f"), (Kind.ARGUMENTS, '{"a": [1, {}]'),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -168,11 +155,3 @@ def test_with_one_call_allowed_the_answer_ends_behind_it(tools: str, text: str, 
         if reading.finished:
             break
     assert reading.finished and char == {"pythonic": ")"}.get(tools, "}")
-
-
-def test_long_texts_take_linear_time() -> None:
-    """Not timed: a parser that looked at all of it again for each piece would not end."""
-    text = "<tool_call>{" + '"a": "' + "<tool_call>[" * 2_000 + "\n" * 2_000
-    assert parse(text, "hermes", "think") == Found(content=text, raw=text)
-    arguments = json.dumps({"a": "x\n" * 50_000})
-    assert parse(f"[TOOL_CALLS]f[ARGS]{arguments}", "mistral").calls == [["f", arguments]]

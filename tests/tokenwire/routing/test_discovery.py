@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tokenwire.errors import FailedPrecondition, TokenwireError
-from tokenwire.routing.discovery import Discovery, resolve_all
+from tokenwire.routing.discovery import MAX_FILE_BYTES, Discovery, resolve_all
 from tokenwire.routing.targets import parse_targets
 
 
@@ -180,6 +180,13 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
                     await asyncio.sleep(0.002)
             assert "line 2: 'nowhere' is not host:port" in discovery.problem()
             assert followed.told[-1] == ["[::1]:3", "a:1"], "a bad file takes nothing away"
+            write("a:1\n" * (MAX_FILE_BYTES // 4) + "b:2\n")
+            async with asyncio.timeout(5):
+                while "larger than" not in discovery.problem():
+                    await asyncio.sleep(0.002)
+            assert followed.told[-1] == ["[::1]:3", "a:1"], "nor does one that is too large to be read whole"
+            write("\ufeffc:4\n")
+            await followed.until("c:4")
             write("")
             await followed.until()
             assert not discovery.problem(), "an empty file means none"
