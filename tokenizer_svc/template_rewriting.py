@@ -29,7 +29,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def rewritten(tree: nodes.Template) -> nodes.Template:
-    """The same tree, changed. Raises TemplateSyntaxError for a number without measure."""
+    """The same tree, changed. Raises TemplateSyntaxError for a number without measure and for `autoescape`."""
     changed: nodes.Template = _Rewriter().visit(tree)
     return changed
 
@@ -71,6 +71,9 @@ class _Rewriter(NodeTransformer):
         if not (isinstance(node.key, nodes.Const) and isinstance(node.key.value, str)):
             node.key = _filtered(node.key, "key ")
         return node
+
+    def visit_ScopedEvalContextModifier(self, node: nodes.ScopedEvalContextModifier) -> nodes.Node:
+        raise TemplateSyntaxError("a chat template is no HTML: there is no autoescape", node.lineno)
 
     def visit_Const(self, node: nodes.Const) -> nodes.Const:
         if isinstance(node.value, int) and node.value.bit_length() > MAX_INTEGER_BITS:

@@ -147,6 +147,8 @@ def weigh_operation(budget: Budget, operator: str, left: Any, right: Any) -> Non
         for one, other in ((left, right), (right, left)):
             if isinstance(one, str | list | tuple) and isinstance(other, int):
                 budget.take(len(one) * max(0, other))
+    elif isinstance(left, CONTAINERS) or isinstance(right, CONTAINERS):
+        raise TypeError(f"{operator} is for numbers")
     elif operator == "**" and isinstance(left, int) and isinstance(right, int):
         refuse_bits(left.bit_length() * abs(right))
 

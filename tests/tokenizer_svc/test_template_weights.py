@@ -132,9 +132,21 @@ def test_a_method_is_weighed_by_its_own_arguments(monkeypatch: pytest.MonkeyPatc
     assert ChatTemplate(source, special_tokens={}, max_output_chars=150_000).render(USER) == ""
 
 
-def test_no_long_number_is_written_out() -> None:
-    with pytest.raises(FailedPrecondition, match="integer of more than 4096 bits"):
-        ChatTemplate("{{ 0x" + "f" * 2000 + " }}", special_tokens={})
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ 0x" + "f" * 2000 + " }}", "integer of more than 4096 bits"),
+        ("{% autoescape true %}{{ '<' }}{% endautoescape %}", "no autoescape"),
+    ],
+)
+def test_what_cannot_be_weighed_later_does_not_compile(source: str, says: str) -> None:
+    with pytest.raises(FailedPrecondition, match=says):
+        ChatTemplate(source, special_tokens={})
+
+
+@pytest.mark.parametrize("source", [TUPLES + "{{ {}.keys() - [ns.t] }}", "{{ [1] ** 2 }}", "{{ {}.items() - [1] }}"])
+def test_arithmetic_is_for_numbers(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "is for numbers" in refusal(source, monkeypatch)
 
 
 @pytest.mark.parametrize("name", NOT_THERE)
