@@ -28,7 +28,7 @@ def reasons(session: RawSession) -> dict[int, str]:
 
 def test_when_time_is_up_every_request_ends_with_one_terminal_event_and_then_the_stream() -> None:
     async def main() -> None:
-        async with live_model_tier(drain_timeout_s=2.0, max_batch_size=1, mock_step_ms=5.0) as live:
+        async with live_model_tier(drain_timeout_s=6.0, max_batch_size=1, mock_step_ms=5.0) as live:
             session = await RawSession.open(live.stub)
             await session.submit({h: token_request([h, 2], max_tokens=8000) for h in (1, 2)})
             await session.read()
