@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tokenwire.errors import Overloaded
+from tokenwire.errors import Overloaded, Unavailable
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class CallThread:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises. Raises Overloaded where too many wait."""
+        """What `work` returns or raises. Raises Overloaded where too many wait, Unavailable once it is closed."""
         if self.num_queued >= self._max_queued:
             raise Overloaded(
                 f"{self._max_queued} calls wait for the tokenizer already", reason="ENCODE_QUEUE_FULL",
@@ -38,7 +38,11 @@ class CallThread:
         self.num_queued += 1
         try:
             await self._turn.acquire()
-            running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+            try:
+                running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+            except RuntimeError:
+                self._turn.release()
+                raise Unavailable("the tokenizer tier is shutting down", reason="SHUTTING_DOWN") from None
             running.add_done_callback(lambda _: self._turn.release())
             return await asyncio.shield(running)  # whoever leaves keeps the turn until the thread is free
         finally:

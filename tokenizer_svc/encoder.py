@@ -27,6 +27,8 @@ INLINE_CHARS = 200
 """Texts up to this size are encoded on the event loop."""
 INLINE_CONVERSATION_CHARS = 1_200
 """The same for a conversation, by `Conversation.num_chars`: two short messages and nothing else."""
+INLINE_RENDER_S = 0.02
+"""A template that has taken longer than this for a short conversation, of CPU time, is left to the threads."""
 INLINE_BATCH_CHARS = 24_000
 """So much is encoded on the event loop in one go, some 2 ms; the rest in its next turn."""
 MAX_BATCH_CHARS = 64 * 1024
@@ -93,6 +95,8 @@ class Encoder:
         self._large: deque[_Job] = deque()
         self._inline: deque[_Job] = deque()
         """Short ones, for the next turn of the loop."""
+        self._renders_slowly = False
+        """The template took longer for a short conversation than the event loop has: it is not used there again."""
         self._num_running = 0
         self._num_large = 0
         self._timer: asyncio.Handle | None = None
@@ -140,14 +144,17 @@ class Encoder:
             )  # fmt: skip
         future = loop.create_future()
         job = _Job(source, split_special_tokens, salt, time.monotonic(), future, num_chars, max_context_tokens)
-        if num_chars <= limit and not split_special_tokens:
+        if num_chars <= limit and not split_special_tokens and (not self._renders_slowly or isinstance(source, str)):
             if not self._inline:
                 loop.call_soon(self._run_inline)
             self._inline.append(job)
         else:
-            (self._large if num_chars > LARGE_CHARS else self._queue).append(job)
-            self._schedule()
-        return await job.done
+            self._to_threads(job)
+        try:
+            return await job.done
+        except asyncio.CancelledError:
+            self._forget(job)
+            raise
 
     def encode_here(self, source: str | Conversation, *, split_special_tokens: bool = False) -> EncodedPrompt:
         """As `encode`, in the caller's thread. Blocks."""
@@ -163,6 +170,16 @@ class Encoder:
             raise no_template(self._model)
         return self._template.render(conversation)
 
+    def _to_threads(self, job: _Job) -> None:
+        (self._large if job.num_chars > LARGE_CHARS else self._queue).append(job)
+        self._schedule()
+
+    def _forget(self, job: _Job) -> None:
+        """Its caller has left: it is no longer one of those that wait, nor is its text kept."""
+        for queue in (self._queue, self._large, self._inline):
+            if job in queue:
+                queue.remove(job)
+
     def _run_inline(self) -> None:
         """Encode the short ones, here and now."""
         batch: list[_Job] = []
@@ -175,7 +192,14 @@ class Encoder:
         if self._inline:
             asyncio.get_running_loop().call_soon(self._run_inline)
         if batch:
-            self._run_batch(batch, _settle)
+            self._run_batch(batch, _settle, self._stays_here)
+
+    def _stays_here(self, job: _Job) -> bool:
+        """Whether the event loop does it; with a template that has shown itself slow there, threads do."""
+        if not self._renders_slowly or isinstance(job.source, str):
+            return True
+        self._to_threads(job)
+        return False
 
     def _next_queue(self) -> deque[_Job] | None:
         """Where the next batch comes from: who came first goes first. None: nothing can begin."""
@@ -234,12 +258,20 @@ class Encoder:
 
         loop.run_in_executor(self._pool, self._run_batch, batch, settle).add_done_callback(ended)
 
-    def _run_batch(self, batch: list[_Job], settle: Callable[[_Job, EncodedPrompt | Exception], None]) -> None:
-        """Render and encode; every job is settled, with a result or its own error. In a thread, or inline."""
+    def _run_batch(
+        self,
+        batch: list[_Job],
+        settle: Callable[[_Job, EncodedPrompt | Exception], None],
+        takes: Callable[[_Job], bool] = lambda _: True,
+    ) -> None:
+        """Render and encode; every job is settled, with a result or its own error. In a thread, or inline.
+
+        `takes`: asked before each; what it does not take is left out.
+        """
         begun_s = time.monotonic()
         jobs: list[_Job] = []
         texts: list[PromptText] = []
-        for job in batch:
+        for job in filter(takes, batch):
             try:
                 text = self._text_of(job.source, job.split_special_tokens, job.salt)
                 self._refuse_too_long(text, job.max_context_tokens)
@@ -273,6 +305,14 @@ class Encoder:
         """What is encoded: a text, or a conversation as it is rendered."""
         if isinstance(source, str):
             return PromptText(source, True, split_special_tokens, salt=salt)
+        begun_s = time.thread_time()
+        try:
+            return self._rendered(source, split_special_tokens, salt)
+        finally:
+            if time.thread_time() - begun_s > INLINE_RENDER_S and source.num_chars() <= INLINE_CONVERSATION_CHARS:
+                self._renders_slowly = True
+
+    def _rendered(self, source: Conversation, split_special_tokens: bool, salt: str) -> PromptText:
         specials = self._tokenizer.special_pattern
         if not split_special_tokens or specials is None:
             return PromptText(self.render(source), False, salt=salt)

@@ -17,13 +17,16 @@ import tokenizers
 
 from tokenizer_svc.boundaries import Boundaries, affixes, decoder_kinds
 from tokenizer_svc.least_tokens import LeastTokens, byte_alphabet
-from tokenwire.errors import FailedPrecondition, FieldViolation, InvalidRequest
+from tokenwire.cutting import cut
+from tokenwire.errors import FailedPrecondition, FieldViolation, Internal, InvalidRequest
 from tokenwire.fingerprint import vocabulary_fingerprint
 from tokenwire.tokenizer_folder import check_tokenizer
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MAX_KEPT_TEXTS = 65_536
 """Tokens whose own texts are remembered."""
+PANIC = "PanicException"
+"""What a Rust library raises for a bug of its own; no `Exception`, and of a module that cannot be imported."""
 PLAIN_GUARD = "\ufdd0\ufdd1"
 """Stands for a boundary where special tokens are read as text. No character: Unicode will never assign these."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -215,6 +218,10 @@ def _guarded(encode: Any, value: Any, add_special_tokens: bool) -> Any:
             f"text: not valid Unicode ({error}); lone surrogates cannot be encoded",
             violations=[FieldViolation("text", "must be valid Unicode")],
         ) from None
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        raise Internal(f"the tokenizer failed: {cut(str(error))}") from None
 
 
 def _without_special_pieces(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -103,3 +103,17 @@ def test_those_who_wait_take_turns_and_an_error_is_its_callers() -> None:
                 await broken
 
     asyncio.run(main())
+
+
+def test_who_waits_when_it_is_closed_is_told() -> None:
+    async def main() -> None:
+        async with busy() as (thread, gate, running):
+            waiters = [await waiting(thread.run(lambda: 2)) for _ in range(3)]
+            thread.close()
+            gate.open.set()
+            assert await running
+            async with asyncio.timeout(10):
+                found = await asyncio.gather(*waiters, return_exceptions=True)
+            assert [getattr(each, "reason", each) for each in found] == ["SHUTTING_DOWN"] * 3
+
+    asyncio.run(main())

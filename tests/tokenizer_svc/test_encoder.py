@@ -3,18 +3,20 @@ import threading
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.fakes.tokenizers_trained import words_alone
+from tokenizer_svc import encoder as encoder_module
 from tokenizer_svc.chat_template import ChatMessage, Conversation, load_chat_template
 from tokenizer_svc.encoder import INLINE_CHARS, INLINE_CONVERSATION_CHARS, LARGE_CHARS, MAX_BATCH_CHARS, Encoder
 from tokenizer_svc.encoding_cache import EncodingCache, Key
 from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.tokenizer import Encoding, Tokenizer
 from tokenwire import token_calls
-from tokenwire.errors import FailedPrecondition, InvalidRequest, Overloaded
+from tokenwire.errors import FailedPrecondition, Internal, InvalidRequest, Overloaded
 
 LONG = "The capital of France is Paris. " * 20
 
@@ -169,6 +171,77 @@ def test_a_bug_ends_everybodys_wait(tokenizer: RecordingTokenizer, num_texts: in
             texts = [text for number in range(num_texts) for text in (f"{number}", f"{number} {LONG}")]
             found = await asyncio.gather(*map(encoder.encode, texts), return_exceptions=True)
         assert all(isinstance(result, RuntimeError) for result in found)
+        encoder.close()
+
+    asyncio.run(main())
+
+
+class PanicException(BaseException):  # noqa: N818  as pyo3 names it
+    """What a bug of the Rust library looks like."""
+
+
+@pytest.mark.parametrize("text", ["short", LONG])
+def test_a_panic_of_the_library_is_an_error_of_its_caller(tokenizer: RecordingTokenizer, text: str) -> None:
+    def panic(*args: Any, **options: Any) -> None:
+        raise PanicException("index out of bounds")
+
+    async def main() -> None:
+        encoder = encoder_of(tokenizer)
+        tokenizer.backend = SimpleNamespace(encode_batch_fast=panic)  # type: ignore[assignment]
+        async with asyncio.timeout(10):
+            with pytest.raises(Internal, match="the tokenizer failed: index out of bounds"):
+                await encoder.encode(text)
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_who_left_has_no_place_in_the_queue(tokenizer: RecordingTokenizer) -> None:
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, max_queued=2, num_threads=1)
+        tokenizer.gate.clear()
+        running = asyncio.ensure_future(encoder.encode(LONG))
+        while not tokenizer.batches:
+            await asyncio.sleep(0.001)
+        for _ in range(3):
+            waiting = [asyncio.ensure_future(encoder.encode(LONG)) for _ in range(2)]
+            await asyncio.sleep(0)
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        last = asyncio.ensure_future(encoder.encode(LONG))
+        await asyncio.sleep(0)
+        tokenizer.gate.set()
+        assert (await last).text == (await running).text == LONG and tokenizer.batches == [1, 1]
+        encoder.close()
+
+    asyncio.run(main())
+
+
+def test_a_template_that_is_slow_is_left_to_the_threads(
+    tokenizer: RecordingTokenizer, trained_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = Conversation((ChatMessage("user", "hi"),))
+    rendered: list[str] = []
+
+    async def main() -> None:
+        encoder = encoder_of(tokenizer, trained_folder)
+        render = encoder.render
+
+        def noted(conversation: Conversation) -> str:
+            rendered.append(threading.current_thread().name)
+            return render(conversation)
+
+        monkeypatch.setattr(encoder, "render", noted)
+        await asyncio.gather(*(encoder.encode(conversation) for _ in range(3)))
+        assert set(rendered) == {threading.main_thread().name}
+        monkeypatch.setattr(encoder_module, "INLINE_RENDER_S", 0.0)
+        rendered.clear()
+        found = await asyncio.gather(*(encoder.encode(conversation) for _ in range(3)))
+        assert len({each.text for each in found}) == 1
+        assert [name == threading.main_thread().name for name in rendered] == [True, False, False]
+        await encoder.encode(conversation)
+        assert rendered[-1].startswith("encode")
         encoder.close()
 
     asyncio.run(main())
