@@ -106,7 +106,8 @@ class EngineProcess:
         """Close the socket, upon which the process ends; kill it if it does not. Returns its exit status."""
         self._writer.close()
         try:
-            return await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                return await self._process.wait()
         except TimeoutError:
             log.warning("the engine process did not end within %g s and is killed", CLOSE_TIMEOUT_S)
             return await self.kill()

@@ -1,4 +1,4 @@
-"""Who reads the wall clock, which may jump: what writes dates down, and what ends at one. Nothing else may."""
+"""Time: who reads the wall clock, which may jump, and how waits are limited."""
 
 import re
 from pathlib import Path
@@ -29,3 +29,9 @@ def test_the_wall_clock_is_read_for_dates_alone() -> None:
         if WALL_CLOCK.search(path.read_text())
     }
     assert found == set(ALLOWED)
+
+
+def test_no_wait_loses_a_cancellation() -> None:
+    """Before Python 3.12 `asyncio.wait_for` returns, when cancelled as what it waits for ends."""
+    calls = re.compile(r"\bwait_for\(")
+    assert not [path for tier in TIERS for path in (ROOT / tier).rglob("*.py") if calls.search(path.read_text())]

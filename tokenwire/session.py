@@ -249,7 +249,8 @@ class SessionClient(Generic[R]):
         adopted = False
         try:
             call = self._open_call()
-            first = await asyncio.wait_for(self._greet(call), HELLO_TIMEOUT_S)
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                first = await self._greet(call)
             stream = SessionStream(call, self._request_type, first.hello, self._on_exhausted(moved_on))
             self._listener.on_ready(stream)
             self._adopt(stream)

@@ -46,7 +46,8 @@ class SessionStreamClient:
         self._session = SessionClient(self._target, self.open_call(self._channel), self.request_type, self)
         self._session.start()
         try:
-            await asyncio.wait_for(self._ready.wait(), OPEN_TIMEOUT_S)
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await self._ready.wait()
         except TimeoutError:
             error = self._session.last_error
             await self.close()

@@ -61,7 +61,8 @@ class PipeClient:
             return
         self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), 10)
+            async with asyncio.timeout(10):
+                await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()

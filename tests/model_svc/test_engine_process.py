@@ -1,8 +1,10 @@
 """The engine process is started, spoken to and ended; this is the real one, with the mock engine."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,40 @@ def test_one_whose_end_is_given_up_is_killed_and_waited_for() -> None:
             await closing
         assert process._process.returncode == -signal.SIGKILL
 
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_an_end_that_is_given_up_as_it_comes_is_given_up(turns: int) -> None:
+    """`asyncio.wait_for` before Python 3.12 would return instead, and who gave up would wait for ever."""
+
+    class Ended:
+        pid, returncode = 1, 0
+
+        async def wait(self) -> int:
+            await ended
+            return 0
+
+    async def main() -> None:
+        nonlocal ended
+        ended = asyncio.get_running_loop().create_future()
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        engine = EngineProcess(Ended(), reader, writer)  # type: ignore[arg-type]
+        closing = asyncio.ensure_future(engine.close())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        ended.set_result(None)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        given_up = closing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await closing
+        assert closing.cancelled() == given_up
+        theirs.close()
+        await writer.wait_closed()
+
+    ended: asyncio.Future[None]
     asyncio.run(main())
 
 

@@ -67,7 +67,8 @@ class TierProcess:
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self._process.wait(), self._grace_s)
+            async with asyncio.timeout(self._grace_s):
+                await self._process.wait()
             in_time = True
         except TimeoutError:
             in_time = False

@@ -91,7 +91,8 @@ class ClientProgram:
             try:
                 lines = await self._call("--case", case, "--target", f"127.0.0.1:{port}", *arguments)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(gateway.seen.calls_ended(), CALLS_END_S)
+                    async with asyncio.timeout(CALLS_END_S):
+                        await gateway.seen.calls_ended()
             finally:
                 gateway.seen.over = True
                 await server.stop(None)

@@ -189,7 +189,8 @@ class ScriptedSession:
         for stream in self._streams:
             if stream._went_wrong and stream is not self:
                 try:
-                    await asyncio.wait_for(stream.ended.wait(), WRONG_STREAM_S)
+                    async with asyncio.timeout(WRONG_STREAM_S):
+                        await stream.ended.wait()
                 except TimeoutError:
                     said = f"a stream on which the server had broken the protocol was open {WRONG_STREAM_S:g} s later"
                     self._faults.append(said)
