@@ -153,10 +153,20 @@ def _weigh_order(
 
 
 def _weigh_keys(budget: Budget, keys: list[Any]) -> None:
-    if any(isinstance(key, CONTAINERS) for key in keys):
-        raise TooMuch("the chat template puts in order what are no texts or numbers")
-    longest = max((len(key) for key in keys if isinstance(key, str)), default=0)
+    longest = max((_key_size(budget, key) for key in keys), default=0)
     budget.take(len(keys) * len(keys).bit_length() * (PART_CHARS + weights.CASED_CHARS * longest))
+
+
+def _key_size(budget: Budget, key: Any) -> int:
+    """Characters that are compared to put it in order. Raises TooMuch."""
+    if isinstance(key, str):
+        return len(key)
+    if not isinstance(key, CONTAINERS):
+        return 0
+    # what is nested is compared once more at each level; dictionaries have no order, and are only compared for equality
+    if type(key) is tuple and all(isinstance(part, dict) or not isinstance(part, CONTAINERS) for part in key):
+        return budget.walk(key)
+    raise TooMuch("the chat template puts in order what are no texts, numbers or tuples of these")
 
 
 def _weigh_other(

@@ -1,6 +1,7 @@
 """Rewrites a parsed template so that what Jinja would do by itself is counted: loops, macros, comparisons, `~`, slices.
 
-Each becomes a filter whose name ends in a blank, so that no template can name it.
+Each becomes a filter whose name ends in a blank, so that no template can write it; `BoundedEnvironment` refuses it as a
+text.
 """
 
 import operator

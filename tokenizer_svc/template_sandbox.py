@@ -83,10 +83,22 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return attr in ATTRIBUTES.get(type(obj), ())
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """`obj[argument]`, by a text or a number."""
+        """`obj[argument]`, by a text or a number; undefined by a list or dictionary, as in Jinja."""
         if type(argument) is not str:
+            if isinstance(argument, list | dict):
+                return self.undefined("a list or dictionary is no key")
             refuse_as_key(argument)
         return super().getitem(obj, argument)
+
+    def call_filter(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """A filter that a template names by a text: `map('upper')`."""
+        _refuse_name(name, self.filters)
+        return super().call_filter(name, *args, **kwargs)
+
+    def call_test(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """A test that a template names by a text: `select('defined')`."""
+        _refuse_name(name, self.tests)
+        return super().call_test(name, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`+` and the like, weighed first."""
@@ -114,6 +126,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(result, str):  # of a macro: its parts have been charged, and are put together
             budget.take(len(result))
         return result
+
+
+def _refuse_name(name: Any, named: dict[str, Any]) -> None:
+    """Raise TemplateRuntimeError for a name that is not there, and for those of filters that count."""
+    if not isinstance(name, str) or name not in named or name in COUNTING_FILTERS:
+        raise jinja2.TemplateRuntimeError("there is no filter or test of that name")
 
 
 @pass_context

@@ -25,6 +25,15 @@ IDIOMS = {
         "{{ d.values()|sum }}{% for k, v in d.items() %}{{ loop.index }}{{ loop.cycle('o', 'e') }}{{ k }}{{ v }}"
         "{{ loop.nextitem }}{% endfor %}"
     ),
+    "dictionaries in order": (
+        "{{ {'b': 1, 'a': 'x'}.items()|sort }}{{ {'b': 1, 'a': 2}.items()|sort(reverse=true)|first }}"
+        "{% for name, rest in {'b': {'x': 1}, 'a': {'y': [2]}}.items()|sort %}{{ name }}{{ rest }}{% endfor %}"
+    ),
+    "a type that is a list": (
+        "{% set names = {'string': 'str', 'integer': 'int'} %}{% set type = ['integer', 'string'] %}"
+        "{% if names[type] is defined %}{{ names[type] }}{% elif type is sequence %}{{ type|join(' or ') }}{% endif %}"
+        "{{ names[type] }}{{ names[names] is defined }}{{ type[[0]] is defined }}"
+    ),
     "comparisons": (
         "{{ 1 < 2 < 3 }}{{ 'a' in 'abc' }}{{ messages[0] == messages[0] }}{{ 'role' in messages[0] }}"
         "{{ 'x' not in messages[0].keys() }}{{ (1, 2) == (1, 2) }}{{ messages[0].role in ('user', 'x') }}"

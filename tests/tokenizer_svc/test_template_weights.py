@@ -47,6 +47,8 @@ SLOW = {
     "index": LONG + "{{ ([a] * 1000 + [b]).index(b) }}",
     "count": LONG + "{{ ([a] * 1000 + [b]).count(b) }}",
     "order of lists": "{{ [1] < [2] }}",
+    "order of tuples of lists": "{{ [(1, [1]), (1, [2])]|sort }}",
+    "order of long tuples": LONG + "{{ ([(1, a), (1, b)] * 100)|sort|length }}",
     "order of lists by sort": "{{ [[1], [2]]|sort }}",
     "a key that is nested": TUPLES + "{{ {}[ns.t] }}",
     "a key of a dictionary": TUPLES + "{% set d = {ns.t: 1} %}",
