@@ -53,8 +53,13 @@ TEXT_FILTERS: dict[str, Callable[[str, list[Any]], int]] = {
     "trim": weights.compared,
 }
 WALKING_FILTERS = ("map", "reject", "rejectattr", "select", "selectattr", "sum")
-COMPARING_FILTERS = {"max": 1, "min": 1, "sort": 2, "unique": 1}
-"""With the place of the argument that names an attribute."""
+COMPARING_FILTERS = ("max", "min", "sort", "unique")
+ATTRIBUTE_PLACES = {
+    "attr": 0, "join": 1, "max": 1, "min": 1, "rejectattr": 0, "selectattr": 0, "sort": 2, "sum": 0, "unique": 1,
+}  # fmt: skip
+"""Where the argument is that names an attribute."""
+MAX_ATTRIBUTE_CHARS = 100
+"""Of its name: each part is looked up in every value."""
 PLAIN_FILTERS = ("abs", "attr", "count", "d", "default", "first", "items", "last", "length")
 """Those that do a single thing."""
 OTHER_FILTERS = ("dictsort", "float", "int", "join", "list", "reverse", "round")
@@ -100,6 +105,7 @@ def _bounded_filter(name: str, function: Any) -> Callable[..., Any]:
     def bounded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget = budget_of(context)
         budget.tick()
+        attribute = _attribute(name, args, kwargs)
         if name in TEXT_FILTERS:
             value = budget.text_of(value)
             given = [*args, *kwargs.values()]
@@ -110,7 +116,7 @@ def _bounded_filter(name: str, function: Any) -> Callable[..., Any]:
                 raise TooMuch("the chat template sums what are no numbers")
             value = Counted(value, budget, 1)
         elif name in COMPARING_FILTERS:
-            value = _weigh_order(context.environment, budget, name, value, args, kwargs)
+            value = _weigh_order(context.environment, budget, value, attribute)
         elif name in OTHER_FILTERS:
             value, args = _weigh_other(context.environment, budget, name, value, args, kwargs)
         first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
@@ -140,12 +146,19 @@ def _bounded_test(name: str, function: Any) -> Callable[..., bool]:
     return bounded
 
 
-def _weigh_order(
-    environment: Environment, budget: Budget, name: str, values: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Counted:
+def _attribute(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What names an attribute, if anything does. Raises TooMuch for a long one and for what is nested."""
+    place = ATTRIBUTE_PLACES.get(name, len(args))
+    found = args[place] if place < len(args) else kwargs.get("name" if name == "attr" else "attribute")
+    if isinstance(found, CONTAINERS):
+        raise TooMuch("the chat template names an attribute by what is no text and no number")
+    if isinstance(found, str) and len(found) > MAX_ATTRIBUTE_CHARS:
+        raise TooMuch(f"the chat template names an attribute by {len(found)} characters: at most {MAX_ATTRIBUTE_CHARS}")
+    return found
+
+
+def _weigh_order(environment: Environment, budget: Budget, values: Any, attribute: Any) -> Counted:
     """What sorts or compares values with one another, as many of them as there are. Returns them."""
-    place = COMPARING_FILTERS[name]
-    attribute = args[place] if len(args) > place else kwargs.get("attribute")
     values = budget.listed(values)
     of_value = filters.make_multi_attrgetter(environment, attribute)
     _weigh_keys(budget, [key for value in Counted(values, budget, 1) for key in of_value(value)])

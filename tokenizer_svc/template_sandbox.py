@@ -28,10 +28,10 @@ from tokenizer_svc.template_weights import (
     LIST_METHODS,
     MAX_WIDTH,
     TEXT_METHODS,
-    WIDE_PERCENT,
     refuse_as_key,
     refuse_as_new_key,
     refuse_bits,
+    refuse_wide_percent,
     weigh_method,
     weigh_operation,
 )
@@ -50,6 +50,8 @@ ATTRIBUTES: dict[type, Collection[str]] = {
     Cycler: ("current", "next", "reset"),
 }
 """By type what a template may reach of a value."""
+MAX_KEY_CHARS = 4_096
+"""Of a text that is looked up and may be told in an error."""
 JINJAS_OWN = ("_loop_vars", "_block_vars")
 """Arguments that Jinja adds to every call."""
 
@@ -88,6 +90,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if isinstance(argument, list | dict):
                 return self.undefined("a list or dictionary is no key")
             refuse_as_key(argument)
+        elif len(argument) > MAX_KEY_CHARS:
+            if isinstance(obj, dict) and argument in obj:
+                return obj[argument]
+            return self.undefined(f"a text of more than {MAX_KEY_CHARS} characters is no key here")
         return super().getitem(obj, argument)
 
     def call_filter(self, name: Any, *args: Any, **kwargs: Any) -> Any:
@@ -177,7 +183,9 @@ class _PlainNamespace(Namespace):
     @staticmethod
     def _check(name: str) -> None:
         if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace attribute may not begin with an underscore: {name!r}")
+            raise jinja2.exceptions.SecurityError(
+                f"a namespace attribute may not begin with an underscore: {name[:99]!r}"
+            )
 
 
 @pass_context
@@ -193,10 +201,11 @@ def _dict(context: Context, values: Any = (), /, **names: Any) -> dict[Any, Any]
 
 @pass_context
 def _raise_exception(context: Context, message: Any) -> None:
-    raise jinja2.TemplateError(budget_of(context).text_of(message))
+    raise jinja2.TemplateError(budget_of(context).text_of(message)[:MAX_KEY_CHARS])
 
 
 def _strftime_now(format: str) -> str:
-    if len(format) > MAX_WIDTH or WIDE_PERCENT.search(format):
-        raise TooMuch(f"the chat template's time format is longer than {MAX_WIDTH} characters or has widths")
+    if len(format) > MAX_WIDTH:
+        raise TooMuch(f"the chat template's time format is longer than {MAX_WIDTH} characters")
+    refuse_wide_percent(format)
     return datetime.now().strftime(format)
