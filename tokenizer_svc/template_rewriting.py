@@ -13,9 +13,9 @@ from jinja2.exceptions import TemplateSyntaxError
 from jinja2.runtime import Context
 from jinja2.visitor import NodeTransformer
 
-from tokenizer_svc.template_budget import PART_CHARS, Counted
+from tokenizer_svc.template_budget import PART_CHARS, Counted, TooMuch
 from tokenizer_svc.template_filters import budget_of
-from tokenizer_svc.template_weights import MAX_INTEGER_BITS, refuse_as_new_key, weigh_comparison
+from tokenizer_svc.template_weights import MAX_INTEGER_BITS, MAX_KEY_CHARS, refuse_as_new_key, weigh_comparison
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq,
@@ -62,9 +62,15 @@ class _Rewriter(NodeTransformer):
         return node
 
     def visit_Call(self, node: Any) -> Any:
+        """What is written out behind `*` and `**` has a bound, as in `dict(d, **{key: value})`."""
         self.generic_visit(node)
-        if node.dyn_args or node.dyn_kwargs:
-            raise TemplateSyntaxError("a chat template gives no `*` and no `**` to what it calls", node.lineno)
+        if isinstance(node.dyn_kwargs, nodes.Dict):
+            for pair in node.dyn_kwargs.items:
+                pair.key = _filtered(pair.key, "name ")
+        elif node.dyn_kwargs or not isinstance(node.dyn_args, nodes.List | nodes.Tuple | None):
+            raise TemplateSyntaxError(
+                "a chat template calls with no `*` and no `**`, but for what is written out", node.lineno
+            )
         return node
 
     visit_Filter = visit_Test = visit_Call
@@ -184,11 +190,19 @@ def _key(key: Any) -> Any:
     return key
 
 
+def _name(name: Any) -> Any:
+    """A name of an argument behind `**`."""
+    if not isinstance(name, str) or len(name) > MAX_KEY_CHARS:
+        raise TooMuch(f"the chat template names an argument by what is no text of at most {MAX_KEY_CHARS} characters")
+    return name
+
+
 COUNTING_FILTERS: dict[str, Callable[..., Any]] = {
     "charged ": _charged,
     "compared ": _compared,
     "counted ": _counted,
     "joined ": _joined,
     "key ": _key,
+    "name ": _name,
     "sliced ": _sliced,
 }

@@ -26,6 +26,7 @@ from tokenizer_svc.template_rewriting import COUNTING_FILTERS, rewritten
 from tokenizer_svc.template_weights import (
     DICT_METHODS,
     LIST_METHODS,
+    MAX_KEY_CHARS,
     MAX_WIDTH,
     TEXT_METHODS,
     refuse_as_key,
@@ -50,8 +51,6 @@ ATTRIBUTES: dict[type, Collection[str]] = {
     Cycler: ("current", "next", "reset"),
 }
 """By type what a template may reach of a value."""
-MAX_KEY_CHARS = 4_096
-"""Of a text that is looked up and may be told in an error."""
 JINJAS_OWN = ("_loop_vars", "_block_vars")
 """Arguments that Jinja adds to every call."""
 

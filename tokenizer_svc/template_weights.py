@@ -24,6 +24,8 @@ MAX_WIDTH = 1_000
 MAX_INTEGER_BITS = 4_096
 MAX_KEY = 2**20
 """Of the numbers that are keys of a template's own dictionary: larger ones could be chosen to meet one another."""
+MAX_KEY_CHARS = 4_096
+"""Of a text that is looked up or names an argument, and may be told in an error."""
 MAX_FORMAT_CHARS = 10_000
 WIDE_PERCENT = re.compile(r"%[^a-zA-Z%(]*(\d{4}|\*)")
 """A width or a number of places above 999 in a format, or one that is not written out.

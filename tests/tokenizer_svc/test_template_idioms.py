@@ -29,6 +29,12 @@ IDIOMS = {
         "{{ {'b': 1, 'a': 'x'}.items()|sort }}{{ {'b': 1, 'a': 2}.items()|sort(reverse=true)|first }}"
         "{% for name, rest in {'b': {'x': 1}, 'a': {'y': [2]}}.items()|sort %}{{ name }}{{ rest }}{% endfor %}"
     ),
+    "dictionaries that grow": (
+        "{% set ns = namespace(ids={}) %}{% for m in messages %}"
+        "{% set ns.ids = dict(ns.ids, **{m.role: loop.index0}) %}{% endfor %}{{ ns.ids }}{{ range(*[1, 3])|list }}"
+        "{% macro m(a, b) %}{{ a }}{{ b }}{% endmacro %}{{ m(*(1,), **{'b': 2}) }}"
+        "{{ [1, 2]|sort(**{'reverse': true}) }}"
+    ),
     "a type that is a list": (
         "{% set names = {'string': 'str', 'integer': 'int'} %}{% set type = ['integer', 'string'] %}"
         "{% if names[type] is defined %}{{ names[type] }}{% elif type is sequence %}{{ type|join(' or ') }}{% endif %}"

@@ -13,6 +13,7 @@ ARGUMENTS = {
     "counted ": ", 1",
     "joined ": "",
     "key ": "",
+    "name ": "",
     "sliced ": ", 1",
 }
 
@@ -76,6 +77,8 @@ def test_an_attribute_is_named_by_a_text_or_number(source: str, monkeypatch: pyt
         "{{ [{}]|map(attribute='x')|map('attr', 'y' * 99)|first }}",
         "{{ raise_exception('x' * 90000) }}",
         "{{ raise_exception(['\U000e0001' * 9000]) }}",
+        "{% macro m() %}{% endmacro %}{{ m(**{'\U000e0001' * 90000: 1}) }}",
+        "{{ dict(**{'\U000e0001' * 90000: 1}) }}",
         "{% set ns = namespace({'_' + 'x' * 90000: 1}) %}",
         "{{ ('%(' + 'x' * 9000 + ')d') % {} }}",
     ],
