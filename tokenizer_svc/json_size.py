@@ -7,7 +7,8 @@ OTHER_CHARS = 24
 """A number, a boolean, null, or what is no JSON. More for whole numbers that are longer."""
 BITS_PER_DIGIT = 3
 DICT_KEYS: Any = type({}.keys())
-CONTAINERS: Any = (dict, list, tuple, set, frozenset, DICT_KEYS, type({}.values()), type({}.items()))
+DICT_ITEMS: Any = type({}.items())
+CONTAINERS: Any = (dict, list, tuple, set, frozenset, DICT_KEYS, type({}.values()), DICT_ITEMS)
 """What JSON-like values are in, and the views of a dictionary."""
 
 

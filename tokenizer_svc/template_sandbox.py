@@ -20,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Namespace
 from markupsafe import Markup
 
+from tokenizer_svc.json_size import DICT_ITEMS
 from tokenizer_svc.template_budget import PART_CHARS, Counted, TooMuch
 from tokenizer_svc.template_filters import allowed_filters, allowed_tests, budget_of
 from tokenizer_svc.template_rewriting import COUNTING_FILTERS, rewritten
@@ -126,7 +127,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str | list | tuple | dict):
             named = [value for name, value in kwargs.items() if name not in JINJAS_OWN]
             args = weigh_method(budget, owner, __obj.__name__, args, named)
-            return super().call(__context, __obj, *args, **kwargs)
+            result = super().call(__context, __obj, *args, **kwargs)
+            return _Items(budget.listed(result)) if isinstance(result, DICT_ITEMS) else result
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, str):  # of a macro: its parts have been charged, and are put together
             budget.take(len(result))
@@ -158,6 +160,13 @@ class _GenerationTag(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
+
+
+class _Items(list[Any]):
+    """What `items()` gives. Python's own hashes what it is compared with, which has no bound for tuples in tuples."""
+
+    def __repr__(self) -> str:
+        return f"dict_items({super().__repr__()})"
 
 
 class _PlainNamespace(Namespace):

@@ -22,6 +22,7 @@ IDIOMS = {
         "{{ {'b': 1, 'a': 2}|dictsort }}{{ {0: 1, 512: 2}|dictsort }}{{ {'b': 1}|items|list }}"
         "{{ {true: 'y', false: 'n', none: 'x', 3: 'i'}[true] }}{{ {'a': 'b'}.get('c', 'd') }}"
         "{% set d = dict(a=1, b=2) %}{{ d }}{{ dict(d, c=3) }}{{ dict([('x', 1)]) }}{{ d.items() }}{{ d.keys()|list }}"
+        "{{ ('a', 1) in d.items() }}{{ d.items() == dict(d).items() }}{{ d.items()|length }}{{ d.items()|list|tojson }}"
         "{{ d.values()|sum }}{% for k, v in d.items() %}{{ loop.index }}{{ loop.cycle('o', 'e') }}{{ k }}{{ v }}"
         "{{ loop.nextitem }}{% endfor %}"
     ),

@@ -154,6 +154,21 @@ def test_no_number_grows_long(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "integer of more than 4096 bits" in refusal(LONG_NUMBERS[name], monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ([1], 1) in {'a': 1}.items() }}",
+        "{{ ([1], 1) is in {'a': 1}.items() }}",
+        "{{ {'a': [1]}.items() == {'a': 1}.keys() }}",
+        "{{ [{'a': [1]}.items()] == [{'a': 1}.keys()] }}",
+        "{{ {'a': 1}.keys() in [{'a': [1]}.items()] }}",
+    ],
+)
+def test_items_are_compared_and_never_hashed(source: str) -> None:
+    """The hash of tuples that are deep in one another ends the process; that of a list would be an error here."""
+    assert ChatTemplate(source, special_tokens={}).render(USER) == "False"
+
+
 def test_a_method_is_weighed_by_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jinja gives each call a loop's variables too."""
     monkeypatch.setattr(template_budget, "time", SimpleNamespace(monotonic=lambda: 0.0))
