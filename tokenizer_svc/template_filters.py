@@ -110,7 +110,11 @@ def _bounded_filter(name: str, function: Any) -> Callable[..., Any]:
             value = budget.text_of(value)
             given = [*args, *kwargs.values()]
             budget.walk(given)
-            budget.take(TEXT_FILTERS[name](value, list(map(budget.text_of, given)) if name == "replace" else given))
+            if name == "replace":
+                given = [
+                    budget.text_of(each) for each in (*args, *(kwargs[key] for key in ("old", "new") if key in kwargs))
+                ]
+            budget.take(TEXT_FILTERS[name](value, given))
         elif name in WALKING_FILTERS:
             if name == "sum" and any(isinstance(given, CONTAINERS) for given in (*args, *kwargs.values())):
                 raise TooMuch("the chat template sums what are no numbers")

@@ -64,8 +64,10 @@ def cased(text: str, given: list[Any]) -> int:
 
 
 def replaced(text: str, given: list[Any]) -> int:
-    """`replace(old, new)`."""
+    """`replace(old, new)`. Raises TypeError for other values: safe text would make a text of them."""
     old, new = given[:2]
+    if not (isinstance(old, str) and isinstance(new, str)):
+        raise TypeError("replace() takes texts")
     return copied(text, [old]) + text.count(old) * len(new)
 
 
@@ -96,19 +98,19 @@ def formatted(text: str, given: Any) -> int:
     _refuse_long_format(text)
     if WIDE_BRACES.search(text.replace("{{", "").replace("}}", "")):  # doubled braces are characters
         raise TooMuch(WIDE)
-    return len(text) + text.count("{") * (QUOTED_CHARS * sum(text_pieces(given)) + (MAX_WIDTH if ":" in text else 0))
+    return len(text) + text.count("{") * (_text_size(given) + (MAX_WIDTH if ":" in text else 0))
 
 
 def formatted_by_percent(text: str, given: Any) -> int:
     """`text % given`, whose values have been walked through once."""
     _refuse_long_format(text)
     refuse_wide_percent(text)
-    return len(text) + text.count("%") * (QUOTED_CHARS * sum(text_pieces(given)) + MAX_WIDTH)
+    return len(text) + text.count("%") * (_text_size(given) + MAX_WIDTH)
 
 
 def joined(text: str, given: list[Any]) -> int:
-    """`join` of a list."""
-    return sum(len(part) + len(text) for part in given[0] if isinstance(part, str))
+    """`join` of a list, whose values have been walked through once. Safe text makes a text of those that are none."""
+    return sum(len(text) + (len(part) if isinstance(part, str) else _text_size(part)) for part in given[0])
 
 
 TEXT_METHODS: dict[str, Callable[[str, list[Any]], int]] = {
@@ -217,6 +219,11 @@ def growth(*texts: Any) -> int:
 def _refuse_long_format(text: str) -> None:
     if len(text) > MAX_FORMAT_CHARS:
         raise TooMuch(f"the chat template has a format of {len(text)} characters: at most {MAX_FORMAT_CHARS}")
+
+
+def _text_size(value: Any) -> int:
+    """Characters of a value as text, at most, where it has been walked through."""
+    return QUOTED_CHARS * sum(text_pieces(value))
 
 
 def _longest(given: list[Any]) -> int:

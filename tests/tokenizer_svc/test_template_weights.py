@@ -83,6 +83,9 @@ SLOW = {
     "safe text that is added to": (
         "{% set a = '<' * 99999 %}{% for i in range(3) %}{% set b = '>'|safe + a %}{% endfor %}"
     ),
+    "safe text that joins lists": "{{ (''|safe).join([['\U000e0001' * 180000]])|length }}",
+    "replacing, by name": "{{ ('x' * 9999)|replace(new='y' * 9999, old='x')|length }}",
+    "replacing, half by name": "{{ ('x' * 9999)|replace('x', count=-1, new='y' * 9999)|length }}",
     "escapes": "{% set a = '<' * 99999 %}{% for i in range(3) %}{% set b = a|e %}{% endfor %}",
     "long numbers as JSON": "{% set n = 15 ** 1000 %}{{ ([n] * 1000)|tojson|length }}",
     "long numbers as text": "{% set n = 15 ** 1000 %}{{ ([n] * 1000)|string|length }}",
@@ -167,6 +170,10 @@ def test_no_number_grows_long(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_items_are_compared_and_never_hashed(source: str) -> None:
     """The hash of tuples that are deep in one another ends the process; that of a list would be an error here."""
     assert ChatTemplate(source, special_tokens={}).render(USER) == "False"
+
+
+def test_safe_text_replaces_by_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "TypeError" in refusal("{{ (('x' * 9999)|safe).replace('x', ['y' * 9999])|length }}", monkeypatch)
 
 
 def test_a_method_is_weighed_by_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
