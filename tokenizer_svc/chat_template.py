@@ -30,6 +30,8 @@ MAX_RENDER_S = 2.0
 MAX_OUTPUT_CHARS = 8 * 2**20
 UNSUITED = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
 """What Python raises where a conversation does not suit a template."""
+MAX_SAID_CHARS = 4_096
+"""Of what an error of a template says."""
 WEIGHED_CHARS = 100_000
 """Up to here tools, documents and arguments are measured; more is much, in any case."""
 
@@ -175,7 +177,9 @@ class ChatTemplate:
         except TooMuch as error:
             raise _invalid("messages", str(error)) from None
         except jinja2.TemplateError as error:
-            raise _invalid("messages", f"the model's chat template refuses it: {error.message or error}") from None
+            raise _invalid(
+                "messages", f"the model's chat template refuses it: {_said(error.message or error)}"
+            ) from None
         except (
             TypeError,
             ValueError,
@@ -187,7 +191,7 @@ class ChatTemplate:
             NameError,  # Jinja writes numbers that are not finite into its code by name
         ) as error:
             raise _invalid(
-                "messages", f"the model's chat template cannot render it ({type(error).__name__}: {error})"
+                "messages", f"the model's chat template cannot render it ({type(error).__name__}: {_said(error)})"
             ) from None
         return "".join(parts)
 
@@ -245,6 +249,11 @@ def _compiled(source: str) -> jinja2.Template:
         ) from None
     template.globals = dict(template.globals)  # Jinja's own view of them is walked through twice a rendering
     return template
+
+
+def _said(error: Any) -> str:
+    """What an error says, as much as can be read."""
+    return str(error)[:MAX_SAID_CHARS]
 
 
 def _cut_at_tag(text: str, final: ChatMessage) -> str:

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 OTHER_CHARS = 24
-"""A number, a boolean, null, or what is no JSON."""
+"""A number, a boolean, null, or what is no JSON. More for whole numbers that are longer."""
+BITS_PER_DIGIT = 3
 DICT_KEYS: Any = type({}.keys())
-CONTAINERS: Any = (dict, list, tuple, set, frozenset, DICT_KEYS, type({}.values()), type({}.items()))
+DICT_ITEMS: Any = type({}.items())
+CONTAINERS: Any = (dict, list, tuple, set, frozenset, DICT_KEYS, type({}.values()), DICT_ITEMS)
 """What JSON-like values are in, and the views of a dictionary."""
 
 
@@ -25,6 +27,8 @@ def text_pieces(value: Any) -> Iterator[int]:
             pending.extend(value)
             if isinstance(value, dict):
                 pending.extend(value.values())
+        elif isinstance(value, int):
+            yield max(OTHER_CHARS, value.bit_length() // BITS_PER_DIGIT)
         else:
             yield OTHER_CHARS
 

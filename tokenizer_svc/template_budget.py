@@ -41,7 +41,9 @@ class Budget:
             raise TooMuch(f"the chat template took longer than {self._seconds:g} s")
 
     def take(self, num_chars: int) -> None:
-        """That much is about to be made. Raises TooMuch."""
+        """That much is about to be made. Raises TooMuch, and ValueError for less than nothing."""
+        if num_chars < 0:
+            raise ValueError(f"{num_chars} characters cannot be made")
         self._used += num_chars
         if self._used > self._limit:
             raise TooMuch(f"the chat template makes more than {self._limit} characters")

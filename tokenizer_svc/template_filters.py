@@ -53,8 +53,13 @@ TEXT_FILTERS: dict[str, Callable[[str, list[Any]], int]] = {
     "trim": weights.compared,
 }
 WALKING_FILTERS = ("map", "reject", "rejectattr", "select", "selectattr", "sum")
-COMPARING_FILTERS = {"max": 1, "min": 1, "sort": 2, "unique": 1}
-"""With the place of the argument that names an attribute."""
+COMPARING_FILTERS = ("max", "min", "sort", "unique")
+ATTRIBUTE_PLACES = {
+    "attr": 0, "join": 1, "max": 1, "min": 1, "rejectattr": 0, "selectattr": 0, "sort": 2, "sum": 0, "unique": 1,
+}  # fmt: skip
+"""Where the argument is that names an attribute."""
+MAX_ATTRIBUTE_CHARS = 100
+"""Of its name: each part is looked up in every value."""
 PLAIN_FILTERS = ("abs", "attr", "count", "d", "default", "first", "items", "last", "length")
 """Those that do a single thing."""
 OTHER_FILTERS = ("dictsort", "float", "int", "join", "list", "reverse", "round")
@@ -100,17 +105,22 @@ def _bounded_filter(name: str, function: Any) -> Callable[..., Any]:
     def bounded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget = budget_of(context)
         budget.tick()
+        attribute = _attribute(name, args, kwargs)
         if name in TEXT_FILTERS:
             value = budget.text_of(value)
             given = [*args, *kwargs.values()]
             budget.walk(given)
-            budget.take(TEXT_FILTERS[name](value, list(map(budget.text_of, given)) if name == "replace" else given))
+            if name == "replace":
+                given = [
+                    budget.text_of(each) for each in (*args, *(kwargs[key] for key in ("old", "new") if key in kwargs))
+                ]
+            budget.take(TEXT_FILTERS[name](value, given))
         elif name in WALKING_FILTERS:
             if name == "sum" and any(isinstance(given, CONTAINERS) for given in (*args, *kwargs.values())):
                 raise TooMuch("the chat template sums what are no numbers")
             value = Counted(value, budget, 1)
         elif name in COMPARING_FILTERS:
-            value = _weigh_order(context.environment, budget, name, value, args, kwargs)
+            value = _weigh_order(context.environment, budget, value, attribute)
         elif name in OTHER_FILTERS:
             value, args = _weigh_other(context.environment, budget, name, value, args, kwargs)
         first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
@@ -140,12 +150,19 @@ def _bounded_test(name: str, function: Any) -> Callable[..., bool]:
     return bounded
 
 
-def _weigh_order(
-    environment: Environment, budget: Budget, name: str, values: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Counted:
+def _attribute(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What names an attribute, if anything does. Raises TooMuch for a long one and for what is nested."""
+    place = ATTRIBUTE_PLACES.get(name, len(args))
+    found = args[place] if place < len(args) else kwargs.get("name" if name == "attr" else "attribute")
+    if isinstance(found, CONTAINERS):
+        raise TooMuch("the chat template names an attribute by what is no text and no number")
+    if isinstance(found, str) and len(found) > MAX_ATTRIBUTE_CHARS:
+        raise TooMuch(f"the chat template names an attribute by {len(found)} characters: at most {MAX_ATTRIBUTE_CHARS}")
+    return found
+
+
+def _weigh_order(environment: Environment, budget: Budget, values: Any, attribute: Any) -> Counted:
     """What sorts or compares values with one another, as many of them as there are. Returns them."""
-    place = COMPARING_FILTERS[name]
-    attribute = args[place] if len(args) > place else kwargs.get("attribute")
     values = budget.listed(values)
     of_value = filters.make_multi_attrgetter(environment, attribute)
     _weigh_keys(budget, [key for value in Counted(values, budget, 1) for key in of_value(value)])
@@ -153,10 +170,20 @@ def _weigh_order(
 
 
 def _weigh_keys(budget: Budget, keys: list[Any]) -> None:
-    if any(isinstance(key, CONTAINERS) for key in keys):
-        raise TooMuch("the chat template puts in order what are no texts or numbers")
-    longest = max((len(key) for key in keys if isinstance(key, str)), default=0)
+    longest = max((_key_size(budget, key) for key in keys), default=0)
     budget.take(len(keys) * len(keys).bit_length() * (PART_CHARS + weights.CASED_CHARS * longest))
+
+
+def _key_size(budget: Budget, key: Any) -> int:
+    """Characters that are compared to put it in order. Raises TooMuch."""
+    if isinstance(key, str):
+        return len(key)
+    if not isinstance(key, CONTAINERS):
+        return 0
+    # what is nested is compared once more at each level; dictionaries have no order, and are only compared for equality
+    if type(key) is tuple and all(isinstance(part, dict) or not isinstance(part, CONTAINERS) for part in key):
+        return budget.walk(key)
+    raise TooMuch("the chat template puts in order what are no texts, numbers or tuples of these")
 
 
 def _weigh_other(

@@ -1,6 +1,7 @@
 """Rewrites a parsed template so that what Jinja would do by itself is counted: loops, macros, comparisons, `~`, slices.
 
-Each becomes a filter whose name ends in a blank, so that no template can name it.
+Each becomes a filter whose name ends in a blank, so that no template can write it; `BoundedEnvironment` refuses it as a
+text.
 """
 
 import operator
@@ -12,9 +13,9 @@ from jinja2.exceptions import TemplateSyntaxError
 from jinja2.runtime import Context
 from jinja2.visitor import NodeTransformer
 
-from tokenizer_svc.template_budget import Counted
+from tokenizer_svc.template_budget import PART_CHARS, Counted, TooMuch
 from tokenizer_svc.template_filters import budget_of
-from tokenizer_svc.template_weights import MAX_INTEGER_BITS, refuse_as_new_key, weigh_comparison
+from tokenizer_svc.template_weights import MAX_INTEGER_BITS, MAX_KEY_CHARS, refuse_as_new_key, weigh_comparison
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq,
@@ -27,9 +28,11 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "notin": lambda left, right: left not in right,
 }
 
+LITERALS = (nodes.TemplateData, nodes.List, nodes.Tuple, nodes.Dict)
+
 
 def rewritten(tree: nodes.Template) -> nodes.Template:
-    """The same tree, changed. Raises TemplateSyntaxError for a number without measure and for `autoescape`."""
+    """The same tree, changed. Raises TemplateSyntaxError for a number without measure, `autoescape`, and `f(*x)`."""
     changed: nodes.Template = _Rewriter().visit(tree)
     return changed
 
@@ -37,16 +40,40 @@ def rewritten(tree: nodes.Template) -> nodes.Template:
 class _Rewriter(NodeTransformer):
     def visit_For(self, node: Any) -> Any:
         self.generic_visit(node)
-        weight = _literal_size(node.body)
-        node.iter = _filtered(node.iter, "counted ", nodes.Const(weight))
-        if node.recursive:  # what `loop(...)` walks through is not `iter`
+        weight = nodes.Const(_literal_size([*node.body, *([node.test] if node.test else [])]))
+        node.iter = _filtered(node.iter, "counted ", weight)
+        if node.recursive and node.test:  # what `loop(...)` walks through is not `iter`
+            node.test = _filtered(node.test, "charged ", weight)
+        elif node.recursive:
             node.body.insert(0, _charge(weight, node.lineno))
         return node
 
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
+    def visit_Macro(self, node: Any) -> Any:
         self.generic_visit(node)
-        node.body.insert(0, _charge(_literal_size(node.body), node.lineno))
+        weight = _literal_size([*node.body, *node.defaults])
+        node.body.insert(0, _charge(nodes.Const(weight), node.lineno))
         return node
+
+    visit_CallBlock = visit_Macro
+
+    def visit_Block(self, node: nodes.Block) -> nodes.Block:
+        self.generic_visit(node)
+        node.body.insert(0, _charge(nodes.Const(_literal_size(node.body)), node.lineno))
+        return node
+
+    def visit_Call(self, node: Any) -> Any:
+        """What is written out behind `*` and `**` has a bound, as in `dict(d, **{key: value})`."""
+        self.generic_visit(node)
+        if isinstance(node.dyn_kwargs, nodes.Dict):
+            for pair in node.dyn_kwargs.items:
+                pair.key = _filtered(pair.key, "name ")
+        elif node.dyn_kwargs or not isinstance(node.dyn_args, nodes.List | nodes.Tuple | None):
+            raise TemplateSyntaxError(
+                "a chat template calls with no `*` and no `**`, but for what is written out", node.lineno
+            )
+        return node
+
+    visit_Filter = visit_Test = visit_Call
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
@@ -94,15 +121,18 @@ def _filtered(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 
-def _charge(weight: int, lineno: int) -> nodes.Output:
-    return nodes.Output([_filtered(nodes.Const(""), "charged ", nodes.Const(weight))], lineno=lineno)
+def _charge(weight: nodes.Const, lineno: int) -> nodes.Output:
+    return nodes.Output([_filtered(nodes.Const(""), "charged ", weight)], lineno=lineno)
 
 
-def _literal_size(body: list[nodes.Node]) -> int:
-    """Characters that stand in the template itself between the tags."""
-    found = (data for node in body for data in node.find_all(nodes.TemplateData))
-    own = (node for node in body if isinstance(node, nodes.TemplateData))
-    return sum(len(data.data) for data in (*found, *own))
+def _literal_size(parts: list[nodes.Node]) -> int:
+    """What stands in the template itself and is made in each pass: characters between tags, lists and dictionaries."""
+    found = (node for part in parts for node in (part, *part.find_all(LITERALS)))
+    return sum(_size(node) for node in found if isinstance(node, LITERALS))
+
+
+def _size(node: Any) -> int:
+    return len(node.data) if isinstance(node, nodes.TemplateData) else PART_CHARS * (1 + len(node.items))
 
 
 @pass_context
@@ -113,7 +143,7 @@ def _counted(context: Context, values: Any, weight: int) -> Counted:
 
 
 @pass_context
-def _charged(context: Context, value: str, weight: int) -> str:
+def _charged(context: Context, value: Any, weight: int) -> Any:
     budget = budget_of(context)
     budget.tick()
     budget.take(1 + weight)
@@ -147,7 +177,7 @@ def _compared(context: Context, left: Any, *operands: Any) -> bool:
     budget = budget_of(context)
     for name, right in zip(operands[::2], operands[1::2], strict=True):
         budget.tick()
-        weigh_comparison(budget, name, left, right)
+        right = weigh_comparison(budget, name, left, right)
         if not OPERATORS[name](left, right):
             return False
         left = right
@@ -160,11 +190,19 @@ def _key(key: Any) -> Any:
     return key
 
 
+def _name(name: Any) -> Any:
+    """A name of an argument behind `**`."""
+    if not isinstance(name, str) or len(name) > MAX_KEY_CHARS:
+        raise TooMuch(f"the chat template names an argument by what is no text of at most {MAX_KEY_CHARS} characters")
+    return name
+
+
 COUNTING_FILTERS: dict[str, Callable[..., Any]] = {
     "charged ": _charged,
     "compared ": _compared,
     "counted ": _counted,
     "joined ": _joined,
     "key ": _key,
+    "name ": _name,
     "sliced ": _sliced,
 }

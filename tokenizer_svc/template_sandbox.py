@@ -20,18 +20,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Namespace
 from markupsafe import Markup
 
+from tokenizer_svc.json_size import DICT_ITEMS
 from tokenizer_svc.template_budget import PART_CHARS, Counted, TooMuch
 from tokenizer_svc.template_filters import allowed_filters, allowed_tests, budget_of
 from tokenizer_svc.template_rewriting import COUNTING_FILTERS, rewritten
 from tokenizer_svc.template_weights import (
     DICT_METHODS,
     LIST_METHODS,
+    MAX_KEY_CHARS,
     MAX_WIDTH,
     TEXT_METHODS,
-    WIDE_PERCENT,
     refuse_as_key,
     refuse_as_new_key,
     refuse_bits,
+    refuse_wide_percent,
     weigh_method,
     weigh_operation,
 )
@@ -83,10 +85,26 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return attr in ATTRIBUTES.get(type(obj), ())
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """`obj[argument]`, by a text or a number."""
+        """`obj[argument]`, by a text or a number; undefined by a list or dictionary, as in Jinja."""
         if type(argument) is not str:
+            if isinstance(argument, list | dict):
+                return self.undefined("a list or dictionary is no key")
             refuse_as_key(argument)
+        elif len(argument) > MAX_KEY_CHARS:
+            if isinstance(obj, dict) and argument in obj:
+                return obj[argument]
+            return self.undefined(f"a text of more than {MAX_KEY_CHARS} characters is no key here")
         return super().getitem(obj, argument)
+
+    def call_filter(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """A filter that a template names by a text: `map('upper')`."""
+        _refuse_name(name, self.filters)
+        return super().call_filter(name, *args, **kwargs)
+
+    def call_test(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """A test that a template names by a text: `select('defined')`."""
+        _refuse_name(name, self.tests)
+        return super().call_test(name, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`+` and the like, weighed first."""
@@ -109,11 +127,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str | list | tuple | dict):
             named = [value for name, value in kwargs.items() if name not in JINJAS_OWN]
             args = weigh_method(budget, owner, __obj.__name__, args, named)
-            return super().call(__context, __obj, *args, **kwargs)
+            result = super().call(__context, __obj, *args, **kwargs)
+            return _Items(budget.listed(result)) if isinstance(result, DICT_ITEMS) else result
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, str):  # of a macro: its parts have been charged, and are put together
             budget.take(len(result))
         return result
+
+
+def _refuse_name(name: Any, named: dict[str, Any]) -> None:
+    """Raise TemplateRuntimeError for a name that is not there, and for those of filters that count."""
+    if not isinstance(name, str) or name not in named or name in COUNTING_FILTERS:
+        raise jinja2.TemplateRuntimeError("there is no filter or test of that name")
 
 
 @pass_context
@@ -135,6 +160,13 @@ class _GenerationTag(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
+
+
+class _Items(list[Any]):
+    """What `items()` gives. Python's own hashes what it is compared with, which has no bound for tuples in tuples."""
+
+    def __repr__(self) -> str:
+        return f"dict_items({super().__repr__()})"
 
 
 class _PlainNamespace(Namespace):
@@ -159,7 +191,9 @@ class _PlainNamespace(Namespace):
     @staticmethod
     def _check(name: str) -> None:
         if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace attribute may not begin with an underscore: {name!r}")
+            raise jinja2.exceptions.SecurityError(
+                f"a namespace attribute may not begin with an underscore: {name[:99]!r}"
+            )
 
 
 @pass_context
@@ -175,10 +209,11 @@ def _dict(context: Context, values: Any = (), /, **names: Any) -> dict[Any, Any]
 
 @pass_context
 def _raise_exception(context: Context, message: Any) -> None:
-    raise jinja2.TemplateError(budget_of(context).text_of(message))
+    raise jinja2.TemplateError(budget_of(context).text_of(message)[:MAX_KEY_CHARS])
 
 
 def _strftime_now(format: str) -> str:
-    if len(format) > MAX_WIDTH or WIDE_PERCENT.search(format):
-        raise TooMuch(f"the chat template's time format is longer than {MAX_WIDTH} characters or has widths")
+    if len(format) > MAX_WIDTH:
+        raise TooMuch(f"the chat template's time format is longer than {MAX_WIDTH} characters")
+    refuse_wide_percent(format)
     return datetime.now().strftime(format)

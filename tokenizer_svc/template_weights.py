@@ -24,10 +24,18 @@ MAX_WIDTH = 1_000
 MAX_INTEGER_BITS = 4_096
 MAX_KEY = 2**20
 """Of the numbers that are keys of a template's own dictionary: larger ones could be chosen to meet one another."""
+MAX_KEY_CHARS = 4_096
+"""Of a text that is looked up or names an argument, and may be told in an error."""
 MAX_FORMAT_CHARS = 10_000
-WIDE_PERCENT = re.compile(r"%[^a-zA-Z%(]*(\d{4}|\*)|%\(.*\)[^a-zA-Z%]*(\d{4}|\*)", re.DOTALL)
+WIDE_PERCENT = re.compile(r"%[^a-zA-Z%(]*(\d{4}|\*)")
+"""A width or a number of places above 999 in a format, or one that is not written out.
+
+Each search here is linear: no two places where it may begin share the characters that it repeats over.
+"""
+WIDE_BEHIND_NAME = re.compile(r"\)[^a-zA-Z%)]*(\d{4}|\*)")
 WIDE_BRACES = re.compile(r"\{[^{}]*(\d{4}|\{)|\{[^{}:!]*[.\[]")
-"""A width or a number of places above 999 in a format, or one that is not written out; or a way into a value."""
+"""The same, or a way into a value."""
+WIDE = f"the chat template formats with a width that is not written out or above {MAX_WIDTH}, or with a part of a value"
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 BLANKS = (
     LINE_ENDS + "\t\x1f \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
@@ -56,8 +64,10 @@ def cased(text: str, given: list[Any]) -> int:
 
 
 def replaced(text: str, given: list[Any]) -> int:
-    """`replace(old, new)`."""
+    """`replace(old, new)`. Raises TypeError for other values: safe text would make a text of them."""
     old, new = given[:2]
+    if not (isinstance(old, str) and isinstance(new, str)):
+        raise TypeError("replace() takes texts")
     return copied(text, [old]) + text.count(old) * len(new)
 
 
@@ -85,19 +95,22 @@ def num_lines(text: str) -> int:
 
 def formatted(text: str, given: Any) -> int:
     """`format`, whose values have been walked through once."""
-    refuse_wide(WIDE_BRACES, text.replace("{{", "").replace("}}", ""))  # doubled braces are characters
-    return len(text) + text.count("{") * (QUOTED_CHARS * sum(text_pieces(given)) + (MAX_WIDTH if ":" in text else 0))
+    _refuse_long_format(text)
+    if WIDE_BRACES.search(text.replace("{{", "").replace("}}", "")):  # doubled braces are characters
+        raise TooMuch(WIDE)
+    return len(text) + text.count("{") * (_text_size(given) + (MAX_WIDTH if ":" in text else 0))
 
 
 def formatted_by_percent(text: str, given: Any) -> int:
     """`text % given`, whose values have been walked through once."""
-    refuse_wide(WIDE_PERCENT, text)
-    return len(text) + text.count("%") * (QUOTED_CHARS * sum(text_pieces(given)) + MAX_WIDTH)
+    _refuse_long_format(text)
+    refuse_wide_percent(text)
+    return len(text) + text.count("%") * (_text_size(given) + MAX_WIDTH)
 
 
 def joined(text: str, given: list[Any]) -> int:
-    """`join` of a list."""
-    return sum(len(part) + len(text) for part in given[0] if isinstance(part, str))
+    """`join` of a list, whose values have been walked through once. Safe text makes a text of those that are none."""
+    return sum(len(text) + (len(part) if isinstance(part, str) else _text_size(part)) for part in given[0])
 
 
 TEXT_METHODS: dict[str, Callable[[str, list[Any]], int]] = {
@@ -153,9 +166,11 @@ def weigh_operation(budget: Budget, operator: str, left: Any, right: Any) -> Non
         refuse_bits(left.bit_length() * abs(right))
 
 
-def weigh_comparison(budget: Budget, operator: str, left: Any, right: Any) -> None:
-    """`left operator right`, by Jinja's names of operators. Raises TooMuch."""
+def weigh_comparison(budget: Budget, operator: str, left: Any, right: Any) -> Any:
+    """`left operator right`, by Jinja's names of operators. Returns `right`, an iterator as a list. Raises TooMuch."""
     if operator in ("in", "notin"):
+        if hasattr(right, "__next__"):
+            right = budget.listed(right)
         if isinstance(right, (dict, DICT_KEYS)):
             refuse_as_key(left)
         elif isinstance(right, str) and isinstance(left, str):
@@ -168,6 +183,7 @@ def weigh_comparison(budget: Budget, operator: str, left: Any, right: Any) -> No
         if operator in ORDERS:
             raise TooMuch("the chat template puts in order what are no texts or numbers")
         budget.walk(left)
+    return right
 
 
 def refuse_as_key(key: Any) -> None:
@@ -188,20 +204,26 @@ def refuse_bits(num_bits: int) -> None:
         raise TooMuch(f"the chat template computes an integer of more than {MAX_INTEGER_BITS} bits")
 
 
-def refuse_wide(wide: re.Pattern[str], text: str) -> None:
-    """Raise TooMuch for a format that is long itself or has widths that could be anything."""
-    if len(text) > MAX_FORMAT_CHARS:
-        raise TooMuch(f"the chat template has a format of {len(text)} characters: at most {MAX_FORMAT_CHARS}")
-    if wide.search(text):
-        raise TooMuch(
-            f"the chat template formats with a width that is not written out or above {MAX_WIDTH}, or with a part of a "
-            "value"
-        )
+def refuse_wide_percent(text: str) -> None:
+    """Raise TooMuch for a format by `%` that has widths that could be anything."""
+    named = text.find("%(")
+    if WIDE_PERCENT.search(text) or (named >= 0 and WIDE_BEHIND_NAME.search(text, named)):
+        raise TooMuch(WIDE)
 
 
 def growth(*texts: Any) -> int:
     """How many times as long texts may become that are put together with these: safe text escapes what it takes in."""
     return ESCAPED_CHARS if any(isinstance(text, Markup) for text in texts) else 1
+
+
+def _refuse_long_format(text: str) -> None:
+    if len(text) > MAX_FORMAT_CHARS:
+        raise TooMuch(f"the chat template has a format of {len(text)} characters: at most {MAX_FORMAT_CHARS}")
+
+
+def _text_size(value: Any) -> int:
+    """Characters of a value as text, at most, where it has been walked through."""
+    return QUOTED_CHARS * sum(text_pieces(value))
 
 
 def _longest(given: list[Any]) -> int:

@@ -22,8 +22,24 @@ IDIOMS = {
         "{{ {'b': 1, 'a': 2}|dictsort }}{{ {0: 1, 512: 2}|dictsort }}{{ {'b': 1}|items|list }}"
         "{{ {true: 'y', false: 'n', none: 'x', 3: 'i'}[true] }}{{ {'a': 'b'}.get('c', 'd') }}"
         "{% set d = dict(a=1, b=2) %}{{ d }}{{ dict(d, c=3) }}{{ dict([('x', 1)]) }}{{ d.items() }}{{ d.keys()|list }}"
+        "{{ ('a', 1) in d.items() }}{{ d.items() == dict(d).items() }}{{ d.items()|length }}{{ d.items()|list|tojson }}"
         "{{ d.values()|sum }}{% for k, v in d.items() %}{{ loop.index }}{{ loop.cycle('o', 'e') }}{{ k }}{{ v }}"
         "{{ loop.nextitem }}{% endfor %}"
+    ),
+    "dictionaries in order": (
+        "{{ {'b': 1, 'a': 'x'}.items()|sort }}{{ {'b': 1, 'a': 2}.items()|sort(reverse=true)|first }}"
+        "{% for name, rest in {'b': {'x': 1}, 'a': {'y': [2]}}.items()|sort %}{{ name }}{{ rest }}{% endfor %}"
+    ),
+    "dictionaries that grow": (
+        "{% set ns = namespace(ids={}) %}{% for m in messages %}"
+        "{% set ns.ids = dict(ns.ids, **{m.role: loop.index0}) %}{% endfor %}{{ ns.ids }}{{ range(*[1, 3])|list }}"
+        "{% macro m(a, b) %}{{ a }}{{ b }}{% endmacro %}{{ m(*(1,), **{'b': 2}) }}"
+        "{{ [1, 2]|sort(**{'reverse': true}) }}"
+    ),
+    "a type that is a list": (
+        "{% set names = {'string': 'str', 'integer': 'int'} %}{% set type = ['integer', 'string'] %}"
+        "{% if names[type] is defined %}{{ names[type] }}{% elif type is sequence %}{{ type|join(' or ') }}{% endif %}"
+        "{{ names[type] }}{{ names[names] is defined }}{{ type[[0]] is defined }}"
     ),
     "comparisons": (
         "{{ 1 < 2 < 3 }}{{ 'a' in 'abc' }}{{ messages[0] == messages[0] }}{{ 'role' in messages[0] }}"
