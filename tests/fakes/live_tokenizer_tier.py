@@ -1,22 +1,25 @@
 """The real tokenizer tier on a free loopback port, and a text session spoken by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.fakes.model_tier import FakeModelTier, fake_model_tier
 from tokenizer_svc.server import TokenizerTier
 from tokenizer_svc.settings import TokenizerTierSettings
 from tokenizer_svc.tokenizer import Tokenizer
+from tokenwire.errors import TokenwireError
 from tokenwire.parsed import Parsed
 from tokenwire.requests import CancelReason, Terminal, TokenLogprob
 from tokenwire.routing.discovery import Resolve, resolve_all
+from tokenwire.status import from_rpc_error
 from tokenwire.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tokenwire.wire import CANCEL_TO_WIRE, logprob_from_wire, parsed_from_wire, terminal_from_wire
 
@@ -177,3 +180,20 @@ async def tokenizer_over_fake(
     """A fake model tier, the tokenizer tier above it, and a session to that."""
     async with fake_model_tier(**model) as fake, live_tokenizer_tier(folder, fake, **(settings or {})) as live:
         yield fake, live, await TextPeer.open(live)
+
+
+def with_tier(folder: Path, call: Callable[[LiveTokenizerTier], Awaitable[Any]]) -> None:
+    """Run against the tier alone; no model tier is needed."""
+
+    async def main() -> None:
+        async with live_tokenizer_tier(folder, wait=False) as live:
+            await call(live)
+
+    asyncio.run(main())
+
+
+async def refusal(awaitable: Awaitable[Any]) -> TokenwireError:
+    """What a call is refused with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        await awaitable
+    return from_rpc_error(caught.value)

@@ -11,7 +11,14 @@ import pytest
 from tests.fakes.tokenizers_trained import words_alone
 from tokenizer_svc import encoder as encoder_module
 from tokenizer_svc.chat_template import ChatMessage, Conversation, load_chat_template
-from tokenizer_svc.encoder import INLINE_CHARS, INLINE_CONVERSATION_CHARS, LARGE_CHARS, MAX_BATCH_CHARS, Encoder
+from tokenizer_svc.encoder import (
+    INLINE_CHARS,
+    INLINE_CONVERSATION_CHARS,
+    LARGE_CHARS,
+    MAX_BATCH_CHARS,
+    EncodedPrompt,
+    Encoder,
+)
 from tokenizer_svc.encoding_cache import EncodingCache, Key
 from tokenizer_svc.prompt_encoder import CacheOutcome
 from tokenizer_svc.tokenizer import Encoding, Tokenizer
@@ -53,6 +60,15 @@ def tokenizer(trained_folder: Path) -> RecordingTokenizer:
 def encoder_of(tokenizer: Tokenizer, folder: Path | None = None, **options: Any) -> Encoder:
     template = load_chat_template(folder, tokenizer.special_tokens) if folder else None
     return Encoder(tokenizer, template, "tiny", **options)
+
+
+async def held_up(encoder: Encoder, tokenizer: RecordingTokenizer) -> "asyncio.Future[EncodedPrompt]":
+    """A prompt in a thread, which waits until the tokenizer's gate is opened."""
+    tokenizer.gate.clear()
+    running = asyncio.ensure_future(encoder.encode(LONG))
+    while not tokenizer.batches:
+        await asyncio.sleep(0.001)
+    return running
 
 
 def test_short_texts_stay_on_the_loop_and_long_ones_do_not(tokenizer: RecordingTokenizer) -> None:
@@ -199,10 +215,7 @@ def test_a_panic_of_the_library_is_an_error_of_its_caller(tokenizer: RecordingTo
 def test_who_left_has_no_place_in_the_queue(tokenizer: RecordingTokenizer) -> None:
     async def main() -> None:
         encoder = encoder_of(tokenizer, max_queued=2, num_threads=1)
-        tokenizer.gate.clear()
-        running = asyncio.ensure_future(encoder.encode(LONG))
-        while not tokenizer.batches:
-            await asyncio.sleep(0.001)
+        running = await held_up(encoder, tokenizer)
         for _ in range(3):
             waiting = [asyncio.ensure_future(encoder.encode(LONG)) for _ in range(2)]
             await asyncio.sleep(0)
@@ -250,10 +263,7 @@ def test_a_template_that_is_slow_is_left_to_the_threads(
 def test_a_full_queue_refuses_at_once(tokenizer: RecordingTokenizer) -> None:
     async def main() -> None:
         encoder = encoder_of(tokenizer, max_queued=2, num_threads=1)
-        tokenizer.gate.clear()
-        running = asyncio.ensure_future(encoder.encode(LONG))
-        while not tokenizer.batches:
-            await asyncio.sleep(0.001)
+        running = await held_up(encoder, tokenizer)
         waiting = [asyncio.ensure_future(encoder.encode(LONG)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as caught:
@@ -270,10 +280,7 @@ def test_a_full_queue_refuses_at_once(tokenizer: RecordingTokenizer) -> None:
 def test_callers_that_went_away_are_not_encoded(tokenizer: RecordingTokenizer) -> None:
     async def main() -> None:
         encoder = encoder_of(tokenizer, num_threads=1)
-        tokenizer.gate.clear()
-        running = asyncio.ensure_future(encoder.encode(LONG))
-        while not tokenizer.batches:
-            await asyncio.sleep(0.001)
+        running = await held_up(encoder, tokenizer)
         gone = asyncio.ensure_future(encoder.encode(LONG))
         kept = asyncio.ensure_future(encoder.encode(LONG))
         await asyncio.sleep(0)
