@@ -219,7 +219,13 @@ def test_the_time_that_a_request_waits_for_room_is_its_own() -> None:
 def test_a_client_that_is_closed_before_its_session_ends_it_quietly() -> None:
     async def main() -> None:
         problems: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+
+        def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            # gRPC gives this loop what comes late for calls of the loops before it, which are closed.
+            if "PollerCompletionQueue" not in context["message"]:
+                problems.append(context)
+
+        asyncio.get_running_loop().set_exception_handler(note)
         client = AsyncClient("127.0.0.1:1")
         session = client.session()
         waiting = asyncio.ensure_future(session.submit("a"))
