@@ -169,6 +169,8 @@ CASES = [
          [("now", {})], "Done", 'I could <tool_call>{"name":"f","arguments":{}}</tool_call>.Again?', "think"),
     Case("thinking and a bare call", "llama3", '<think>Hm</think>\n{"name": "now", "parameters": {}}',
          [("now", {})], "", "Hm", "think"),
+    Case("thinking in brackets and a bare list", "pythonic", "[THINK]Hm.[/THINK]\n[now()]", [("now", {})], "", "Hm.",
+         "mistral"),
     Case("thinking and a bare list", "pythonic", "Hm</think>\n\n[now()]", [("now", {})], "", "Hm", "think",
          {"begins_inside": True}),
     Case("hidden markers", "hermes", 'a </tool_call> b <tool_call>c</think>', [], "a  b c</think>", "", "",
