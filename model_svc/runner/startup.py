@@ -33,7 +33,7 @@ from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.draft_model import DraftModel
 from model_svc.runner.draft_start import check_draft_model, draft_settings, load_draft_model
 from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
-from model_svc.runner.gpu_check import check_gpu
+from model_svc.runner.gpu_start import prepare_gpu
 from model_svc.runner.graph_start import make_graphs, record_graphs, why_not_recorded
 from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.kv_cache import KVSize, kv_size
@@ -79,7 +79,7 @@ def start_runner(
     check_quantization(settings.draft_quantization, device, "draft_quantization")
     if device.type == "cuda":
         with timed(phases_s, "device"):
-            check_gpu(device, settings.dtype)
+            prepare_gpu(device)
     without_kernels = why_without_kernels(settings, device, ranks)
     with timed(phases_s, "attention"):
         backend = choose_backend(settings.attention, device, settings.block_size, without_kernels=without_kernels)
