@@ -15,7 +15,8 @@ from torch import Tensor
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
 from model_svc.model.paged import Ints, row_order
-from model_svc.runner.transfer import HostCopies, together
+from model_svc.model.upload import together
+from model_svc.runner.transfer import HostCopies
 from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
 from tokenwire.errors import Internal, TokenwireError
 
@@ -127,7 +128,7 @@ class Pooler:
             rows=[plan.rows[at] for at in plan.completes],
             sequences=sequences,
             num_tokens=[sequence.num_tokens for sequence in sequences],
-            copies=HostCopies((sums.index_select(0, done),)),
+            copies=HostCopies((sums.index_select(0, done),), self._device),
         )
 
 
