@@ -117,8 +117,8 @@ class Pooler:
             self._sums = torch.zeros(self._num_slots, hidden.shape[-1], dtype=torch.float32, device=self._device)
         arrays = [plan.tokens - first_token, plan.counts, plan.slots, plan.goes_on, np.array(plan.completes, np.int64)]
         tokens, counts, slots, keeps, done = together(arrays, self._device)
-        added = torch.segment_reduce(
-            hidden.index_select(0, tokens).float(), "sum", lengths=counts, axis=0, initial=0.0
+        added = torch.segment_reduce(  # unsafe: unless told so it reads the counts to see whether they fit, and waits
+            hidden.index_select(0, tokens).float(), "sum", lengths=counts, axis=0, initial=0.0, unsafe=True
         )  # fmt: skip
         before = self._sums.index_select(0, slots)
         sums = torch.where(keeps[:, None] > 0, before + added, added)
