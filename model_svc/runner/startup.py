@@ -68,13 +68,11 @@ def start_runner(
 
     Sets torch's number of threads for the whole process. Raises NotFound and FailedPrecondition.
     """
+    check_settings(settings)
     num_ranks = 1 if ranks is None else ranks.size
     torch.set_num_threads(settings.threads or max(1, usable_cores() // num_ranks))
     device = resolve_device(settings.device) if ranks is None else ranks.device
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
-    check_combination(settings)
-    check_adapters(settings)
-    check_draft_model(settings)
     check_quantization(settings.quantization, device)
     check_quantization(settings.draft_quantization, device, "draft_quantization")
     if device.type == "cuda":
@@ -129,6 +127,13 @@ def start_runner(
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
     return runner
+
+
+def check_settings(settings: EngineSettings) -> None:
+    """Raise FailedPrecondition for settings that exclude each other. Cheap: before ranks start and anything loads."""
+    check_combination(settings)
+    check_adapters(settings)
+    check_draft_model(settings)
 
 
 def make_cache(
