@@ -59,7 +59,8 @@ def test_two_adapters_and_none_in_one_batch(start: Start, device: str, tmp_path:
 @each_overlap
 def test_outputs_keep_to_their_constraint(start: Start, tmp_path: Path, overlap: bool) -> None:
     """Greedy, sampled and penalised, beside others that nothing constrains."""
-    constrained = pytest.importorskip("tests.fakes.constrained", reason="llguidance holds outputs to grammars")
+    pytest.importorskip("llguidance", reason="it holds outputs to grammars")
+    constrained = pytest.importorskip("tests.fakes.constrained")
     folder = constrained.write_text_model(tmp_path / "text")
     tokenizer = constrained.tokenizer_of(folder)
     prompt, end = [70, 80, 90], tokenizer.token_to_id("<|im_end|>")
