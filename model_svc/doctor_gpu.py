@@ -1,6 +1,6 @@
 """The diagnostics of GPUs: what each is, whether it computes rightly, its health, and how fast it is copied to.
 
-Needs torch; `doctor` calls it where torch loads.
+Needs torch; `doctor` calls it where torch loads, and the start of a model tier for the GPU that it takes.
 """
 
 import re
@@ -11,7 +11,13 @@ from typing import Any
 import torch
 
 from model_svc.nvml import GpuHealth, health_of
-from model_svc.runner.gpu_check import copy_bandwidth, pinned_copy_is_right, product_is_right
+from model_svc.runner.gpu_check import (
+    compute_float32_in_full,
+    copy_bandwidth,
+    first_line_of,
+    pinned_copy_is_right,
+    product_is_right,
+)
 from tokenwire.checks import Check, fail, ok, warn
 
 TORCH_NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -22,6 +28,7 @@ SEE = "see whether another process fills the GPU (nvidia-smi) and whether this t
 def check_gpus(health: Callable[[str], GpuHealth | str] = health_of) -> list[Check]:
     """Driver, CUDA and every GPU: memory and number formats, a small product on it, health, copies."""
     if torch.cuda.is_available():
+        compute_float32_in_full()
         driver = nvidia_driver()
         return [check for index in range(torch.cuda.device_count()) for check in check_gpu(index, driver, health)]
     return [check_absence(), ok("gpu health", NO_GPU), ok("gpu copies", NO_GPU)]
@@ -66,7 +73,7 @@ def check_product(index: int, properties: Any, driver: str, health: GpuHealth | 
             if dtype != "fp8" and not product_is_right(f"cuda:{index}", TORCH_NAMES[dtype])
         ]  # fmt: skip
     except RuntimeError as error:  # CUDA's errors: no kernel image, out of memory, device in a bad state
-        return fail(name, f"{detail}: a small kernel did not run: {str(error).splitlines()[0]}", SEE)
+        return fail(name, f"{detail}: a small kernel did not run: {first_line_of(error)}", SEE)
     if wrong:
         return fail(name, f"{detail}: a matrix product in {', '.join(wrong)} came out wrong", "check the GPU's health")
     return ok(name, f"{detail}; products right")
@@ -96,9 +103,8 @@ def check_copies(index: int) -> Check:
             return fail(name, "a copy through pinned memory changed the numbers", "check the GPU's health")
         speed = copy_bandwidth(device)
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).splitlines()[0]
         fix = "raise the limit of locked memory (ulimit -l; docker run --ulimit memlock=-1) and free memory"
-        return fail(name, f"pinned memory cannot be used: {reason}", fix)
+        return fail(name, f"pinned memory cannot be used: {first_line_of(error)}", fix)
     return ok(
         name,
         f"from pinned memory {speed.pinned:.1f} GB/s, from pageable {speed.pageable:.1f} GB/s, on the GPU "

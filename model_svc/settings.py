@@ -121,7 +121,7 @@ class EngineSettings:
         "record decode steps and replay them; auto: on a GPU, where the model allows it",
         choices=("auto", "off"),
     )
-    lazy_graphs: bool = setting(False, "record each batch size when it first occurs, not all of them at start")
+    lazy_graphs: bool = setting(False, "record a batch size once some steps had it, not all of them at start")
     max_queued_requests: int = setting(1024, "requests that may wait; one more is refused", minimum=1)
     max_queued_tokens: int = setting(
         1_000_000, "prompt tokens that may wait; a request past that is refused", minimum=1

@@ -22,7 +22,7 @@ from model_svc.engine.limits import Limits
 from model_svc.engine.link import EngineLink
 from model_svc.settings import EngineSettings
 from tokenwire import logs
-from tokenwire.errors import FailedPrecondition, TokenwireError
+from tokenwire.errors import TokenwireError
 
 log = logging.getLogger("model_svc.engine")
 
@@ -78,9 +78,6 @@ def engine_of(settings: EngineSettings, runner: ModelRunner, now_s: Callable[[],
     """The engine over this runner, as the settings say; `now_s` is what it times its steps with."""
     on_gpu, whole = runner.info.device.startswith("cuda"), settings.tensor_parallel == 1
     overlap = settings.overlap == "on" or (settings.overlap == "auto" and on_gpu and whole)
-    if overlap and not whole:
-        message = "overlap: steps of several ranks (tensor_parallel) are not overlapped; leave it auto"
-        raise FailedPrecondition(message, reason="OVERLAP_OF_RANKS")
     return Engine(
         runner, limits_of(settings, runner.info), overlap=overlap, check=settings.check_invariants,
         adapters=runner.adapters, now_s=now_s,

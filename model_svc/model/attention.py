@@ -38,6 +38,8 @@ class AttentionBackend(Protocol):
     """Computes attention over the paged cache."""
 
     name: str
+    gathers: bool
+    """Whether it copies keys and values side by side, for all of `PagedStep.contexts`, before it attends."""
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, layer: LayerKV, step: PagedStep, options: AttentionOptions
@@ -90,6 +92,7 @@ class SdpaBackend:
     """
 
     name = "sdpa"
+    gathers = True
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, layer: LayerKV, step: PagedStep, options: AttentionOptions

@@ -20,7 +20,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if device is None or (name != "cpu" and device.type != "cuda"):
         raise FailedPrecondition(
             f"device: {name!r} is not allowed: cpu, cuda, cuda:N or auto", reason="DEVICE_UNAVAILABLE"
         )

@@ -21,6 +21,7 @@ class FlashBackend:
     """See `AttentionBackend`. Making one turns FlashAttention 3 on for all of torch; raises where it is not there."""
 
     name = "flash"
+    gathers = False
 
     def __init__(self, device: torch.device) -> None:
         del device

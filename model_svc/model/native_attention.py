@@ -12,9 +12,10 @@ from model_svc.native import kernels
 
 
 class NativeBackend:
-    """Nothing is gathered: each row's keys are read through its block table."""
+    """Nothing is gathered, but for soft cap and sinks: each row's keys are read through its block table."""
 
     name = "native"
+    gathers = True
 
     def __init__(self) -> None:
         self._reference = SdpaBackend()

@@ -71,12 +71,10 @@ class Meeting:
 
 
 def join(rank: int, size: int, device: torch.device, port: int) -> Ranks:
-    """Meet the others at `port`; returns when all have come. `leave` ends it."""
+    """Meet the others at `port`; returns when all have come. `leave` ends it. The start takes `device`."""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     store = dist.TCPStore(LOOPBACK, port, size, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
     dist.init_process_group(BACKENDS[device.type], store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return Ranks(rank, size, device)

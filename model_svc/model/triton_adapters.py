@@ -5,6 +5,7 @@ waits for. A table on the device says where each slot's weights are, layer by la
 recorded anew when adapters change.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -91,7 +92,8 @@ class TritonProducts:
             of_parts = tuple(ups.get(part.first_output, (0, 0, 0)) for part in self._places.all[index].parts)
             matrices[index] = Matrices(down, scale, first, of_parts)
         pinned = self._device.type == "cuda"
-        return TritonAdapter(weights.flat(pinned=pinned), scales.flat(pinned=pinned), matrices)
+        with torch.cuda.device(self._device) if pinned else nullcontext():  # another thread begins with the first GPU
+            return TritonAdapter(weights.flat(pinned=pinned), scales.flat(pinned=pinned), matrices)
 
     @torch.inference_mode()
     def put(self, slot: int, adapter: TritonAdapter | None) -> None:

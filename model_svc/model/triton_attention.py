@@ -77,6 +77,7 @@ class TritonBackend:
     """See `AttentionBackend`. `processor` is `device`'s own unless a test says otherwise."""
 
     name = "triton"
+    gathers = False
 
     def __init__(self, device: torch.device, processor: Processor | None = None) -> None:
         self.processor = processor or Processor.of(device)

@@ -5,10 +5,13 @@ computes one position of a scratch block that nobody reads, and the logits of th
 one from these logits to tokens (`recorded_sampler`), for rows whose logits nothing changes; penalties, masks and
 log-probabilities read the logits in between. Where adapters are served each size has a second graph, which leaves its
 logits in the same place, for steps in which a row has one: those without cost nothing. All graphs share one memory
-pool. Knows how a graph is recorded only as a function it is given. Does not know sequences.
+pool. What start-up left out is recorded while serving, once it has been wanted often enough. Knows how a graph is
+recorded only as a function it is given. Does not know sequences.
 """
 
+import logging
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 
@@ -23,6 +26,12 @@ from model_svc.model.step_adapters import StepAdapters
 from model_svc.runner.graph import Graph, Record
 from model_svc.runner.recorded_sampler import RecordedSampler
 from model_svc.runner.sampler import RowSampling
+
+log = logging.getLogger(__name__)
+
+EAGER_STEPS = 16
+"""Steps of a size that are computed before it is recorded while serving. An estimate of how many of them recording it
+takes as long as: so waiting costs at most as much again, and sizes that are only passed through are not recorded."""
 
 
 def buckets(max_batch_size: int) -> list[int]:
@@ -46,12 +55,18 @@ class DecodeGraphs:
         scratch_block: int,
         num_adapter_slots: int = 0,
     ) -> None:
-        """`max_blocks` bounds a row's block table; `scratch_block` is a block of the cache that no sequence gets."""
+        """`max_blocks` bounds a row's block table; `scratch_block` is a block of the cache that no sequence gets.
+
+        `backend` does not gather: what rows before have left behind a row's own blocks may be no numbers.
+        """
         self.sizes = buckets(max_batch_size)
         self.num_replays = 0
         self._model, self._kv, self._backend, self._record = model, kv, backend, record
         self._graphs: dict[int, Graph] = {}
         self._adapted: dict[int, Graph] = {}
+        self._num_eager: Counter[tuple[int, bool]] = Counter()
+        """By size, and whether a row had an adapter: steps that were computed because nothing was recorded for them."""
+        self._failed: set[tuple[int, bool]] = set()
         self._num_adapter_slots = num_adapter_slots
         self._scratch_block = scratch_block
         self._make_buffers(kv.device, self.sizes[-1], max_blocks)
@@ -93,16 +108,41 @@ class DecodeGraphs:
         """Record the smallest size, to see that it can be done."""
         self._graph(self.sizes[0])
 
+    def ready(self, step: PagedStep) -> bool:
+        """Whether the step's D rows of one token can be replayed. D is 1 to `max_batch_size`.
+
+        Counts those that cannot, and records a size whose time has come. One that cannot be recorded is computed for
+        good, logged.
+        """
+        size = self._size_of(step)
+        adapted = step.adapters is not None and bool((step.adapters.slot_of[: step.num_decodes] >= 0).any())
+        if size in (self._adapted if adapted else self._graphs):
+            return True
+        if (size, adapted) in self._failed:
+            return False
+        self._num_eager[size, adapted] += 1
+        if self._num_eager[size, adapted] <= EAGER_STEPS:
+            return False
+        try:
+            self._adapted_graph(size) if adapted else self._graph(size)
+        except RuntimeError as error:
+            log.warning(
+                "decode steps of %d rows%s are not recorded: %s", size, " with adapters" if adapted else "", error
+            )
+            self._failed.add((size, adapted))
+            return False
+        return True
+
     def logits(self, token_ids: Tensor, positions: Tensor, step: PagedStep) -> Tensor:
         """[D, vocab_size]: logits of the step's D rows of one token, which come first in `token_ids` [T], `positions`.
 
-        Writes their keys and values into the cache. Valid until the next call. D is 1 to `max_batch_size`.
+        The step must be `ready`. Writes their keys and values into the cache. Valid until the next call.
         """
         num_rows = step.num_decodes
-        size = self.sizes[bisect_left(self.sizes, num_rows)]
-        graph = self._graph(size)
+        size = self._size_of(step)
+        graph = self._graphs[size]
         adapters = None if step.adapters is None else step.adapters.part(slice(num_rows))
-        replayed = graph if adapters is None else self._adapted_graph(size)
+        replayed = graph if adapters is None else self._adapted[size]
         if adapters is not None:
             self._adapter_tokens[: len(adapters.tokens)].copy_(adapters.tokens)
             self._adapter_starts.copy_(adapters.starts)
@@ -124,6 +164,10 @@ class DecodeGraphs:
         None where that is not recorded.
         """
         return self.sampler.tokens(self._size, rows)
+
+    def _size_of(self, step: PagedStep) -> int:
+        """The size that fits the step's rows of one token."""
+        return self.sizes[bisect_left(self.sizes, step.num_decodes)]
 
     def _pad(self, start: int, stop: int) -> None:
         """Rows that compute the scratch block's first position."""

@@ -20,7 +20,7 @@ from model_svc.model.native_linear import pack_linears
 from model_svc.model.sentence_files import EmbeddingDefaults, embedding_defaults
 from model_svc.runner.encoder_runner import EncoderRunner
 from model_svc.runner.fast_layers import why_without_kernels
-from model_svc.runner.gpu_check import check_gpu
+from model_svc.runner.gpu_start import prepare_gpu
 from model_svc.runner.limits import StepLimits, step_limits
 from model_svc.runner.startup import context_limit, timed
 from model_svc.settings import EngineSettings
@@ -44,7 +44,7 @@ def start_encoder(settings: EngineSettings, phases_s: dict[str, float]) -> Encod
     device = resolve_device(settings.device)
     if device.type == "cuda":
         with timed(phases_s, "device"):
-            check_gpu(device, settings.dtype)
+            prepare_gpu(device)
     folder = Path(settings.model)
     without_kernels = why_without_kernels(settings, device, None)
     with timed(phases_s, "load"):

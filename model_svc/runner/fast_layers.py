@@ -38,6 +38,11 @@ def check_combination(settings: EngineSettings) -> None:
             "compile: layers of several ranks are not compiled; leave --compile off or --tensor-parallel 1",
             reason="RANKS_NOT_COMPILED",
         )
+    if settings.tensor_parallel > 1 and settings.overlap == "on":
+        raise FailedPrecondition(
+            "overlap: steps of several ranks (tensor_parallel) are not overlapped; leave it auto",
+            reason="RANKS_NOT_OVERLAPPED",
+        )
 
 
 def why_without_kernels(settings: EngineSettings, device: torch.device, ranks: Ranks | None) -> str | None:

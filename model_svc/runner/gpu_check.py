@@ -1,4 +1,4 @@
-"""Whether a GPU computes and copies as it should, by small trials. Used at start and by the diagnostics.
+"""Whether a GPU computes and copies as it should, by small trials: the diagnostics are made of them.
 
 Knows devices and number formats; knows no model.
 """
@@ -8,20 +8,32 @@ from dataclasses import dataclass
 
 import torch
 
-from tokenwire.errors import FailedPrecondition
-
-COPY_BYTES = 256 * 2**20
+COPY_BYTES = 64 * 2**20
+"""Between host and device."""
+DEVICE_COPY_BYTES = 256 * 2**20
+"""On the device: more than its caches hold."""
 COPY_REPEATS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """Copies of COPY_BYTES, in GB/s (10⁹ bytes); `on_device` counts what is read and what is written."""
+    """Of copies, in GB/s (10⁹ bytes); `on_device` counts what is read and what is written."""
 
     pinned: float
     """From pinned memory of the host."""
     pageable: float
     on_device: float
+
+
+def compute_float32_in_full() -> None:
+    """From now on this process multiplies float32 in float32, not in TF32, which has ten bits of the mantissa.
+
+    Without it products are made in TF32 where the environment has TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, as NVIDIA's
+    images have: that is what torch starts with, and is outranked by what is set here. These setters set what torch's
+    newer ones do (`fp32_precision`) too; to mix the two in one process makes torch's getters fail.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def product_is_right(device: str, dtype: torch.dtype) -> bool:
@@ -43,15 +55,17 @@ def pinned_copy_is_right(device: str) -> bool:
 
 
 def copy_bandwidth(device: str) -> Bandwidth:
-    """How fast memory is copied to and on `device`."""
-    target = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
-    other = torch.empty_like(target)
+    """How fast memory is copied to and on `device`. Takes 512 MiB of it meanwhile."""
+    target, other = (torch.empty(DEVICE_COPY_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
     pageable = torch.ones(COPY_BYTES, dtype=torch.uint8)
-    return Bandwidth(
-        pinned=_gb_per_s(target, pageable.pin_memory()),
-        pageable=_gb_per_s(target, pageable),
+    speed = Bandwidth(
+        pinned=_gb_per_s(target[:COPY_BYTES], pageable.pin_memory()),
+        pageable=_gb_per_s(target[:COPY_BYTES], pageable),
         on_device=2 * _gb_per_s(target, other),
     )
+    del target, other
+    torch.cuda.empty_cache()
+    return speed
 
 
 def _gb_per_s(target: torch.Tensor, source: torch.Tensor) -> float:
@@ -64,27 +78,6 @@ def _gb_per_s(target: torch.Tensor, source: torch.Tensor) -> float:
     return COPY_REPEATS * target.nbytes / (time.perf_counter() - started_s) / 1e9
 
 
-def check_gpu(device: torch.device, dtype: str) -> None:
-    """The essential trials, before weights are loaded. `dtype` as in the settings: bf16 is tried where it may be run.
-
-    Raises FailedPrecondition with reason DEVICE_UNUSABLE, saying what went wrong and what to do.
-    """
-    name = str(device)
-    formats = [torch.float32] + ([torch.bfloat16] if dtype in ("auto", "bfloat16") else [])
-    try:
-        for each in formats:
-            if not product_is_right(name, each):
-                raise _unusable(name, f"a small matrix product in {each} came out wrong", "check the GPU's health")
-        if not pinned_copy_is_right(name):
-            raise _unusable(name, "a copy through pinned memory changed the numbers", "check the GPU's health")
-    except (RuntimeError, MemoryError) as error:  # no kernel image, out of memory, device in a bad state, no pinning
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        fix = "see whether another process fills the GPU, this torch is built for it and memory may be locked"
-        raise _unusable(name, f"a small kernel or a pinned allocation failed: {reason}", fix) from error
-
-
-def _unusable(name: str, detail: str, fix: str) -> FailedPrecondition:
-    return FailedPrecondition(
-        f"device: {name} cannot be used: {detail}; {fix} (python -m model_svc doctor tells more)",
-        reason="DEVICE_UNUSABLE",
-    )
+def first_line_of(error: RuntimeError | MemoryError) -> str:
+    """What CUDA or an allocator said, without the advice below it."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,18 +20,26 @@ Record = Callable[[Callable[[], Tensor]], Graph]
 
 
 def record_on_cuda(device: torch.device) -> Record:
-    """What records CUDA graphs that share one memory pool."""
+    """What records CUDA graphs that share one memory pool and one stream to record on, which cuBLAS keeps memory for.
+
+    Other threads may allocate, pin and copy meanwhile. Raises RuntimeError for what cannot be recorded, and leaves the
+    stream that was the current one current.
+    """
     pool = torch.cuda.graph_pool_handle()
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(compute: Callable[[], Tensor]) -> Graph:
-        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream(device))
+        current = torch.cuda.current_stream(device)
+        beside.wait_stream(current)
         with torch.cuda.stream(beside):
             compute()  # what is made at a first call must not be recorded
-        torch.cuda.current_stream(device).wait_stream(beside)
+        current.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = compute()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
+                output = compute()
+        finally:
+            torch.cuda.set_stream(current)  # torch leaves the other one current when a recording fails
         return Graph(graph.replay, output)
 
     return record

@@ -19,14 +19,17 @@ from model_svc.model.ranks import Meeting, join, leave
 from model_svc.model.sharding import refused
 from model_svc.runner.batch_mirror import BatchEncoder
 from model_svc.runner.followers import Followers
-from model_svc.runner.startup import start_runner, timed
+from model_svc.runner.startup import check_settings, start_runner, timed
 from model_svc.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
 
 class LeadingRunner:
-    """The ranks as one ModelRunner. A step that fails ends the process: ranks may be out of step with each other."""
+    """The ranks as one ModelRunner. A step that fails, for want of memory too, ends the process.
+
+    Ranks may be out of step with each other.
+    """
 
     def __init__(
         self, runner: ModelRunner, followers: Followers, meeting: Meeting, devices: Sequence[torch.device]
@@ -72,6 +75,7 @@ class LeadingRunner:
 
 def start_leader(settings: EngineSettings, phases_s: dict[str, float]) -> LeadingRunner:
     """Start `settings.tensor_parallel` ranks, this process the first. Raises what `start_runner` raises."""
+    check_settings(settings)
     devices = rank_devices(settings.device, settings.tensor_parallel)
     check_ranks(Path(settings.model), len(devices))
     meeting = Meeting(len(devices))

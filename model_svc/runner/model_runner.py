@@ -97,8 +97,9 @@ class TorchModelRunner:
             masks = self.grammars.begin([row.sequence for row in sampling], [row.drafts for row in sampling])
         self.phases.lap("prepare")
         try:
-            replayed = self._graphs is not None and replays_decodes(inputs, embedded)
-            told = replayed if self._graphs is not None and inputs.step.num_decodes else None
+            graphs = self._graphs
+            replayed = graphs is not None and replays_decodes(inputs, embedded) and graphs.ready(inputs.step)
+            told = replayed if graphs is not None and inputs.step.num_decodes else None
             logits, hidden = self._forward(inputs, replayed=replayed, wants_hidden=embedded is not None)
             vectors: LaunchedVectors | None = None
             if embedded is not None and hidden is not None:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from model_svc.engine.batch import RunnerInfo, ScheduledBatch, ScheduledRow, run_step
 from model_svc.engine.sequence import Sequence
@@ -34,8 +33,8 @@ from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.draft_model import DraftModel
 from model_svc.runner.draft_start import check_draft_model, draft_settings, load_draft_model
 from model_svc.runner.fast_layers import check_combination, probed, why_without_kernels, with_fast_layers
-from model_svc.runner.gpu_check import check_gpu
-from model_svc.runner.graph import record_on_cuda
+from model_svc.runner.gpu_start import prepare_gpu
+from model_svc.runner.graph_start import make_graphs, record_graphs, why_not_recorded
 from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.kv_cache import KVSize, kv_size
 from model_svc.runner.limits import StepLimits, step_limits
@@ -69,18 +68,16 @@ def start_runner(
 
     Sets torch's number of threads for the whole process. Raises NotFound and FailedPrecondition.
     """
+    check_settings(settings)
     num_ranks = 1 if ranks is None else ranks.size
     torch.set_num_threads(settings.threads or max(1, usable_cores() // num_ranks))
     device = resolve_device(settings.device) if ranks is None else ranks.device
     limits = step_limits(settings.max_batch_size, settings.max_step_tokens, device.type)
-    check_combination(settings)
-    check_adapters(settings)
-    check_draft_model(settings)
     check_quantization(settings.quantization, device)
     check_quantization(settings.draft_quantization, device, "draft_quantization")
     if device.type == "cuda":
         with timed(phases_s, "device"):
-            check_gpu(device, settings.dtype)
+            prepare_gpu(device)
     without_kernels = why_without_kernels(settings, device, ranks)
     with timed(phases_s, "attention"):
         backend = choose_backend(settings.attention, device, settings.block_size, without_kernels=without_kernels)
@@ -115,12 +112,14 @@ def start_runner(
         model = probed(model, backend, specs, settings.block_size, size.max_context_tokens)
         model, bank = with_adapters(settings, model)
     with timed(phases_s, "kv"):
-        kv = make_cache(settings, model, specs, size)
+        kv = make_cache(settings, model, backend, specs, size)
         draft_model = make_draft_model(settings, model, draft, draft_specs, backend, size, limits)
     graphs = make_graphs(settings, model, backend, kv, size, limits, settings.adapter_slots if bank is not None else 0)
     if graphs is not None:
         with timed(phases_s, "graphs"):
             graphs = record_graphs(graphs, lazily=settings.lazy_graphs)
+    elif device.type == "cuda":
+        log.info("decode steps are not recorded: %s", why_not_recorded(settings, device, backend))
     runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars, bank, draft_model)
     block_bytes = sum(spec.num_bytes(settings.block_size, model.dtype) for spec in (*specs, *draft_specs))
     cache_bytes = size.num_blocks * block_bytes
@@ -130,9 +129,22 @@ def start_runner(
     return runner
 
 
-def make_cache(settings: EngineSettings, model: LoadedModel, specs: tuple[LayerKVSpec, ...], size: KVSize) -> PagedKV:
+def check_settings(settings: EngineSettings) -> None:
+    """Raise FailedPrecondition for settings that exclude each other. Cheap: before ranks start and anything loads."""
+    check_combination(settings)
+    check_adapters(settings)
+    check_draft_model(settings)
+
+
+def make_cache(
+    settings: EngineSettings,
+    model: LoadedModel,
+    backend: AttentionBackend,
+    specs: tuple[LayerKVSpec, ...],
+    size: KVSize,
+) -> PagedKV:
     """A cache of that size. With graphs a block more, nobody's: what pads a recorded batch is written there."""
-    num_blocks = size.num_blocks + wants_graphs(settings, model.device)
+    num_blocks = size.num_blocks + (why_not_recorded(settings, model.device, backend) is None)
     return allocate(specs, num_blocks, settings.block_size, model.dtype, model.device)
 
 
@@ -155,30 +167,6 @@ def make_draft_model(
     runner = make_runner(draft_settings(settings), draft, backend, kv, own, limits, {}, None)
     warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, context - 1))
     return DraftModel(runner, model.vocab_size)
-
-
-def wants_graphs(settings: EngineSettings, device: torch.device) -> bool:
-    """Whether decode steps are to be recorded; those of several ranks are not."""
-    return settings.cuda_graphs == "auto" and device.type == "cuda" and settings.tensor_parallel == 1
-
-
-def make_graphs(
-    settings: EngineSettings,
-    model: LoadedModel,
-    backend: AttentionBackend,
-    kv: PagedKV,
-    size: KVSize,
-    limits: StepLimits,
-    num_adapter_slots: int = 0,
-) -> DecodeGraphs | None:
-    """Graphs that are still to be recorded, where they are wanted."""
-    if not wants_graphs(settings, model.device):
-        return None
-    return DecodeGraphs(
-        model, kv, backend, record_on_cuda(model.device), max_batch_size=limits.max_batch_size,
-        max_blocks=-(-size.max_context_tokens // settings.block_size), scratch_block=size.num_blocks,
-        num_adapter_slots=num_adapter_slots,
-    )  # fmt: skip
 
 
 def make_runner(
@@ -229,7 +217,7 @@ def try_largest(
 ) -> StepMemory:
     """What the largest steps take on a GPU, and the graphs, over a few blocks that are given back afterwards."""
     size = KVSize(PROFILE_BLOCKS, max_context_tokens)
-    kv = make_cache(settings, model, specs, size)
+    kv = make_cache(settings, model, backend, specs, size)
     runner = make_runner(settings, model, backend, kv, size, limits, {}, None, grammars)
     activations = peak_bytes(model.device, lambda: run_largest_steps(runner))
     graphs = make_graphs(settings, model, backend, kv, size, limits)
@@ -252,7 +240,7 @@ def run_compiled(
 ) -> None:
     """Let compiled layers be compiled: steps as they are served, over a few blocks that are given back afterwards."""
     size = KVSize(max(WARM_TOKENS) + 1, max_context_tokens)
-    kv = make_cache(settings, model, specs, size)
+    kv = make_cache(settings, model, backend, specs, size)
     runner = make_runner(settings, model, backend, kv, size, limits, {}, None)
     with compiling():
         for num_tokens in WARM_TOKENS:
@@ -268,21 +256,6 @@ def memory_plan(
         to_come = step_memory.activation_bytes if graphs_recorded else step_memory.total_bytes
     left = max(0, free_memory_bytes(model.device) - to_come)
     return MemoryPlan(str(model.device), num_bytes_of(model.module), step_memory, cache_bytes, left)
-
-
-@torch.inference_mode()
-def record_graphs(graphs: DecodeGraphs, *, lazily: bool) -> DecodeGraphs | None:
-    """Record every batch size, or the smallest alone to see that it can be done; None, logged, when it cannot."""
-    try:
-        if lazily:
-            graphs.record_smallest()
-        else:
-            with tqdm(total=len(graphs.sizes), desc="recording decode steps", unit="size", disable=None) as bar:
-                graphs.record_all(lambda done, of: bar.update())
-    except RuntimeError as error:
-        log.warning("decode steps are not recorded: %s", error)
-        return None
-    return graphs
 
 
 def runner_info(

@@ -8,8 +8,9 @@ from tokenizer_svc.parsers.families import TOOL_FORMATS
 MORSELS = [
     "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<think>", "</think>",
     "<|python_start|>", "<|python_end|>", '{"name": "f", "arguments": ', '{"name": "f", "parameters": {', '"name"',
-    "f(", "now(", "a=", "[f(a=", "{", "}", "[", "]", "(", ")", "\"", "'", "'''", "\\", ",", ";", ":", "=", " ",
-    "\n", "null", "1e999", "f", "é", "\\ud800", "\\u0041", "b'x'", "lambda: 0", "#", "\x00", "{}",
+    "f{", '[{"name": "f", "parameters": {', '}, {"name": "now", "arguments": ', '"description"',
+    "f(", "now(", "a=", "[f(a=", "{", "}", "[", "]", "(", ")", "\"", "'", "'''", "\\", ",", ";", ":", "=", " ", "\n",
+    "null", "1e999", "f", "é", "\\ud800", "\\u0041", "b'x'", "lambda: 0", "#", "\x00", "{}",
 ]  # fmt: skip
 
 

@@ -1,10 +1,15 @@
-"""A recorder of computations for a machine without a GPU."""
+"""A recorder of computations for a machine without a GPU, and runners whose decode steps it records."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
-from model_svc.runner.graph import Graph
+from model_svc.engine.batch import ModelRunner
+from model_svc.runner.decode_graphs import DecodeGraphs
+from model_svc.runner.graph import Graph, Record
+from model_svc.runner.graph_start import record_graphs
+from model_svc.runner.model_runner import TorchModelRunner
 
 
 class Recorder:
@@ -21,3 +26,18 @@ class Recorder:
             output.copy_(compute())
 
         return Graph(replay, output)
+
+
+def recorded(
+    runner: ModelRunner, record: Record, *, lazily: bool = False, num_adapter_slots: int = 0
+) -> TorchModelRunner:
+    """The runner, replaying batches of up to 16. Its last block is then the scratch block, not the scheduler's."""
+    assert isinstance(runner, TorchModelRunner)
+    graphs = DecodeGraphs(
+        runner._model, runner._kv, runner._backend, record, max_batch_size=16,
+        max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks - 1,
+        num_adapter_slots=num_adapter_slots,
+    )  # fmt: skip
+    runner._graphs = record_graphs(graphs, lazily=lazily)
+    runner.info = replace(runner.info, num_blocks=runner.info.num_blocks - 1)
+    return runner

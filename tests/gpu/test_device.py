@@ -10,7 +10,8 @@ import torch
 
 from model_svc import doctor_gpu
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
-from model_svc.runner.gpu_check import check_gpu, copy_bandwidth
+from model_svc.runner.gpu_check import copy_bandwidth
+from model_svc.runner.gpu_start import prepare_gpu
 from model_svc.runner.memory import peak_bytes
 from model_svc.runner.model_runner import TorchModelRunner
 from tests.fakes.step_loop import StepLoop
@@ -22,7 +23,9 @@ Folders = Callable[[str], str]
 
 
 def test_this_gpu_may_be_used() -> None:
-    check_gpu(torch.device("cuda", 0), "auto")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    prepare_gpu(torch.device("cuda", 0))
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     speed = copy_bandwidth("cuda:0")
     assert speed.on_device > speed.pinned > 0 and speed.pageable > 0
 

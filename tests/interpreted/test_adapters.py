@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,13 +14,11 @@ from model_svc.model.step_adapters import step_adapters
 from model_svc.model.torch_adapters import TorchProducts
 from model_svc.model.triton_adapters import TritonProducts
 from model_svc.native.adapters import AdapterPart
-from model_svc.runner import adapted_model
-from model_svc.runner.decode_graphs import DecodeGraphs
+from model_svc.runner import adapted_model, decode_graphs
 from model_svc.runner.model_runner import TorchModelRunner
-from model_svc.runner.startup import record_graphs
 from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.peft_adapters import write_adapter, write_merged
-from tests.fakes.recorder import Recorder
+from tests.fakes.recorder import Recorder, recorded
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import outputs
 from tests.fakes.tiny_models import VOCAB_SIZE, write_model
@@ -141,13 +138,11 @@ def test_a_batch_of_two_adapters_and_none(
     check(runner, folder, references)
 
 
-def test_recorded_steps(runner: TorchModelRunner, folder: Path, references: Callable[[str], Reference]) -> None:
+def test_recorded_steps(
+    runner: TorchModelRunner, folder: Path, references: Callable[[str], Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is recorded before any adapter is there serves those that come and go."""
-    graphs = DecodeGraphs(
-        runner._model, runner._kv, runner._backend, Recorder(), max_batch_size=16,
-        max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks - 1, num_adapter_slots=2,
-    )  # fmt: skip
-    runner._graphs = record_graphs(graphs, lazily=True)
-    runner.info = replace(runner.info, num_blocks=runner.info.num_blocks - 1)
+    monkeypatch.setattr(decode_graphs, "EAGER_STEPS", 0)  # recording all sizes takes long here
+    recorded(runner, Recorder(), lazily=True, num_adapter_slots=2)
     check(runner, folder, references)
     assert runner._graphs is not None and runner._graphs.num_replays > NUM_OUTPUTS

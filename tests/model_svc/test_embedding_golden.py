@@ -16,11 +16,9 @@ from model_svc.engine.batch import ModelRunner, RunnerInfo
 from model_svc.engine.events import Inbox
 from model_svc.engine.sequence import Sequence
 from model_svc.native.library import why_unavailable
-from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.model_runner import TorchModelRunner
-from model_svc.runner.startup import record_graphs
 from tests.fakes.engine_loop import EngineLoop
-from tests.fakes.recorder import Recorder
+from tests.fakes.recorder import Recorder, recorded
 from tests.fakes.step_loop import GREEDY, outputs
 from tests.fakes.tiny_models import VOCAB_SIZE, write_model
 from tests.fakes.tiny_runner import tiny_runner_of
@@ -213,15 +211,10 @@ def test_beside_decodes_that_are_replayed(
     assert isinstance(runner, TorchModelRunner)
     prompts = [random_tokens(length) for length in (5, 21, 1, 13)]
     plain = [outputs(s) for s in EngineLoop(runner, step_tokens=chunk).run(prompts, NUM_OUTPUTS)]
-    graphs = DecodeGraphs(
-        runner._model, runner._kv, runner._backend, Recorder(), max_batch_size=16,
-        max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks - 1,
-    )  # fmt: skip
-    runner._graphs = record_graphs(graphs, lazily=False)
-    runner.info = replace(runner.info, num_blocks=runner.info.num_blocks - 1)
+    recorded(runner, Recorder())
     loop = EngineLoop(runner, step_tokens=chunk, overlap=overlap)
     generating, embedding = [loop.sequence(prompt, NUM_OUTPUTS) for prompt in prompts], all_kinds()
     loop.serve(generating[:2] + embedding + generating[2:])
-    assert graphs.num_replays > 0
+    assert runner._graphs is not None and runner._graphs.num_replays > 0
     check(embedding, references("llama"), loop)
     assert [outputs(sequence) for sequence in generating] == plain

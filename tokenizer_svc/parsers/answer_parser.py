@@ -50,6 +50,8 @@ class AnswerParser:
         """Nothing was shown since the beginning or the last block."""
         self._strip = False
         """Whitespace that comes now belongs to what came before."""
+        self._not_bare_at = -1
+        """Where in the answer a bare call was looked for and is none."""
         self._done = False
         self.in_reasoning = False
         """The text read so far ends within reasoning."""
@@ -116,7 +118,7 @@ class AnswerParser:
             if bare and self._fresh:
                 char = yield from reader.skip_space()
                 self._show_much_space(Kind.TEXT)
-                if char and char in bare:
+                if char and char in bare and reader.mark() != self._not_bare_at:
                     return ""
                 if not char and reader.position < len(reader.text):
                     continue
@@ -175,13 +177,15 @@ class AnswerParser:
             reader.position = place
 
     def _show_marker(self, marker: str, kind: Kind = Kind.TEXT) -> None:
-        """A marker that marks nothing: part of the text, or hidden. The empty one stands for its first character."""
-        if marker in self._hidden:
+        """A marker that marks nothing: part of the text, or hidden. The empty one: no bare call begins here."""
+        if not marker:
+            self._not_bare_at = self._reader.mark()
+        elif marker in self._hidden:
             self._show(kind)
             self._reader.position += len(marker)
             self._parts.add(Kind.MARKUP, self._reader.take())
         else:
-            self._reader.position += max(1, len(marker))
+            self._reader.position += len(marker)
             self._show(kind)
 
     def _show(self, kind: Kind) -> None:

@@ -20,7 +20,8 @@ class CallRules:
     """What counts as a call, and where one ends."""
 
     names: frozenset[str] | None = None
-    """Only these functions; None: any name."""
+    """Only these functions, and only objects that have arguments and are no tool's definition; None: any name, since
+    a marker says that it is a call."""
     closing: str = ""
     """Marker that ends a call's block wherever it stands outside a string; begins with "<"."""
 
@@ -31,6 +32,14 @@ class CallRules:
         if self.names is not None and name not in self.names:
             raise Malformed("no such function")
         return name
+
+
+def read_calls(reader: Reader, parts: Parts, rules: CallRules) -> Steps[None]:
+    """Read a call or a list of some, behind whitespace. Raises Malformed as long as nothing was given out."""
+    if (yield from reader.skip_space()) == "[":
+        yield from _read_list(reader, parts, rules)
+    else:
+        yield from read_call(reader, parts, rules)
 
 
 def read_call(reader: Reader, parts: Parts, rules: CallRules) -> Steps[None]:
@@ -55,6 +64,8 @@ def read_call(reader: Reader, parts: Parts, rules: CallRules) -> Steps[None]:
                     yield from _rest_of_object(reader, parts)
                 return
             arguments = _whole_arguments((yield from read_value(reader)))
+        elif key == "description" and rules.names is not None:
+            raise Malformed("a tool's definition")
         else:
             yield from read_value(reader)
         char = yield from reader.skip_space()
@@ -63,34 +74,38 @@ def read_call(reader: Reader, parts: Parts, rules: CallRules) -> Steps[None]:
         reader.position += 1
         if char == "}":
             break
-    if name is None:
-        raise Malformed("no name")
+    if name is None or (rules.names is not None and not arguments):
+        raise Malformed("no name or no arguments")
     parts.begin_call(reader.take(), name)
     parts.arguments("", arguments or "{}")
 
 
-def read_call_list(reader: Reader, parts: Parts, rules: CallRules) -> Steps[None]:
+def _read_list(reader: Reader, parts: Parts, rules: CallRules) -> Steps[None]:
     """Read `[call, …]`; the next character is its `[`. Raises Malformed as long as nothing was given out."""
     yield from reader.expect("[")
     yield from reader.skip_space()
     yield from read_call(reader, parts, rules)
     while not parts.full:
-        char = yield from reader.skip_space()
-        if char == "]":
+        if (yield from reader.skip_space()) == "]":
             reader.position += 1
             parts.add(Kind.MARKUP, reader.take())
             return
-        if char != "," or not (yield from another_call(reader, parts, rules, ",")):
-            reader.rewind()
+        if not (yield from another_call(reader, parts, rules, (",",))):
             return
 
 
-def another_call(reader: Reader, parts: Parts, rules: CallRules, separator: str = "") -> Steps[bool]:
-    """Read a separator and one more call, behind one that was given out. Where none comes: False, nothing read."""
-    yield from reader.skip_space()
+def another_call(reader: Reader, parts: Parts, rules: CallRules, separators: tuple[str, ...] = ()) -> Steps[bool]:
+    """Read one more call, behind one that was given out and a separator if there are any: single characters.
+
+    Where none comes: False, nothing read.
+    """
+    char = yield from reader.skip_space()
     try:
-        yield from reader.expect(separator)
-        yield from reader.skip_space()
+        if separators:
+            if char not in separators:
+                raise Malformed("expected a separator")
+            reader.position += 1
+            yield from reader.skip_space()
         yield from read_call(reader, parts, rules)
     except Malformed:
         reader.rewind()

@@ -1,7 +1,8 @@
 """How model families write tool calls as JSON: Hermes and Qwen, Llama 3, Mistral; and what a format is in general.
 
 Sources: the chat templates of NousResearch/Hermes-2-Pro, Qwen2.5 and Qwen3, Llama 3.1 and 3.2, Mistral v3 to v13
-(mistral-common). Python-like calls are read by `pythonic`.
+(mistral-common); and the further forms that vLLM's and SGLang's parsers read, since models write them. Python-like
+calls are read by `pythonic`.
 """
 
 import re
@@ -11,8 +12,7 @@ from tokenizer_svc.parsers.json_calls import (
     MAX_NAME_CHARS,
     CallRules,
     another_call,
-    read_call,
-    read_call_list,
+    read_calls,
     stream_arguments,
 )
 from tokenizer_svc.parsers.parts import Kind, Parts
@@ -54,7 +54,7 @@ class ToolFormat(Protocol):
 
 
 class Hermes:
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`; a list of such objects inside is read as well."""
+    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`; several objects or a list inside are read as well."""
 
     openers = ("<tool_call>",)
     markers = ("</tool_call>",)
@@ -65,10 +65,7 @@ class Hermes:
     def read(self, reader: Reader, parts: Parts, names: frozenset[str]) -> Steps[None]:
         """See `ToolFormat.read`. The marker says that it is a call: any name will do."""
         rules = CallRules(closing=self.closing)
-        if (yield from reader.skip_space()) == "[":
-            yield from read_call_list(reader, parts, rules)
-        else:
-            yield from read_call(reader, parts, rules)
+        yield from read_calls(reader, parts, rules)
         while not parts.full:
             yield from reader.skip_space()
             if (yield from reader.accept(self.closing)) or reader.accept_cut(self.closing):
@@ -80,28 +77,31 @@ class Hermes:
 
 
 class Llama3:
-    """`{"name": …, "parameters": {…}}` as the whole answer, several separated by `;`, perhaps behind `<|python_tag|>`.
+    """`{"name": …, "parameters": {…}}` as the whole answer, perhaps behind `<|python_tag|>`.
 
-    Nothing marks the object as a call, so its name must be one of the request's functions.
+    Several come separated by `;`, a comma or nothing, or as a list. Nothing marks such an object as a call, so its name
+    must be one of the request's functions.
     """
 
     openers = ("<|python_tag|>",)
     markers = ()
-    bare = "{"
+    bare = "{["
     closing = "}"
     id_chars = 0
 
     def read(self, reader: Reader, parts: Parts, names: frozenset[str]) -> Steps[None]:
         """See `ToolFormat.read`."""
         rules = CallRules(names)
-        yield from reader.skip_space()
-        yield from read_call(reader, parts, rules)
-        while not parts.full and (yield from another_call(reader, parts, rules, ";")):
+        yield from read_calls(reader, parts, rules)
+        while not parts.full and (yield from another_call(reader, parts, rules, (";", ","))):
             pass
 
 
 class Mistral:
-    """`[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]`, and the newer `[TOOL_CALLS]name[ARGS]{…}` for each call."""
+    """`[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]`, or for each call `[TOOL_CALLS]name{…}`, as newer models write.
+
+    Behind the name may stand `[ARGS]`, and before that `[CALL_ID]` with an id, which is passed over.
+    """
 
     openers = ("[TOOL_CALLS]",)
     markers = ("[ARGS]", "[CALL_ID]")
@@ -112,11 +112,8 @@ class Mistral:
     def read(self, reader: Reader, parts: Parts, names: frozenset[str]) -> Steps[None]:
         """See `ToolFormat.read`. The marker says that it is a call: any name will do."""
         rules = CallRules()
-        char = yield from reader.skip_space()
-        if char == "[":
-            yield from read_call_list(reader, parts, rules)
-        elif char == "{":
-            yield from read_call(reader, parts, rules)
+        if (yield from reader.skip_space()) in ("[", "{"):
+            yield from read_calls(reader, parts, rules)
         else:
             yield from self._named_call(reader, parts, rules)
 
@@ -124,8 +121,9 @@ class Mistral:
         name = rules.check_name((yield from reader.run(_NO_NAME, MAX_NAME_CHARS)))
         if (yield from reader.accept("[CALL_ID]")):
             yield from reader.run(_NO_ID, MAX_ID_CHARS)
-        yield from reader.expect("[ARGS]")
-        if (yield from reader.skip_space()) != "{":
+        if (yield from reader.accept("[ARGS]")):
+            yield from reader.skip_space()
+        if (yield from reader.peek()) != "{":
             raise Malformed("arguments are an object")
         parts.begin_call(reader.take(), name)
         yield from stream_arguments(reader, parts, rules)

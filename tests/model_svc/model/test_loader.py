@@ -182,7 +182,7 @@ def test_bf16_instructions_are_read_from_cpuinfo(tmp_path: Path, monkeypatch: py
 
 def test_devices_that_are_not_there_are_refused() -> None:
     assert devices.resolve_device("cpu") == CPU
-    for name in ("tpu", "meta", "cuda:99", "nonsense:3"):
+    for name in ("tpu", "meta", "cuda:99", "nonsense:3", "cpu:0", "cpu:1"):
         with pytest.raises(FailedPrecondition, match=f"device: '{name}'"):
             devices.resolve_device(name)
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ pytest.importorskip("triton", reason="Triton is not installed; its interpreter c
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from model_svc.model.triton_adapters import BLOCK_K, BLOCK_N, BLOCK_R, DOWN, UP, Packing
+from model_svc.model.adapter_places import Part, Place, Places
+from model_svc.model.triton_adapters import BLOCK_K, BLOCK_N, BLOCK_R, DOWN, UP, Packing, TritonProducts
+from model_svc.native.adapters import AdapterPart
 
 ROOT = Path(__file__).parents[3]
 POINTERS = {"x": "*bf16", "out": "*bf16", "hidden": "*fp32", "tokens": "*i64", "starts": "*i64", "table": "*i64",
@@ -54,3 +58,26 @@ def test_packed_matrices_are_aligned_and_whole() -> None:
     assert begins == [0, 16] and len(flat) == 32
     for begin, matrix in zip(begins, matrices, strict=True):
         assert torch.equal(flat[begin : begin + matrix.numel()], matrix.flatten())
+
+
+def test_memory_is_pinned_by_the_gpu_of_the_model_in_whatever_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Linear(8, 4)
+    places = Places([Place(layer, 8, 4, (Part("layer", 0, 4),))])
+    products: Any = TritonProducts(places, 1, torch.device("cpu"), max_ranks=2)
+    products._device = torch.device("cuda", 1)
+    current, pinned_by = [torch.device("cuda", 0)], list[torch.device]()
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned_by.append(current[-1])
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    products.pack({0: [AdapterPart(0, torch.randn(2, 8), torch.randn(4, 2), 1.0)]})
+    assert pinned_by == [products._device] * 2

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from model_svc.model.paged import PagedStep
 from model_svc.model.step_adapters import step_adapters
-from model_svc.runner import recorded_sampler
-from model_svc.runner.decode_graphs import DecodeGraphs, buckets
+from model_svc.runner import decode_graphs, recorded_sampler
+from model_svc.runner.decode_graphs import EAGER_STEPS, DecodeGraphs, buckets
 from model_svc.runner.graph import Graph, Record
 from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.runner.recorded_sampler import Draw
-from model_svc.runner.startup import record_graphs
 from tests.fakes.engine_loop import EngineLoop
-from tests.fakes.recorder import Recorder
+from tests.fakes.recorder import Recorder, recorded
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import outputs
 from tests.fakes.tiny_models import VOCAB_SIZE, write_model
@@ -33,16 +32,7 @@ families = pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
 
 
 def runner_with(folder: Path, record: Record, *, lazily: bool = False) -> TorchModelRunner:
-    """A runner whose last block is the scratch block, and so not the scheduler's."""
-    runner = tiny_runner_of(str(folder))
-    assert isinstance(runner, TorchModelRunner)
-    graphs = DecodeGraphs(
-        runner._model, runner._kv, runner._backend, record, max_batch_size=16,
-        max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks - 1,
-    )  # fmt: skip
-    runner._graphs = record_graphs(graphs, lazily=lazily)
-    runner.info = replace(runner.info, num_blocks=runner.info.num_blocks - 1)
-    return runner
+    return recorded(tiny_runner_of(str(folder)), record, lazily=lazily)
 
 
 @families
@@ -87,8 +77,11 @@ def test_padding_writes_into_the_scratch_block_alone(tmp_path: Path) -> None:
     assert all(len(outputs(s)) == NUM_OUTPUTS for s in sequences)
 
 
-def test_what_is_recorded_later_sees_no_adapters_of_a_larger_step(tmp_path: Path) -> None:
+def test_what_is_recorded_later_sees_no_adapters_of_a_larger_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They would be those of tokens that are not there: kernels write to where these would be."""
+    monkeypatch.setattr(decode_graphs, "EAGER_STEPS", 0)
     write_model(tmp_path, "llama")
     runner = tiny_runner_of(str(tmp_path))
     assert isinstance(runner, TorchModelRunner)
@@ -113,6 +106,7 @@ def test_what_is_recorded_later_sees_no_adapters_of_a_larger_step(tmp_path: Path
             (1,) * len(slots), (1,) * len(slots), adapters=adapters,
         )  # fmt: skip
         with torch.inference_mode():
+            assert graphs.ready(step)
             graphs.logits(rows, rows * 0, step)
     assert seen == [(8, []), (8, [1, 2, 5, 7, 0, 3, 4, 6]), (1, []), (1, [0]), (2, []), (2, [1])]
 
@@ -129,13 +123,46 @@ def test_a_model_that_cannot_be_recorded_is_served_without(caplog: pytest.LogCap
     assert len(outputs(sequence)) == NUM_OUTPUTS
 
 
-def test_lazily_a_size_is_recorded_when_it_occurs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+def test_lazily_a_size_is_recorded_when_it_has_been_wanted_often_enough(tmp_path: Path, overlap: bool) -> None:
     write_model(tmp_path, "llama")
     recorder = Recorder()
     runner = runner_with(tmp_path, recorder, lazily=True)
     assert recorder.num_recorded == 1 + len(Draw)
-    EngineLoop(runner).run(PROMPTS[:3], NUM_OUTPUTS)
+    loop = EngineLoop(runner, overlap=overlap)
+    loop.run(PROMPTS[:8], EAGER_STEPS // 2, staggered=True)
+    assert recorder.num_recorded == 1 + len(Draw)
+    assert loop.engine.load().num_not_replayed > EAGER_STEPS // 2
+    loop.run(PROMPTS[:3], EAGER_STEPS + 10)
     assert recorder.num_recorded == 2 * (1 + len(Draw))
+    assert runner._graphs is not None and 9 <= runner._graphs.num_replays <= 10 + EAGER_STEPS
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+def test_a_recording_that_fails_while_serving_ends_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, overlap: bool
+) -> None:
+    """It is not tried again; the sizes that can be recorded are replayed."""
+    monkeypatch.setattr(decode_graphs, "EAGER_STEPS", 2)
+    reference = Reference(str(write_model(tmp_path, "llama")))
+    tried: list[int] = []
+    recorder = Recorder()
+
+    def failing(compute: Callable[[], Tensor]) -> Graph:
+        graph = recorder(compute)
+        tried.append(len(graph.output))
+        if tried[-1] == 4:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+        return graph
+
+    runner = runner_with(tmp_path, failing, lazily=True)
+    loop = EngineLoop(runner, overlap=overlap)
+    for prompts in (PROMPTS[:3], PROMPTS[:8], PROMPTS[:4]):
+        sequences = loop.run(prompts, NUM_OUTPUTS)
+        assert [outputs(s) for s in sequences] == [reference.greedy(p, NUM_OUTPUTS).token_ids for p in prompts]
+    assert tried.count(4) == 1 and tried.count(8) > 1
+    assert runner._graphs is not None and runner._graphs.num_replays > 0
+    assert "decode steps of 4 rows are not recorded: CUDA error" in caplog.text
 
 
 def test_memory_is_tried_with_the_largest_size_and_the_largest_that_sorts(

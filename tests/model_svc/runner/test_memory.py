@@ -267,7 +267,7 @@ def test_a_gpus_start_measures_before_it_sizes(tmp_path: Path, monkeypatch: pyte
         return load_model(folder, torch.device("cpu"), dtype)
 
     monkeypatch.setattr(startup, "resolve_device", lambda _: Standin())
-    monkeypatch.setattr(startup, "check_gpu", lambda device, dtype: done.append(f"checked {device} {dtype}"))
+    monkeypatch.setattr(startup, "prepare_gpu", lambda device: done.append(f"prepared {device}"))
 
     def ran(runner: TorchModelRunner) -> None:
         assert runner.grammars is not None
@@ -282,7 +282,7 @@ def test_a_gpus_start_measures_before_it_sizes(tmp_path: Path, monkeypatch: pyte
         max_step_tokens=64, kv_memory=2**20, gpu_memory_share=0.75, cuda_graphs="off", attention="sdpa",
     )  # fmt: skip
     info = startup.start_runner(settings, {}, load=load).info
-    assert done == ["checked cuda:0 float32", "run", "measured", "sized"]
+    assert done == ["prepared cuda:0", "run", "measured", "sized"]
     assert list(info.phases_s) == ["device", "attention", "load", "vocabulary", "probe", "memory", "kv", "warmup"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.answer_texts import CASES, Case, Found, cut, parse, parser
+from tests.fakes.answer_texts import CASES, NAMES, Case, Found, cut, parse, parser
 from tests.fakes.damaged_answers import options, spoiled
 from tokenizer_svc.parsers.families import TOOL_FORMATS
 from tokenizer_svc.parsers.parts import Kind
@@ -51,6 +51,24 @@ def test_nothing_is_lost_and_chunks_do_not_matter(text: str, given_options: dict
         assert whole.content == text
     if not given_options["tools"]:
         assert not whole.calls
+    if given_options["tools"] in ("llama3", "pythonic"):
+        assert all(name in NAMES for name, _ in whole.calls)
+
+
+JSON_KEYS = st.sampled_from(["name", "type", "parameters", "arguments", "description", "function", "a"])
+OTHER_JSON = st.recursive(
+    st.none() | st.integers() | st.sampled_from(["", "Bob", "{", '"name": "f"', "<|python_tag"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(JSON_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+"""JSON that names no function."""
+
+
+@settings(max_examples=200, deadline=None)
+@given(OTHER_JSON, st.sampled_from([None, 1]), st.sampled_from(["llama3", "pythonic"]))
+def test_json_that_calls_nothing_is_content(value: object, indent: int | None, tools: str) -> None:
+    text = json.dumps(value, indent=indent)
+    assert parse([text], tools) == Found(content=text, raw=text) == parse(text, tools)
 
 
 @settings(max_examples=150, deadline=None)
@@ -60,7 +78,9 @@ def test_nothing_is_lost_and_chunks_do_not_matter(text: str, given_options: dict
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
         max_leaves=8,
     ),
-    st.sampled_from(["hermes", "llama3", "mistral", "args", "pythonic"]),
+    st.sampled_from(
+        ["hermes", "hermes string", "llama3", "llama3 list", "mistral", "mistral names", "mistral args", "pythonic"]
+    ),
     st.booleans(),
     st.randoms(use_true_random=False),
 )
@@ -68,13 +88,16 @@ def test_any_arguments_come_through(value: object, form: str, ascii_only: bool, 
     arguments = json.dumps({"a": value}, ensure_ascii=ascii_only)
     text = {
         "hermes": f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>',
+        "hermes string": f'<tool_call>{{"name": "f", "parameters": {json.dumps(arguments)}}}',
         "llama3": f'{{"name": "f", "parameters": {arguments}}}',
+        "llama3 list": f'[{{"name": "f", "arguments": {arguments}}}]',
         "mistral": f'[TOOL_CALLS] [{{"name": "f", "arguments": {arguments}}}]',
-        "args": f"[TOOL_CALLS]f[ARGS]{arguments}",
+        "mistral names": f"[TOOL_CALLS]f{arguments}",
+        "mistral args": f"[TOOL_CALLS]f[ARGS]{arguments}",
         "pythonic": f"[f(a={value!r})]",
     }[form]
     places = tuple(sorted(rng.choices(range(len(text) + 1), k=5)))
-    found = parse(cut(text, places), "mistral" if form == "args" else form)
+    found = parse(cut(text, places), form.split()[0])
     assert found.values() == [("f", {"a": value})]
     assert form == "pythonic" or found.calls == [["f", arguments]], "JSON is passed on as it was written"
     assert found.content == ""
@@ -103,7 +126,9 @@ def test_content_waits_for_nothing_but_what_may_begin_a_marker() -> None:
         ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "b', ["f", '{"a": "b'], ""),
         ("hermes", '<tool_call>{"name": "f", "arguments": {}, oops}', ["f", "{}"], ", oops}"),
         ("llama3", '{"name": "f", "parameters": {"a": 1]} tail', ["f", '{"a": 1'], "]} tail"),
+        ("llama3", '[{"name": "f", "parameters": {"a": 1]}, tail', ["f", '{"a": 1'], "}, tail"),
         ("mistral", '[TOOL_CALLS]f[ARGS]{"a": ]', ["f", '{"a": '], "]"),
+        ("mistral", '[TOOL_CALLS]f{"a": ] x', ["f", '{"a": '], "] x"),
         ("pythonic", "[f(a=1, b=c)]", ["f", '{"a": 1'], ", b=c)]"),
         ("pythonic", "[now(), f(a=b)]", ["now", "{}"], ", f(a=b)]"),
     ],
@@ -140,7 +165,10 @@ def test_a_python_call_is_given_out_with_its_first_argument() -> None:
         ("hermes", '<tool_call>{"name":"f","arguments":{"a":1}}</tool_call><tool_call>{"name":"f"}', '{"a":1}'),
         ("hermes", '<tool_call>[{"name":"f"}, {"name":"now"}]</tool_call> x', "{}"),
         ("llama3", '{"name":"f","parameters":{"a":1}};{"name":"now","parameters":{}}', '{"a":1}'),
+        ("llama3", '{"name":"f","parameters":{"a":1}}, {"name":"now","parameters":{}}', '{"a":1}'),
+        ("llama3", '[{"name":"f","arguments":{"a":1}}, {"name":"now","arguments":{}}]', '{"a":1}'),
         ("mistral", "[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]now[ARGS]{}", "{}"),
+        ("mistral", "[TOOL_CALLS]f{}[TOOL_CALLS]now{}", "{}"),
         ("pythonic", "[f(a=1), now()]", '{"a": 1}'),
     ],
 )

@@ -17,8 +17,11 @@ UNFINISHED = {
     "hermes": ['{"a":[', '{"a":"', '[{"a":{', '{"name":"f","arguments":{},"a":[', '{"name":"f","arguments":{}} {"a":[',
                '[{"name":"f","arguments":{}},{"a":[', '{"arguments":{"a":"\\"', '{"a', "", " ", '{"a":[\\"'],
     "llama3": ['{"a":[', '{"a":"', '{"name":"f","parameters":{},"a":[', '{"name":"f","parameters":{}};{"a":[',
+               '[{"a":[', '[{"name":"f","parameters":{}},{"a":[', '{"name":"f","parameters":{}},{"a":[', "[",
+               '[{"name":"f","parameters":{}}', '[{"name":"f","parameters":{"a', '[{"arguments":{"a":"\\"',
                '{"name":"f","parameters":{}}{"a":[', '{"name":"f","parameters":{"a', "{", "x"],
-    "mistral": ['{"a":[', '[{"a":{', 'f[ARGS]{"a":[', "f[CALL_ID]", "f", 'f[ARGS]{"a":1} {', '[{"name":"f"},{"a":['],
+    "mistral": ['{"a":[', '[{"a":{', 'f[ARGS]{"a":[', "f[CALL_ID]", "f", 'f{"a":[', "f{", 'f{"a":1}', "f[CALL_ID]a{",
+                'f[ARGS]{"a":1} {', '[{"name":"f"},{"a":['],
     "pythonic": ["[f(a=", "[f(a=[", "[f(a='", "[f(a=''''", '[f(a=\\"', "[f(a=1,b=[", "[f(a=1,b=''''", "[now()][f(a=[",
                  "[now(),f(a=[", "[", "[f(a=1)"],
 }  # fmt: skip
@@ -55,10 +58,18 @@ ONCE = [
     ("hermes", "a", " <"),
     ("llama3", '{"name": "f", "parameters": {}}', " "),
     ("llama3", '{"name": "f", "parameters": {}}', ";"),
+    ("llama3", '{"name": "f", "parameters": {}}', ","),
+    ("llama3", '{"name": "f", "parameters": {}}', ',{"name": "f", "parameters": {}}'),
+    ("llama3", '[{"name": "f", "parameters": {}}', " "),
+    ("llama3", '[{"name": "f", "parameters": {}}', ',{"name": "f", "arguments": {}}'),
+    ("llama3", '[{"a": ', "["),
+    ("llama3", "[", " "),
     ("llama3", "", " "),
     ("mistral", "[TOOL_CALLS]", "f"),
     ("mistral", "[TOOL_CALLS]f[CALL_ID]", "a"),
     ("mistral", "[TOOL_CALLS]f[ARGS]", " "),
+    ("mistral", "[TOOL_CALLS]f", " "),
+    ("mistral", "[TOOL_CALLS]f{", "["),
     ("pythonic", "[", "f"),
     ("pythonic", "[f(", "a"),
     ("pythonic", "[f(a=", "["),
@@ -118,6 +129,7 @@ def test_all_costs_what_its_length_does_and_a_piece_no_more_than_a_bound(
 @pytest.mark.parametrize(("tools", "repeated"), [
     ("hermes", '<tool_call>{"a":['), ("mistral", '[TOOL_CALLS]{"a":['), ("pythonic", "<|python_start|>[f(a=["),
     ("pythonic", "<|python_start|>[f(a=''''"), ("llama3", '<|python_tag|>{"a":{'),
+    ("llama3", '<|python_tag|>[{"a":{'), ("mistral", '[TOOL_CALLS][{"a":{'),
 ])  # fmt: skip
 def test_the_bounds_that_are_set_hold_an_answer_of_many_openers(tools: str, repeated: str) -> None:
     text = repeated * 8_000
