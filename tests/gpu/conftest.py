@@ -26,11 +26,8 @@ Start = Callable[..., TorchModelRunner]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    absent = (
-        ""
-        if DEVICE == "cpu" or torch.cuda.is_available()
-        else f"no GPU: torch {torch.__version__} finds no CUDA device"
-    )
+    is_there = DEVICE == "cpu" or torch.cuda.is_available()
+    absent = "" if is_there else f"no GPU: torch {torch.__version__} finds no CUDA device"
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
