@@ -41,6 +41,8 @@ GRACE_S = 10.0
 """Between the time a section is told it has and the time it is stopped."""
 STOP_S = 30.0
 """Until a section that was stopped is killed."""
+REFUSED = 3
+"""Exit status of a section whose device is not there, as no other section's will be."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ QUICK_SECTIONS = (Section("ceilings", 90), Section("tiny", 90), Section("peers t
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sections. Returns 1 when one of them gave nothing."""
+    """Run the sections. Returns 1 when one of them gave nothing, 2 when nothing can be measured here."""
     options = arguments(argv)
     if options.serve and (missing := [name for name in SERVE_NEEDS if find_spec(name) is None]):
         print(f"--serve needs what is not installed here ({', '.join(missing)}): pip install 'tokenwire[all]'")
@@ -77,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for section in sections:
         left_s = options.seconds - (time.perf_counter() - began)
         results[section.name] = run_section(section, options, results.get("ceilings", {}), left_s)
+        if results[section.name]["status"] == "refused":
+            print(results[section.name]["reason"])
+            return 2
     machine = results.get("ceilings", {}).pop("machine", None) or host()
     name = options.name or slug(machine.get("gpu") or machine["cpu"])
     record = {
@@ -118,7 +123,7 @@ def sections_of(options: argparse.Namespace) -> tuple[Section, ...]:
 def run_section(
     section: Section, options: argparse.Namespace, ceilings: dict[str, Any], left_s: float
 ) -> dict[str, Any]:
-    """A section's measurements, and in `status` how it ended: done, failed or left out, with the `reason`."""
+    """A section's measurements, and in `status` how it ended: done, failed, refused or left out, with the `reason`."""
     seconds = min(section.seconds, left_s - GRACE_S)
     if seconds < LEAST_S:
         return {"status": "left out", "reason": "no time was left"}
@@ -153,6 +158,8 @@ def run_section(
         written = errors.read().splitlines()
     if stopped:
         return results | {"status": "failed", "reason": f"stopped after {seconds + GRACE_S:.0f} s"}
+    if process.returncode == REFUSED:
+        return {"status": "refused", "reason": written[-1]}
     if process.returncode:
         print("\n".join(written[-15:]), file=sys.stderr)
         reason = next((line for line in reversed(written) if line.strip()), "no message")

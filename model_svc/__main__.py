@@ -1,13 +1,13 @@
-"""`python -m model_svc` serves; `python -m model_svc doctor|places|convert …` looks at the machine, converts."""
+"""`python -m model_svc` serves; `python -m model_svc doctor|places|convert …` looks at the machine, converts.
 
-import functools
+Only serving loads grpc: the others run where torch and transformers alone are installed.
+"""
+
 import importlib
 import sys
 
-from model_svc.server import serve
 from model_svc.settings import ModelTierSettings
 from tokenwire import logs
-from tokenwire.server import run
 from tokenwire.settings import parse_settings
 
 COMMANDS = {"doctor": "model_svc.doctor", "convert": "model_svc.model.convert", "places": "model_svc.places"}
@@ -20,7 +20,7 @@ def main() -> None:
         raise SystemExit(importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
     settings = parse_settings(ModelTierSettings, "model", description=__doc__ or "")
     logs.configure("model")
-    run(functools.partial(serve, settings))
+    importlib.import_module("model_svc.server").main(settings)
 
 
 if __name__ == "__main__":

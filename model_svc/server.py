@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import importlib
 import logging
 from pathlib import Path
@@ -22,7 +23,7 @@ from tokenwire import models
 from tokenwire.errors import FailedPrecondition, TokenwireError
 from tokenwire.invariants import watch
 from tokenwire.logs import fields
-from tokenwire.server import GrpcServer, until_signal
+from tokenwire.server import GrpcServer, run, until_signal
 from tokenwire.tasks import cancel_and_wait
 from tokenwire.telemetry import REGISTRY, serve_metrics
 from tokenwire.telemetry.tracing import Tracer, open_tracer
@@ -182,3 +183,8 @@ async def serve(settings: ModelTierSettings) -> None:
         await asyncio.wait({starting})
         await tier.engine.close()
         await tier.grpc.server.stop(None)
+
+
+def main(settings: ModelTierSettings) -> None:
+    """Serve in this process until it is told to end."""
+    run(functools.partial(serve, settings))

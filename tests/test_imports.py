@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.fakes.only_torch import only_torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,3 +43,13 @@ def test_the_clients_are_names_of_the_package() -> None:
     code += "assert not hasattr(tokenwire, 'Other')"
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_a_gpu_machine_runs_loads_where_only_torch_and_transformers_are(tmp_path: Path) -> None:
+    """The tests for one, which are skipped or collected there, and the diagnostics."""
+    environment = only_torch(tmp_path)
+    collect = ["--collect-only"] if torch.cuda.is_available() else []
+    for command in (("pytest", "-q", "tests/gpu", *collect), ("model_svc", "doctor")):
+        run = [sys.executable, "-m", *command]
+        result = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr

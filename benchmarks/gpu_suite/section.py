@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.gpu import host
+from benchmarks.gpu import REFUSED, host
 from benchmarks.gpu_suite.ceilings import measure_ceilings
 from benchmarks.gpu_suite.engine_runs import measure_shape
 from benchmarks.gpu_suite.peers import measure_peers
@@ -23,6 +23,7 @@ from benchmarks.gpu_suite.report import Report
 from benchmarks.gpu_suite.shapes import Source
 from model_svc.model.device import cpu_multiplies_bf16, resolve_device
 from model_svc.nvml import health_of
+from tokenwire.errors import FailedPrecondition
 
 PEERS = "peers "
 SERVE = "serve "
@@ -31,7 +32,10 @@ SERVE_MODULE = "benchmarks.gpu_suite.serve"
 
 
 def run(told: dict[str, Any], emit: Callable[[str], None]) -> dict[str, Any]:
-    """Measure one section; its results as they come go to `emit`, and all of them are returned."""
+    """Measure one section; its results as they come go to `emit`, and all of them are returned.
+
+    Raises FailedPrecondition where the device is not there.
+    """
     device = resolve_device(told["device"])
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     report = Report(told["until_s"] - time.time(), emit)
@@ -83,4 +87,10 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.disable(logging.INFO)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    run(json.loads(sys.argv[1]), partial(print, flush=True))
+    try:
+        run(json.loads(sys.argv[1]), partial(print, flush=True))
+    except FailedPrecondition as error:
+        if error.reason != "DEVICE_UNAVAILABLE":
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(REFUSED)

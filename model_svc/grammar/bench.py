@@ -12,9 +12,9 @@ from collections import OrderedDict
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from model_svc.engine.sequence import PENDING, Sequence, SequenceStatus
@@ -23,6 +23,9 @@ from model_svc.grammar.matching import Matching, Outcome
 from model_svc.grammar.vocabulary import Vocabulary
 from model_svc.host import usable_cores
 from tokenwire.errors import Internal, InvalidRequest, TokenwireError
+
+if TYPE_CHECKING:  # see `vocabulary`
+    from llguidance import LLMatcher
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +168,7 @@ class GrammarBench:
         finally:
             matching.is_ready = True
 
-    def _copy(self, grammar: str) -> LLMatcher:
+    def _copy(self, grammar: str) -> "LLMatcher":
         with self._lock:
             matcher = self._kept.get(grammar)
             if matcher is not None:

@@ -9,14 +9,17 @@ import time
 from collections.abc import Sequence as Rows
 from enum import Enum
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from model_svc.grammar.library import MAX_MASK_S, MAX_SLOW_MASKS, reason_of
 from model_svc.grammar.vocabulary import Vocabulary
 from tokenwire.errors import InvalidRequest, TokenwireError
+
+if TYPE_CHECKING:  # see `vocabulary`
+    from llguidance import LLMatcher
 
 Bits = NDArray[np.uint8]
 """[mask_bytes]: a bit per token id, least significant first; set: the token may come."""

@@ -2,19 +2,22 @@
 
 Read from tokenizer.json as it stands, without a tokenizer: of the file only the pieces and the decoder's steps count.
 Beyond the model's own ids stands one more, which is no token of it: where that may come, the text may end. What ends a
-sequence then is for the request to say (see `matching`). Knows nothing of grammars.
+sequence then is for the request to say (see `matching`). Knows nothing of grammars. Where the grammar library,
+llguidance, is not installed an engine serves all but constrained outputs: there is no vocabulary then.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llguidance import LLTokenizer
-
 from tokenwire.errors import FailedPrecondition
+
+if HAS_LIBRARY := find_spec("llguidance") is not None:
+    from llguidance import LLTokenizer
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 PASSED_OVER = frozenset({"Fuse", "Strip"})
@@ -27,7 +30,7 @@ class Vocabulary:
 
     size: int
     """The logits' width. Ids that the tokenizer does not have are tokens without bytes, which no grammar allows."""
-    tokenizer: LLTokenizer
+    tokenizer: "LLTokenizer"
     special: Mapping[str, int] = field(default_factory=dict)
     """Special tokens' ids by what the tokenizer calls them."""
 
@@ -50,8 +53,10 @@ def load_vocabulary(folder: Path, size: int) -> Vocabulary:
     """Read `folder`'s tokenizer.json for a model whose logits have `size` entries.
 
     Holds the interpreter lock: about 0.15 s for 49,000 tokens, see docs/structured-output.md. Raises FailedPrecondition
-    where there is none, or one whose tokens have no bytes of their own.
+    where there is none, or one whose tokens have no bytes of their own, and without the grammar library.
     """
+    if not HAS_LIBRARY:
+        raise refusal("llguidance, which reads grammars, is not installed here (pip install 'tokenwire[model]')")
     path = folder / "tokenizer.json"
     try:
         document = json.loads(path.read_bytes())

@@ -27,9 +27,12 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
+        fix = "install torch's CUDA build, as this is one for CPUs"
+        if torch.version.cuda is not None:
+            fix = f"see that nvidia-smi lists a GPU here and a driver for CUDA {torch.version.cuda} or newer"
         raise FailedPrecondition(
             f"device: {name!r} was asked for, but torch {torch.__version__} finds no CUDA device; "
-            "install the driver and torch's CUDA build, or use --device cpu",
+            f"{fix}, or use --device cpu",
             reason="DEVICE_UNAVAILABLE",
         )
     index = device.index or 0

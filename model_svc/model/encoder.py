@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -20,6 +21,7 @@ from model_svc.model.device import resolve_dtype
 from model_svc.model.encoder_attention import ENCODER_ATTENTION, EncoderBackend, EncoderCall, Packed
 from model_svc.model.handover import Handover
 from model_svc.model.loader import check_files, corrupt, unsupported
+from model_svc.model.upload import to_device
 
 FROM_PRETRAINED: Any = AutoModel.from_pretrained
 """Untyped: its declared result leaves out the loading report."""
@@ -132,9 +134,7 @@ def encoder_of(module: Any, device: torch.device, dtype: torch.dtype) -> Encoder
 
 
 def packed_row(lengths: list[int], device: torch.device) -> tuple[Tensor, Packed]:
-    """Positions [T] of sequences of these lengths side by side, and which tokens belong together."""
-    sizes = torch.tensor(lengths, dtype=torch.int64)
-    ends = sizes.cumsum(0)
-    starts = torch.cat((torch.zeros(1, dtype=torch.int64), ends))
-    positions = torch.arange(int(ends[-1])) - starts[:-1].repeat_interleave(sizes)
-    return positions.to(device), Packed(tuple(lengths), starts.to(torch.int32).to(device))
+    """Positions [T] int64 of sequences of these lengths side by side, and which tokens belong together."""
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+    return to_device(positions, device), Packed(tuple(lengths), to_device(starts.astype(np.int32), device))

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from model_svc.model.handover import handed_to
+from model_svc.model.upload import to_device
 
 ENCODER_ATTENTION = "tokenwire_encoder"
 
@@ -84,9 +85,9 @@ class Packed:
             start,
             stop,
             len(lengths),
-            torch.from_numpy(tokens.ravel()).to(device),
-            torch.from_numpy(real[:, None, None, :]).to(device),
-            torch.from_numpy(np.flatnonzero(real)).to(device),
+            to_device(tokens.ravel(), device),
+            to_device(real[:, None, None, :], device),
+            to_device(np.flatnonzero(real), device),
         )
 
 

@@ -1,8 +1,11 @@
 """The flash backend: torch's varlen_attn reading keys and values through the block table.
 
 Stock torch pages only with FlashAttention 3, which comes from a package of its own (`flash_attn_interface`); whether it
-is there and computes rightly is found by a real call (see `attention_choice`). It has neither soft cap nor sinks.
+is there and computes rightly is found by a real call (see `attention_choice`). A torch whose varlen_attn takes no block
+table, such as 2.11, is refused. It has neither soft cap nor sinks.
 """
+
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -22,6 +25,9 @@ class FlashBackend:
 
     def __init__(self, device: torch.device) -> None:
         del device
+        if missing := {"block_table", "enable_gqa", "seqused_k"} - signature(varlen_attn).parameters.keys():
+            lacks = " and no ".join(sorted(missing))
+            raise FailedPrecondition(f"varlen_attn of torch {torch.__version__} takes no {lacks}")
         activate_flash_attention_impl("FA3")
 
     def attend(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_svc.model.upload import to_device
 from model_svc.native.adapters import StepRows
 
 Ints = NDArray[np.int64]
@@ -51,9 +52,7 @@ def step_adapters(slot_of: Ints, num_slots: int, device: torch.device) -> StepAd
     starts = np.searchsorted(sorted_slots, np.arange(num_slots + 1))
     if starts[0] == len(slot_of):
         return None
-    both = torch.from_numpy(np.concatenate((order[starts[0] :], starts - starts[0])))
-    if device.type == "cuda":
-        both = both.pin_memory().to(device, non_blocking=True)
+    both = to_device(np.concatenate((order[starts[0] :], starts - starts[0])), device)
     num_tokens = len(both) - num_slots - 1
     return StepAdapters(both[:num_tokens], both[num_tokens:], slot_of)
 

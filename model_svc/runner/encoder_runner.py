@@ -15,9 +15,9 @@ from model_svc.engine.phase_clock import PhaseClock
 from model_svc.grammar.bench import GrammarBench
 from model_svc.model.encoder import Encoder, packed_row
 from model_svc.model.encoder_attention import EncoderBackend
+from model_svc.model.upload import to_device
 from model_svc.runner.memory import raising_out_of_memory
 from model_svc.runner.pooling import LaunchedVectors, Pooler
-from model_svc.runner.transfer import to_device
 from tokenwire.errors import Internal
 
 
@@ -45,7 +45,10 @@ class EncoderRunner:
 
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> LaunchedEncoding:
-        """See `ModelRunner.launch`. Raises Internal for a row that is not all of a sequence that is embedded."""
+        """See `ModelRunner.launch`. On a GPU nothing here waits for it.
+
+        Raises Internal for a row that is not all of a sequence that is embedded.
+        """
         with raising_out_of_memory(self._model.device):
             return self._launch(batch)
 

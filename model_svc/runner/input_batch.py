@@ -4,12 +4,10 @@ Everything goes up in one copy, from blocks that are made once, sized by the ste
 them; of block tables only what changed. Knows sequences and blocks; does not know the model, nor how a token is drawn.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
@@ -17,6 +15,7 @@ from model_svc.engine.sequence import PENDING
 from model_svc.model.paged import Ints, PagedKV, PagedStep, plan_step, positions_and_slots, query_starts_of, row_order
 from model_svc.model.step_adapters import StepAdapters, step_adapters
 from model_svc.runner.block_tables import NUM_ARRAYS, BlockTables
+from model_svc.runner.transfer import StagingBlock
 from tokenwire.errors import Internal
 
 NUM_IN_FLIGHT = 2
@@ -59,24 +58,6 @@ class PromptSpan:
     """The prompt's tokens they are of."""
     num_top: int
     """Likeliest tokens wanted beside each."""
-
-
-class StagingBlock:
-    """One block of memory on the host, pinned where a GPU reads it, from which a step's arrays go up in one copy."""
-
-    def __init__(self, capacity: int, device: torch.device) -> None:
-        """`capacity`: int64 values."""
-        self._device = device
-        with torch.inference_mode():  # like all else that a step makes: compiled code asks which kind a tensor is
-            self._host = torch.zeros(capacity, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self._array: Ints = self._host.numpy()
-
-    def upload(self, arrays: Sequence[Ints]) -> list[Tensor]:
-        """Each array as an int64 tensor on the device, flattened; on a CPU they are the block itself."""
-        sizes = [array.size for array in arrays]
-        used = sum(sizes)
-        np.concatenate([array.ravel() for array in arrays], out=self._array[:used])
-        return list(self._host[:used].to(self._device, non_blocking=True).split_with_sizes(sizes))
 
 
 class InputBatch:

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from model_svc.engine.sequence import Sequence
 from model_svc.grammar.bench import StepMasks
+from model_svc.model.upload import to_device, together
 from model_svc.runner.grammar_masks import forbid
 from model_svc.runner.token_bias import TokenBias, has_bias
 from model_svc.runner.token_counts import TokenCounts
-from model_svc.runner.transfer import to_device, together
 from tokenwire.errors import Internal
 from tokenwire.sampling import SamplingParams
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model_svc.model.upload import to_device
 from model_svc.runner.input_batch import PromptSpan
-from model_svc.runner.transfer import to_device
 from tokenwire.requests import TokenLogprob
 from tokenwire.sampling import MAX_LOGPROBS
 

@@ -16,6 +16,7 @@ from model_svc.model.adapters import AdapterBank
 from model_svc.model.attention import AttentionBackend
 from model_svc.model.loader import LoadedModel
 from model_svc.model.paged import PagedKV, PagedStep
+from model_svc.model.upload import to_device
 from model_svc.runner.adapter_store import TorchAdapterStore
 from model_svc.runner.decode_graphs import DecodeGraphs
 from model_svc.runner.input_batch import InputBatch, StepInput
@@ -25,7 +26,7 @@ from model_svc.runner.memory import raising_out_of_memory
 from model_svc.runner.next_token import draws_of, is_plain, next_tokens
 from model_svc.runner.pooling import LaunchedVectors, Pooler, PoolPlan
 from model_svc.runner.step_output import LaunchedStep, make_step_output
-from model_svc.runner.transfer import HostCopies, to_device
+from model_svc.runner.transfer import HostCopies
 from tokenwire.errors import Internal
 
 
@@ -67,7 +68,7 @@ class TorchModelRunner:
 
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> LaunchedStep:
-        """See `ModelRunner.launch`. On a GPU nothing here waits for it."""
+        """See `ModelRunner.launch`. On a GPU nothing here waits for it, if the step before last was collected."""
         try:
             with raising_out_of_memory(self._model.device):
                 return self._launch(batch)
@@ -106,7 +107,8 @@ class TorchModelRunner:
                 vectors = self._pooler.pool(hidden, batch, embedded, len(inputs.token_ids) - len(hidden))
             self.phases.lap("forward")
             if not len(logits):
-                return LaunchedStep(batch, block_tables, inputs, HostCopies(()), False, False, vectors, None, told)
+                ended = HostCopies((), self._model.device)
+                return LaunchedStep(batch, block_tables, inputs, ended, False, False, vectors, None, told)
             sampled = self._sample(logits, sequences, inputs, masks, replayed=replayed)
             return LaunchedStep(batch, block_tables, inputs, *sampled, vectors, masks, told)
         finally:
@@ -130,7 +132,7 @@ class TorchModelRunner:
         self._last_tokens.index_copy_(0, inputs.sampled_slots, tokens.clamp(min=0))
         sampled = score_sampled(logits, tokens, [sequence.logprobs for sequence in sequences])
         prompt = score_prompt(logits[num_sampled:], inputs.prompt_targets, inputs.prompt_spans)
-        copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())))
+        copies = HostCopies((tokens, *(sampled or ()), *(prompt or ())), self._model.device)
         self.phases.lap("sample")
         return copies, sampled is not None, prompt is not None
 

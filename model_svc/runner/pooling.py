@@ -15,7 +15,8 @@ from torch import Tensor
 from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
 from model_svc.model.paged import Ints, row_order
-from model_svc.runner.transfer import HostCopies, together
+from model_svc.model.upload import together
+from model_svc.runner.transfer import HostCopies
 from tokenwire.embeddings import EmbeddingOptions, Pooling, Vector
 from tokenwire.errors import Internal, TokenwireError
 
@@ -116,8 +117,8 @@ class Pooler:
             self._sums = torch.zeros(self._num_slots, hidden.shape[-1], dtype=torch.float32, device=self._device)
         arrays = [plan.tokens - first_token, plan.counts, plan.slots, plan.goes_on, np.array(plan.completes, np.int64)]
         tokens, counts, slots, keeps, done = together(arrays, self._device)
-        added = torch.segment_reduce(
-            hidden.index_select(0, tokens).float(), "sum", lengths=counts, axis=0, initial=0.0
+        added = torch.segment_reduce(  # unsafe: unless told so it reads the counts to see whether they fit, and waits
+            hidden.index_select(0, tokens).float(), "sum", lengths=counts, axis=0, initial=0.0, unsafe=True
         )  # fmt: skip
         before = self._sums.index_select(0, slots)
         sums = torch.where(keeps[:, None] > 0, before + added, added)
@@ -127,7 +128,7 @@ class Pooler:
             rows=[plan.rows[at] for at in plan.completes],
             sequences=sequences,
             num_tokens=[sequence.num_tokens for sequence in sequences],
-            copies=HostCopies((sums.index_select(0, done),)),
+            copies=HostCopies((sums.index_select(0, done),), self._device),
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model_svc.model.upload import to_device
 from model_svc.runner.graph import Graph, Record
 from model_svc.runner.noise import as_int64, uniform
 from model_svc.runner.sampler import (
@@ -29,7 +30,6 @@ from model_svc.runner.sampler import (
     tempered,
     top_k_of,
 )
-from model_svc.runner.transfer import to_device
 
 log = logging.getLogger(__name__)
 

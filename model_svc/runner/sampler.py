@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model_svc.model.upload import to_device
 from model_svc.runner.noise import as_int64, uniform
-from model_svc.runner.transfer import to_device
 from tokenwire.sampling import SamplingParams
 
 NOT_FINITE = -1

@@ -99,6 +99,7 @@ def start_runner(
     if device.type == "cuda":
         with timed(phases_s, "memory"):
             step_memory = try_largest(settings, model, backend, specs, limits, context, grammars)
+            torch.cuda.empty_cache()  # what torch holds of the trial is not free for the cache, and is in `step_memory`
     with timed(phases_s, "probe"):
         size = kv_size(
             (*specs, *draft_specs), block_size=settings.block_size, dtype=model.dtype, device=device,

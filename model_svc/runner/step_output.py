@@ -34,7 +34,8 @@ class LaunchedStep:
     inputs: StepInput
     """Of its tensors nothing is read any more."""
     copies: HostCopies
-    """Nothing where nobody wants logits; else the tokens [S] as `next_tokens` gives them, then the scores."""
+    """No tensors where nobody wants logits; else the tokens [S] as `next_tokens` gives them, then the scores. Waiting
+    for them is waiting for the end of the step, either way."""
     has_sampled: bool
     """Whether there are scores of sampled tokens, of the rows that ask."""
     has_prompt: bool

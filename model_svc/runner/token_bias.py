@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model_svc.engine.sequence import Sequence
 from model_svc.model.paged import Ints
-from model_svc.runner.transfer import to_device, together
+from model_svc.model.upload import to_device, together
 from tokenwire.sampling import SamplingParams
 
 

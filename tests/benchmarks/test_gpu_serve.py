@@ -38,7 +38,8 @@ def test_without_a_gpu_it_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--serve", "--only", "serve smollm2-135m", "--out", str(out)]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert made.returncode == 1 and "finds no CUDA device" in made.stdout
+    assert made.returncode == 2 and "finds no CUDA device" in made.stdout
+    assert "Traceback" not in made.stdout + made.stderr and not out.exists()
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,10 @@ def processed(logits: torch.Tensor, asking: Sequence) -> torch.Tensor:
     if params.logit_bias:
         scores = SequenceBiasLogitsProcessor({(token,): value for token, value in params.logit_bias})(ids, scores)
     if params.banned_sequences:
-        scores = NoBadWordsLogitsProcessor([list(banned) for banned in params.banned_sequences])(ids, scores)
+        # Some releases of transformers pass over sequences that are longer than the text.
+        longest = torch.full((1, max(map(len, params.banned_sequences))), -1)
+        words = [list(banned) for banned in params.banned_sequences]
+        scores = NoBadWordsLogitsProcessor(words)(torch.cat((longest, ids), 1), scores)
     if stop.min_tokens:
         scores = MinNewTokensLengthLogitsProcessor(prompt_length, stop.min_tokens, list(stop.stop_token_ids))(
             ids, scores

@@ -1,7 +1,9 @@
 """Fails on whatever would make the host wait for a GPU, on a machine that has none."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,7 +22,14 @@ READING = {
     aten.unique_consecutive.default: "a size is read (unique_consecutive)",
     aten.bincount.default: "a size is read (bincount)",
 }
+INSIDE = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal"}
+"""What waits where an operation uses it within itself."""
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+
+
+def is_ours(caller: FrameType) -> bool:
+    """Whether no library calls: `transformers` says where a tensor should be that is there already."""
+    return caller.f_globals["__name__"].partition(".")[0] in ("model_svc", "tests")
 
 
 class Waits(AssertionError):
@@ -36,6 +45,8 @@ class NoWaiting(TorchDispatchMode):
             raise Waits(READING[func])
         if func in INDEXING and any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
             raise Waits("a size is read (indexing by a mask)")
+        if func is aten.segment_reduce.default and not kwargs.get("unsafe"):
+            raise Waits("lengths are checked (segment_reduce without unsafe)")
         with self:  # in inference mode operations made of others come whole
             parts = func.decompose(*args, **kwargs)
         return func(*args, **kwargs) if parts is NotImplemented else parts
@@ -54,6 +65,8 @@ def no_waiting(monkeypatch: Any) -> Iterator[None]:
         target = args[0] if args else kwargs.get("device")
         if target == "cpu" and isinstance(target, str) and not kwargs.get("non_blocking"):
             raise Waits("a copy to the host waits (.to('cpu') without non_blocking)")
+        if isinstance(target, torch.device) and not kwargs.get("non_blocking") and is_ours(sys._getframe(1)):
+            raise Waits("numbers are copied to the device from memory that is not pinned (.to(device))")
         return to(self, *args, **kwargs)
 
     made = torch.tensor
@@ -76,3 +89,14 @@ def no_waiting(monkeypatch: Any) -> Iterator[None]:
             patch.setattr(Tensor, name, refuse(name))
         with NoWaiting():
             yield
+
+
+@contextmanager
+def no_waiting_inside() -> Iterator[None]:
+    """Looks into operations, where a dispatch mode does not see; slow, and tells at the end."""
+    with torch.autograd.profiler.profile(use_kineto=False) as watched:
+        yield
+    for event in watched.function_events:
+        if event.name in INSIDE:
+            outer = event.cpu_parent.name if event.cpu_parent is not None else "the caller"
+            raise Waits(f"{outer} reads from the device ({event.name})")

@@ -1,5 +1,9 @@
-"""Everything in this folder needs an NVIDIA GPU, and says so where there is none."""
+"""Everything in this folder needs an NVIDIA GPU, and says so where there is none.
 
+With GPU_TESTS_DEVICE=cpu what takes its `device` runs on a CPU: whether the tests themselves still fit what they test.
+"""
+
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,12 +16,13 @@ from tests.fakes.reference import Reference
 from tests.fakes.tiny_models import write_model
 from tests.fakes.tiny_runner import tiny_runner_of
 
-DEVICE = "cuda"
+DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
 HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    absent = "" if torch.cuda.is_available() else f"no GPU: torch {torch.__version__} finds no CUDA device"
+    is_there = DEVICE == "cpu" or torch.cuda.is_available()
+    absent = "" if is_there else f"no GPU: torch {torch.__version__} finds no CUDA device"
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from model_svc.grammar import vocabulary
 from model_svc.grammar.library import new_matcher
 from model_svc.grammar.source import grammar_of
 from model_svc.grammar.vocabulary import load_vocabulary
@@ -84,6 +85,14 @@ def test_a_folder_without_a_tokenizer_or_with_one_that_joins_words_says_why_it_c
         (tmp_path / "tokenizer.json").write_text(damaged)
         with pytest.raises(FailedPrecondition):
             load_vocabulary(tmp_path, 10)
+
+
+def test_without_the_grammar_library_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TRAINED["byte_level_bpe"]().save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(vocabulary, "HAS_LIBRARY", False)
+    with pytest.raises(FailedPrecondition, match="llguidance.*pip install") as caught:
+        load_vocabulary(tmp_path, 400)
+    assert caught.value.reason == "CONSTRAINTS_UNAVAILABLE"
 
 
 def test_logits_narrower_than_the_vocabulary_are_no_matter(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_svc.model import attention_choice
+from model_svc.model import attention_choice, flash_attention
 from model_svc.model.attention import SdpaBackend
 from model_svc.model.attention_choice import choose_backend, working_backend
 from model_svc.model.attention_trial import failure_of
@@ -100,9 +100,22 @@ def test_triton_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(found, str) and "ModuleNotFoundError" in found
 
 
-def test_flash_attention_3_that_is_not_installed() -> None:
+def test_flash_attention_3_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def varlen_attn(*, block_table: Any, enable_gqa: bool, seqused_k: Any) -> None: ...
+
+    monkeypatch.setattr(flash_attention, "varlen_attn", varlen_attn)
     found = working_backend("flash", CPU, 16)
     assert isinstance(found, str) and "flash_attn_interface" in found
+
+
+def test_flash_of_a_torch_that_does_not_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11 has it."""
+
+    def varlen_attn(query: Any, *, scale: float | None = None, window_size: tuple[int, int] = (-1, -1)) -> None: ...
+
+    monkeypatch.setattr(flash_attention, "varlen_attn", varlen_attn)
+    found = working_backend("flash", CPU, 16)
+    assert isinstance(found, str) and f"torch {torch.__version__} takes no block_table and no enable_gqa" in found
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 16, 64])

@@ -185,3 +185,12 @@ def test_devices_that_are_not_there_are_refused() -> None:
     for name in ("tpu", "meta", "cuda:99", "nonsense:3", "cpu:0", "cpu:1"):
         with pytest.raises(FailedPrecondition, match=f"device: '{name}'"):
             devices.resolve_device(name)
+
+
+@pytest.mark.parametrize(("cuda", "advice"), [("13.0", "a driver for CUDA 13.0"), (None, "torch's CUDA build")])
+def test_what_to_do_where_torch_finds_no_gpu(monkeypatch: pytest.MonkeyPatch, cuda: str | None, advice: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(FailedPrecondition, match=f"finds no CUDA device; .*{advice}.*, or use --device cpu") as caught:
+        devices.resolve_device("cuda")
+    assert caught.value.reason == "DEVICE_UNAVAILABLE"

@@ -15,8 +15,9 @@ from model_svc.engine import step_budget
 from model_svc.engine.batch import OutOfMemory, ScheduledRow
 from model_svc.engine.sequence import Sequence
 from model_svc.runner.block_tables import BlockTables
-from model_svc.runner.input_batch import InputBatch, StagingBlock
+from model_svc.runner.input_batch import InputBatch
 from model_svc.runner.model_runner import TorchModelRunner
+from model_svc.runner.transfer import StagingBlock
 from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import GREEDY, outputs

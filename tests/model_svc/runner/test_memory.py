@@ -1,6 +1,7 @@
 """Memory at start and running out of it, on a CPU with the GPU's part made up."""
 
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -242,8 +243,16 @@ def test_the_division_is_logged_at_start(tiny_folder: Folders, caplog: pytest.Lo
 
 
 def test_a_gpus_start_measures_before_it_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of things on a GPU, with the CPU standing in: checks, largest steps with masks, then the cache."""
+    """The order of things on a GPU, with the CPU standing in: checks, largest steps with masks, then the cache.
+
+    What torch holds of the trial's memory counts as taken until it is given back, which needs the trial to be gone.
+    """
     done: list[str] = []
+    trial: weakref.ref[TorchModelRunner] | None = None
+
+    def given_back() -> None:
+        assert trial is not None
+        done.append("given back" if trial() is None else "emptied too early")
 
     class Standin:
         """Says cuda where start-up asks, and is the CPU for torch."""
@@ -270,6 +279,8 @@ def test_a_gpus_start_measures_before_it_sizes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(startup, "prepare_gpu", lambda device: done.append(f"prepared {device}"))
 
     def ran(runner: TorchModelRunner) -> None:
+        nonlocal trial
+        trial = weakref.ref(runner)
         assert runner.grammars is not None
         run_largest_steps(runner)
         done.append("run")
@@ -277,12 +288,13 @@ def test_a_gpus_start_measures_before_it_sizes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(startup, "peak_bytes", measured)
     monkeypatch.setattr(startup, "run_largest_steps", ran)
     monkeypatch.setattr(startup, "kv_size", sized)
+    monkeypatch.setattr(torch.cuda, "empty_cache", given_back)
     settings = EngineSettings(
         model=str(write_text_model(tmp_path / "text")), dtype="float32", threads=1, max_batch_size=3,
         max_step_tokens=64, kv_memory=2**20, gpu_memory_share=0.75, cuda_graphs="off", attention="sdpa",
     )  # fmt: skip
     info = startup.start_runner(settings, {}, load=load).info
-    assert done == ["prepared cuda:0", "run", "measured", "sized"]
+    assert done == ["prepared cuda:0", "run", "measured", "given back", "sized"]
     assert list(info.phases_s) == ["device", "attention", "load", "vocabulary", "probe", "memory", "kv", "warmup"]
 
 

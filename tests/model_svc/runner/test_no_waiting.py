@@ -17,14 +17,17 @@ from model_svc.engine.batch import ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
 from model_svc.model.paged import PagedKV
 from model_svc.runner import logits, model_runner, sampler
+from model_svc.runner.encoder_startup import batch_of
 from model_svc.runner.model_runner import TorchModelRunner
 from tests.fakes.engine_loop import EngineLoop
-from tests.fakes.no_waiting import Waits, no_waiting
+from tests.fakes.no_waiting import Waits, no_waiting, no_waiting_inside
 from tests.fakes.recorder import Recorder
 from tests.fakes.step_loop import GREEDY, outputs
+from tests.fakes.tiny_encoders import write_encoder
 from tests.fakes.tiny_models import VOCAB_SIZE, write_model
 from tests.fakes.tiny_runner import tiny_runner_of
 from tests.model_svc.runner.test_decode_graphs import runner_with
+from tokenwire.embeddings import EmbeddingOptions, Pooling
 from tokenwire.sampling import NEUTRAL, SamplingParams, StopParams
 
 PROMPTS = [[(7 * i + j * j) % VOCAB_SIZE for j in range(1 + 5 * i % 23)] for i in range(9)]
@@ -100,6 +103,45 @@ def test_after_a_row_that_is_not_numbers(tmp_path: Path, monkeypatch: pytest.Mon
     assert cleared
 
 
+POOLINGS = [EmbeddingOptions(pooling) for pooling in (Pooling.MEAN, Pooling.CLS, Pooling.LAST)]
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+def test_steps_that_embed(tmp_path: Path, launches: list[int], overlap: bool) -> None:
+    """Whole prompts and chunks of them, beside sequences that generate."""
+    write_model(tmp_path, "llama")
+    loop = EngineLoop(tiny_runner_of(str(tmp_path)), step_tokens=20, overlap=overlap)
+    embedded = [loop.sequence(p, 0, embedding=how) for p in PROMPTS for how in POOLINGS]
+    loop.serve([*(loop.sequence(p, 6) for p in PROMPTS), *embedded], staggered=True)
+    assert all(sequence.vector for sequence in embedded)
+
+
+def test_an_encoders_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = tiny_runner_of(str(write_encoder(tmp_path, "bert")), kv_memory=0)
+    with no_waiting(monkeypatch), no_waiting_inside():
+        launched = runner.launch(batch_of([3, 5, 30, 40]))
+    assert len(runner.collect(launched).vectors) == 4
+
+
+def test_nothing_waits_inside_an_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: None) -> None:
+    """Of whatever kind the rows are: a step of prompts, and one of tokens after them."""
+    write_model(tmp_path, "llama")
+    runner, launch = tiny_runner_of(str(tmp_path)), TorchModelRunner.launch
+
+    def looked_into(self: TorchModelRunner, batch: ScheduledBatch) -> Any:
+        with no_waiting_inside():
+            return launch(self, batch)
+
+    monkeypatch.setattr(TorchModelRunner, "launch", looked_into)
+    loop = EngineLoop(runner)
+    kinds: list[dict[str, Any]] = [
+        {}, {"sampling": SAMPLED}, {"sampling": CHANGED, "logprobs": 2, "prompt_logprobs": 1},
+        *({"embedding": how} for how in POOLINGS),
+    ]  # fmt: skip
+    loop.serve([loop.sequence(prompt, 0 if "embedding" in kind else 2, **kind) for kind in kinds for prompt in PROMPTS])
+    assert all(terminal.error is None for terminal in loop.terminals.values())
+
+
 MISTAKES: dict[str, Callable[[torch.Tensor], object]] = {
     "item": lambda t: t[0, 0].item(),
     "int": lambda t: int(t.argmax()),
@@ -108,6 +150,7 @@ MISTAKES: dict[str, Callable[[torch.Tensor], object]] = {
     "tolist": lambda t: t[0].tolist(),
     "cpu": lambda t: t.cpu(),
     "to": lambda t: t.to("cpu"),
+    "to a device": lambda t: t.to(t.device),
     "to by name": lambda t: t.to(device="cpu", dtype=torch.float64),
     "numpy": lambda t: t.numpy(),
     "array": lambda t: np.asarray(t),
@@ -120,6 +163,7 @@ MISTAKES: dict[str, Callable[[torch.Tensor], object]] = {
     "repeat_interleave": lambda t: t[0].repeat_interleave(torch.ones(t.shape[1], dtype=torch.int64)),
     "torch.tensor": lambda t: torch.tensor([1, 2], device=t.device),
     "equal": lambda t: torch.equal(t, t),
+    "segment_reduce": lambda t: torch.segment_reduce(t, "sum", lengths=torch.ones(len(t), dtype=torch.int64)),
 }
 
 
@@ -143,6 +187,14 @@ def test_a_mistake_is_caught(
 def a_batch(sampling: SamplingParams = GREEDY) -> ScheduledBatch:
     sequence = Sequence(1, [1, 2, 3], 3, sampling, StopParams(max_tokens=4), slot=0, block_table=[0])
     return ScheduledBatch((ScheduledRow(sequence, 3),))
+
+
+def test_a_mistake_inside_an_operation_is_caught() -> None:
+    lengths = torch.tensor([1, 2])
+    with pytest.raises(Waits, match="aten::segment_reduce reads"), no_waiting_inside():
+        torch.segment_reduce(torch.ones(3), "sum", lengths=lengths)
+    with no_waiting_inside():
+        torch.segment_reduce(torch.ones(3), "sum", lengths=lengths, unsafe=True)
 
 
 def test_the_cpus_own_ways_would_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
