@@ -1,5 +1,7 @@
 """Recorded decode steps, with a recorder that runs the function again: padding, buckets and mixed steps."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +62,20 @@ def test_whatever_is_asked_for_is_what_steps_give_that_are_not_replayed(tmp_path
         sequences = loop.run(PROMPTS, NUM_OUTPUTS, staggered=True, sampling=options, logprobs=2, prompt_logprobs=1)
         made.append([(outputs(s), [e.token_id for e in loop.runner.logprobs[s.sequence_id]]) for s in sequences])
     assert made[0] == made[1]
+
+
+def test_recordings_go_with_their_last_user(tmp_path: Path) -> None:
+    """The trial's at start, whose memory the cache is to have, without a search for garbage."""
+    write_model(tmp_path, "llama")
+    runner = runner_with(tmp_path, lambda compute: Graph(lambda: None, compute()))
+    assert runner._graphs is not None
+    graphs, output = weakref.ref(runner._graphs), weakref.ref(runner._graphs._graphs[1].output)
+    gc.disable()
+    try:
+        runner._graphs = None
+        assert graphs() is None and output() is None
+    finally:
+        gc.enable()
 
 
 def test_padding_writes_into_the_scratch_block_alone(tmp_path: Path) -> None:
