@@ -1,7 +1,8 @@
 """Structured logs: one event per line, readable or JSON, with whatever fields the caller attaches.
 
 `TOKENWIRE_LOG` holds words separated by commas: a level (debug, info, warning, error) and a form (readable, json).
-Fields are given as `log.info("request finished", extra=fields(request_id=..., reason=...))`.
+Fields are given as `log.info("request finished", extra=fields(request_id=..., reason=...))`; with `table` they are
+lines below.
 """
 
 import json
@@ -9,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenwire.cutting import cut
@@ -17,7 +18,7 @@ from tokenwire.visible import visible
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMS = ("readable", "json")
-FIELDS = "tokenwire_fields"
+FIELDS, TABLE = "tokenwire_fields", "tokenwire_table"
 MAX_MESSAGE_BYTES = 4096
 MAX_TRACEBACK_BYTES = 16 * 1024
 """Longer ones are cut, and fields at `MAX_TOLD_BYTES`: no client makes a line as long as it likes."""
@@ -28,6 +29,11 @@ def fields(**values: Any) -> dict[str, dict[str, Any]]:
     return {FIELDS: {key: value for key, value in values.items() if value is not None}}
 
 
+def table(lines: Sequence[str], **values: Any) -> dict[str, Any]:
+    """The `extra` argument of a logging call, of fields that stand below the readable line as `lines` have them."""
+    return {**fields(**values), TABLE: lines}
+
+
 class ReadableFormatter(logging.Formatter):
     """`12:00:01.123 info  gateway  request finished  request_id=req-1 reason=length`."""
 
@@ -36,12 +42,14 @@ class ReadableFormatter(logging.Formatter):
         self.tier = tier
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it, indented, when there is one: what looks like a line is one."""
+        """One line, and below it, indented, a table or a traceback when there is one: what looks like a line is one."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
-        pairs = " ".join(f"{k}={_word(v)}" for k, v in _fields_of(record).items())
+        lines = getattr(record, TABLE, ())
+        pairs = " ".join(f"{k}={_word(v)}" for k, v in _fields_of(record).items()) if not lines else ""
         message = visible(cut(record.getMessage(), MAX_MESSAGE_BYTES))
         line = f"{clock} {record.levelname.lower():<7} {self.tier:<9} {message}"
         line = f"{line}  {pairs}" if pairs else line
+        line += "".join(f"\n  {visible(cut(row))}" for row in lines)
         if record.exc_info:
             line += "".join(f"\n  {visible(row)}" for row in _traceback(self, record.exc_info).split("\n"))
         return line

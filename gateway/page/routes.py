@@ -40,8 +40,9 @@ class LiveView(Response):
         self._generation.refuse_when_draining()
         address, *_ = transport.get_extra_info("peername") or ("",)
         with self._feed.viewing(address) as view:
-            transport.set_write_buffer_limits(high=0)
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            if not transport.is_closing():
+                transport.set_write_buffer_limits(high=0)
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             while not (transport.is_closing() or self._generation.draining):
                 try:
@@ -59,7 +60,8 @@ class LiveView(Response):
                 except TimeoutError:
                     transport.abort()
                     break
-            transport.set_write_buffer_limits()
+            if not transport.is_closing():
+                transport.set_write_buffer_limits()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

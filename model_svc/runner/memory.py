@@ -1,4 +1,4 @@
-"""The device's memory: how it is divided at start, what the largest step takes, and running out of it while serving.
+"""The device's memory: what is free, what the largest step takes, and running out of it while serving.
 
 Knows bytes, steps and torch's errors. How large the cache becomes is for `kv_cache` to say, what to do when a step has
 no memory for the scheduler.
@@ -47,29 +47,6 @@ class StepMemory:
         return self.activation_bytes + self.graph_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """What becomes of a device's memory, in bytes."""
-
-    device: str
-    weights: int
-    steps: StepMemory | None
-    """None: not measured."""
-    cache: int
-    left: int
-    """Free once all the others are in use."""
-
-    def line(self) -> str:
-        """The division for people."""
-        steps = "steps not measured"
-        if self.steps is not None:
-            steps = f"activations {mib(self.steps.activation_bytes)} | graphs {mib(self.steps.graph_bytes)}"
-        return (
-            f"memory of {self.device}: weights {mib(self.weights)} | {steps} | KV cache {mib(self.cache)} | "
-            f"left {mib(self.left)}"
-        )
-
-
 def mib(num_bytes: int) -> str:
     """The size for people."""
     return f"{num_bytes / 2**20:.0f} MiB"
@@ -78,12 +55,6 @@ def mib(num_bytes: int) -> str:
 def free_memory_bytes(device: torch.device) -> int:
     """What can still be had on the device."""
     return available_memory_bytes() if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0])
-
-
-def num_bytes_of(module: torch.nn.Module) -> int:
-    """Memory of a model's weights, shared ones counted once."""
-    tensors = {t.untyped_storage().data_ptr(): t for t in (*module.parameters(), *module.buffers())}
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
 
 
 def peak_bytes(device: torch.device, work: Callable[[], None]) -> int:

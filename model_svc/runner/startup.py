@@ -40,14 +40,12 @@ from model_svc.runner.kv_cache import KVSize, kv_size
 from model_svc.runner.limits import StepLimits, step_limits
 from model_svc.runner.memory import (
     PROFILE_BLOCKS,
-    MemoryPlan,
     StepMemory,
-    free_memory_bytes,
     kept_bytes,
-    num_bytes_of,
     peak_bytes,
     run_largest_steps,
 )
+from model_svc.runner.memory_plan import memory_plan
 from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.settings import EngineSettings
 from tokenwire.errors import FailedPrecondition
@@ -122,9 +120,8 @@ def start_runner(
     elif device.type == "cuda":
         log.info("decode steps are not recorded: %s", why_not_recorded(settings, device, backend))
     runner = make_runner(settings, model, backend, kv, size, limits, phases_s, graphs, grammars, bank, draft_model)
-    block_bytes = sum(spec.num_bytes(settings.block_size, model.dtype) for spec in (*specs, *draft_specs))
-    cache_bytes = size.num_blocks * block_bytes
-    log.info(memory_plan(model, cache_bytes, step_memory, graphs_recorded=not settings.lazy_graphs).line())
+    models = [model] if draft is None else [model, draft]
+    memory_plan(settings, models, (*specs, *draft_specs), size, step_memory).log()
     with timed(phases_s, "warmup"):
         warm_up(runner, min(WARMUP_PROMPT_TOKENS, limits.max_step_tokens, size.max_context_tokens - 1))
     return runner
@@ -246,17 +243,6 @@ def run_compiled(
     with compiling():
         for num_tokens in WARM_TOKENS:
             warm_up(runner, min(num_tokens, limits.max_step_tokens, max_context_tokens - 1))
-
-
-def memory_plan(
-    model: LoadedModel, cache_bytes: int, step_memory: StepMemory | None, *, graphs_recorded: bool
-) -> MemoryPlan:
-    """How the device's memory is divided, once the cache is there. A CPU's pages become real when first written."""
-    to_come = cache_bytes
-    if step_memory is not None:
-        to_come = step_memory.activation_bytes if graphs_recorded else step_memory.total_bytes
-    left = max(0, free_memory_bytes(model.device) - to_come)
-    return MemoryPlan(str(model.device), num_bytes_of(model.module), step_memory, cache_bytes, left)
 
 
 def runner_info(

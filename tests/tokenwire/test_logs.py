@@ -5,7 +5,7 @@ import sys
 import pytest
 from grpc._common import deserialize
 
-from tokenwire.logs import FIELDS, JsonFormatter, ReadableFormatter, configure, fields
+from tokenwire.logs import FIELDS, JsonFormatter, ReadableFormatter, configure, fields, table
 from tokenwire.v1 import common_pb2
 
 
@@ -86,3 +86,14 @@ def test_what_would_begin_a_line_or_steer_a_terminal_is_quoted() -> None:
     for text in ("a\nb", "a\rb", "a\x1b[2Jb", "a\u2028b", "a\x85b"):
         line = ReadableFormatter("gateway").format(record("done", model=text))
         assert line.isprintable() and len(line.splitlines()) == 1
+
+
+def test_a_table_stands_below_its_line_and_is_fields_in_json() -> None:
+    made = record("memory of cpu")
+    made.__dict__ |= table([f"weights  1 MiB{HOSTILE}", "free     2 MiB"], weights_bytes=2**20, free_bytes=2**21)
+    first, *rest = ReadableFormatter("engine").format(made).split("\n")
+    assert first.endswith("engine    memory of cpu") and len(rest) == 2
+    assert rest[0].startswith("  weights  1 MiBa\\x0d") and rest[1] == "  free     2 MiB"
+    event = json.loads(JsonFormatter("engine").format(made))
+    assert (event["message"], event["weights_bytes"], event["free_bytes"]) == ("memory of cpu", 2**20, 2**21)
+    assert set(event) == {"time", "level", "tier", "logger", "message", "weights_bytes", "free_bytes"}

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+import uvloop
 
 import gateway.page.feed
 import gateway.page.routes
@@ -268,6 +269,19 @@ def everything_from(connection: socket.socket) -> int:
         while piece := connection.recv(65_536):
             received += len(piece)
     return received
+
+
+def test_a_viewer_who_leaves_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with gateway_over_fake() as (_, live):
+            for _ in range(3):
+                async with looking(live) as pictures:
+                    await anext(pictures)
+            await live.until(lambda: feed_of(live).num_viewers == 0)
+            assert (await live.http.get("/healthz")).status_code == 200
+        assert "Exception in ASGI" not in caplog.text
+
+    uvloop.run(main())  # whose transports know nothing more of themselves once they are closed
 
 
 def test_a_gateway_that_drains_ends_the_views_at_once() -> None:

@@ -1,6 +1,5 @@
 """Memory at start and running out of it, on a CPU with the GPU's part made up."""
 
-import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +15,7 @@ from model_svc.model.paged import LayerKVSpec
 from model_svc.runner import kv_cache, startup
 from model_svc.runner.kv_cache import kv_size
 from model_svc.runner.memory import (
-    MemoryPlan,
-    StepMemory,
     is_out_of_memory,
-    num_bytes_of,
     raising_out_of_memory,
     run_largest_steps,
 )
@@ -235,13 +231,6 @@ def test_a_largest_step_that_fails_otherwise_is_a_refusal_too(
     assert caught.value.reason == "MODEL_UNSUPPORTED"
 
 
-def test_the_division_is_logged_at_start(tiny_folder: Folders, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger=startup.__name__):
-        tiny_runner_of(tiny_folder("llama"), kv_memory=2**20)
-    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("memory of ")]
-    assert line.startswith("memory of cpu: weights 0 MiB | steps not measured | KV cache 1 MiB")
-
-
 def test_a_gpus_start_measures_before_it_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of things on a GPU, with the CPU standing in: checks, largest steps with masks, then the cache.
 
@@ -296,19 +285,3 @@ def test_a_gpus_start_measures_before_it_sizes(tmp_path: Path, monkeypatch: pyte
     info = startup.start_runner(settings, {}, load=load).info
     assert done == ["prepared cuda:0", "run", "measured", "given back", "sized"]
     assert list(info.phases_s) == ["device", "attention", "load", "vocabulary", "probe", "memory", "kv", "warmup"]
-
-
-def test_weights_that_are_shared_count_once() -> None:
-    first, second = torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False)
-    both = torch.nn.Sequential(first, second)
-    assert num_bytes_of(both) == 2 * 256
-    second.weight = first.weight
-    assert num_bytes_of(both) == 256
-
-
-def test_the_line_names_every_part() -> None:
-    plan = MemoryPlan("cuda:0", 2**34, StepMemory(3 * 2**28, 2**27), 2**35, 2**30)
-    assert plan.line() == (
-        "memory of cuda:0: weights 16384 MiB | activations 768 MiB | graphs 128 MiB | KV cache 32768 MiB | "
-        "left 1024 MiB"
-    )
