@@ -16,10 +16,10 @@ NUM_OUTPUTS = 12
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU")
 def test_the_second_gpu_gives_the_tokens_of_the_first(folders: Callable[[str], str]) -> None:
     made = []
-    for device in ("cuda:0", "cuda:1"):
-        runner = tiny_runner_of(folders("llama"), device=device)
-        assert runner.info.device == device and torch.cuda.current_device() == torch.device(device).index
-        made.append([outputs(each) for each in EngineLoop(runner, step_tokens=7).run(PROMPTS, NUM_OUTPUTS)])
-        runner.close()
-    torch.cuda.set_device(0)
+    with torch.cuda.device(0):  # whatever the runners make current, other tests go on with the first
+        for device in ("cuda:0", "cuda:1"):
+            runner = tiny_runner_of(folders("llama"), device=device)
+            assert runner.info.device == device and torch.cuda.current_device() == torch.device(device).index
+            made.append([outputs(each) for each in EngineLoop(runner, step_tokens=7).run(PROMPTS, NUM_OUTPUTS)])
+            runner.close()
     assert made[0] == made[1]
