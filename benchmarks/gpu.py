@@ -74,6 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"--serve needs what is not installed here ({', '.join(missing)}): pip install 'tokenwire[all]'")
         return 2
     sections = [s for s in sections_of(options) if options.only in ("", s.name)]
+    if not sections:
+        print(f"--only {options.only}: there are {', '.join(repr(s.name) for s in sections_of(options))}")
+        return 2
+    if (why := why_unwritable(Path(options.out) if options.out else RESULTS / "gpu.json")) is not None:
+        print(f"the results could not be written: {why}")
+        return 2
     began = time.perf_counter()
     results: dict[str, Any] = {}
     for section in sections:
@@ -91,7 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sections": results,
     }  # fmt: skip
     path = Path(options.out) if options.out else RESULTS / f"gpu-{'serve-' if options.serve else ''}{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     print("\n".join(["", *summary(results), f"{record['seconds']} s, written to {path}"]))
     return int(any(result["status"] != "done" for result in results.values()))
@@ -111,6 +116,19 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="", help="where to write the results")
     parser.add_argument("--smollm2", default=str(stored_smollm2()), help="folder with the real weights, if there")
     return parser.parse_args(argv)
+
+
+def why_unwritable(path: Path) -> str | None:
+    """What keeps a file from being written there; None where nothing does. Makes its folder, leaves the file alone."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        was_there = path.exists()
+        path.open("a").close()
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def sections_of(options: argparse.Namespace) -> tuple[Section, ...]:

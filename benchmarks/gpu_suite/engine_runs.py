@@ -14,6 +14,7 @@ from benchmarks.gpu_suite.report import Report, tolerating
 from benchmarks.gpu_suite.shapes import Cost, Source, cost_of, release
 from model_svc.engine.sequence import Sequence
 from model_svc.model.attention import ATTENTION_NAME
+from model_svc.model.native_attention import NativeBackend
 from model_svc.settings import EngineSettings
 
 ATTENTIONS = next(f for f in dataclasses.fields(EngineSettings) if f.name == "attention").metadata["choices"]
@@ -22,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eager: cuda_graphs=off overlap=off": {"cuda_graphs": "off", "overlap": "off"},
     "graphs alone: overlap=off": {"overlap": "off"},
     "overlap alone: cuda_graphs=off": {"cuda_graphs": "off", "overlap": "on"},
-    **{f"attention={name}": {"attention": name} for name in ATTENTIONS if name != "auto"},
+    **{f"attention={name}": {"attention": name} for name in ATTENTIONS if name not in ("auto", NativeBackend.name)},
     "block_size=64": {"block_size": 64},
     "merge_linears=off": {"merge_linears": "off"},
     "merge_linears=on": {"merge_linears": "on"},

@@ -1,6 +1,7 @@
 """A recorded computation, and what records one: on a GPU as CUDA graphs. Does not know what is computed."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ Record = Callable[[Callable[[], Tensor]], Graph]
 def record_on_cuda(device: torch.device) -> Record:
     """What records CUDA graphs that share one memory pool and one stream to record on, which cuBLAS keeps memory for.
 
-    Other threads may allocate, pin and copy meanwhile. Raises RuntimeError for what cannot be recorded, and leaves the
-    stream that was the current one current.
+    Other threads may allocate, pin and copy meanwhile. Raises RuntimeError for what cannot be recorded, and leaves
+    torch as it was.
     """
     pool = torch.cuda.graph_pool_handle()
     beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -38,8 +39,11 @@ def record_on_cuda(device: torch.device) -> Record:
         try:
             with torch.cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
                 output = compute()
-        finally:
-            torch.cuda.set_stream(current)  # torch leaves the other one current when a recording fails
+        except RuntimeError:
+            torch.cuda.set_stream(current)  # torch leaves the other one current
+            with suppress(RuntimeError):  # from 2.12 on torch has done it; before, it would free no memory any more
+                torch._C._cuda_endAllocateToPool(beside.device.index, pool)
+            raise
         return Graph(graph.replay, output)
 
     return record

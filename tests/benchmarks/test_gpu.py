@@ -123,7 +123,35 @@ def test_percentiles_and_digits() -> None:
     assert sensible({"a": (1.23456, 7), "b": "c"}) == {"a": [1.235, 7], "b": "c"}
 
 
+@pytest.mark.parametrize("given", [["--only", "nonsense"], ["--only", "tiny", "--serve", "--quick"]])
+def test_a_section_that_is_not_there_is_refused(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty record would take the place of the last one."""
+    out = tmp_path / "results.json"
+    out.write_text("the last")
+    assert gpu.main([*given, "--device", "cpu", "--out", str(out)]) == 2
+    there = "'serve tiny'" if "--serve" in given else "'ceilings', 'llama-3.1-8b', 'smollm2-135m', 'qwen3-0.6b', 'peers"
+    assert f"--only {given[1]}: there are {there}" in capsys.readouterr().out
+    assert out.read_text() == "the last"
+
+
+def test_results_that_could_not_be_written_are_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "run_section", lambda *_: pytest.fail("a section was run"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "results.json"):
+        assert gpu.main(["--device", "cpu", "--out", str(out)]) == 2
+        assert "the results could not be written" in capsys.readouterr().out
+    (tmp_path / "old").write_text("the last")
+    assert gpu.why_unwritable(tmp_path / "old") is gpu.why_unwritable(tmp_path / "new" / "results.json") is None
+    assert (tmp_path / "old").read_text() == "the last" and not (tmp_path / "new" / "results.json").exists()
+
+
 def test_variants_are_settings_that_exist() -> None:
+    assert {"attention=flash", "attention=triton", "attention=sdpa"} <= set(VARIANTS)
+    assert "attention=native" not in VARIANTS, "it is the CPUs'"
     assert all(EngineSettings(**changed) for changed in VARIANTS.values())
     graphs_overlap_compile = [
         (changed.get("cuda_graphs", "auto") == "auto", changed.get("overlap", "auto") != "off", "compile" in changed)

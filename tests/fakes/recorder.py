@@ -29,12 +29,17 @@ class Recorder:
 
 
 def recorded(
-    runner: ModelRunner, record: Record, *, lazily: bool = False, num_adapter_slots: int = 0
+    runner: ModelRunner,
+    record: Record,
+    *,
+    lazily: bool = False,
+    max_batch_size: int = 16,
+    num_adapter_slots: int = 0,
 ) -> TorchModelRunner:
-    """The runner, replaying batches of up to 16. Its last block is then the scratch block, not the scheduler's."""
+    """The runner, replaying batches up to that size; its last block, now the scratch block, is not the scheduler's."""
     assert isinstance(runner, TorchModelRunner)
     graphs = DecodeGraphs(
-        runner._model, runner._kv, runner._backend, record, max_batch_size=16,
+        runner._model, runner._kv, runner._backend, record, max_batch_size=max_batch_size,
         max_blocks=runner._input_batch.max_blocks, scratch_block=runner.info.num_blocks - 1,
         num_adapter_slots=num_adapter_slots,
     )  # fmt: skip

@@ -5,6 +5,12 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
+from model_svc.engine.sequence import Sequence
+from tests.fakes.step_loop import outputs
+
+TIE = 1e-4
+"""Two of `transformers`' logits that are no further apart may come the other way round on a GPU."""
+
 
 class Greedy(NamedTuple):
     """Tokens of a greedy generation, and how far the likeliest logit was above the second at each."""
@@ -42,3 +48,13 @@ class Reference:
             0, :-1
         ]
         return logits.log_softmax(-1)
+
+
+def check_greedy(sequences: list[Sequence], reference: Reference, num_outputs: int) -> None:
+    """Each made so many tokens, those of `transformers`; from a near-tie of its logits on they are not compared."""
+    for sequence in sequences:
+        made = outputs(sequence)
+        wanted = reference.greedy(sequence.token_ids[: sequence.num_prompt_tokens], num_outputs)
+        assert len(made) == num_outputs
+        differing = next((i for i in range(num_outputs) if made[i] != wanted.token_ids[i]), None)
+        assert differing is None or wanted.gaps[differing] < TIE

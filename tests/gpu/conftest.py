@@ -1,23 +1,28 @@
 """Everything in this folder needs an NVIDIA GPU, and says so where there is none.
 
-With GPU_TESTS_DEVICE=cpu what takes its `device` runs on a CPU: whether the tests themselves still fit what they test.
+With GPU_TESTS_DEVICE=cpu what does not take `gpu` runs on a CPU: whether the tests themselves still fit what they test.
 """
 
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from model_svc.engine.batch import ModelRunner
+from model_svc.runner.model_runner import TorchModelRunner
+from tests.fakes.recorder import Recorder, recorded
 from tests.fakes.reference import Reference
 from tests.fakes.tiny_models import write_model
 from tests.fakes.tiny_runner import tiny_runner_of
 
 DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
 HERE = Path(__file__).parent
+
+Start = Callable[..., TorchModelRunner]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +38,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def device() -> str:
     return DEVICE
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """For what makes no sense without CUDA."""
+    if DEVICE == "cpu":
+        pytest.skip("a GPU itself is tested")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="session")
+def start() -> Start:
+    """Starts a runner of a folder that records decode steps; on a CPU, a stand-in for CUDA records them."""
+
+    def start(folder: str | Path, **settings: Any) -> TorchModelRunner:
+        if DEVICE != "cpu":
+            runner = tiny_runner_of(str(folder), device=DEVICE, **settings)
+            assert isinstance(runner, TorchModelRunner)
+            return runner
+        runner = tiny_runner_of(str(folder), cpu_kernels="off", **settings)
+        limit, slots = runner.info.max_batch_size, runner.info.num_adapter_slots
+        return recorded(runner, Recorder(), max_batch_size=limit, num_adapter_slots=slots)
+
+    return start
+
+
+@pytest.fixture
+def behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU begins each forward pass with milliseconds of nothing: the host is far ahead, as with a large model."""
+    if DEVICE == "cpu":
+        return
+    forward = TorchModelRunner._forward
+
+    def _forward(self: TorchModelRunner, *arguments: Any, **options: Any) -> Any:
+        torch.cuda._sleep(10_000_000)  # type: ignore[no-untyped-call]  # cycles
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(TorchModelRunner, "_forward", _forward)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,9 @@ CASES = mixed_cases(40, longest=200) + LONG
 PLAIN = Case(((2000, 1), (300, 1), (0, 1), (100, 50), (0, 333)), group=4, key_size=64, value_size=64, block_size=16)
 
 
+pytestmark = pytest.mark.usefixtures("gpu")
+
+
 @pytest.fixture(scope="module")
 def triton() -> AttentionBackend:
     return choose_backend("triton", GPU, 16)

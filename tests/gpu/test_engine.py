@@ -7,7 +7,7 @@ As `tests/model_svc/test_golden.py` does on the CPU, for fewer families. Where t
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +19,8 @@ from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.runner.recorded_sampler import RecordedSampler
 from model_svc.runner.sampler import RowSampling, sample
 from tests.fakes.engine_loop import EngineLoop
-from tests.fakes.reference import Reference
+from tests.fakes.failing_forward import failing_forward
+from tests.fakes.reference import Reference, check_greedy
 from tests.fakes.step_loop import StepLoop, outputs
 from tests.fakes.tiny_models import VOCAB_SIZE
 from tests.fakes.tiny_runner import tiny_runner_of
@@ -32,7 +33,6 @@ Runners = Callable[[str], ModelRunner]
 References = Callable[[str], Reference]
 
 each_family = pytest.mark.parametrize("family", ["llama", "qwen2_window", "qwen3", "gemma2", "gemma3", "phi3"])
-TIE = 1e-4
 NUM_OUTPUTS = 12
 CHUNK = 7
 FEW_BLOCKS = 36
@@ -49,12 +49,7 @@ SHARING = [SHARED + random_tokens(length) for length in (1, 4, 9, 2)]
 
 
 def check(sequences: list[Sequence], reference: Reference) -> None:
-    for sequence in sequences:
-        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-        made, wanted = outputs(sequence), reference.greedy(prompt, NUM_OUTPUTS)
-        assert len(made) == NUM_OUTPUTS
-        differing = next((i for i in range(NUM_OUTPUTS) if made[i] != wanted.token_ids[i]), None)
-        assert differing is None or wanted.gaps[differing] < TIE
+    check_greedy(sequences, reference, NUM_OUTPUTS)
 
 
 @each_family
@@ -135,16 +130,9 @@ def test_running_out_of_memory_loses_no_token(
     folders: Folders, references: References, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of more than 9 tokens ask the real allocator for more than any GPU has."""
-    forward = TorchModelRunner._forward
-
-    def _forward(self: TorchModelRunner, inputs: Any, **wanted: Any) -> Any:
-        made = forward(self, inputs, **wanted)
-        if len(inputs.token_ids) > 9:
-            torch.empty(2**50, dtype=torch.uint8, device=device)
-        return made
-
     runner = tiny_runner_of(folders("llama"), device=device)
-    monkeypatch.setattr(TorchModelRunner, "_forward", _forward)
+    too_much = partial(torch.empty, 2**60, dtype=torch.uint8, device=device)
+    failing_forward(monkeypatch, lambda num_tokens: num_tokens > 9, too_much, after=True)
     loop = EngineLoop(runner, batch=8)
     sequences = loop.run(BATCH[:6], NUM_OUTPUTS)
     assert loop.engine.scheduler.load().num_out_of_memory > 0
@@ -152,6 +140,7 @@ def test_running_out_of_memory_loses_no_token(
     check(sequences, references("llama"))
 
 
+@pytest.mark.usefixtures("gpu")
 def test_recorded_draws_are_those_of_the_eager_sampler(device: str) -> None:
     """Rows of every kind beside each other, for a vocabulary that torch sorts in another way than a small one."""
     generator = torch.Generator(device).manual_seed(0)
@@ -172,6 +161,7 @@ def test_recorded_draws_are_those_of_the_eager_sampler(device: str) -> None:
     assert recorded.num_replays == 4 * 20
 
 
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_layers_give_the_same_tokens(folders: Folders, references: References, device: str) -> None:
     """With graphs recorded over them, and overlapped, as a server runs them."""

@@ -7,24 +7,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import pytest
-import torch
-from transformers import AutoModel
 
 from model_svc.engine.batch import ModelRunner, RunnerInfo
 from model_svc.engine.events import Inbox
-from model_svc.engine.sequence import Sequence
 from model_svc.native.library import why_unavailable
 from model_svc.runner.model_runner import TorchModelRunner
+from tests.fakes.embeddings import OPTIONS, Hidden, check_vectors, embedded, hidden_states_of, of_all_kinds
 from tests.fakes.engine_loop import EngineLoop
 from tests.fakes.recorder import Recorder, recorded
-from tests.fakes.step_loop import GREEDY, outputs
+from tests.fakes.step_loop import outputs
 from tests.fakes.tiny_models import VOCAB_SIZE, write_model
 from tests.fakes.tiny_runner import tiny_runner_of
 from tokenwire.embeddings import EmbeddingOptions, Pooling
-from tokenwire.requests import FinishReason
-from tokenwire.sampling import StopParams
 
 FAMILIES = ["llama", "gemma2", "gemma3", "cohere", "granite", "gpt_neox", "qwen3", "qwen3_moe", "deepseek_v3"]
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -32,9 +27,6 @@ RNG = random.Random(2)
 NUM_OUTPUTS = 10
 CHUNK = 7
 FEW_BLOCKS = 36
-TOLERANCE = 1e-5
-
-Hidden = Callable[[list[int]], np.ndarray]
 
 
 def random_tokens(length: int) -> list[int]:
@@ -58,59 +50,7 @@ def runners(folders: Callable[[str], str], request: pytest.FixtureRequest) -> Ca
 
 @pytest.fixture(scope="module")
 def references(folders: Callable[[str], str]) -> Callable[[str], Hidden]:
-    def make(family: str) -> Hidden:
-        model = AutoModel.from_pretrained(folders(family), dtype=torch.float32, attn_implementation="eager")
-
-        @torch.inference_mode()
-        def hidden(token_ids: list[int]) -> np.ndarray:
-            return np.asarray(model(input_ids=torch.tensor([token_ids])).last_hidden_state[0].numpy())
-
-        return hidden
-
-    return cache(make)
-
-
-def wanted(hidden: np.ndarray, options: EmbeddingOptions) -> np.ndarray:
-    of = {Pooling.MEAN: hidden.mean(0), Pooling.LAST: hidden[-1], Pooling.CLS: hidden[0]}
-    assert options.pooling is not None
-    vector = of[options.pooling][: options.dimensions]
-    return vector / np.linalg.norm(vector) if options.normalize else vector
-
-
-def embedded(prompt: list[int], options: EmbeddingOptions, number: int) -> Sequence:
-    return Sequence(
-        sequence_id=number, token_ids=list(prompt), num_prompt_tokens=len(prompt), sampling=GREEDY,
-        stop=StopParams(max_tokens=0), arrival_s=float(number), embedding=options,
-    )  # fmt: skip
-
-
-IDS = iter(range(10**7, 10**8))
-OPTIONS = [
-    EmbeddingOptions(Pooling.MEAN),
-    EmbeddingOptions(Pooling.LAST),
-    EmbeddingOptions(Pooling.CLS),
-    EmbeddingOptions(Pooling.MEAN, normalize=False),
-    EmbeddingOptions(Pooling.LAST, dimensions=5),
-]
-
-
-def check(sequences: list[Sequence], hidden: Hidden, loop: EngineLoop) -> None:
-    for sequence in sequences:
-        assert sequence.embedding is not None
-        terminal = loop.terminals[sequence.sequence_id]
-        assert terminal.reason is FinishReason.LENGTH
-        assert terminal.usage.completion_tokens == 0 and terminal.usage.prompt_tokens == sequence.num_prompt_tokens
-        assert terminal.vector is not None
-        found, expected = (
-            np.frombuffer(terminal.vector, dtype=np.float32),
-            wanted(hidden(sequence.token_ids), sequence.embedding),
-        )
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(expected).max())))
-
-
-def all_kinds() -> list[Sequence]:
-    return [embedded(prompt, OPTIONS[i % len(OPTIONS)], next(IDS)) for i, prompt in enumerate(PROMPTS)]
+    return cache(lambda family: hidden_states_of(folders(family)))
 
 
 @each_family
@@ -120,9 +60,9 @@ def test_alone(
 ) -> None:
     loop = EngineLoop(runners(family))
     for prompt in PROMPTS[:3]:
-        sequence = embedded(prompt, options, next(IDS))
+        sequence = embedded(prompt, options)
         loop.serve([sequence])
-        check([sequence], references(family), loop)
+        check_vectors([sequence], references(family), loop)
 
 
 @each_family
@@ -142,10 +82,10 @@ def test_beside_sequences_that_generate(
     plain = [outputs(sequence) for sequence in alone.run(prompts, NUM_OUTPUTS)]
     loop = EngineLoop(runner, step_tokens=chunk, overlap=overlap)
     generating = [loop.sequence(prompt, NUM_OUTPUTS) for prompt in prompts]
-    embedding = all_kinds()
+    embedding = of_all_kinds(PROMPTS)
     mixed = [each for pair in zip(embedding, generating, strict=False) for each in pair] + embedding[4:]
     loop.serve(mixed)
-    check(embedding, references(family), loop)
+    check_vectors(embedding, references(family), loop)
     assert [outputs(sequence) for sequence in generating] == plain
 
 
@@ -155,7 +95,7 @@ def test_across_preemptions(
 ) -> None:
     runner = runners(family)
     loop = EngineLoop(runner, step_tokens=24, info=replace(runner.info, num_blocks=FEW_BLOCKS))
-    embedding = all_kinds()
+    embedding = of_all_kinds(PROMPTS)
     for sequence in embedding[::2]:
         sequence.priority = -1
     generating = [loop.sequence(prompt, 30) for prompt in PROMPTS[:6]]
@@ -163,7 +103,7 @@ def test_across_preemptions(
     loop._step()
     loop.serve(generating)
     assert loop.num_preemptions > 0
-    check(embedding, references(family), loop)
+    check_vectors(embedding, references(family), loop)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -175,9 +115,9 @@ def test_after_hits_in_the_prefix_cache(
     shared = random_tokens(26)
     cached = []
     for pooling in (Pooling.LAST, Pooling.LAST, Pooling.MEAN, Pooling.CLS):
-        sequence = embedded(shared + random_tokens(3), EmbeddingOptions(pooling), next(IDS))
+        sequence = embedded(shared + random_tokens(3), EmbeddingOptions(pooling))
         loop.serve([sequence])
-        check([sequence], references(family), loop)
+        check_vectors([sequence], references(family), loop)
         cached.append(sequence.num_cached_tokens)
     assert cached == [0, 24, 0, 0]
     (generating,) = loop.run([shared + [5]], 2)
@@ -194,7 +134,7 @@ def test_hidden_states_that_are_no_numbers_end_their_sequence_alone(folders: Cal
     poison = 17
     runner._model.module.get_input_embeddings().weight.data[poison] = float("nan")
     loop = EngineLoop(runner)
-    good, bad = (embedded(prompt, EmbeddingOptions(Pooling.MEAN), next(IDS)) for prompt in ([1, 2, 3], [4, poison, 5]))
+    good, bad = (embedded(prompt, EmbeddingOptions(Pooling.MEAN)) for prompt in ([1, 2, 3], [4, poison, 5]))
     loop.serve([good, bad])
     assert loop.terminals[good.sequence_id].vector is not None
     error = loop.terminals[bad.sequence_id].error
@@ -213,8 +153,8 @@ def test_beside_decodes_that_are_replayed(
     plain = [outputs(s) for s in EngineLoop(runner, step_tokens=chunk).run(prompts, NUM_OUTPUTS)]
     recorded(runner, Recorder())
     loop = EngineLoop(runner, step_tokens=chunk, overlap=overlap)
-    generating, embedding = [loop.sequence(prompt, NUM_OUTPUTS) for prompt in prompts], all_kinds()
+    generating, embedding = [loop.sequence(prompt, NUM_OUTPUTS) for prompt in prompts], of_all_kinds(PROMPTS)
     loop.serve(generating[:2] + embedding + generating[2:])
     assert runner._graphs is not None and runner._graphs.num_replays > 0
-    check(embedding, references("llama"), loop)
+    check_vectors(embedding, references("llama"), loop)
     assert [outputs(sequence) for sequence in generating] == plain

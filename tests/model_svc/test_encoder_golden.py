@@ -8,44 +8,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from transformers import AutoModel
 
 from model_svc.engine.batch import ModelRunner, OutOfMemory, ScheduledBatch, ScheduledRow
 from model_svc.engine.sequence import Sequence
 from model_svc.native.library import why_unavailable
 from model_svc.runner.encoder_runner import EncoderRunner
+from tests.fakes.embeddings import check_vectors, hidden_states_of, of_all_kinds
 from tests.fakes.engine_loop import EngineLoop
-from tests.fakes.step_loop import GREEDY
 from tests.fakes.tiny_encoders import POSITIONS, SERVED, VOCAB_SIZE, write_encoder, write_modules
 from tests.fakes.tiny_runner import tiny_runner_of
-from tokenwire.embeddings import EmbeddingOptions, Pooling
+from tokenwire.embeddings import Pooling
 from tokenwire.errors import FailedPrecondition, Internal, Overloaded
-from tokenwire.requests import FinishReason
-from tokenwire.sampling import StopParams
 
-IDS = iter(range(10**8, 10**9))
 RNG = random.Random(5)
 LENGTHS = (20, 1, POSITIONS, 3, 7, 7, 20, 2, POSITIONS, 9, 7, 30, 1)
-OPTIONS = (
-    EmbeddingOptions(Pooling.MEAN), EmbeddingOptions(Pooling.CLS), EmbeddingOptions(Pooling.LAST),
-    EmbeddingOptions(Pooling.MEAN, normalize=False), EmbeddingOptions(Pooling.MEAN, dimensions=5),
-)  # fmt: skip
-Hidden = Callable[[list[int]], np.ndarray]
 
 
 def inputs(*lengths: int) -> list[Sequence]:
-    found = []
-    for index, length in enumerate(lengths):
-        number, ids = next(IDS), [RNG.randrange(2, VOCAB_SIZE) for _ in range(length)]
-        sequence = Sequence(
-            sequence_id=number, token_ids=ids, num_prompt_tokens=length, sampling=GREEDY,
-            stop=StopParams(max_tokens=0), arrival_s=float(number), embedding=OPTIONS[index % len(OPTIONS)],
-        )  # fmt: skip
-        found.append(sequence)
-    return found
+    return of_all_kinds([RNG.randrange(2, VOCAB_SIZE) for _ in range(length)] for length in lengths)
 
 
 @pytest.fixture(scope="module")
@@ -64,28 +45,6 @@ def encoder_runner(folder: Path, **settings: Any) -> ModelRunner:
     return tiny_runner_of(str(folder), **({"kv_memory": 0} | settings))
 
 
-def reference_of(folder: Path) -> Hidden:
-    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-
-    @torch.inference_mode()
-    def hidden(ids: list[int]) -> np.ndarray:
-        return np.asarray(model(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy())
-
-    return hidden
-
-
-def check(sequences: list[Sequence], hidden: Hidden, loop: EngineLoop) -> None:
-    for sequence in sequences:
-        terminal, options = loop.terminals[sequence.sequence_id], sequence.embedding
-        assert terminal.reason is FinishReason.LENGTH and terminal.vector is not None and options is not None
-        states = hidden(sequence.token_ids)
-        of = {Pooling.MEAN: states.mean(0), Pooling.LAST: states[-1], Pooling.CLS: states[0]}
-        assert options.pooling is not None
-        wanted = of[options.pooling][: options.dimensions]
-        wanted = wanted / np.linalg.norm(wanted) if options.normalize else wanted
-        np.testing.assert_allclose(np.frombuffer(terminal.vector, np.float32), wanted, rtol=0, atol=2e-5)
-
-
 @pytest.mark.parametrize("name", SERVED)
 @pytest.mark.parametrize("step_tokens", [512, POSITIONS])
 @pytest.mark.parametrize("overlap", [False, True])
@@ -95,7 +54,7 @@ def test_in_batches_of_all_kinds(
     """With a budget of one longest sequence, steps hold one of those or several shorter ones."""
     loop, sequences = EngineLoop(runners(name), step_tokens=step_tokens, overlap=overlap), inputs(*LENGTHS)
     loop.serve(sequences, staggered=True)
-    check(sequences, reference_of(folders(name)), loop)
+    check_vectors(sequences, hidden_states_of(folders(name)), loop)
 
 
 def test_what_is_told_of_an_encoder(runners: Callable[[str], ModelRunner]) -> None:
@@ -183,7 +142,7 @@ def test_out_of_memory_makes_steps_smaller_and_ends_what_does_not_fit_alone(
     too_long = sequences.pop(2)
     error = loop.terminals[too_long.sequence_id].error
     assert isinstance(error, Overloaded) and error.reason == "OUT_OF_MEMORY"
-    check(sequences, reference_of(folders("bert")), loop)
+    check_vectors(sequences, hidden_states_of(folders("bert")), loop)
     load = loop.engine.scheduler.load()
     assert load.num_out_of_memory > 0 and load.kv_blocks_total == load.kv_blocks_used == 0
 

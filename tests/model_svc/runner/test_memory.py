@@ -23,6 +23,7 @@ from model_svc.runner.model_runner import TorchModelRunner
 from model_svc.settings import EngineSettings
 from tests.fakes.constrained import write_text_model
 from tests.fakes.engine_loop import EngineLoop
+from tests.fakes.failing_forward import failing_forward, raising
 from tests.fakes.reference import Reference
 from tests.fakes.step_loop import GREEDY, StepLoop, outputs
 from tests.fakes.tiny_models import CONTEXT, write_model
@@ -77,22 +78,6 @@ def test_other_errors_pass_unchanged() -> None:
         raise RuntimeError("illegal memory access")
 
 
-def failing_forward(
-    monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool], error: Exception, *, after: bool
-) -> None:
-    """Forward passes of so many tokens raise, before or after they have written to the cache."""
-    forward = TorchModelRunner._forward
-
-    def _forward(self: TorchModelRunner, inputs: Any, **options: Any) -> Any:
-        failing = fails(len(inputs.token_ids))
-        made = forward(self, inputs, **options) if after or not failing else None
-        if failing:
-            raise error
-        return made
-
-    monkeypatch.setattr(TorchModelRunner, "_forward", _forward)
-
-
 @pytest.mark.parametrize("after", [False, True])
 def test_the_engine_goes_on_and_gives_the_same_tokens(
     tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch, after: bool
@@ -101,7 +86,7 @@ def test_the_engine_goes_on_and_gives_the_same_tokens(
     runner, reference = tiny_runner_of(tiny_folder("llama")), Reference(tiny_folder("llama"))
     plain = EngineLoop(runner, batch=4).run(PROMPTS, 8)
     error = torch.OutOfMemoryError("CUDA out of memory.")
-    failing_forward(monkeypatch, lambda num_tokens: num_tokens > 7, error, after=after)
+    failing_forward(monkeypatch, lambda num_tokens: num_tokens > 7, raising(error), after=after)
     loop = EngineLoop(runner, batch=4)
     sequences = loop.run(PROMPTS, 8)
     assert loop.engine.scheduler.load().num_out_of_memory > 0
@@ -216,7 +201,9 @@ def test_where_outputs_can_be_constrained_the_largest_steps_have_masks(tmp_path:
 
 def test_a_step_that_never_fits_is_refused_at_start(tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = tiny_runner_of(tiny_folder("llama"))
-    failing_forward(monkeypatch, lambda num_tokens: num_tokens > 100, torch.OutOfMemoryError("no room"), after=False)
+    failing_forward(
+        monkeypatch, lambda num_tokens: num_tokens > 100, raising(torch.OutOfMemoryError("no room")), after=False
+    )
     with pytest.raises(FailedPrecondition, match="no memory for the largest step .*: no room; lower --max-step-tokens"):
         run_largest_steps(runner)
 
@@ -225,7 +212,7 @@ def test_a_largest_step_that_fails_otherwise_is_a_refusal_too(
     tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = tiny_runner_of(tiny_folder("llama"))
-    failing_forward(monkeypatch, lambda num_tokens: True, RuntimeError("no such kernel"), after=False)
+    failing_forward(monkeypatch, lambda num_tokens: True, raising(RuntimeError("no such kernel")), after=False)
     with pytest.raises(FailedPrecondition, match="its largest step failed: RuntimeError: no such kernel") as caught:
         run_largest_steps(runner)
     assert caught.value.reason == "MODEL_UNSUPPORTED"
