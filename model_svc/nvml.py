@@ -120,7 +120,13 @@ def slowdowns_of(reasons: int) -> tuple[str, ...]:
 
 
 def _handle_of(uuid: str) -> Any:
-    return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+    """The GPU, or the MIG instance, with this UUID, which torch may tell without the kind in front."""
+    if uuid.startswith(("GPU-", "MIG-")):
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
 
 
 def _num_errors(handle: Any, kind: int) -> int | None:

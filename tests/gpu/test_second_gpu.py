@@ -25,12 +25,12 @@ def second_gpu(device: str) -> None:
 def test_the_second_gpu_gives_the_tokens_of_the_first(folders: Folders) -> None:
     """Kernels, events and graphs go there too."""
     made = []
-    for device in ("cuda:0", "cuda:1"):
-        runner = tiny_runner_of(folders("llama"), device=device)
-        assert runner.info.device == device and torch.cuda.current_device() == torch.device(device).index
-        made.append([outputs(each) for each in EngineLoop(runner, step_tokens=7).run(PROMPTS, NUM_OUTPUTS)])
-        runner.close()
-    torch.cuda.set_device(0)
+    with torch.cuda.device(0):  # whatever the runners make current, other tests go on with the first
+        for device in ("cuda:0", "cuda:1"):
+            runner = tiny_runner_of(folders("llama"), device=device)
+            assert runner.info.device == device and torch.cuda.current_device() == torch.device(device).index
+            made.append([outputs(each) for each in EngineLoop(runner, step_tokens=7).run(PROMPTS, NUM_OUTPUTS)])
+            runner.close()
     assert made[0] == made[1]
 
 

@@ -127,6 +127,23 @@ def test_health_as_the_library_tells_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert fake.calls[-1] == "nvmlShutdown()"
 
 
+def test_a_part_of_a_gpu_is_found_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a MIG instance torch tells the instance's UUID, without saying that it is one."""
+
+    class Divided(FakeNvml):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nvmlDeviceGetHandleByUUID = self.handle_of
+
+        def handle_of(self, uuid: str) -> str:
+            if not uuid.startswith("MIG-"):
+                raise self.NVMLError("Not Found")
+            return uuid
+
+    monkeypatch.setattr(nvml, "pynvml", Divided())
+    assert isinstance(health_of(UUID), GpuHealth)
+
+
 def test_what_is_not_supported_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     unsupported = FakeNvml.NVMLError("Not Supported")
     fake = FakeNvml(

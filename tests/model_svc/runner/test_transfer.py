@@ -31,6 +31,25 @@ PROMPTS = [LONG_PROMPT, *([(7 * i + j * j) % VOCAB_SIZE for j in range(1 + 5 * i
 overlaps = pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 
 
+def test_on_a_gpu_a_mark_is_an_event_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the device it is asked for, whichever is the current one."""
+    done: list[str] = []
+
+    class Event:
+        def record(self, stream: str) -> None:
+            done.append(f"recorded on {stream}")
+
+        def synchronize(self) -> None:
+            done.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    wait = transfer.mark(torch.device("cuda", 1))
+    assert done == ["recorded on the stream of cuda:1"]
+    wait()
+    assert done[1:] == ["waited"]
+
+
 def test_a_block_is_written_only_after_its_last_upload_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[list[int]] = []
     block = StagingBlock(4, DEVICE)
