@@ -81,6 +81,25 @@ class _AnswerWithoutChunks(_Answer):
         super().write(data)
 
 
+class _Gone(asyncio.Transport):
+    """The transport of a connection that is over: what is still written is dropped. uvloop's own raises then."""
+
+    def write(self, data: Any) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+_GONE = _Gone()
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's own, which tells whoever writes an answer when it can go on, and when nobody reads it any more."""
 
@@ -179,6 +198,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         super().connection_lost(exc)
+        self.transport = _GONE
         self.on_gone()
 
 

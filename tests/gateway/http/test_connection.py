@@ -126,6 +126,24 @@ def test_a_connection_that_cannot_be_written_to_is_cut_and_no_other(caplog: pyte
     assert "could not be written to" in caplog.text
 
 
+def test_what_is_written_to_a_client_that_has_gone_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        connection, transport = connected(Batch(), broken=True)  # as uvloop's is, once it is closed
+        events = TextEvents(connection, 'data: {"text":', "}\n\n", pytest.fail)
+        connection.write_later(b"waits")
+        connection.connection_lost(ConnectionResetError())
+        events.write("a", 1)
+        events.write_later("b", 1)
+        connection.write_chunk(b"c")
+        connection.write_later(b"d")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert connection.transport.is_closing() and not connection.later and not transport.writes
+
+    asyncio.run(main())
+    assert "could not be written to" not in caplog.text
+
+
 @pytest.mark.parametrize("keep_alive", [True, False])
 @pytest.mark.parametrize("more_turns", [0, 1])
 def test_the_head_of_an_answer_goes_with_its_body(keep_alive: bool, more_turns: int) -> None:
