@@ -34,6 +34,8 @@ class Drive:
     model: LoadedModel
     runner: TorchModelRunner
     engine: Engine
+    num_warm_steps: int
+    """Of each size, before what is left to be recorded while serving has been."""
     rng: Random = field(default_factory=lambda: Random(0))
 
     @classmethod
@@ -47,7 +49,8 @@ class Drive:
 
         runner = start_runner(settings, {}, load=load)
         # Nothing is drafted: a step is to make one token of each sequence.
-        return cls(loaded[0], runner, engine_of(replace(settings, speculation="off"), runner))
+        engine = engine_of(replace(settings, speculation="off"), runner)
+        return cls(loaded[0], runner, engine, EAGER_STEPS + 1 if settings.lazy_graphs else 0)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -92,11 +95,11 @@ class Drive:
     def decode(self, batch: int, context: int, num_steps: int, most_s: float) -> list[float]:
         """Seconds of each step of `batch` sequences that have `context` tokens and all decode.
 
-        The first are left out, until what is recorded while serving has been.
+        The first `num_warm_steps` are left out.
         """
         sequences = [self.add(self.prompt(context), num_steps + batch + 1000) for _ in range(batch)]
         try:
-            self.run(until=lambda: all(s.num_new_outputs > EAGER_STEPS + 1 for s in sequences))
+            self.run(until=lambda: all(s.num_new_outputs > self.num_warm_steps for s in sequences))
             steps: list[float] = []
             started_s = time.perf_counter()
             while len(steps) < num_steps and time.perf_counter() - started_s < most_s:

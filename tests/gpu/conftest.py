@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_svc.engine.batch import ModelRunner
+from model_svc.engine.batch import ModelRunner, ScheduledBatch
 from model_svc.runner.model_runner import TorchModelRunner
 from tests.fakes.recorder import Recorder, recorded
 from tests.fakes.reference import Reference
@@ -64,18 +64,29 @@ def start() -> Start:
     return start
 
 
+@pytest.fixture(scope="session")
+def keep_busy() -> Callable[[], None]:
+    """Gives a GPU milliseconds of work, and returns at once."""
+    size, times = (4096, 4) if DEVICE != "cpu" else (8, 1)
+    matrix = torch.rand(size, size, device=DEVICE)
+
+    def work() -> None:
+        for _ in range(times):
+            torch.mm(matrix, matrix)
+
+    return work
+
+
 @pytest.fixture
-def behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU begins each forward pass with milliseconds of nothing: the host is far ahead, as with a large model."""
-    if DEVICE == "cpu":
-        return
-    forward = TorchModelRunner._forward
+def behind(monkeypatch: pytest.MonkeyPatch, keep_busy: Callable[[], None]) -> None:
+    """Each step's launch finds a GPU that is far behind the host, as with a large model."""
+    launch = TorchModelRunner.launch
 
-    def _forward(self: TorchModelRunner, *arguments: Any, **options: Any) -> Any:
-        torch.cuda._sleep(10_000_000)  # type: ignore[no-untyped-call]  # cycles
-        return forward(self, *arguments, **options)
+    def _launch(self: TorchModelRunner, batch: ScheduledBatch) -> Any:
+        keep_busy()
+        return launch(self, batch)
 
-    monkeypatch.setattr(TorchModelRunner, "_forward", _forward)
+    monkeypatch.setattr(TorchModelRunner, "launch", _launch)
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,7 @@ def test_outputs_keep_to_their_constraint(start: Start, tmp_path: Path, overlap:
         assert re.fullmatch(CODE.text, constrained.text_of(tokenizer, prompt, output))
 
 
+@pytest.mark.usefixtures("behind")
 @each_overlap
 @pytest.mark.parametrize("step_tokens", [512, 7])
 def test_embeddings_beside_decodes(
