@@ -178,11 +178,11 @@ def test_credit_holds_text_back_and_slows_nobody_else() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("settings", [{}, {"default_timeout_s": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"default_timeout_s": 1.5}])
 def test_what_was_generated_whole_waits_for_credit_until_its_time_is_over(settings: dict[str, float]) -> None:
     async def main() -> None:
         async with session(**settings) as (_, live, peer):
-            timeout_ms = None if settings else 500
+            timeout_ms = None if settings else 1500
             await peer.submit(1, "a b c d", credit=2, timeout_ms=timeout_ms)
             await peer.submit(2, "e f", credit=2, timeout_ms=timeout_ms)
             assert (await peer.end(2)).reason is FinishReason.STOP_TOKEN

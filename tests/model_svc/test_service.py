@@ -64,11 +64,11 @@ def test_a_call_that_goes_away_frees_its_sequence() -> None:
     asyncio.run(main())
 
 
-def test_the_calls_own_deadline_reaches_the_engine() -> None:
+def test_the_calls_own_deadline_reaches_the_engine(call_s: float) -> None:
     async def main() -> None:
         async with live_model_tier() as live:
             request = model_pb2.ModelServiceGenerateRequest(request=token_request([1], max_tokens=8000))
-            responses = [response async for response in live.stub.Generate(request, timeout=0.5)]
+            responses = [response async for response in live.stub.Generate(request, timeout=call_s)]
             finish = responses[-1].finish
             assert finish.reason == FINISH_TO_WIRE[FinishReason.DEADLINE]
             assert finish.usage.completion_tokens == sum(len(response.token_ids) for response in responses) > 0

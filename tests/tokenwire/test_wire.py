@@ -33,6 +33,7 @@ from tokenwire.wire import (
     CANCEL_FROM_WIRE,
     CANCEL_TO_WIRE,
     FINISH_FROM_WIRE,
+    call_limit_s,
     context_from_wire,
     context_to_wire,
     logprob_from_wire,
@@ -241,3 +242,8 @@ def test_options_that_were_asked_for_before_are_read_as_before_and_refused_as_be
     long = pb.GenerationOptions()
     long.sampling.allowed_token_ids.extend(range(1000))
     assert options_from_wire(long).sampling.allowed_token_ids == tuple(range(1000))
+
+
+def test_of_a_calls_time_some_is_left_for_its_end_to_come_back() -> None:
+    assert call_limit_s(10.0) == pytest.approx(9.85)
+    assert call_limit_s(0.02) == pytest.approx(0.0098), "at most half, and what gRPC rounds"

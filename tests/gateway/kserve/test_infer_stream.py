@@ -200,16 +200,16 @@ def test_cancelling_the_call_takes_every_request_back() -> None:
     run(test)
 
 
-def test_the_calls_deadline_reaches_each_request() -> None:
+def test_the_calls_deadline_reaches_each_request(call_s: float) -> None:
     async def main() -> None:
         async with gateway_over_fake() as (tier, live):
-            call = inference_pb2_grpc.GRPCInferenceServiceStub(live.channel).ModelStreamInfer(timeout=0.5)
+            call = inference_pb2_grpc.GRPCInferenceServiceStub(live.channel).ModelStreamInfer(timeout=call_s)
             tier.deaf = True
             await call.write(streamed("!hold a", id="1"))
             answers = (await ended(call, 1))["1"]
             assert text_of(answers[:-1]) == "a"
             assert "the time given ran out" in answers[-1].error_message
-            assert 0 < tier.requests[0].context.timeout_ms <= 500
+            assert 0 < tier.requests[0].context.timeout_ms <= 500 * call_s
 
     asyncio.run(main())
 

@@ -182,10 +182,10 @@ def test_two_running_requests_may_not_share_an_id() -> None:
     run(test)
 
 
-def test_a_deadline_is_a_status() -> None:
+def test_a_deadline_is_a_status(call_s: float) -> None:
     async def test(live: LiveTier, stub: Any) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await answered(stub.Generate(request(max_tokens=8000), timeout=0.5))
+            await answered(stub.Generate(request(max_tokens=8000), timeout=call_s))
         found = from_rpc_error(caught.value)
         assert isinstance(found, DeadlineExceeded) and "the time given ran out after" in found.message
 
