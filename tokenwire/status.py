@@ -30,6 +30,12 @@ DOMAIN = "tokenwire"
 TLS_FAILED = "TLS_FAILED"
 """Reason of an Unavailable where a connection failed over TLS."""
 
+NEVER_TAKEN = "CANCELLED"
+"""What gRPC's C core tells, as CANCELLED, of a call that has come to a server which ends before it begins the call
+(https://github.com/grpc/grpc/issues/41785), or which has too many that it did not begin yet. Who cancels a call hears
+other words.
+"""
+
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata in which gRPC carries a google.rpc.Status."""
 
@@ -97,6 +103,8 @@ def from_rpc_error(error: grpc.RpcError) -> TokenwireError:
     message = error.details() if hasattr(error, "details") else str(error)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (message or ""):
         return MessageTooLarge(f"message too large: {message}")
+    if code is grpc.StatusCode.CANCELLED and message == NEVER_TAKEN:
+        return Unavailable("the server went away before it took the call")
     if code is grpc.StatusCode.UNAVAILABLE and (problem := tls_problem(message or "")):
         return Unavailable(f"{problem} ({message})", reason=TLS_FAILED)
     return BY_CODE.get(code.name, TokenwireError)(message or code.name)

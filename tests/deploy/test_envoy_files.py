@@ -45,7 +45,7 @@ def test_no_clock_ends_a_stream() -> None:
 
 def test_streams_that_have_begun_are_not_tried_again() -> None:
     """None of the conditions holds once a response has begun."""
-    allowed = {"connect-failure", "refused-stream", "reset", "unavailable"}
+    allowed = {"connect-failure", "refused-stream", "reset", "unavailable", "cancelled"}
     policies = [node["retry_policy"] for node in ALL if "retry_policy" in node]
     assert len(policies) == 3
     for policy in policies:

@@ -23,7 +23,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.fakes.logprobs import logprob_of, logprobs_of
-from tokenwire.errors import InvalidRequest, Overloaded, Unavailable
+from tokenwire.errors import InvalidRequest, Overloaded, TokenwireError, Unavailable
 from tokenwire.interceptor import TypedErrors
 from tokenwire.requests import FinishReason, ModelTimings, Terminal, Usage
 from tokenwire.v1 import common_pb2, gateway_pb2, gateway_pb2_grpc, model_pb2, tokenizer_pb2
@@ -43,7 +43,8 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
         self.requests: list[Any] = []
         self.metadata_timeouts: list[float | None] = []
         self.failures_left = 0
-        """Calls that are still to be refused with Unavailable."""
+        """Calls that are still to be refused with `failure`."""
+        self.failure: TokenwireError = Unavailable("not now")
         self.damages = False
         """Sends files with their bytes in the wrong order."""
         self.cancelled = threading.Event()
@@ -116,7 +117,7 @@ class FakeGateway(gateway_pb2_grpc.GenerationServiceServicer):
             raise InvalidRequest(f"model {request.model!r} is not served; allowed: {MODEL}")
         if self.failures_left:
             self.failures_left -= 1
-            raise Unavailable("not now")
+            raise self.failure
 
     async def _answer(self, words: list[str], options: Any) -> AsyncIterator[tuple[Any, Any]]:
         what = words[0] if words else ""

@@ -4,7 +4,9 @@ One small server on the loopback stands for all tiers; its handlers are the gate
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import grpc
@@ -13,7 +15,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tokenwire.addresses import is_loopback, join_host_port
-from tokenwire.errors import FailedPrecondition, Internal, InvalidRequest, MessageTooLarge, Overloaded, TokenwireError
+from tokenwire.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidRequest,
+    MessageTooLarge,
+    Overloaded,
+    TokenwireError,
+    Unavailable,
+)
 from tokenwire.health import is_serving, wait_serving
 from tokenwire.server import LIVENESS, GrpcServer, refuse_public_without_auth
 from tokenwire.session_server import MOST_SUBMITS, run_session
@@ -207,6 +217,23 @@ def test_draining_lets_running_calls_finish_and_takes_no_new_ones() -> None:
         assert (await call.read()).delta.text == "two"
         assert await call.read() is grpc.aio.EOF
         await asyncio.wait_for(drain, 10)
+
+    with_server(check, drain_timeout_s=20.0)
+
+
+def test_what_came_and_was_not_begun_when_a_server_ends_never_was_the_callers_doing() -> None:
+    async def check(running: Running) -> None:
+        def call() -> None:
+            with grpc.insecure_channel(running.target) as channel:
+                gateway_pb2_grpc.GenerationServiceStub(channel).Tokenize(tokenizer_pb2.TokenizeRequest(), timeout=20)
+
+        with ThreadPoolExecutor(16) as pool:
+            calls = [pool.submit(call) for _ in range(16)]
+            time.sleep(1.0)  # noqa: ASYNC251  they come while the event loop does something else
+            await running.server.drain()
+            await asyncio.to_thread(wait, calls)
+        errors = [from_rpc_error(error) for each in calls if isinstance(error := each.exception(), grpc.RpcError)]
+        assert errors and all(isinstance(error, Unavailable) for error in errors), errors
 
     with_server(check, drain_timeout_s=20.0)
 

@@ -29,7 +29,7 @@ def retry_options(max_attempts: int) -> list[tuple[str, Any]]:
         "initialBackoff": "0.1s",
         "maxBackoff": "2s",
         "backoffMultiplier": 3,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],  # the latter: see `tokenwire.status.NEVER_TAKEN`
     }
     names = [{"service": SERVICE, "method": method} for method in METHODS]
     return [("grpc.service_config", json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]}))]

@@ -23,6 +23,7 @@ from tokenwire.errors import (
     Overloaded,
     Unavailable,
 )
+from tokenwire.status import NEVER_TAKEN
 from tokenwire.v1 import gateway_pb2, tokenizer_pb2
 
 
@@ -236,6 +237,17 @@ def test_a_call_that_no_server_took_is_tried_again(
 
     asyncio.run(main())
     gateway.failures_left = 0
+
+
+def test_a_call_that_came_to_a_server_on_its_way_out_is_tried_again(
+    gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "failure", Cancelled(NEVER_TAKEN))
+    gateway.requests.clear()
+    gateway.failures_left = 2
+    with Client(gateway.target) as client:
+        assert client.generate("again").text() == "again"
+    assert len(gateway.requests) == 3
 
 
 def test_overload_is_the_callers_business(gateway: FakeGateway) -> None:
